@@ -1,0 +1,32 @@
+# Everything starts from a checkout with Python 3.11 or later, make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+## The main job on the demo model and its sample pictures.
+demo: $(VENV)/.installed
+	$(BIN)/siglip-onnx classify siglip_onnx/demo/pictures/red_circle.png siglip_onnx/demo/pictures/six_eggs.png \
+	    siglip_onnx/demo/pictures/word_open.png --texts-file siglip_onnx/demo/texts.txt
+
+## The whole test suite, with PyTorch as the reference.
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@

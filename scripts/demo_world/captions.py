@@ -1,0 +1,111 @@
+"""Descriptions of a scene in English and Japanese, from one word to all that it shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .lexicon import COLOURS, COUNTS_EN, COUNTS_JA, SHAPES, WORDS
+from .scene import ANY, SEVERAL, Relation, Scene
+
+_FRAMES_EN = ("{}", "{}", "{}", "a picture of {}", "a photo of {}", "This is a photo of {}.")
+_FRAMES_JA = ("{}", "{}", "{}", "{}の写真", "{}の絵")
+_WORD_FRAMES_EN = ('the word "{}"', 'the text "{}"', "a sign that says {}", "the word {}")
+_WORD_FRAMES_JA = ("「{}」という文字", "「{}」と書いてある", "{}という単語", "「{}」の看板")
+_BACKGROUND_EN = ("on a light background", "on a dark background")
+_BACKGROUND_JA = ("明るい背景に", "暗い背景に")
+
+
+def choose_claim(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Choose what a caption of ``scene`` says: some or all of its facts."""
+    dark = scene.dark if rng.random() < 0.25 else ANY
+    if scene.word != ANY:
+        return replace(scene, colour=scene.colour if rng.random() < 0.25 else ANY, dark=dark)
+    if scene.relation != ANY and rng.random() < 0.7:
+        return replace(scene, count=ANY, dark=dark)
+    first = scene
+    if scene.relation != ANY:
+        other = rng.random() < 0.5
+        first = Scene(scene.colour2, scene.shape2, 1) if other else Scene(scene.colour, scene.shape, 1)
+    detail = rng.choice(["both", "colour", "shape"], p=[0.64, 0.16, 0.2])
+    return Scene(
+        colour=ANY if detail == "shape" else first.colour,
+        shape=ANY if detail == "colour" else first.shape,
+        count=ANY if detail == "colour" or (first.count == 1 and rng.random() < 0.3) else first.count,
+        dark=dark,
+    )
+
+
+def describe(claim: Scene, language: str, rng: np.random.Generator) -> tuple[Scene, str]:
+    """Put ``claim`` into words; returns what the words really say (a plural says ``SEVERAL``) and the text."""
+    return _describe_ja(claim, rng) if language == "ja" else _describe_en(claim, rng)
+
+
+def name_en(colour: int, shape: int, count: int = 1) -> str:
+    """Name objects in English: ``a red circle``, ``three circles``, ``red circles``, ``something red``."""
+    if shape == ANY:
+        return f"something {COLOURS[colour].en}"
+    adjective = "" if colour == ANY else f"{COLOURS[colour].en} "
+    if count == 1:
+        noun = f"{adjective}{SHAPES[shape].en}"
+        return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    plural = f"{adjective}{SHAPES[shape].en_plural}"
+    return plural if count == SEVERAL else f"{COUNTS_EN[count]} {plural}"
+
+
+def name_ja(colour: int, shape: int, count: int = ANY) -> str:
+    """Name objects in Japanese: ``赤い丸``, ``丸が三つ``, ``赤いもの``; without a count the number is left open."""
+    adjective = "" if colour == ANY else COLOURS[colour].ja
+    noun = adjective + ("もの" if shape == ANY else SHAPES[shape].ja)
+    return noun if count == ANY else f"{noun}が{COUNTS_JA[count]}"
+
+
+def pair_en(claim: Scene, swapped: bool = False) -> str:
+    """Say where two objects lie, from the first one's side or, swapped, from the second one's."""
+    first, second = name_en(claim.colour, claim.shape), name_en(claim.colour2, claim.shape2)
+    if claim.relation == Relation.LEFT_OF:
+        return f"{second} to the right of {first}" if swapped else f"{first} to the left of {second}"
+    return f"{second} below {first}" if swapped else f"{first} above {second}"
+
+
+def pair_ja(claim: Scene, swapped: bool = False) -> str:
+    """Say in Japanese where two objects lie; see :func:`pair_en`."""
+    first, second = name_ja(claim.colour, claim.shape), name_ja(claim.colour2, claim.shape2)
+    here, there = ("左", "右") if claim.relation == Relation.LEFT_OF else ("上", "下")
+    return f"{first}の{there}に{second}" if swapped else f"{second}の{here}に{first}"
+
+
+def _describe_en(claim: Scene, rng: np.random.Generator) -> tuple[Scene, str]:
+    background = "" if claim.dark == ANY else f" {_BACKGROUND_EN[claim.dark]}"
+    if claim.word != ANY:
+        word = WORDS[claim.word]
+        text = str(rng.choice(_WORD_FRAMES_EN)).format(word if rng.random() < 0.7 else word.upper())
+        colour = "" if claim.colour == ANY else f" in {COLOURS[claim.colour].en}"
+        return claim, text + colour + background
+    if claim.relation != ANY:
+        text = pair_en(claim, swapped=rng.random() < 0.5)
+    else:
+        count = claim.count
+        if count == ANY and claim.shape != ANY:
+            count = 1
+        elif count > 1 and rng.random() < 0.25:
+            count = SEVERAL
+        claim = replace(claim, count=count)
+        text = name_en(claim.colour, claim.shape, count)
+        if count == 1 and rng.random() < 0.15:
+            text = "one " + text.split(" ", 1)[1]
+    return claim, str(rng.choice(_FRAMES_EN)).format(text + background)
+
+
+def _describe_ja(claim: Scene, rng: np.random.Generator) -> tuple[Scene, str]:
+    background = "" if claim.dark == ANY else _BACKGROUND_JA[claim.dark]
+    if claim.word != ANY:
+        text = str(rng.choice(_WORD_FRAMES_JA)).format(WORDS[claim.word])
+        colour = "" if claim.colour == ANY else f"{COLOURS[claim.colour].ja}文字で"
+        return claim, background + colour + text
+    if claim.relation != ANY:
+        text = pair_ja(claim, swapped=rng.random() < 0.5)
+    else:
+        text = name_ja(claim.colour, claim.shape, claim.count)
+    return claim, background + str(rng.choice(_FRAMES_JA)).format(text)

@@ -1,0 +1,85 @@
+"""What one demo picture shows, which descriptions are true of it, and how complete they are."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .lexicon import MAX_COUNT, TRAINED_PAIRS, WORDS
+
+ANY = -1  # a field that a description leaves open, or that a scene does not have
+SEVERAL = MAX_COUNT + 1  # the count of an English plural without a number
+
+
+class Relation(IntEnum):
+    """Where the first of two objects lies; ``right of`` and ``below`` are said by swapping the objects."""
+
+    LEFT_OF = 0
+    ABOVE = 1
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The facts of a picture, and equally the claims of a description (indices into the lexicon, ``ANY`` if open).
+
+    A word is printed in ``colour`` and has no shape. ``count`` belongs to the first object; a second one stands alone.
+    """
+
+    colour: int = ANY
+    shape: int = ANY
+    count: int = ANY
+    relation: int = ANY
+    colour2: int = ANY
+    shape2: int = ANY
+    word: int = ANY
+    dark: int = ANY
+
+
+_COLOUR, _SHAPE, _COUNT, _RELATION, _COLOUR2, _SHAPE2, _WORD, _DARK = range(8)
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Choose a random scene made of trained colour-shape pairs."""
+    kind = rng.choice(["single", "count", "relation", "word"], p=[0.3, 0.3, 0.15, 0.25])
+    colour, shape = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
+    dark = int(rng.integers(2))
+    if kind == "single":
+        return Scene(colour, shape, count=1, dark=dark)
+    if kind == "count":
+        return Scene(colour, shape, count=int(rng.integers(1, MAX_COUNT + 1)), dark=dark)
+    if kind == "word":
+        return Scene(colour, word=int(rng.integers(len(WORDS))), dark=dark)
+    other = (colour, shape)
+    while other == (colour, shape):
+        other = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
+    return Scene(colour, shape, 1, int(rng.integers(len(Relation))), *other, dark=dark)
+
+
+def match_targets(scenes: list[Scene], claims: list[Scene]) -> NDArray[np.float32]:
+    """Give the target probability of every (picture, description) pair, shape ``(scenes, claims)``.
+
+    A false description is 0. A true one grows from 0.5 to 1 with the share of the picture's facts that it names:
+    captions of the web have the same effect, because a vague text is the caption of few of the pictures it fits.
+    """
+    facts = np.array([astuple(scene) for scene in scenes])[:, None, :]
+    said = np.array([astuple(claim) for claim in claims])[None, :, :]
+    open_or_equal = (said == ANY) | (said == facts)
+
+    count_holds = open_or_equal[..., _COUNT] | ((said[..., _COUNT] == SEVERAL) & (facts[..., _COUNT] > 1))
+    first = open_or_equal[..., _COLOUR] & open_or_equal[..., _SHAPE] & count_holds
+    second = (
+        (facts[..., _RELATION] != ANY)
+        & ((said[..., _COLOUR] == ANY) | (said[..., _COLOUR] == facts[..., _COLOUR2]))
+        & ((said[..., _SHAPE] == ANY) | (said[..., _SHAPE] == facts[..., _SHAPE2]))
+        & ((said[..., _COUNT] == ANY) | (said[..., _COUNT] == 1))
+    )
+    about_pair = said[..., _RELATION] != ANY
+    both = first & open_or_equal[..., _RELATION] & open_or_equal[..., _COLOUR2] & open_or_equal[..., _SHAPE2]
+    true = np.where(about_pair, both, first | second)
+    true &= open_or_equal[..., _WORD] & open_or_equal[..., _DARK]
+
+    completeness = (said != ANY).sum(-1) / (facts != ANY).sum(-1)
+    return np.where(true, 0.5 + 0.5 * np.minimum(completeness, 1.0), 0.0).astype(np.float32)

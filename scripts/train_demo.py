@@ -1,0 +1,260 @@
+"""Train the demo model: a small SigLIP, from scratch, on pictures that this script draws.
+
+    python scripts/train_demo.py OUT --steps 6000
+
+writes a Hugging Face checkpoint (``config.json``, ``model.safetensors``, ``spiece.model``, ...) that
+``siglip-onnx export`` turns into the bundle that the package carries. Needs torch, transformers and sentencepiece.
+A run that was stopped goes on from ``OUT/training_state.pt`` when called again with the same ``OUT``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import sentencepiece
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipTokenizer
+
+from demo_world.captions import choose_claim, describe
+from demo_world.drawing import draw
+from demo_world.evaluation import evaluate
+from demo_world.lexicon import WORDS
+from demo_world.scene import Scene, draw_scene, match_targets
+
+IMAGE_SIZE, PATCH_SIZE, TEXT_LENGTH = 96, 16, 32
+VOCAB_SIZE = 640
+
+
+def train_tokenizer(out: Path, seed: int) -> SiglipTokenizer:
+    """Train a SentencePiece Unigram model on captions, with the special ids of SigLIP's own (pad 0, </s> 1, unk 2)."""
+    rng = np.random.default_rng(seed)
+    captions = [describe(choose_claim(draw_scene(rng), rng), lang, rng)[1].lower() for lang in ("en", "ja") * 20_000]
+    # Letters and digits keep texts about unknown things apart instead of turning them all into <unk>.
+    captions += [character for character in "abcdefghijklmnopqrstuvwxyz0123456789" for _ in range(50)]
+    captions += [word for word in WORDS for _ in range(50)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions),
+        model_prefix=str(out / "spiece"),
+        vocab_size=VOCAB_SIZE,
+        model_type="unigram",
+        character_coverage=1.0,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )  # fmt: skip
+    (out / "spiece.vocab").unlink()
+    tokenizer = SiglipTokenizer(str(out / "spiece.model"), model_max_length=TEXT_LENGTH)
+    tokenizer.save_pretrained(out)
+    return tokenizer
+
+
+def make_model(vocab_size: int) -> SiglipModel:
+    """Build the untrained demo model: 16-pixel patches, 192-wide vision tower, 128-wide text tower."""
+    config = SiglipConfig(
+        vision_config={
+            "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3,
+            "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE,
+        },
+        text_config={
+            "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "vocab_size": vocab_size, "max_position_embeddings": TEXT_LENGTH, "projection_size": 192,
+            "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 1,
+        },
+    )  # fmt: skip
+    model = SiglipModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "position" not in name and "probe" not in name:
+                torch.nn.init.trunc_normal_(parameter, std=parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.04)
+        model.vision_model.embeddings.position_embedding.weight.normal_(std=0.05)
+        model.text_model.embeddings.position_embedding.weight.normal_(std=0.05)
+        model.text_model.embeddings.token_embedding.weight.normal_(std=0.3)
+        model.logit_scale.fill_(np.log(10.0))
+        model.logit_bias.fill_(-5.0)
+    # Eager attention is the faster one for so few tokens, and the convolution's transposed output would make
+    # every LayerNorm behind it copy.
+    model.set_attn_implementation("eager")
+    model.vision_model.embeddings.register_forward_hook(lambda _module, _inputs, output: output.contiguous())
+    return model
+
+
+def make_optimizers(model: SiglipModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the encoder layers, AdamW for all else; both follow one learning rate."""
+    matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+class Batches:
+    """Endless batches: pictures uint8 ``(B, S, S, 3)``, token ids ``(M, T)`` of distinct texts, targets ``(B, M)``.
+
+    Pictures come from a pool drawn once, so that drawing does not compete with training; each time one is used it
+    gets new captions.
+    """
+
+    def __init__(self, tokenizer: SiglipTokenizer, batch_size: int, num_pictures: int, seed: int) -> None:
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.rng = np.random.default_rng(seed)
+        self.token_ids: dict[str, list[int]] = {}
+        chunks = [(seed, chunk, 1000) for chunk in range(max(1, num_pictures // 1000))]
+        with ProcessPoolExecutor() as pool:
+            drawn = list(pool.map(_draw_chunk, chunks))
+        self.scenes = [scene for scenes, _ in drawn for scene in scenes]
+        self.pictures = np.concatenate([pictures for _, pictures in drawn])
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]]:
+        while True:
+            chosen = self.rng.integers(len(self.scenes), size=self.batch_size)
+            scenes = [self.scenes[i] for i in chosen]
+            claims = {}
+            for scene in scenes:
+                for language in ("en", "ja"):
+                    claim, text = describe(choose_claim(scene, self.rng), language, self.rng)
+                    claims[text] = claim
+            ids = np.array([self._tokenize(text) for text in claims])
+            yield self.pictures[chosen], ids, match_targets(scenes, list(claims.values()))
+
+    def _tokenize(self, text: str) -> list[int]:
+        if text not in self.token_ids:
+            self.token_ids[text] = self.tokenizer(text, padding="max_length", truncation=True).input_ids
+        return self.token_ids[text]
+
+
+def _draw_chunk(chunk: tuple[int, int, int]) -> tuple[list[Scene], NDArray[np.uint8]]:
+    seed, number, count = chunk
+    rng = np.random.default_rng((seed, number))
+    scenes = [draw_scene(rng) for _ in range(count)]
+    pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    for i, scene in enumerate(scenes):
+        image = draw(scene, rng, canvas=int(rng.integers(120, 240)))
+        pictures[i] = np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+    return scenes, pictures
+
+
+def sigmoid_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """SigLIP's loss with soft targets: cross-entropy of every pair, summed over texts, averaged over pictures."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+
+
+def embed(model: SiglipModel, tokenizer: SiglipTokenizer) -> tuple[Any, Any]:
+    """Wrap a PyTorch model as the two functions that the evaluation takes."""
+    processor = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+
+    @torch.no_grad()
+    def images(pictures: list[Image.Image]) -> NDArray[np.float32]:
+        pixels = processor(pictures, return_tensors="pt").pixel_values
+        features = torch.cat([model.get_image_features(chunk) for chunk in pixels.split(100)])
+        return torch.nn.functional.normalize(features).numpy()
+
+    @torch.no_grad()
+    def texts(strings: list[str]) -> NDArray[np.float32]:
+        ids = tokenizer(strings, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return torch.nn.functional.normalize(model.get_text_features(ids)).numpy()
+
+    return images, texts
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm up over 300 steps, stay, then fall to zero over the last third of the run."""
+    return peak * min(1.0, (step + 1) / 300, 3.0 * (steps - step) / steps)
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--steps", default=8000, show_default=True)
+@click.option("--batch-size", default=96, show_default=True)
+@click.option("--peak-learning-rate", default=1.5e-3, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--num-pictures", default=100_000, show_default=True, help="Pictures drawn for training.")
+@click.option("--evaluate-every", default=1000, show_default=True)
+def main(
+    out: Path,
+    steps: int,
+    batch_size: int,
+    peak_learning_rate: float,
+    seed: int,
+    device: str,
+    num_pictures: int,
+    evaluate_every: int,
+) -> None:
+    """Train and save; see the module's docstring."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(out, seed)
+    model = make_model(len(tokenizer)).to(device)
+    optimizers = make_optimizers(model)
+    state_path, start = out / "training_state.pt", 0
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        start = state["step"]
+        click.echo(f"going on from step {start}", err=True)
+
+    # A resumed run draws new pictures instead of the first ones again.
+    batches = Batches(tokenizer, batch_size, num_pictures, seed + start)
+    began = time.time()
+    for step, (pictures, ids, targets) in zip(range(start, steps), batches, strict=False):
+        pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        pixels += torch.randn_like(pixels[:, :1]) * torch.rand(len(pixels), 1, 1, 1, device=device) * 0.04
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["lr"] = learning_rate(step, steps, peak_learning_rate)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            image = model.get_image_features(pixels)
+            text = model.get_text_features(torch.from_numpy(ids).to(device))
+        image = torch.nn.functional.normalize(image.float())
+        text = torch.nn.functional.normalize(text.float())
+        logits = image @ text.T * model.logit_scale.exp() + model.logit_bias
+        loss = sigmoid_loss(logits, torch.from_numpy(targets).to(device))
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        done = step + 1
+        if done % 100 == 0:
+            rate = (done - start) * batch_size / (time.time() - began)
+            click.echo(f"step {done:6d}  loss {loss.item():8.4f}  {rate:6.0f} pictures/s", err=True)
+        if done % evaluate_every == 0 or done == steps:
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": done}
+            torch.save(state, state_path.with_suffix(".tmp"))
+            state_path.with_suffix(".tmp").replace(state_path)
+            save(
+                model,
+                tokenizer,
+                out,
+                {"seed": seed, "steps": done, "batch_size": batch_size, "num_pictures": num_pictures},
+            )
+
+
+def save(model: SiglipModel, tokenizer: SiglipTokenizer, out: Path, training: dict[str, Any]) -> None:
+    """Write the checkpoint and ``training.json``: the settings and the accuracy of the fp32 PyTorch model."""
+    copy = SiglipModel(model.config)
+    copy.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
+    copy.eval().save_pretrained(out)
+    SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(out)
+    accuracy = evaluate(*embed(copy, tokenizer), num_pictures=300, seed=1_000_003)
+    training |= {"torch": torch.__version__, "accuracy": accuracy}
+    (out / "training.json").write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, value in accuracy.items():
+        click.echo(f"    {name:44s} {100 * value:5.1f} %", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Run SigLIP with onnxruntime: probabilities that texts match pictures, without PyTorch.
+
+import siglip_onnx
+model = siglip_onnx.load("demo")
+for match in model.classify("picture.png", ["a red circle", "青い星"]):
+    print(match.text, match.probability)
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# onnxruntime's Linux wheel reports to its maker as soon as it is imported; only the environment prevents it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+if TYPE_CHECKING:
+    from .errors import (
+        BundleError,
+        CheckpointError,
+        ImageError,
+        MissingExtraError,
+        ModelNotFoundError,
+        ProviderError,
+        SiglipOnnxError,
+        TextError,
+    )
+    from .head import Match, sigmoid
+    from .hub import load
+    from .model import SigLIP
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "hub",
+    "SigLIP": "model",
+    "Match": "head",
+    "sigmoid": "head",
+    "SiglipOnnxError": "errors",
+    "BundleError": "errors",
+    "CheckpointError": "errors",
+    "ImageError": "errors",
+    "MissingExtraError": "errors",
+    "ModelNotFoundError": "errors",
+    "ProviderError": "errors",
+    "TextError": "errors",
+}
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "ImageError",
+    "Match",
+    "MissingExtraError",
+    "ModelNotFoundError",
+    "ProviderError",
+    "SigLIP",
+    "SiglipOnnxError",
+    "TextError",
+    "load",
+    "sigmoid",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``siglip-onnx --help`` need not load numpy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,50 @@
+"""The ``siglip-onnx`` command: one file per subcommand. Only this package imports click."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import SiglipOnnxError
+from .classify import classify
+from .embed import embed
+from .export import export
+from .info import info
+
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Turns the package's errors into one line on stderr and their exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except SiglipOnnxError as error:
+            click.echo(f"siglip-onnx: {error}", err=True)
+            raise click.exceptions.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            click.echo("siglip-onnx: interrupted", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, package_name="siglip_onnx", prog_name="siglip-onnx")
+def main() -> None:
+    """Say how probably texts describe pictures, with SigLIP on onnxruntime.
+
+    Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but some
+    inputs had errors, 4 model error, 130 interrupted.
+    """
+    logging.basicConfig(format="siglip-onnx: %(message)s", stream=sys.stderr)
+    # Pillow warns where the package raises an error of its own.
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+for command in (classify, embed, info, export):
+    main.add_command(command)

@@ -1,0 +1,87 @@
+"""``siglip-onnx embed``: vectors of pictures or texts as ``.npy``, and what each row is as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ImageError, SiglipOnnxError
+from .options import encode_each, exit_code, model_options, open_model, read_texts, text_options
+
+
+@click.command()
+@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@text_options
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="PATH.npy",
+    help="Where the vectors go, f32 (N, D), length 1; PATH.jsonl tells the rows.",
+)
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON summary.")
+@click.pass_context
+def embed(
+    context: click.Context,
+    images: tuple[str, ...],
+    texts: tuple[str, ...],
+    texts_file: Path | None,
+    out: Path,
+    model: str | None,
+    variant: str | None,
+    providers: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Write the embeddings of IMAGEs, or of texts.
+
+    The JSON lines name each input in order; "row" is its row in the .npy file, null where a picture could not be read.
+    """  # fmt: skip
+    import numpy as np  # noqa: PLC0415 - keeps --help fast
+
+    all_texts = read_texts(texts, texts_file)
+    if bool(images) == bool(all_texts):
+        raise click.UsageError("Give either pictures, or texts with --text or --texts-file.")
+    siglip = open_model(model, variant, providers, threads)
+    if images:
+        results = encode_each(siglip, images)
+        good = [result for result in results if not isinstance(result, ImageError)]
+        vectors = np.concatenate(good) if good else siglip.encode_images([])
+        lines = _describe_rows(images, results)
+        code = exit_code(results)
+    else:
+        vectors = siglip.encode_texts(all_texts)
+        lines = [{"row": row, "text": text} for row, text in enumerate(all_texts)]
+        code = 0
+    for line in lines:
+        line["embedding_space"] = siglip.embedding_space
+    out = out.with_suffix(".npy")
+    try:
+        np.save(out, vectors)
+        out.with_suffix(".jsonl").write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+        )
+    except OSError as error:
+        raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}.") from error
+    summary = {"vectors": str(out), "rows": str(out.with_suffix(".jsonl")), "shape": list(vectors.shape),
+               "errors": len(lines) - len(vectors)}  # fmt: skip
+    click.echo(json.dumps(summary, indent=2) if as_json else f"{out}: {len(vectors)} vectors of {vectors.shape[1]}")
+    context.exit(code)
+
+
+def _describe_rows(images: Sequence[str], results: Sequence[Any]) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    row = 0
+    for image, result in zip(images, results, strict=True):
+        if isinstance(result, ImageError):
+            lines.append({"row": None, "image": image, "error": str(result)})
+        else:
+            lines.append({"row": row, "image": image})
+            row += 1
+    return lines

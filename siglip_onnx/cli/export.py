@@ -1,0 +1,80 @@
+"""``siglip-onnx export``: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import MissingExtraError
+from .options import human_size
+
+if TYPE_CHECKING:
+    from ..export.pipeline import ExportedVariant
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "int8"]),
+    default=("fp32", "int8"),
+    show_default=True,
+    help="Variant to write; repeat for more.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--knows", default="", help="A sentence for the manifest: what the model was trained for.")
+@click.option("--json", "as_json", is_flag=True, help="Print the closing table as JSON.")
+def export(
+    checkpoint: Path, out: Path, precisions: tuple[str, ...], overwrite: bool, knows: str, as_json: bool
+) -> None:
+    """Turn the folder CHECKPOINT (as on the Hugging Face Hub) into the model folder OUT.
+
+    Needs the extra: pip install "siglip-onnx[export]". OUT appears whole or not at all.
+    """  # fmt: skip
+    try:
+        from ..export.pipeline import export_bundle  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise MissingExtraError(
+            f'Export needs a package that is not installed ({error.name}). Run: pip install "siglip-onnx[export]"'
+        ) from error
+
+    began = time.perf_counter()
+
+    def report(step: str) -> None:
+        click.echo(f"[{time.perf_counter() - began:6.1f} s] {step}", err=True)
+
+    variants = export_bundle(
+        checkpoint, out, precisions=list(dict.fromkeys(precisions)), overwrite=overwrite, knows=knows, report=report
+    )
+    report(f"Done: {out}")
+    if as_json:
+        rows = [asdict(variant) for variant in variants]
+        click.echo(json.dumps({"out": str(out), "variants": rows}, indent=2, ensure_ascii=False))
+    else:
+        click.echo(_describe(variants))
+
+
+def _describe(variants: list[ExportedVariant]) -> str:
+    from .table import format_table  # noqa: PLC0415 - keeps --help fast
+
+    header = ("variant", "size", "seconds", "min cosine vision", "text", "max logit error")
+    rows = [
+        (
+            variant.name,
+            human_size(variant.size_bytes),
+            f"{variant.seconds:.1f}",
+            f"{variant.accuracy.vision_cosine_min:.5f}",
+            f"{variant.accuracy.text_cosine_min:.5f}",
+            f"{variant.accuracy.logit_error_max:.3f}",
+        )
+        for variant in variants
+    ]
+    return format_table(header, rows)

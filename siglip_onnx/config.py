@@ -1,0 +1,175 @@
+"""What a checkpoint's ``config.json`` and ``preprocessor_config.json`` say, as frozen dataclasses.
+
+Keys and defaults are those of Hugging Face transformers 4.57 (``SiglipConfig``, ``SiglipImageProcessor``);
+published files are sparse and rely on the defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import CheckpointError
+
+ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
+RESAMPLE_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Shape of the vision tower; sizes in pixels."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one picture; pixels beyond the last whole patch are not seen."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of the text tower; ``max_position_embeddings`` is the fixed length of ``input_ids``."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 64
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    projection_size: int | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of a text embedding."""
+        return self.projection_size or self.hidden_size
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """Both towers of one checkpoint."""
+
+    model_type: str
+    vision: VisionConfig
+    text: TextConfig
+
+
+@dataclass(frozen=True)
+class PreprocessorConfig:
+    """How a picture becomes ``pixel_values``: squash to ``(height, width)``, rescale, normalise per channel."""
+
+    height: int
+    width: int
+    resample: int = 3
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+Tower = TypeVar("Tower", VisionConfig, TextConfig)
+
+
+def read_config(path: Path) -> SiglipConfig:
+    """Read ``config.json``.
+
+    Raises:
+        CheckpointError: the file is missing or no JSON, or the checkpoint is of a family that is not supported.
+    """
+    document = _read_json(path)
+    model_type = document.get("model_type")
+    if model_type == "siglip2":
+        raise CheckpointError(
+            f"{path} is of model_type 'siglip2' (NaFlex: variable resolution), which is not supported yet. "
+            "Use a fixed-resolution checkpoint, for example google/siglip2-base-patch16-256."
+        )
+    if model_type != "siglip":
+        raise CheckpointError(
+            f"{path} is of model_type {model_type!r}, expected 'siglip'. "
+            "Choose a SigLIP or SigLIP 2 checkpoint, for example google/siglip-base-patch16-256-multilingual."
+        )
+    vision_document = document.get("vision_config") or {}
+    if vision_document.get("vision_use_head") is False:
+        raise CheckpointError(
+            f"{path} has a vision tower without its pooling head (vision_use_head: false), so that pictures get no "
+            "embedding. Export a checkpoint that has both towers complete."
+        )
+    config = SiglipConfig(
+        model_type,
+        vision=_read_tower(VisionConfig, vision_document, path),
+        text=_read_tower(TextConfig, document.get("text_config") or {}, path),
+    )
+    if config.vision.hidden_size != config.text.embedding_dim:
+        raise CheckpointError(
+            f"{path}: pictures are embedded in {config.vision.hidden_size} dimensions and texts in "
+            f"{config.text.embedding_dim}; they must be the same. Check text_config.projection_size."
+        )
+    return config
+
+
+def read_preprocessor_config(path: Path) -> PreprocessorConfig:
+    """Read ``preprocessor_config.json``.
+
+    Raises:
+        CheckpointError: the file is missing or no JSON, or asks for a step that SigLIP's processor does not have.
+    """
+    document = _read_json(path)
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if document.get(key) is False:
+            raise CheckpointError(f"{path} has {key}: false; SigLIP needs this step. Remove the key or set it to true.")
+    if document.get("do_center_crop"):
+        raise CheckpointError(f"{path} has do_center_crop: true; SigLIP squashes the whole picture and never crops.")
+    size = document.get("size") or {"height": 224, "width": 224}
+    resample = document.get("resample", 3)
+    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+        raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
+    if resample not in RESAMPLE_FILTERS:
+        raise CheckpointError(f"{path} has resample {resample!r}, expected one of {sorted(RESAMPLE_FILTERS)}.")
+    return PreprocessorConfig(
+        height=int(size["height"]),
+        width=int(size["width"]),
+        resample=resample,
+        rescale_factor=float(document.get("rescale_factor", 1 / 255)),
+        image_mean=tuple(map(float, document.get("image_mean") or (0.5, 0.5, 0.5))),
+        image_std=tuple(map(float, document.get("image_std") or (0.5, 0.5, 0.5))),
+    )
+
+
+def _read_tower(kind: type[Tower], document: Mapping[str, Any], path: Path) -> Tower:
+    known = {field.name for field in fields(kind)}
+    tower = kind(**{key: value for key, value in document.items() if key in known})
+    if tower.hidden_act not in ACTIVATIONS:
+        raise CheckpointError(f"{path} has hidden_act {tower.hidden_act!r}, expected one of {ACTIVATIONS}.")
+    if tower.hidden_size % tower.num_attention_heads:
+        raise CheckpointError(
+            f"{path} has hidden_size {tower.hidden_size}, which {tower.num_attention_heads} attention heads "
+            "cannot share evenly."
+        )
+    return tower
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} does not exist. A checkpoint is a folder as on the Hugging Face Hub, with config.json, "
+            "preprocessor_config.json, a tokenizer and model.safetensors."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(document).__name__}, expected an object.")
+    return document

@@ -1,0 +1,41 @@
+"""Every error that the package raises on purpose; each message says what was found, what was expected, what to do."""
+
+
+class SiglipOnnxError(Exception):
+    """The root of all errors of this package. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ImageError(SiglipOnnxError):
+    """A picture that cannot be read, is empty, too large, or of a type that is not supported."""
+
+
+class TextError(SiglipOnnxError):
+    """A text that cannot be tokenized, or a list of texts that is empty where one is needed."""
+
+
+class ProviderError(SiglipOnnxError):
+    """An execution provider that was asked for and is not available."""
+
+
+class MissingExtraError(SiglipOnnxError):
+    """A package of an optional extra is not installed."""
+
+
+class ModelNotFoundError(SiglipOnnxError):
+    """No model of that name, or no such folder."""
+
+    exit_code = 4
+
+
+class BundleError(SiglipOnnxError):
+    """A model folder that is no bundle, is incomplete, damaged, or of a newer format."""
+
+    exit_code = 4
+
+
+class CheckpointError(SiglipOnnxError):
+    """A checkpoint that cannot be exported: another family, or missing or misshapen parts."""
+
+    exit_code = 4

@@ -1,0 +1,104 @@
+"""A builder of ONNX graphs in the vocabulary of transformer layers; weights stay on disk until a graph is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .checkpoint import Weights
+
+OPSET = 20  # the first with Gelu
+IR_VERSION = 9
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own, fused operators
+Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class GraphBuilder:
+    """Records the nodes of one tower; weights are named as in the checkpoint."""
+
+    def __init__(self, weights: Weights, layer_norm_eps: float, hidden_act: str) -> None:
+        self._weights = weights
+        self._layer_norm_eps = layer_norm_eps
+        self._approximate = "tanh" if hidden_act == "gelu_pytorch_tanh" else "none"
+        self._tape = ir.tape.Tape()
+        self._constants: dict[str, ir.Value] = {}
+
+    def weight(self, name: str, transform: Transform | None = None) -> ir.Value:
+        """Make a checkpoint's tensor, transformed, an initializer; it is read when the graph is saved."""
+        shape = np.broadcast_to(np.float32(0), self._weights.shape(name))
+        if transform is not None:
+            shape = transform(shape)
+
+        def read() -> ir.TensorProtocol:
+            tensor = self._weights[name]
+            return ir.tensor(np.ascontiguousarray(tensor if transform is None else transform(tensor)), name=name)
+
+        return self._tape.initializer(ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(shape.shape), name=name), name)
+
+    def constant(self, value: NDArray[np.float32] | Sequence[int], name: str) -> ir.Value:
+        """Make an array, or a list of integers such as a shape, an initializer; one name is made once."""
+        if name not in self._constants:
+            array = value if isinstance(value, np.ndarray) else np.array(value, np.int64)
+            tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+            self._constants[name] = self._tape.initializer(tensor, name)
+        return self._constants[name]
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        **attributes: int | float | str | Sequence[int],
+    ) -> ir.Value:
+        """Add any other node."""
+        return self._tape.op(op_type, inputs, attributes, domain=domain)
+
+    def add(self, left: ir.Value, right: ir.Value) -> ir.Value:
+        return self.op("Add", left, right)
+
+    def matmul(self, left: ir.Value, right: ir.Value) -> ir.Value:
+        return self.op("MatMul", left, right)
+
+    def linear(self, x: ir.Value, layer: str) -> ir.Value:
+        """``nn.Linear``; PyTorch keeps its weight as (out, in)."""
+        product = self.matmul(x, self.weight(f"{layer}.weight", np.transpose))
+        return self.add(product, self.weight(f"{layer}.bias"))
+
+    def layer_norm(self, x: ir.Value, layer: str) -> ir.Value:
+        weight, bias = self.weight(f"{layer}.weight"), self.weight(f"{layer}.bias")
+        return self.op("LayerNormalization", x, weight, bias, epsilon=self._layer_norm_eps)
+
+    def gelu(self, x: ir.Value) -> ir.Value:
+        return self.op("Gelu", x, approximate=self._approximate)
+
+    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, num_heads: int) -> ir.Value:
+        """Scaled dot-product attention of ``(N, S, D)`` projections, heads side by side in ``D``."""
+        return self.op("MultiHeadAttention", query, key, value, domain=MICROSOFT, num_heads=num_heads)
+
+    def build(self, name: str, graph_input: ir.Value, output: ir.Value) -> ir.Model:
+        """Close the graph; ``output`` becomes ``pooler_output``, f32 ``(N, D)``."""
+        output.name = "pooler_output"
+        graph = ir.Graph(
+            [graph_input],
+            [output],
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name=name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="siglip_onnx")
+
+
+def graph_input(name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir.Value:
+    """Declare a graph's input."""
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write ``path`` and, beside it, ``<path>.data`` with the weights, aligned so that the OS can map them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=256, alignment=65536)

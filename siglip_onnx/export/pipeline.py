@@ -1,0 +1,181 @@
+"""The export itself, step by step: checkpoint, tokenizer, towers, quantization, comparison, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..bundle import MANIFEST, TOKENIZER, FileFacts, Manifest, Variant, file_facts, graph_path, open_bundle
+from ..errors import CheckpointError
+from ..model import SigLIP
+from .checkpoint import Checkpoint, open_checkpoint
+from .graph import save_graph
+from .quantize import quantize_int8
+from .tokenizer import write_tokenizer
+from .towers import build_towers
+from .verify import Accuracy, compare, embed_samples
+
+PRECISIONS = ("fp32", "int8")
+REFERENCE = "fp32"
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportedVariant:
+    """One line of the closing table."""
+
+    name: str
+    size_bytes: int
+    seconds: float
+    accuracy: Accuracy
+
+
+def export_bundle(
+    checkpoint_path: Path,
+    out: Path,
+    *,
+    precisions: Sequence[str] = PRECISIONS,
+    overwrite: bool = False,
+    knows: str = "",
+    report: Report = lambda _line: None,
+) -> list[ExportedVariant]:
+    """Export a checkpoint folder to the bundle folder ``out``, which appears whole or not at all.
+
+    Args:
+        checkpoint_path: a folder as on the Hugging Face Hub.
+        out: the bundle to make.
+        precisions: variants to keep, ``"fp32"`` and ``"int8"``.
+        overwrite: replace ``out`` if it exists.
+        knows: a sentence on what the model was trained for, shown where a user may not know.
+        report: called with a line of progress when a step begins.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
+    """
+    if out.exists() and not overwrite:
+        raise CheckpointError(f"{out} exists already; choose another folder or overwrite it with --overwrite.")
+    report(f"Reading {checkpoint_path}")
+    checkpoint = open_checkpoint(checkpoint_path)
+    with checkpoint.weights, _new_folder(out) as folder:
+        report("Writing configs and tokenizer")
+        _write_configs(checkpoint, folder)
+        write_tokenizer(
+            checkpoint_path,
+            folder / TOKENIZER,
+            text_length=checkpoint.config.text.max_position_embeddings,
+            vocab_size=checkpoint.config.text.vocab_size,
+        )
+        manifest = _describe(checkpoint, folder, knows)
+        return _write_variants(checkpoint, folder, manifest, precisions, report)
+
+
+def _write_variants(
+    checkpoint: Checkpoint, folder: Path, manifest: Manifest, precisions: Sequence[str], report: Report
+) -> list[ExportedVariant]:
+    """Write each variant, compare it with fp32, and write the manifest."""
+    seconds = {}
+    for name in (REFERENCE, *(p for p in precisions if p != REFERENCE)):
+        report(f"Writing {name} towers")
+        began = time.perf_counter()
+        variant = _write_variant(checkpoint, folder, name, manifest.source["weights_sha256"])
+        seconds[name] = time.perf_counter() - began
+        manifest.variants[name] = variant
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+    report("Comparing with fp32 on the sample pictures and texts")
+    accuracies = {}
+    model = SigLIP(open_bundle(folder), variant=REFERENCE)
+    reference = embed_samples(model)
+    for name in precisions:
+        found = reference if name == REFERENCE else embed_samples(SigLIP(model.bundle, variant=name))
+        accuracies[name] = compare(model, found, reference)
+        manifest.variants[name] = replace(manifest.variants[name], accuracy=accuracies[name].to_card())
+    if REFERENCE not in precisions:
+        for file in manifest.variants.pop(REFERENCE).files:
+            (folder / file).unlink()
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return [
+        ExportedVariant(name, manifest.variants[name].size_bytes, seconds[name], accuracies[name])
+        for name in precisions
+    ]
+
+
+def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, weights_sha256: str) -> Variant:
+    quantization: dict[str, Any] = {}
+    files = {}
+    # The towers are built anew for each variant: weights are read when a graph is saved, so this costs nothing.
+    for tower, model in build_towers(checkpoint).items():
+        if name == "int8":
+            quantization[tower] = quantize_int8(model)
+        graph = graph_path(tower, name)
+        save_graph(model, folder / graph)
+        files |= {file: file_facts(folder / file) for file in (graph, f"{graph}.data")}
+    return Variant(_embedding_space(name, weights_sha256, files), files, quantization)
+
+
+def _embedding_space(variant: str, weights_sha256: str, files: dict[str, FileFacts]) -> str:
+    """Name the vectors of a variant by what determines them: the weights, and how they were written."""
+    content = weights_sha256 + "".join(facts.sha256 for _, facts in sorted(files.items()))
+    return f"{variant}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _describe(checkpoint: Checkpoint, folder: Path, knows: str) -> Manifest:
+    weights = checkpoint.weights
+    hashes = [file_facts(path).sha256 for path in weights.paths]
+    return Manifest(
+        model_name=checkpoint.path.resolve().name,
+        source={
+            "checkpoint": checkpoint.path.resolve().name,
+            "revision": None,
+            "model_type": checkpoint.config.model_type,
+            "weights_sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+            "exporter": f"siglip_onnx {__version__} native",
+        },
+        embedding_dim=checkpoint.config.text.embedding_dim,
+        logit_scale=float(weights["logit_scale"].item()),
+        logit_bias=float(weights["logit_bias"].item()),
+        variants={},
+        files={file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()},
+        knows=knows,
+    )
+
+
+def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copyfile(checkpoint.path / name, folder / name)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise."""
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if out.exists():
+            old = temporary.with_name(temporary.name + ".old")
+            out.rename(old)
+            temporary.rename(out)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,124 @@
+"""SigLIP, written once as two ONNX graphs. Read it beside ``modeling_siglip.py`` of transformers 4.57."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..config import TextConfig, VisionConfig
+from .checkpoint import Checkpoint, Weights
+from .graph import GraphBuilder, graph_input
+
+Floats = NDArray[np.float32]
+
+
+def build_towers(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+    """Return both towers in fp32: ``vision`` and ``text``. Here NaFlex will branch off, by ``model_type``."""
+    return {
+        "vision": vision_tower(checkpoint.weights, checkpoint.config.vision),
+        "text": text_tower(checkpoint.weights, checkpoint.config.text),
+    }
+
+
+def vision_tower(weights: Weights, config: VisionConfig) -> ir.Model:
+    """``pixel_values`` f32 ``(N, 3, S, S)`` to ``pooler_output`` f32 ``(N, D)``: ``SiglipVisionTransformer``."""
+    graph = GraphBuilder(weights, config.layer_norm_eps, config.hidden_act)
+    size = config.image_size
+    pixel_values = graph_input("pixel_values", ir.DataType.FLOAT, ["batch", config.num_channels, size, size])
+    x = patch_embeddings(graph, pixel_values, config)
+    for number in range(config.num_hidden_layers):
+        x = encoder_layer(graph, x, f"vision_model.encoder.layers.{number}", config.num_attention_heads)
+    x = graph.layer_norm(x, "vision_model.post_layernorm")
+    return graph.build("vision_model", pixel_values, map_head(graph, x, weights, config))
+
+
+def text_tower(weights: Weights, config: TextConfig) -> ir.Model:
+    """``input_ids`` i64 ``(M, T)`` to ``pooler_output`` f32 ``(M, D)``: ``SiglipTextTransformer``.
+
+    Only the last position is pooled, so the last layer computes no other.
+    """
+    graph = GraphBuilder(weights, config.layer_norm_eps, config.hidden_act)
+    input_ids = graph_input("input_ids", ir.DataType.INT64, ["batch", config.max_position_embeddings])
+    tokens = graph.op("Gather", graph.weight("text_model.embeddings.token_embedding.weight"), input_ids)
+    x = graph.add(tokens, graph.weight("text_model.embeddings.position_embedding.weight"))
+    *layers, last_layer = [f"text_model.encoder.layers.{number}" for number in range(config.num_hidden_layers)]
+    for layer in layers:
+        x = encoder_layer(graph, x, layer, config.num_attention_heads)
+    x = encoder_layer(graph, x, last_layer, config.num_attention_heads, last_position_only=True)
+    x = graph.layer_norm(x, "text_model.final_layer_norm")
+    pooled = graph.op("Squeeze", x, graph.constant([1], "pooled_axis"))
+    return graph.build("text_model", input_ids, graph.linear(pooled, "text_model.head"))
+
+
+def patch_embeddings(graph: GraphBuilder, pixel_values: ir.Value, config: VisionConfig) -> ir.Value:
+    """Cut into patches, embed each, add its position: ``(N, P, D)``."""
+    layer, patch = "vision_model.embeddings", [config.patch_size, config.patch_size]
+    weight, bias = graph.weight(f"{layer}.patch_embedding.weight"), graph.weight(f"{layer}.patch_embedding.bias")
+    grid = graph.op("Conv", pixel_values, weight, bias, kernel_shape=patch, strides=patch)
+    rows = graph.op("Reshape", grid, graph.constant([0, config.hidden_size, -1], "patch_rows"))
+    patches = graph.op("Transpose", rows, perm=[0, 2, 1])
+    return graph.add(patches, graph.weight(f"{layer}.position_embedding.weight"))
+
+
+def encoder_layer(
+    graph: GraphBuilder, x: ir.Value, layer: str, num_heads: int, *, last_position_only: bool = False
+) -> ir.Value:
+    """One pre-norm transformer layer; with ``last_position_only`` only that row of ``x`` goes on, ``(N, 1, D)``."""
+    normed = graph.layer_norm(x, f"{layer}.layer_norm1")
+    asking = normed
+    if last_position_only:
+        x, asking = last_position(graph, x), last_position(graph, normed)
+    x = graph.add(x, self_attention(graph, asking, normed, f"{layer}.self_attn", num_heads))
+    return graph.add(x, mlp(graph, graph.layer_norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp"))
+
+
+def self_attention(graph: GraphBuilder, asking: ir.Value, asked: ir.Value, layer: str, num_heads: int) -> ir.Value:
+    """Attention of the positions ``asking`` over the positions ``asked``, mostly the same ones."""
+    query = graph.linear(asking, f"{layer}.q_proj")
+    key, value = graph.linear(asked, f"{layer}.k_proj"), graph.linear(asked, f"{layer}.v_proj")
+    return graph.linear(graph.attention(query, key, value, num_heads), f"{layer}.out_proj")
+
+
+def mlp(graph: GraphBuilder, x: ir.Value, layer: str) -> ir.Value:
+    """Two linear layers with a GELU between them."""
+    return graph.linear(graph.gelu(graph.linear(x, f"{layer}.fc1")), f"{layer}.fc2")
+
+
+def last_position(graph: GraphBuilder, x: ir.Value) -> ir.Value:
+    """``(N, T, D)`` to ``(N, 1, D)``."""
+    return graph.op("Gather", x, graph.constant([-1], "last_position"), axis=1)
+
+
+def map_head(graph: GraphBuilder, x: ir.Value, weights: Weights, config: VisionConfig) -> ir.Value:
+    """Attention pooling by a learned probe, ``(N, P, D)`` to ``(N, D)``: ``SiglipMultiheadAttentionPoolingHead``.
+
+    The probe's query is the same for every picture, so it is multiplied into the key projection beforehand, and the
+    values are projected after they were averaged: of ``P`` rows, one per head is left to project. A key bias would
+    shift all scores of a head alike, which softmax ignores.
+    """
+    layer, dim, num_heads = "vision_model.head", config.hidden_size, config.num_attention_heads
+    head_dim = dim // num_heads
+    scores = graph.matmul(x, graph.constant(fold_probe(weights, layer, num_heads), f"{layer}.probe_key"))
+    shares = graph.op("Softmax", graph.op("Transpose", scores, perm=[0, 2, 1]), axis=-1)
+    averages = graph.op("Unsqueeze", graph.matmul(shares, x), graph.constant([2], f"{layer}.per_head_axis"))
+
+    def value_per_head(in_proj: Floats) -> Floats:
+        return in_proj[2 * dim :].reshape(num_heads, head_dim, dim).transpose(0, 2, 1)
+
+    values = graph.matmul(averages, graph.weight(f"{layer}.attention.in_proj_weight", value_per_head))
+    heads = graph.op("Reshape", values, graph.constant([0, dim], f"{layer}.join_heads"))
+    bias = graph.weight(f"{layer}.attention.in_proj_bias", lambda in_proj: in_proj[2 * dim :])
+    x = graph.linear(graph.add(heads, bias), f"{layer}.attention.out_proj")
+    return graph.add(x, mlp(graph, graph.layer_norm(x, f"{layer}.layernorm"), f"{layer}.mlp"))
+
+
+def fold_probe(weights: Weights, layer: str, num_heads: int) -> Floats:
+    """Return what turns a patch into its score per head, ``(D, H)``: key projection times scaled query of the probe."""
+    probe = weights[f"{layer}.probe"].reshape(-1).astype(np.float64)
+    weight = weights[f"{layer}.attention.in_proj_weight"].astype(np.float64)
+    bias = weights[f"{layer}.attention.in_proj_bias"].astype(np.float64)
+    dim = probe.size
+    query = (weight[:dim] @ probe + bias[:dim]).reshape(num_heads, -1)
+    key = weight[dim : 2 * dim].reshape(num_heads, -1, dim)
+    return np.einsum("hk,hkd->dh", query / np.sqrt(query.shape[1]), key).astype(np.float32)

@@ -1,0 +1,98 @@
+"""How near a variant is to fp32: cosine of the embeddings of sample pictures and texts, and error of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..head import Floats
+from ..hub import SAMPLE_PICTURES_PATH
+from ..image import ImageSource
+from ..model import SigLIP
+
+SAMPLE_TEXTS = (
+    "a photo of a cat",
+    "two dogs playing on the beach",
+    "a red circle",
+    "six brown eggs in a white bowl",
+    "This is a photo of a street at night.",
+    "the word open on a green sign",
+    "a bowl of ramen with an egg on top",
+    "ein alter Mann liest Zeitung",
+    "une voiture rouge garée dans la rue",
+    "un gato negro duerme en el sofá",
+    "猫が二匹、ソファの上で寝ている",
+    "暗い背景に赤い丸",
+    "桜の木の下を歩く人々",
+    "一只熊猫在吃竹子",
+    "собака бежит по снегу",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One variant against fp32 on the same pictures and texts."""
+
+    num_pictures: int
+    num_texts: int
+    vision_cosine_min: float
+    vision_cosine_mean: float
+    text_cosine_min: float
+    text_cosine_mean: float
+    logit_error_mean: float
+    logit_error_max: float
+    top1_agreement: float
+
+    @property
+    def cosine_min(self) -> float:
+        """The worst embedding of both towers."""
+        return min(self.vision_cosine_min, self.text_cosine_min)
+
+    def to_card(self) -> dict[str, Any]:
+        """Return the accuracy card of the manifest."""
+        return {"reference": "fp32", "inputs": "built-in samples"} | {
+            key: round(value, 7) if isinstance(value, float) else value for key, value in asdict(self).items()
+        }
+
+
+def sample_pictures() -> list[ImageSource]:
+    """Return the built-in sample pictures: the demo's drawings, and four of noise and gradients made here.
+
+    The drawings are flat; noise and gradients bring the textures that they lack.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (2, 240, 320, 3), dtype=np.uint8)
+    ramp = np.linspace(0, 255, 320, dtype=np.float32)[np.newaxis, :, np.newaxis]
+    phases = rng.uniform(0, np.pi, (2, 240, 1, 3))
+    waves = (ramp * (0.5 + 0.5 * np.sin(phases + np.linspace(0, 9, 240)[:, np.newaxis, np.newaxis]))).astype(np.uint8)
+    return [*sorted(SAMPLE_PICTURES_PATH.glob("*.png")), *noise, *waves]
+
+
+def embed_samples(
+    model: SigLIP, pictures: Sequence[ImageSource] | None = None, texts: Sequence[str] = SAMPLE_TEXTS
+) -> tuple[Floats, Floats]:
+    """Return the embeddings ``(N, D)`` and ``(M, D)`` that :func:`compare` takes."""
+    return model.encode_images(sample_pictures() if pictures is None else pictures), model.encode_texts(texts)
+
+
+def compare(model: SigLIP, found: tuple[Floats, Floats], reference: tuple[Floats, Floats]) -> Accuracy:
+    """Compare a variant's embeddings with those of fp32; ``model`` gives the head."""
+    vision = (found[0] * reference[0]).sum(axis=1)
+    text = (found[1] * reference[1]).sum(axis=1)
+    logits, expected = model.logits(*found), model.logits(*reference)
+    error = np.abs(logits - expected)
+    return Accuracy(
+        num_pictures=len(vision),
+        num_texts=len(text),
+        vision_cosine_min=float(vision.min()),
+        vision_cosine_mean=float(vision.mean()),
+        text_cosine_min=float(text.min()),
+        text_cosine_mean=float(text.mean()),
+        logit_error_mean=float(error.mean()),
+        logit_error_max=float(error.max()),
+        top1_agreement=float(np.mean(logits.argmax(axis=1) == expected.argmax(axis=1))),
+    )

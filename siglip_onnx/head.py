@@ -1,0 +1,62 @@
+"""From embeddings to answers: logits, sigmoid probabilities and the softmax share. numpy only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Match(NamedTuple):
+    """How well one text describes one picture.
+
+    ``probability`` is the model's own, independent of the other texts. ``relative`` is the softmax share among the
+    texts asked together: it sums to 1 over them and says which fits best, not whether any fits.
+    """
+
+    text: str
+    logit: float
+    probability: float
+    relative: float
+
+
+def l2_normalize(features: Floats) -> Floats:
+    """Scale each row of ``features``, f32 ``(N, D)``, to length 1."""
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / norms
+
+
+def compute_logits(
+    image_embeddings: Floats, text_embeddings: Floats, *, logit_scale: float, logit_bias: float
+) -> Floats:
+    """Return logits f32 ``(N, M)`` of unit embeddings ``(N, D)`` and ``(M, D)``.
+
+    ``logit_scale`` is the checkpoint's raw, log-space parameter.
+    Source: ``SiglipModel.forward`` of transformers 4.57.
+    """
+    cosines = image_embeddings @ text_embeddings.T
+    return cosines * np.float32(np.exp(logit_scale)) + np.float32(logit_bias)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Return ``1 / (1 + exp(-logits))``, without overflow for large negative logits."""
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Return each row's shares, which sum to 1 over the last axis."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def match_texts(logits: Floats, texts: list[str]) -> list[Match]:
+    """Turn one picture's logits f32 ``(M,)`` into one match per text, in the order given."""
+    probabilities, shares = sigmoid(logits), softmax(logits)
+    return [
+        Match(text, float(logit), float(probability), float(share))
+        for text, logit, probability, share in zip(texts, logits, probabilities, shares, strict=True)
+    ]

@@ -1,0 +1,56 @@
+"""From a model's name to its folder: the embedded demo model, or a path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .bundle import open_bundle
+from .errors import ModelNotFoundError
+from .model import SigLIP
+
+DEMO = "demo"
+DEMO_PATH = Path(__file__).parent / "demo" / "bundle"
+SAMPLE_PICTURES_PATH = Path(__file__).parent / "demo" / "pictures"
+
+
+def load(
+    name: str | os.PathLike[str] = DEMO,
+    *,
+    variant: str | None = None,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> SigLIP:
+    """Open a model by name; its towers load when they are first used.
+
+    Args:
+        name: ``"demo"`` or the folder of a bundle.
+        variant: ``"int8"`` (the default where present), ``"fp32"``, ...
+        providers: execution providers in onnxruntime's spelling; the CPU by default.
+        threads: intra-op threads; by default what the process may use.
+
+    Raises:
+        ModelNotFoundError: no such model.
+        BundleError: the folder is no bundle, or is incomplete.
+        ProviderError: a provider is not available.
+    """
+    return SigLIP(open_bundle(find_model(name)), variant=variant, providers=providers, threads=threads)
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model: the embedded one for ``"demo"``, otherwise ``name`` as a path.
+
+    Raises:
+        ModelNotFoundError: no such model.
+    """
+    if str(name) == DEMO:
+        return DEMO_PATH
+    path = Path(name)
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "was not found"
+        raise ModelNotFoundError(
+            f"Model {str(name)!r} {found}; expected {DEMO!r} or the folder of an exported model. "
+            f"Make one with: siglip-onnx export CHECKPOINT {name}"
+        )
+    return path

@@ -1,0 +1,154 @@
+"""SigLIP: two lazily loaded towers and the head."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .bundle import Bundle, graph_path
+from .errors import TextError
+from .head import Floats, Match, compute_logits, l2_normalize, match_texts
+from .image import ImageSource, load_image
+from .preprocess import SquashPreprocessor
+from .session import Session
+from .tokenizer import Tokenizer
+
+
+class SigLIP:
+    """A model ready to use; make one with :func:`siglip_onnx.load`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        variant: str | None = None,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Store the parts; see :func:`siglip_onnx.load` for the arguments."""
+        self.bundle = bundle
+        self.variant = bundle.choose_variant(variant)
+        self._providers, self._threads = providers, threads
+        self._preprocessor = SquashPreprocessor(bundle.preprocessor)
+        self._towers: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width ``D`` of an embedding."""
+        return self.bundle.manifest.embedding_dim
+
+    @property
+    def embedding_space(self) -> str:
+        """Id of the vectors this model makes; vectors of different spaces must not be compared."""
+        return self.bundle.manifest.variants[self.variant].embedding_space
+
+    def classify(self, image: ImageSource, texts: Sequence[str], *, template: str = "{}") -> list[Match]:
+        """Say for each text how probably it describes the picture, in the order given.
+
+        Args:
+            image: path, bytes, PIL image or uint8 array.
+            texts: descriptions in any language the checkpoint knows.
+            template: what each text is put into, for example ``"This is a photo of {}."``.
+
+        Raises:
+            ImageError: the picture cannot be read.
+            TextError: no texts, or one that cannot be tokenized.
+        """
+        texts = _check_texts(texts)
+        if not texts:
+            raise TextError("There are no texts to compare with the picture; give at least one.")
+        prompts = fill_template(template, texts)
+        logits = self.logits(self.encode_images(image), self.encode_texts(prompts))
+        return match_texts(logits[0], texts)
+
+    def encode_images(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
+        """Return unit embeddings f32 ``(N, D)`` of one picture or an iterable of them.
+
+        Pictures run one by one, so that a vector never depends on its neighbours.
+
+        Raises:
+            ImageError: a picture cannot be read.
+        """
+        return self._encode("vision", (self._preprocess_one(image) for image in _as_images(images)))
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Return unit embeddings f32 ``(M, D)``, each text run by itself.
+
+        Raises:
+            TextError: a text cannot be tokenized.
+        """
+        ids = self.tokenize(texts)
+        return self._encode("text", ({"input_ids": row[np.newaxis]} for row in ids))
+
+    def logits(self, image_embeddings: Floats, text_embeddings: Floats) -> Floats:
+        """Return logits f32 ``(N, M)`` of unit embeddings ``(N, D)`` and ``(M, D)``; see :func:`.sigmoid`."""
+        manifest = self.bundle.manifest
+        return compute_logits(
+            image_embeddings, text_embeddings, logit_scale=manifest.logit_scale, logit_bias=manifest.logit_bias
+        )
+
+    def preprocess(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
+        """Return the vision tower's ``pixel_values`` f32 ``(N, 3, S, S)``."""
+        rows = [self._preprocess_one(image)["pixel_values"] for image in _as_images(images)]
+        config = self.bundle.preprocessor
+        return np.concatenate(rows) if rows else np.empty((0, 3, config.height, config.width), np.float32)
+
+    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return the text tower's ``input_ids`` i64 ``(M, T)``."""
+        return self._tokenizer(_check_texts(texts))
+
+    def _preprocess_one(self, image: ImageSource) -> dict[str, Floats]:
+        return self._preprocessor(load_image(image))
+
+    def _encode(self, tower: str, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> Floats:
+        rows = [self._tower(tower).run("pooler_output", one) for one in inputs]
+        return l2_normalize(np.concatenate(rows)) if rows else np.empty((0, self.embedding_dim), np.float32)
+
+    def unload(self, tower: str) -> None:
+        """Free the memory of the ``"vision"`` or the ``"text"`` tower; it loads again when needed."""
+        with self._lock:
+            self._towers.pop(tower, None)
+
+    def _tower(self, name: str) -> Session:
+        """Return a tower, loading it on first use; threads that ask at once get the same one."""
+        with self._lock:
+            if name not in self._towers:
+                path = self.bundle.path / graph_path(name, self.variant)
+                self._towers[name] = Session(path, providers=self._providers, threads=self._threads)
+            return self._towers[name]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.bundle.tokenizer_path, self.bundle.config.text.max_position_embeddings)
+
+
+def fill_template(template: str, texts: Sequence[str]) -> list[str]:
+    """Put each text in the place of ``{}``.
+
+    Raises:
+        TextError: the template has no ``{}``.
+    """
+    if "{}" not in template:
+        raise TextError(f"The template {template!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
+    return [template.replace("{}", text) for text in texts]
+
+
+def _check_texts(texts: Sequence[str]) -> list[str]:
+    # A lone string is a sequence of its letters: surely not what was meant.
+    if isinstance(texts, str):
+        raise TextError(f"Texts cannot be one str; give a list: [{texts[:40]!r}].")
+    return list(texts)
+
+
+def _as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    one = isinstance(images, str | bytes | Image.Image | np.ndarray) or hasattr(images, "__fspath__")
+    return [images] if one else images  # type: ignore[list-item,return-value]

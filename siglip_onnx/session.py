@@ -1,0 +1,124 @@
+"""The only place that imports onnxruntime: threads, execution providers, and running a graph by name."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from .errors import BundleError, ProviderError
+
+CPU_PROVIDER = "CPUExecutionProvider"
+_LOG_ERRORS_ONLY = 3
+
+_global_pool_lock = threading.Lock()
+_global_pool_threads: int | None = None
+
+
+class Session:
+    """One ONNX graph, loaded."""
+
+    def __init__(self, path: Path, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+        """Load ``path``.
+
+        Args:
+            path: the graph; its weights lie beside it and are mapped, not copied.
+            providers: execution providers in onnxruntime's spelling; the CPU by default.
+            threads: intra-op threads; by default what the process may use, see :func:`available_threads`.
+
+        Raises:
+            ProviderError: a provider is not part of this onnxruntime.
+            BundleError: onnxruntime cannot load the graph.
+        """
+        self.providers = _check_providers(providers)
+        self.threads = threads or available_threads()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        if _join_global_pool(self.threads):
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = self.threads
+            options.inter_op_num_threads = 1
+        if self.providers != [CPU_PROVIDER]:
+            # Otherwise onnxruntime quietly computes on the CPU what the provider cannot load.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=self.providers)
+        except Exception as error:  # onnxruntime's exceptions share no other root
+            raise BundleError(
+                f"{path} cannot be loaded with {', '.join(self.providers)}: {error}. "
+                "Check the bundle with: siglip-onnx info --verify-files"
+            ) from error
+
+    def run(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the output of that name."""
+        result: NDArray[np.float32] = self._session.run([output], dict(inputs))[0]
+        return result
+
+
+def available_threads() -> int:
+    """Return how many CPUs this process may use: the smaller of its affinity and its cgroup's quota, rounded up.
+
+    onnxruntime itself counts the machine's cores, and so oversubscribes a container.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+
+
+def available_providers() -> list[str]:
+    """Return the execution providers of the installed onnxruntime."""
+    return list(onnxruntime.get_available_providers())
+
+
+def runtime_version() -> str:
+    """Return the version of onnxruntime."""
+    return str(onnxruntime.__version__)
+
+
+def _check_providers(providers: Sequence[str] | None) -> list[str]:
+    if providers is None:
+        return [CPU_PROVIDER]
+    missing = [name for name in providers if name not in available_providers()]
+    if missing or not providers:
+        raise ProviderError(
+            f"Execution provider {', '.join(missing) or '(none named)'} is not available; this onnxruntime "
+            f"{runtime_version()} has {', '.join(available_providers())}. Install the onnxruntime wheel for that "
+            "provider, or ask for another."
+        )
+    return list(providers)
+
+
+def _join_global_pool(threads: int) -> bool:
+    """Say whether a session of ``threads`` can share the process-wide thread pool; the first session sizes it.
+
+    Two towers with pools of their own disturb each other: the idle pool's threads keep spinning.
+    """
+    global _global_pool_threads  # noqa: PLW0603 - onnxruntime's pool is global as well
+    with _global_pool_lock:
+        if _global_pool_threads is None:
+            onnxruntime.set_global_thread_pool_sizes(threads, 1)
+            _global_pool_threads = threads
+        return threads == _global_pool_threads
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the CPU quota of this process's cgroup (v2 or v1) in CPUs, None where there is none."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return quota_us / period_us if quota_us > 0 else None
