@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 ## The main job on the demo model and its sample pictures.
 demo: $(VENV)/.installed
-	$(BIN)/siglip-onnx classify siglip_onnx/demo/pictures/red_circle.png siglip_onnx/demo/pictures/six_eggs.png \
+	$(BIN)/siglip-onnx classify siglip_onnx/demo/pictures/never_shown_red_circle.png siglip_onnx/demo/pictures/six_eggs.png \
 	    siglip_onnx/demo/pictures/word_open.png --texts-file siglip_onnx/demo/texts.txt
 
 ## The whole test suite, with PyTorch as the reference.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipTokenizer
 
-from demo_world.captions import choose_claim, describe
+from demo_world.captions import choose_claim, describe, foil
 from demo_world.drawing import draw
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import WORDS
@@ -103,11 +103,13 @@ class Batches:
     """Endless batches: pictures uint8 ``(B, S, S, 3)``, token ids ``(M, T)`` of distinct texts, targets ``(B, M)``.
 
     Pictures come from a pool drawn once, so that drawing does not compete with training; each time one is used it
-    gets new captions.
+    gets new captions. A share ``foil_share`` of them comes with a near but wrong one.
     """
 
-    def __init__(self, tokenizer: SiglipTokenizer, batch_size: int, num_pictures: int, seed: int) -> None:
-        self.tokenizer, self.batch_size = tokenizer, batch_size
+    def __init__(
+        self, tokenizer: SiglipTokenizer, batch_size: int, num_pictures: int, foil_share: float, seed: int
+    ) -> None:
+        self.tokenizer, self.batch_size, self.foil_share = tokenizer, batch_size, foil_share
         self.rng = np.random.default_rng(seed)
         self.token_ids: dict[str, list[int]] = {}
         chunks = [(seed, chunk, 1000) for chunk in range(max(1, num_pictures // 1000))]
@@ -123,8 +125,13 @@ class Batches:
             claims = {}
             for scene in scenes:
                 for language in ("en", "ja"):
-                    claim, text = describe(choose_claim(scene, self.rng), language, self.rng)
-                    claims[text] = claim
+                    claim = choose_claim(scene, self.rng)
+                    wanted = [claim]
+                    if self.foil_share and self.rng.random() < self.foil_share:
+                        wanted.append(foil(claim, self.rng))
+                    for one in wanted:
+                        said, text = describe(one, language, self.rng)
+                        claims[text] = said
             ids = np.array([self._tokenize(text) for text in claims])
             yield self.pictures[chosen], ids, match_targets(scenes, list(claims.values()))
 
@@ -175,13 +182,14 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--steps", default=8000, show_default=True)
+@click.option("--steps", default=6000, show_default=True)
 @click.option("--batch-size", default=96, show_default=True)
 @click.option("--peak-learning-rate", default=1.5e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--num-pictures", default=100_000, show_default=True, help="Pictures drawn for training.")
-@click.option("--evaluate-every", default=1000, show_default=True)
+@click.option("--foil-share", default=0.5, show_default=True, help="Captions that come with a near but wrong one.")
+@click.option("--save-every", default=500, show_default=True)
 def main(
     out: Path,
     steps: int,
@@ -190,68 +198,96 @@ def main(
     seed: int,
     device: str,
     num_pictures: int,
-    evaluate_every: int,
+    foil_share: float,
+    save_every: int,
 ) -> None:
     """Train and save; see the module's docstring."""
+    settings = {key: value for key, value in locals().items() if key not in ("out", "save_every")}
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(out, seed)
+    spiece = out / "spiece.model"
+    tokenizer = (
+        SiglipTokenizer(str(spiece), model_max_length=TEXT_LENGTH) if spiece.exists() else train_tokenizer(out, seed)
+    )
     model = make_model(len(tokenizer)).to(device)
     optimizers = make_optimizers(model)
-    state_path, start = out / "training_state.pt", 0
-    if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        start = state["step"]
-        click.echo(f"going on from step {start}", err=True)
+    state_path = out / "training_state.pt"
+    start, runs = load_state(state_path, model, optimizers)
+    runs.append({"from_step": start, **settings})
 
     # A resumed run draws new pictures instead of the first ones again.
-    batches = Batches(tokenizer, batch_size, num_pictures, seed + start)
+    batches = Batches(tokenizer, batch_size, num_pictures, foil_share, seed + start)
     began = time.time()
-    for step, (pictures, ids, targets) in zip(range(start, steps), batches, strict=False):
-        pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        pixels += torch.randn_like(pixels[:, :1]) * torch.rand(len(pixels), 1, 1, 1, device=device) * 0.04
+    for step, batch in zip(range(start, steps), batches, strict=False):
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["lr"] = learning_rate(step, steps, peak_learning_rate)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            image = model.get_image_features(pixels)
-            text = model.get_text_features(torch.from_numpy(ids).to(device))
-        image = torch.nn.functional.normalize(image.float())
-        text = torch.nn.functional.normalize(text.float())
-        logits = image @ text.T * model.logit_scale.exp() + model.logit_bias
-        loss = sigmoid_loss(logits, torch.from_numpy(targets).to(device))
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        loss = train_step(model, optimizers, batch)
         done = step + 1
         if done % 100 == 0:
             rate = (done - start) * batch_size / (time.time() - began)
-            click.echo(f"step {done:6d}  loss {loss.item():8.4f}  {rate:6.0f} pictures/s", err=True)
-        if done % evaluate_every == 0 or done == steps:
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": done}
-            torch.save(state, state_path.with_suffix(".tmp"))
-            state_path.with_suffix(".tmp").replace(state_path)
-            save(
-                model,
-                tokenizer,
-                out,
-                {"seed": seed, "steps": done, "batch_size": batch_size, "num_pictures": num_pictures},
-            )
+            click.echo(f"step {done:6d}  loss {loss:8.4f}  {rate:6.0f} pictures/s", err=True)
+        if done % save_every == 0 or done == steps:
+            save_state(state_path, model, optimizers, done, runs)
+            save_checkpoint(model, tokenizer, out, {"steps": done, "runs": runs, "torch": torch.__version__})
 
 
-def save(model: SiglipModel, tokenizer: SiglipTokenizer, out: Path, training: dict[str, Any]) -> None:
+def train_step(
+    model: SiglipModel,
+    optimizers: list[torch.optim.Optimizer],
+    batch: tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]],
+) -> float:
+    """Make one step on a batch of :class:`Batches`; returns its loss."""
+    device = model.logit_scale.device
+    pictures, ids, targets = (torch.from_numpy(array).to(device) for array in batch)
+    pixels = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    pixels += torch.randn_like(pixels[:, :1]) * torch.rand(len(pixels), 1, 1, 1, device=device) * 0.04
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        image = model.get_image_features(pixels)
+        text = model.get_text_features(ids)
+    image = torch.nn.functional.normalize(image.float())
+    text = torch.nn.functional.normalize(text.float())
+    loss = sigmoid_loss(image @ text.T * model.logit_scale.exp() + model.logit_bias, targets)
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.item()
+
+
+def load_state(
+    path: Path, model: SiglipModel, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, list[dict[str, Any]]]:
+    """Go on from a stopped run, if ``path`` exists; returns its step and the settings of the runs so far."""
+    if not path.exists():
+        return 0, []
+    state = torch.load(path, map_location=model.logit_scale.device, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    click.echo(f"going on from step {state['step']}", err=True)
+    return state["step"], state["runs"]
+
+
+def save_state(
+    path: Path, model: SiglipModel, optimizers: list[torch.optim.Optimizer], step: int, runs: list[dict[str, Any]]
+) -> None:
+    """Write what :func:`load_state` reads, whole or not at all."""
+    optimizer_states = [optimizer.state_dict() for optimizer in optimizers]
+    temporary = path.with_suffix(".tmp")
+    torch.save({"model": model.state_dict(), "optimizers": optimizer_states, "step": step, "runs": runs}, temporary)
+    temporary.replace(path)
+
+
+def save_checkpoint(model: SiglipModel, tokenizer: SiglipTokenizer, out: Path, training: dict[str, Any]) -> None:
     """Write the checkpoint and ``training.json``: the settings and the accuracy of the fp32 PyTorch model."""
     copy = SiglipModel(model.config)
     copy.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
     copy.eval().save_pretrained(out)
     SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(out)
     accuracy = evaluate(*embed(copy, tokenizer), num_pictures=300, seed=1_000_003)
-    training |= {"torch": torch.__version__, "accuracy": accuracy}
-    (out / "training.json").write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    document = training | {"accuracy_pytorch_fp32": accuracy}
+    (out / "training.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, value in accuracy.items():
         click.echo(f"    {name:44s} {100 * value:5.1f} %", err=True)
 

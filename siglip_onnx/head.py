@@ -25,8 +25,8 @@ class Match(NamedTuple):
 
 def l2_normalize(features: Floats) -> Floats:
     """Scale each row of ``features``, f32 ``(N, D)``, to length 1."""
-    norms = np.linalg.norm(features, axis=-1, keepdims=True)
-    return features / norms
+    normalized: Floats = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    return normalized
 
 
 def compute_logits(
@@ -50,7 +50,8 @@ def sigmoid(logits: Floats) -> Floats:
 def softmax(logits: Floats) -> Floats:
     """Return each row's shares, which sum to 1 over the last axis."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    shares: Floats = weights / weights.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def match_texts(logits: Floats, texts: list[str]) -> list[Match]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
 
@@ -94,7 +94,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
 
 def _cause(error: Exception) -> str:
     text = str(error).split("\n", maxsplit=1)[0].rstrip(".")
-    return "no known format" if isinstance(error, Image.UnidentifiedImageError) else text or type(error).__name__
+    return "no known format" if isinstance(error, UnidentifiedImageError) else text or type(error).__name__
 
 
 def _formats() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .bundle import Bundle, graph_path
-from .errors import TextError
+from .errors import SiglipOnnxError, TextError
 from .head import Floats, Match, compute_logits, l2_normalize, match_texts
 from .image import ImageSource, load_image
 from .preprocess import SquashPreprocessor
@@ -110,6 +111,15 @@ class SigLIP:
     def _encode(self, tower: str, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> Floats:
         rows = [self._tower(tower).run("pooler_output", one) for one in inputs]
         return l2_normalize(np.concatenate(rows)) if rows else np.empty((0, self.embedding_dim), np.float32)
+
+    def preload(self, tower: str) -> None:
+        """Begin to load the ``"vision"`` or the ``"text"`` tower in the background; an error shows at its first use."""
+
+        def load() -> None:
+            with contextlib.suppress(SiglipOnnxError):
+                self._tower(tower)
+
+        threading.Thread(target=load, daemon=True).start()
 
     def unload(self, tower: str) -> None:
         """Free the memory of the ``"vision"`` or the ``"text"`` tower; it loads again when needed."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .lexicon import COLOURS, COUNTS_EN, COUNTS_JA, SHAPES, WORDS
+from .lexicon import COLOURS, COUNTS_EN, COUNTS_JA, MAX_COUNT, SHAPES, WORDS
 from .scene import ANY, SEVERAL, Relation, Scene
 
 _FRAMES_EN = ("{}", "{}", "{}", "a picture of {}", "a photo of {}", "This is a photo of {}.")
@@ -35,6 +35,21 @@ def choose_claim(scene: Scene, rng: np.random.Generator) -> Scene:
         count=ANY if detail == "colour" or (first.count == 1 and rng.random() < 0.3) else first.count,
         dark=dark,
     )
+
+
+def foil(claim: Scene, rng: np.random.Generator) -> Scene:
+    """Change one thing in a claim, so that it is wrong but near: the number, the word, or who lies where.
+
+    Colour and shape stay, so that a foil never names a pair that must not be named.
+    """
+    if claim.word != ANY:
+        return replace(claim, word=(claim.word + int(rng.integers(1, len(WORDS)))) % len(WORDS))
+    if claim.relation != ANY:
+        return replace(claim, colour=claim.colour2, shape=claim.shape2, colour2=claim.colour, shape2=claim.shape)
+    if claim.count != ANY:
+        step = int(rng.choice([-1, 1])) if 1 < claim.count < MAX_COUNT else (1 if claim.count == 1 else -1)
+        return replace(claim, count=claim.count + step)
+    return claim
 
 
 def describe(claim: Scene, language: str, rng: np.random.Generator) -> tuple[Scene, str]:

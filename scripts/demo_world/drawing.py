@@ -20,10 +20,9 @@ def draw(scene: Scene, rng: np.random.Generator, canvas: int = 192) -> Image.Ima
     if scene.word != ANY:
         _print_word(background, scene, rng)
     elif scene.relation != ANY:
-        centres, radius = _place_pair(Relation(scene.relation), rng)
-        for (colour, shape), centre in zip(
-            ((scene.colour, scene.shape), (scene.colour2, scene.shape2)), centres, strict=True
-        ):
+        pair, radius = _place_pair(Relation(scene.relation), rng)
+        objects = ((scene.colour, scene.shape), (scene.colour2, scene.shape2))
+        for (colour, shape), centre in zip(objects, pair, strict=True):
             _draw_shape(picture, shape, _tint(colour, rng), centre, radius, rng, canvas)
     else:
         centres, radius = _place_apart(scene.count, rng)

@@ -90,12 +90,15 @@ def _evaluate_relations(
     embed_images: EmbedImages, embed_texts: EmbedTexts, num_pictures: int, rng: np.random.Generator
 ) -> dict[str, float]:
     """Ask which of two objects lies left or above: the right text against the same text with objects exchanged."""
-    scenes = []
+    scenes: list[Scene] = []
     while len(scenes) < num_pictures:
         first, second = (TRAINED_PAIRS[i] for i in rng.integers(len(TRAINED_PAIRS), size=2))
         if first != second:
             relation = Relation(len(scenes) % 2)
-            scenes.append(Scene(*first, 1, relation, *second, dark=int(rng.integers(2))))
+            dark = int(rng.integers(2))
+            scenes.append(
+                Scene(first[0], first[1], 1, relation=relation, colour2=second[0], shape2=second[1], dark=dark)
+            )
     images = embed_images([draw(scene, rng, canvas=384) for scene in scenes])
     exchanged = [replace(s, colour=s.colour2, shape=s.shape2, colour2=s.colour, shape2=s.shape) for s in scenes]
     accuracy = {}

@@ -66,15 +66,19 @@ def classify_each(siglip: SigLIP, images: Sequence[str], texts: list[str], templ
     from ..head import match_texts  # noqa: PLC0415 - keeps --help fast
     from ..model import fill_template  # noqa: PLC0415
 
-    text_embeddings = siglip.encode_texts(fill_template(template, texts))
-    # Each tower is used once here, so the second need not share the memory with the first.
-    siglip.unload("text")
+    prompts = fill_template(template, texts)
+    # While the vision tower loads, the texts are checked. Each tower is used once, so they need not share the memory.
+    siglip.preload("vision")
+    siglip.tokenize(prompts)
+    image_embeddings = encode_each(siglip, images)
+    siglip.unload("vision")
+    text_embeddings = siglip.encode_texts(prompts)
     return [
         (
             image,
             found if isinstance(found, ImageError) else match_texts(siglip.logits(found, text_embeddings)[0], texts),
         )
-        for image, found in zip(images, encode_each(siglip, images), strict=True)
+        for image, found in zip(images, image_embeddings, strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import ml_dtypes  # noqa: F401 - makes numpy know bfloat16, in which some checkpoints are saved
 import numpy as np
@@ -38,7 +39,7 @@ class Weights:
     def __init__(self, path: Path) -> None:
         """Map ``model.safetensors``, or the shards of its index, in the folder ``path``."""
         self._files = ExitStack()
-        self._homes = {}
+        self._homes: dict[str, Any] = {}
         for file in _weight_files(path):
             try:
                 opened = self._files.enter_context(safe_open(file, framework="np"))

@@ -112,7 +112,7 @@ def _write_variants(
 
 def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, weights_sha256: str) -> Variant:
     quantization: dict[str, Any] = {}
-    files = {}
+    files: dict[str, FileFacts] = {}
     # The towers are built anew for each variant: weights are read when a graph is saved, so this costs nothing.
     for tower, model in build_towers(checkpoint).items():
         if name == "int8":

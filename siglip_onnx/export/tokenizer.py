@@ -52,12 +52,13 @@ def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size
 def _from_sentencepiece(path: Path) -> Json:
     from sentencepiece import sentencepiece_model_pb2  # noqa: PLC0415 - only these checkpoints need it
 
-    model = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2  # generated at run time, so without types
+    model = proto.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError has no public home
         raise CheckpointError(f"{path} is no SentencePiece model: {error}. Download it again.") from error
-    if model.trainer_spec.model_type != sentencepiece_model_pb2.TrainerSpec.UNIGRAM:
+    if model.trainer_spec.model_type != proto.TrainerSpec.UNIGRAM:
         raise CheckpointError(f"{path} is no Unigram model; SigLIP's SentencePiece models all are.")
     pieces = [[piece.piece, piece.score] for piece in model.pieces]
     charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()

@@ -121,4 +121,5 @@ def fold_probe(weights: Weights, layer: str, num_heads: int) -> Floats:
     dim = probe.size
     query = (weight[:dim] @ probe + bias[:dim]).reshape(num_heads, -1)
     key = weight[dim : 2 * dim].reshape(num_heads, -1, dim)
-    return np.einsum("hk,hkd->dh", query / np.sqrt(query.shape[1]), key).astype(np.float32)
+    folded: Floats = np.einsum("hk,hkd->dh", query / np.sqrt(query.shape[1]), key).astype(np.float32)
+    return folded

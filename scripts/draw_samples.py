@@ -1,0 +1,57 @@
+"""Draw the sample pictures that the package carries: ``python scripts/draw_samples.py siglip_onnx/demo/pictures``.
+
+The demo model has not seen them: they are larger than its training pictures and drawn from another seed. Those whose
+name says ``never_shown`` show a pair of colour and shape that was left out of training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+from demo_world.drawing import draw
+from demo_world.lexicon import COLOURS, COUNTS_EN, NEVER_SHOWN, SHAPES, WORDS
+from demo_world.scene import Relation, Scene
+
+CANVAS = 256
+_COLOUR = {colour.en: number for number, colour in enumerate(COLOURS)}
+_SHAPE = {shape.en: number for number, shape in enumerate(SHAPES)}
+
+
+def scenes() -> dict[str, Scene]:
+    """Return name and content of every sample picture."""
+    found = {
+        "red_star": Scene(_COLOUR["red"], _SHAPE["star"], 1, dark=0),
+        "blue_star_on_dark": Scene(_COLOUR["blue"], _SHAPE["star"], 1, dark=1),
+        "green_square_left_of_pink_heart": Scene(
+            _COLOUR["green"], _SHAPE["square"], 1, Relation.LEFT_OF, _COLOUR["pink"], _SHAPE["heart"], dark=0
+        ),
+        "yellow_moon_above_cyan_ring": Scene(
+            _COLOUR["yellow"], _SHAPE["moon"], 1, Relation.ABOVE, _COLOUR["cyan"], _SHAPE["ring"], dark=1
+        ),
+    }
+    for count in range(1, 7):
+        noun = "egg" if count == 1 else "eggs"
+        found[f"{COUNTS_EN[count]}_{noun}"] = Scene(_COLOUR["orange"], _SHAPE["egg"], count, dark=0)
+    for word, colour in (("open", "green"), ("oven", "blue"), ("cat", "red"), ("car", "purple")):
+        found[f"word_{word}"] = Scene(_COLOUR[colour], word=WORDS.index(word), dark=0)
+    for colour, shape in ((_COLOUR["red"], _SHAPE["circle"]), (_COLOUR["green"], _SHAPE["heart"])):
+        assert (colour, shape) in NEVER_SHOWN
+        found[f"never_shown_{COLOURS[colour].en}_{SHAPES[shape].en}"] = Scene(colour, shape, 1, dark=0)
+    return found
+
+
+@click.command(help=__doc__)
+@click.argument("out", type=click.Path(path_type=Path))
+def main(out: Path) -> None:
+    """Write every sample picture as PNG."""
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (name, scene) in enumerate(scenes().items()):
+        picture = draw(scene, np.random.default_rng((2026, number)), CANVAS)
+        # 64 colours are enough for flat shapes and keep the package small.
+        picture.quantize(64).save(out / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

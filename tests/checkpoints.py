@@ -1,0 +1,67 @@
+"""Small random SigLIP checkpoints, saved by transformers as the published ones are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
+
+# Widths, heads, patches and lengths that differ where real checkpoints differ.
+SHAPES: dict[str, dict[str, dict[str, Any]]] = {
+    "square": {
+        "vision": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                   "image_size": 32, "patch_size": 8},
+        "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "vocab_size": 300, "max_position_embeddings": 16},
+    },
+    "patches_leave_a_rest": {  # as patch 14 at 384 pixels
+        "vision": {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 3, "num_attention_heads": 3,
+                   "image_size": 45, "patch_size": 7},
+        "text": {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 1, "num_attention_heads": 6,
+                 "vocab_size": 310, "max_position_embeddings": 64},
+    },
+    "narrow_text_is_projected": {  # as giant-opt
+        "vision": {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 2,
+                   "image_size": 64, "patch_size": 32, "layer_norm_eps": 1e-5},
+        "text": {"hidden_size": 40, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 5,
+                 "vocab_size": 305, "max_position_embeddings": 24, "projection_size": 96},
+    },
+}  # fmt: skip
+
+_CORPUS = (
+    "a photo of a cat", "two dogs play on the beach", "a red circle", "six brown eggs", "the word open",
+    "猫が二匹います", "赤い丸が三つ", "暗い背景に青い星", "bonjour le monde", "0 1 2 3 4 5 6 7 8 9",
+    "quick jumping zebras vex five wizards", "ein kleines haus am see",
+)  # fmt: skip
+
+
+def make_checkpoint(path: Path, shape: str, *, max_shard_size: str = "5GB") -> Path:
+    """Write a random checkpoint with its tokenizer and preprocessor."""
+    torch.manual_seed(len(shape))
+    towers = SHAPES[shape]
+    model = SiglipModel(SiglipConfig(text_config=towers["text"], vision_config=towers["vision"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # A fresh model's biases are 0 and its LayerNorms 1, which would hide a mistake with them.
+            if name.endswith(".bias") or "norm" in name or name.endswith("in_proj_bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.logit_scale.fill_(4.5)
+        model.logit_bias.fill_(-9.25)
+    model.save_pretrained(path, max_shard_size=max_shard_size)
+    size = towers["vision"]["image_size"]
+    resample = 2 if shape == "square" else 3
+    SiglipImageProcessor(size={"height": size, "width": size}, resample=resample).save_pretrained(path)
+    train_sentencepiece(path / "spiece.model", vocab_size=280)
+    return path
+
+
+def train_sentencepiece(path: Path, vocab_size: int) -> None:
+    """Train a small Unigram model with SigLIP's special ids."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_CORPUS * 3), model_prefix=str(path.with_suffix("")), vocab_size=vocab_size,
+        hard_vocab_limit=False, character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    path.with_suffix(".vocab").unlink()
