@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 import onnxruntime
-from demo_world.evaluation import evaluate
-from demo_world.lexicon import COLOURS, NEVER_SHOWN, SHAPES, WORDS
 
 import siglip_onnx
+from demo_world.evaluation import evaluate
+from demo_world.lexicon import COLOURS, NEVER_SHOWN, SHAPES, WORDS
 from siglip_onnx.cli.table import format_table
 
 VARIANTS = ("fp32", "int8")

@@ -46,7 +46,7 @@ def make_checkpoint(path: Path, shape: str, *, max_shard_size: str = "5GB") -> P
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # A fresh model's biases are 0 and its LayerNorms 1, which would hide a mistake with them.
-            if name.endswith(".bias") or "norm" in name or name.endswith("in_proj_bias"):
+            if name.endswith((".bias", "in_proj_bias")) or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         model.logit_scale.fill_(4.5)
         model.logit_bias.fill_(-9.25)

@@ -43,8 +43,10 @@ def text_options(command: Command) -> Command:
 def open_model(model: str | None, variant: str | None, providers: Sequence[str], threads: int | None) -> SigLIP:
     """Load the model that the options ask for; without any, the demo model, which says what it knows."""
     from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
+    from ..session import share_thread_pool  # noqa: PLC0415
 
-    loaded = load(model or DEMO, variant=variant, providers=providers or None, threads=threads)
+    share_thread_pool(threads)
+    loaded = load(model or DEMO, variant=variant, providers=providers or None)
     if not model:
         click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
     return loaded

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+import siglip_onnx
+from siglip_onnx.errors import BundleError, ImageError, ModelNotFoundError, ProviderError, TextError
+
+TEXTS = ["a cat", "two dogs play on the beach", "赤い丸", ""]
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def model(small_bundle: Path, request: pytest.FixtureRequest) -> siglip_onnx.SigLIP:
+    return siglip_onnx.load(small_bundle, variant=request.param)
+
+
+def test_embeddings_have_length_one(model: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
+    for embeddings, count in ((model.encode_images(pictures), 4), (model.encode_texts(TEXTS), 4)):
+        assert embeddings.shape == (count, 64)
+        assert embeddings.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+
+
+def test_many_equal_single(model: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
+    """Bitwise, in int8 as well, whatever the neighbours and the order."""
+    together = model.encode_images(pictures)
+    assert_array_equal(together, np.concatenate([model.encode_images(picture) for picture in pictures]))
+    assert_array_equal(together[::-1], model.encode_images(iter(pictures[::-1])))
+    assert_array_equal(model.encode_texts(TEXTS), np.concatenate([model.encode_texts([text]) for text in TEXTS]))
+
+
+def test_path_bytes_pil_and_array_are_the_same(model: siglip_onnx.SigLIP, picture: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    expected = model.encode_images(picture)
+    for source in (path, str(path), path.read_bytes(), np.asarray(picture), [path], np.asarray(picture)[np.newaxis]):
+        assert_array_equal(model.encode_images(source), expected)
+
+
+def test_nothing_gives_no_rows(model: siglip_onnx.SigLIP) -> None:
+    assert model.encode_images([]).shape == (0, 64)
+    assert model.encode_texts([]).shape == (0, 64)
+    assert model.preprocess([]).shape == (0, 3, 32, 32)
+    assert model.tokenize([]).shape == (0, 16)
+    assert model.logits(model.encode_images([]), model.encode_texts(TEXTS)).shape == (0, 4)
+
+
+def test_classify_agrees_with_its_parts(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
+    matches = model.classify(picture, TEXTS)
+    logits = model.logits(model.encode_images(picture), model.encode_texts(TEXTS))[0]
+    assert [match.text for match in matches] == TEXTS
+    assert [match.logit for match in matches] == logits.tolist()
+    assert [match.probability for match in matches] == siglip_onnx.sigmoid(logits).tolist()
+
+
+def test_template_surrounds_the_texts(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
+    filled = model.classify(picture, ["cat"], template="a photo of a {}.")[0]
+    assert filled.text == "cat"
+    assert filled.logit == model.classify(picture, ["a photo of a cat."])[0].logit
+    with pytest.raises(TextError, match=r"no \{\}"):
+        model.classify(picture, ["cat"], template="a photo")
+
+
+def test_towers_load_when_needed_and_can_be_unloaded(small_bundle: Path, picture: Image.Image) -> None:
+    model = siglip_onnx.load(small_bundle)
+    assert not model._towers
+    model.encode_texts(["a"])
+    assert list(model._towers) == ["text"]
+    expected = model.encode_images(picture)
+    model.unload("vision")
+    assert list(model._towers) == ["text"]
+    model.preload("vision")
+    assert_array_equal(model.encode_images(picture), expected)
+
+
+def test_threads_share_one_session(small_bundle: Path, pictures: list[Image.Image]) -> None:
+    model = siglip_onnx.load(small_bundle)
+    expected = siglip_onnx.load(small_bundle).encode_images(pictures)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(model.encode_images(pictures))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for embeddings in found:
+        assert_array_equal(embeddings, expected)
+
+
+def test_int8_is_the_default_and_spaces_differ(small_bundle: Path) -> None:
+    assert siglip_onnx.load(small_bundle).variant == "int8"
+    spaces = {siglip_onnx.load(small_bundle, variant=variant).embedding_space for variant in ("int8", "fp32")}
+    assert len(spaces) == 2
+
+
+def test_thread_count_does_not_change_fp32_much(small_bundle: Path, pictures: list[Image.Image]) -> None:
+    one, two = (siglip_onnx.load(small_bundle, variant="fp32", threads=count) for count in (1, 2))
+    np.testing.assert_allclose(one.encode_images(pictures), two.encode_images(pictures), atol=1e-6)
+
+
+def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
+    with pytest.raises(TextError, match="no texts"):
+        model.classify(picture, [])
+    with pytest.raises(TextError, match="one str"):
+        model.classify(picture, "a cat")
+    with pytest.raises(TextError, match="cannot be a int"):
+        model.encode_texts([3])  # type: ignore[list-item]
+    with pytest.raises(TextError, match="lone surrogate at position 2"):
+        model.encode_texts(["a \ud800"])
+    with pytest.raises(TextError, match="100,000 characters; at most 20,000"):
+        model.encode_texts(["x" * 100_000])
+    with pytest.raises(ImageError, match="does not exist"):
+        model.encode_images("nowhere.jpg")
+
+
+def test_unknown_names_say_what_there_is(small_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="was not found; expected 'demo' or the folder"):
+        siglip_onnx.load(tmp_path / "nowhere")
+    with pytest.raises(ModelNotFoundError, match="is a file"):
+        siglip_onnx.load(small_bundle / "manifest.json")
+    with pytest.raises(BundleError, match="no variant 'q4'; it has fp32, int8"):
+        siglip_onnx.load(small_bundle, variant="q4")
+    with pytest.raises(ProviderError, match=r"NoSuchProvider is not available; .* has .*CPUExecutionProvider"):
+        siglip_onnx.load(small_bundle, providers=["NoSuchProvider"]).encode_texts(["a"])
