@@ -1,0 +1,225 @@
+"""The command line: exact output, exit codes, and no traceback for any input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import siglip_onnx
+from siglip_onnx.cli import main
+from siglip_onnx.hub import SAMPLE_PICTURES_PATH
+from siglip_onnx.model import SigLIP
+
+RED_STAR = str(SAMPLE_PICTURES_PATH / "red_star.png")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands must not depend on the user's settings, and must not give this process the one shared pool."""
+    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
+    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
+
+
+@pytest.fixture
+def fixed_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def logits(_self: SigLIP, images: Any, _texts: Any) -> Any:
+        return np.repeat(np.array([[2.0, -1.5, -12.25]], np.float32), len(images), axis=0)
+
+    monkeypatch.setattr(SigLIP, "logits", logits)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.usefixtures("fixed_logits")
+def test_table_is_exact_and_wide_characters_align(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--model", small_bundle, "--text", "a cat", "--text", "赤い丸", "--text", "é")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout == (
+        f"{RED_STAR}\n"
+        "text     logit  probability  relative\n"
+        "a cat     2.00        0.881     0.971\n"
+        "赤い丸   -1.50        0.182    0.0293\n"
+        "é       -12.25     4.79e-06  6.29e-07\n"
+    )
+
+
+@pytest.mark.usefixtures("fixed_logits")
+def test_json_is_one_document(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--json", "--model", small_bundle, "--text", "a", "--text", "赤", "--text", "c")
+    document = json.loads(result.stdout)
+    assert document["model"] == "small"
+    assert document["variant"] == "int8"
+    assert document["template"] == "{}"
+    (found,) = document["results"]
+    assert found["image"] == RED_STAR
+    assert [match["text"] for match in found["matches"]] == ["a", "赤", "c"]
+    assert [match["logit"] for match in found["matches"]] == [2.0, -1.5, -12.25]
+    assert found["matches"][0]["probability"] == pytest.approx(0.880797)
+    assert sum(match["relative"] for match in found["matches"]) == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("fixed_logits")
+def test_csv_has_a_line_per_picture_and_text(small_bundle: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\ufeffa, b\n\n  赤い丸  \nc\n", encoding="utf-8")
+    result = run("classify", RED_STAR, RED_STAR, "--csv", "--model", small_bundle, "--texts-file", texts)
+    rows = list(csv.reader(io.StringIO(result.stdout)))
+    assert rows[0] == ["image", "text", "logit", "probability", "relative"]
+    assert [row[:2] for row in rows[1:]] == [[RED_STAR, text] for text in ("a, b", "赤い丸", "c")] * 2
+    assert float(rows[1][2]) == 2.0
+
+
+def test_numbers_are_those_of_the_library(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--json", "--model", small_bundle, "--text", "cat", "--template", "a {}")
+    (match,) = siglip_onnx.load(small_bundle).classify(RED_STAR, ["cat"], template="a {}")
+    assert json.loads(result.stdout)["results"][0]["matches"] == [match._asdict()]
+
+
+def test_demo_model_answers_and_says_what_it_knows() -> None:
+    result = run("classify", RED_STAR, "--text", "a red star", "--text", "a blue circle")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Using the demo model, which knows only coloured shapes")
+    assert result.stderr.count("\n") == 1
+
+
+def test_model_from_the_environment(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGLIP_ONNX_MODEL", str(small_bundle))
+    result = run("classify", RED_STAR, "--text", "a", "--json")
+    assert json.loads(result.stdout)["model"] == "small"
+    assert result.stderr == ""
+
+
+def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    arguments = ("--model", small_bundle, "--text", "a", "--json")
+    some = run("classify", empty, RED_STAR, *arguments)
+    assert some.exit_code == 3
+    broken, good = json.loads(some.stdout)["results"]
+    assert broken == {"image": str(empty), "error": f"{empty} is empty (0 bytes); expected a picture file."}
+    assert good["matches"]
+    assert some.stderr == f"siglip-onnx: {broken['error']}\n"
+    assert run("classify", empty, *arguments).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["classify", RED_STAR], 2, "There are no texts to compare with; give --text TEXT or --texts-file FILE."),
+        (["classify", "--text", "a"], 2, "Missing argument 'IMAGE...'"),
+        (["classify", RED_STAR, "--text", "a", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
+        (["classify", RED_STAR, "--text", "a", "--model", "/"], 4, "/ is no model bundle"),
+        (["classify", RED_STAR, "--text", "a", "--variant", "q4"], 4, "has no variant 'q4'; it has int8"),
+        (["classify", RED_STAR, "--text", "a", "--provider", "Nope"], 1, "Execution provider Nope is not available"),
+        (["classify", RED_STAR, "--text", "a", "--template", "x"], 1, "The template 'x' has no {}"),
+        (["classify", RED_STAR, "--text", "x" * 100_000], 1, "has 100,000 characters; at most 20,000"),
+        (["classify", RED_STAR, "--texts-file", "/nowhere.txt"], 1, "/nowhere.txt does not exist"),
+        (["embed", "--out", "x.npy"], 2, "Give either pictures, or texts"),
+        (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either pictures, or texts"),
+        (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere/x.npy cannot be written"),
+        (["info", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
+        (["export", "/nowhere", "never"], 4, "/nowhere does not exist; expected a checkpoint folder"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+    ],
+)
+def test_wrong_input_ends_with_one_message(arguments: list[str], exit_code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_texts_file_that_is_empty_or_not_utf8(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n \n")
+    assert "holds no text" in run("classify", RED_STAR, "--texts-file", texts).stderr
+    texts.write_bytes("赤".encode("shift_jis"))
+    assert "is not UTF-8" in run("classify", RED_STAR, "--texts-file", texts).stderr
+
+
+def test_embed_pictures(small_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "vectors.npy"
+    result = run("embed", RED_STAR, "missing.png", RED_STAR, "--model", small_bundle, "--out", out)
+    assert result.exit_code == 3
+    vectors = np.load(out)
+    np.testing.assert_array_equal(vectors, siglip_onnx.load(small_bundle).encode_images([RED_STAR, RED_STAR]))
+    rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == [0, None, 1]
+    assert rows[1]["error"].startswith("missing.png does not exist")
+    assert rows[0]["embedding_space"] == siglip_onnx.load(small_bundle).embedding_space
+
+
+def test_embed_texts(small_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "texts.npy"
+    result = run("embed", "--text", "a cat", "--text", "赤い丸", "--model", small_bundle, "--out", out, "--json")
+    assert json.loads(result.stdout)["shape"] == [2, 64]
+    np.testing.assert_array_equal(np.load(out), siglip_onnx.load(small_bundle).encode_texts(["a cat", "赤い丸"]))
+    rows = out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(rows[1])["text"] == "赤い丸"
+
+
+def test_info_tells_what_a_bundle_holds(small_bundle: Path) -> None:
+    facts = json.loads(run("info", "--model", small_bundle, "--json").stdout)
+    assert facts["embedding_dim"] == 64
+    assert facts["picture"] == [32, 32]
+    assert set(facts["variants"]) == {"fp32", "int8"}
+    assert "CPUExecutionProvider" in facts["providers"]
+    result = run("info", "--model", small_bundle, "--verify-files")
+    assert result.exit_code == 0
+    assert "int8 (default)" in result.stdout
+    assert result.stderr == "All files are as the manifest says.\n"
+
+
+def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert run("export", small_checkpoint, out).exit_code == 0
+    tokenizer = out / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    result = run("info", "--model", out, "--verify-files")
+    assert result.exit_code == 4
+    assert "is damaged: tokenizer.json:" in result.stderr
+
+
+def test_help_of_a_real_process() -> None:
+    for command in ([], ["classify"], ["embed"], ["info"], ["export"]):
+        text = subprocess.check_output([sys.executable, "-m", "siglip_onnx", *command, "--help"], text=True)
+        assert text.startswith("Usage: ")
+
+
+def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("siglip_onnx.hub.load", interrupt)
+    result = run("classify", RED_STAR, "--text", "a")
+    assert result.exit_code == 130
+    assert result.stderr == "siglip-onnx: interrupted\n"
+
+
+def test_picture_without_a_tower_to_read_it_is_our_error(small_bundle: Path, tmp_path: Path) -> None:
+    """A graph that is damaged but of the right size fails in the background load and at its first use, once."""
+    import shutil
+
+    copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+    graph = copy / "onnx" / "vision_model_quantized.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    result = run("classify", picture, "--text", "a", "--model", copy)
+    assert result.exit_code == 4
+    assert result.stderr.count("siglip-onnx:") == 1
+    assert "cannot be loaded" in result.stderr

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import SiglipConfig as ReferenceConfig
+
+from siglip_onnx.config import TextConfig, VisionConfig, read_config, read_preprocessor_config
+from siglip_onnx.errors import CheckpointError
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    reference = ReferenceConfig()
+    for ours, theirs in ((VisionConfig(), reference.vision_config), (TextConfig(), reference.text_config)):
+        for name, value in vars(ours).items():
+            expected = theirs.hidden_size if name == "projection_size" else getattr(theirs, name)
+            assert (value if value is not None else ours.hidden_size) == expected, name
+
+
+def test_sparse_published_config(material: Path) -> None:
+    configs = material / "configs"
+    config = read_config(configs / "siglip2-base-patch16-384_config.json")
+    assert (config.vision.image_size, config.vision.num_patches, config.vision.hidden_size) == (384, 576, 768)
+    assert (config.text.vocab_size, config.text.max_position_embeddings) == (256000, 64)
+    preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-384_preprocessor_config.json")
+    assert (preprocessor.height, preprocessor.width, preprocessor.resample) == (384, 384, 2)
+    with pytest.raises(CheckpointError, match="NaFlex"):
+        read_config(configs / "siglip2-base-patch16-naflex_config.json")
+
+
+def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:
+    assert VisionConfig(image_size=384, patch_size=14).num_patches == 27 * 27
+
+
+@pytest.mark.parametrize(("content", "message"), [("[1]", "JSON list, expected an object"), ("{", "cannot be read")])
+def test_files_that_are_no_config(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_config(tmp_path / "config.json")

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import siglip_onnx
+from siglip_onnx.errors import CheckpointError
+from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.export.quantize import quantize_columns, quantize_rows
+
+
+@pytest.fixture
+def copy(small_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_shards_and_half_precision_are_read(copy: Path, small_bundle: Path, tmp_path: Path) -> None:
+    sharded = make_checkpoint(tmp_path / "sharded", "square", max_shard_size="100KB")
+    assert not (sharded / "model.safetensors").exists()
+    export_bundle(sharded, tmp_path / "from_shards", precisions=["fp32"])
+    expected = siglip_onnx.load(small_bundle, variant="fp32").encode_texts(["a cat"])
+    assert_array_equal(siglip_onnx.load(tmp_path / "from_shards").encode_texts(["a cat"]), expected)
+
+    weights = load_file(copy / "model.safetensors")
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, copy / "model.safetensors")
+    export_bundle(copy, tmp_path / "from_bf16", precisions=["fp32"])
+    assert_allclose(siglip_onnx.load(tmp_path / "from_bf16").encode_texts(["a cat"]), expected, atol=0.02)
+
+
+def test_graphs_are_valid_and_fused(small_bundle: Path) -> None:
+    """One attention operator per layer, and nothing that a fusing pass would still have to find."""
+    for tower, layers in (("vision", 2), ("text", 2)):
+        path = small_bundle / "onnx" / f"{tower}_model.onnx"
+        operators = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+        assert operators.count("MultiHeadAttention") == layers
+        assert not {"Shape", "Slice", "Split", "Erf", "Tanh", "ReduceMean"} & set(operators)
+        assert operators.count("LayerNormalization") == 2 * layers + (2 if tower == "vision" else 1)
+
+
+def test_int8_weights_are_int8_and_small(small_bundle: Path) -> None:
+    for tower, linear in (("vision", 2 * 6 + 3), ("text", 2 * 6 + 1)):
+        model = onnx.load(small_bundle / "onnx" / f"{tower}_model_quantized.onnx", load_external_data=False)
+        operators = [node.op_type for node in model.graph.node]
+        assert operators.count("DynamicQuantizeMatMul") == linear
+        int8 = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+        assert len(int8) == linear + (tower == "text")
+    variants = siglip_onnx.load(small_bundle).bundle.manifest.variants
+    assert variants["int8"].size_bytes < 0.6 * variants["fp32"].size_bytes
+    assert variants["int8"].quantization["text"]["token_tables"] == 1
+
+
+def test_quantized_rows_and_columns_are_near() -> None:
+    matrix = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+    matrix[3] = 0
+    quantized, scales = quantize_rows(matrix)
+    assert quantized.dtype == np.int8
+    assert np.abs(quantized).max() == 127
+    assert_allclose(quantized * scales, matrix, atol=float(scales.max()) / 2 + 1e-6)
+    assert scales[3] == 1
+    by_column, column_scales = quantize_columns(matrix)
+    assert_array_equal(by_column, quantize_rows(matrix.T)[0].T)
+    assert column_scales.shape == (7,)
+
+
+def test_accuracy_card_is_in_the_manifest(small_bundle: Path) -> None:
+    variants = siglip_onnx.load(small_bundle).bundle.manifest.variants
+    assert variants["fp32"].accuracy["vision_cosine_min"] == pytest.approx(1)
+    card = variants["int8"].accuracy
+    assert 0.999 < card["vision_cosine_min"] < 1
+    assert card["num_pictures"] >= 16
+    assert card["num_texts"] == 16
+    assert 0 < card["logit_error_mean"] < card["logit_error_max"]
+
+
+def test_int8_alone_leaves_no_fp32_behind(small_checkpoint: Path, tmp_path: Path) -> None:
+    (variant,) = export_bundle(small_checkpoint, tmp_path / "out", precisions=["int8"])
+    assert variant.name == "int8"
+    names = {path.name for path in (tmp_path / "out" / "onnx").iterdir()}
+    assert names == {f"{tower}_model_quantized.onnx{end}" for tower in ("vision", "text") for end in ("", ".data")}
+    assert siglip_onnx.load(tmp_path / "out").bundle.verify_files() == []
+
+
+def test_export_is_reproducible(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    export_bundle(small_checkpoint, tmp_path / "again")
+    for path in small_bundle.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(small_bundle)).read_bytes(), path
+
+
+def test_existing_folder_is_kept_unless_overwritten(small_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match=r"exists already; .* --overwrite"):
+        export_bundle(small_checkpoint, out)
+    assert (out / "mine.txt").read_text() == "keep"
+    export_bundle(small_checkpoint, out, precisions=["int8"], overwrite=True)
+    assert siglip_onnx.load(out).variant == "int8"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (CONFIG, lambda d: d.update(model_type="clip"), "model_type 'clip', expected 'siglip'"),
+        (CONFIG, lambda d: d.update(model_type="siglip2"), "NaFlex"),
+        (CONFIG, lambda d: d["vision_config"].update(vision_use_head=False), "without its pooling head"),
+        (CONFIG, lambda d: d["vision_config"].update(hidden_act="relu"), "hidden_act 'relu'"),
+        (CONFIG, lambda d: d["vision_config"].update(num_attention_heads=7), "7 attention heads"),
+        (CONFIG, lambda d: d["text_config"].update(projection_size=32), "64 dimensions and texts in 32"),
+        (CONFIG, lambda d: d["text_config"].update(num_hidden_layers=3), r"lacks 16 of \d+ weights"),
+        (CONFIG, lambda d: d["text_config"].update(vocab_size=301), r"shape \(300, 64\), .* promises \(301, 64\)"),
+        (PREPROCESSOR, lambda d: d.update(size={"height": 64, "width": 64}), "64x64 pixels, but .* takes 32x32"),
+        (PREPROCESSOR, lambda d: d.update(size={"shortest_edge": 64}), "shortest_edge"),
+        (PREPROCESSOR, lambda d: d.update(do_normalize=False), "do_normalize: false"),
+        (PREPROCESSOR, lambda d: d.update(do_center_crop=True), "never crops"),
+        (PREPROCESSOR, lambda d: d.update(resample=9), "resample 9"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(
+    copy: Path, tmp_path: Path, file: str, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_json(copy / file, change)
+    with pytest.raises(CheckpointError, match=message):
+        export_bundle(copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (CONFIG, "config.json does not exist"),
+        (PREPROCESSOR, "preprocessor_config.json does not exist"),
+        ("model.safetensors", "neither model.safetensors nor"),
+        ("spiece.model", "neither spiece.model nor tokenizer.json"),
+    ],
+)
+def test_missing_files_are_named_and_nothing_is_written(copy: Path, tmp_path: Path, file: str, message: str) -> None:
+    (copy / file).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        export_bundle(copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("file", [CONFIG, "model.safetensors", "spiece.model"])
+def test_damaged_files_are_named(copy: Path, tmp_path: Path, file: str) -> None:
+    (copy / file).write_bytes(b"\x93damaged")
+    with pytest.raises(CheckpointError, match=file):
+        export_bundle(copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_shard_index_with_a_missing_shard(tmp_path: Path) -> None:
+    sharded = make_checkpoint(tmp_path / "sharded", "square", max_shard_size="100KB")
+    next(iter(sorted(sharded.glob("model-*.safetensors")))).unlink()
+    with pytest.raises(CheckpointError, match=r"lacks model-00001-of-\d+\.safetensors"):
+        export_bundle(sharded, tmp_path / "out")
+
+
+def test_gelu_without_tanh(small_checkpoint: Path, tmp_path: Path, picture: Image.Image) -> None:
+    """Fine-tuned descendants may use the exact GELU; the graph must then too."""
+    from transformers import SiglipImageProcessor, SiglipModel
+
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "gelu"))
+    edit_json(copy / CONFIG, lambda d: d["vision_config"].update(hidden_act="gelu"))
+    export_bundle(copy, tmp_path / "out", precisions=["fp32"])
+    pixels = SiglipImageProcessor.from_pretrained(copy)([picture], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(SiglipModel.from_pretrained(copy).get_image_features(pixels))
+    assert_allclose(siglip_onnx.load(tmp_path / "out").encode_images(picture), expected.numpy(), atol=1e-5)
