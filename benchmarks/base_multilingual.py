@@ -4,7 +4,7 @@
 
 Makes the checkpoint (1.5 GB, kept in --work), exports it, compares both variants with PyTorch and with each other on
 16 pictures and 16 texts, then times the towers in alternating rounds and whole processes. Random weights prove parity,
-speed and memory, not accuracy. Writes benchmarks/results/base_multilingual.json.
+speed and memory, not accuracy. Writes benchmarks/results/base_multilingual.json and its table in the README.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ import siglip_onnx
 from siglip_onnx.export.verify import SAMPLE_TEXTS
 
 RESULTS = Path(__file__).parent / "results" / "base_multilingual.json"
+README = Path(__file__).parent.parent / "README.md"
+README_BEGIN, README_END = "<!-- base_multilingual -->", "<!-- end of base_multilingual -->"
 ROUNDS = 5
 Result = TypeVar("Result")
 VOCAB_SIZE, IMAGE_SIZE = 250_000, 256
@@ -57,7 +59,53 @@ def main(images: Path, spiece: Path, work: Path) -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    click.echo(json.dumps(results, indent=2))
+    update_readme(results)
+    click.echo(markdown(results))
+
+
+def update_readme(results: dict[str, Any]) -> None:
+    """Put the results between their marks in the README."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(README_BEGIN)
+    _, after = rest.split(README_END)
+    README.write_text(f"{before}{README_BEGIN}\n{markdown(results)}\n{README_END}{after}", encoding="utf-8")
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Return the results as the table that stands in the README."""
+    machine, towers, fidelity = results["machine"], results["towers"], results["fidelity"]
+    classify = results["processes"]["classify, one picture and two texts"]
+    sizes = {variant["name"]: variant["size_bytes"] for variant in results["export"]["variants"]}
+    rows = [
+        ("vision tower, one picture, min / median ms", *_latencies(towers, "vision")),
+        ("text tower, one text, min / median ms", *_latencies(towers, "text")),
+        ("files, MB", *(f"{sizes[variant] / 1e6:.0f}" for variant in ("fp32", "int8"))),
+        ("vision: fidelity", *_fidelity(fidelity, "vision")),
+        ("text: fidelity", *_fidelity(fidelity, "text")),
+    ]
+    lines = ["| | fp32 | int8 |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    closing = (
+        f"The whole `classify` process with int8, one picture and two texts, took {classify['min_seconds']:.2f} s "
+        f"(min) and {classify['median_seconds']:.2f} s (median) and at most {classify['peak_memory_mb']:.0f} MB. "
+        f"Exporting both variants took {results['export']['seconds']:.0f} s and {results['export']['peak_memory_mb']:.0f} MB. "
+        f"Machine: {machine['cpu']}, {machine['threads']} cores, {', '.join(machine['cpu_flags'])}; onnxruntime "
+        f"{machine['packages']['onnxruntime']}, Python {machine['python']}."
+    )
+    return "\n".join([*lines, "", closing])
+
+
+def _latencies(towers: dict[str, Any], tower: str) -> list[str]:
+    return [
+        f"{towers[f'{tower} {variant}']['min_ms']:.0f} / {towers[f'{tower} {variant}']['median_ms']:.0f}"
+        for variant in ("fp32", "int8")
+    ]
+
+
+def _fidelity(fidelity: dict[str, Any], tower: str) -> list[str]:
+    return [
+        f"{fidelity[f'{tower}_fp32_max_abs_to_pytorch']:.0e} largest difference to PyTorch",
+        f"{fidelity[f'{tower}_int8_min_cosine_to_fp32']:.5f} smallest cosine to fp32",
+    ]
 
 
 def make_checkpoint(path: Path, spiece: Path) -> None:

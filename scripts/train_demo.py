@@ -190,6 +190,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 @click.option("--num-pictures", default=100_000, show_default=True, help="Pictures drawn for training.")
 @click.option("--foil-share", default=0.5, show_default=True, help="Captions that come with a near but wrong one.")
 @click.option("--save-every", default=500, show_default=True)
+@click.option("--num-evaluated", default=300, show_default=True, help="Pictures per question at each save.")
 def main(
     out: Path,
     steps: int,
@@ -200,9 +201,10 @@ def main(
     num_pictures: int,
     foil_share: float,
     save_every: int,
+    num_evaluated: int,
 ) -> None:
     """Train and save; see the module's docstring."""
-    settings = {key: value for key, value in locals().items() if key not in ("out", "save_every")}
+    settings = {key: value for key, value in locals().items() if key not in ("out", "save_every", "num_evaluated")}
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     spiece = out / "spiece.model"
@@ -228,7 +230,8 @@ def main(
             click.echo(f"step {done:6d}  loss {loss:8.4f}  {rate:6.0f} pictures/s", err=True)
         if done % save_every == 0 or done == steps:
             save_state(state_path, model, optimizers, done, runs)
-            save_checkpoint(model, tokenizer, out, {"steps": done, "runs": runs, "torch": torch.__version__})
+            training = {"steps": done, "runs": runs, "torch": torch.__version__}
+            save_checkpoint(model, tokenizer, out, training, num_evaluated)
 
 
 def train_step(
@@ -279,13 +282,15 @@ def save_state(
     temporary.replace(path)
 
 
-def save_checkpoint(model: SiglipModel, tokenizer: SiglipTokenizer, out: Path, training: dict[str, Any]) -> None:
+def save_checkpoint(
+    model: SiglipModel, tokenizer: SiglipTokenizer, out: Path, training: dict[str, Any], num_evaluated: int
+) -> None:
     """Write the checkpoint and ``training.json``: the settings and the accuracy of the fp32 PyTorch model."""
     copy = SiglipModel(model.config)
     copy.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
     copy.eval().save_pretrained(out)
     SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(out)
-    accuracy = evaluate(*embed(copy, tokenizer), num_pictures=300, seed=1_000_003)
+    accuracy = evaluate(*embed(copy, tokenizer), num_pictures=num_evaluated, seed=1_000_003)
     document = training | {"accuracy_pytorch_fp32": accuracy}
     (out / "training.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, value in accuracy.items():

@@ -1,0 +1,52 @@
+"""What the documents say must be so."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import siglip_onnx
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_of_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert output.startswith("a red star: ")
+    assert len(output.splitlines()) == 3
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from base_multilingual import RESULTS, markdown
+
+    assert markdown(json.loads(RESULTS.read_text(encoding="utf-8"))) in README
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), target
+
+
+def test_changelog_and_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", siglip_onnx.__version__)
+    assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").startswith("# Changelog")
+
+
+def test_experiments_print_every_table() -> None:
+    output = subprocess.check_output([sys.executable, str(ROOT / "examples" / "experiments.py")], text=True)
+    assert [line for line in output.splitlines() if line.startswith("==")] == [
+        f"== {title}"
+        for language in ("English", "Japanese")
+        for title in (
+            f"A richer description, {language}: probability",
+            f"Counting, {language}: probability of each number of eggs",
+            f"Reading, {language}: probability of each word",
+        )
+    ]
