@@ -73,9 +73,9 @@ def update_readme(results: dict[str, Any]) -> None:
 
 def markdown(results: dict[str, Any]) -> str:
     """Return the results as the table that stands in the README."""
-    machine, towers, fidelity = results["machine"], results["towers"], results["fidelity"]
+    machine, export, towers, fidelity = (results[key] for key in ("machine", "export", "towers", "fidelity"))
     classify = results["processes"]["classify, one picture and two texts"]
-    sizes = {variant["name"]: variant["size_bytes"] for variant in results["export"]["variants"]}
+    sizes = {variant["name"]: variant["size_bytes"] for variant in export["variants"]}
     rows = [
         ("vision tower, one picture, min / median ms", *_latencies(towers, "vision")),
         ("text tower, one text, min / median ms", *_latencies(towers, "text")),
@@ -87,7 +87,7 @@ def markdown(results: dict[str, Any]) -> str:
     closing = (
         f"The whole `classify` process with int8, one picture and two texts, took {classify['min_seconds']:.2f} s "
         f"(min) and {classify['median_seconds']:.2f} s (median) and at most {classify['peak_memory_mb']:.0f} MB. "
-        f"Exporting both variants took {results['export']['seconds']:.0f} s and {results['export']['peak_memory_mb']:.0f} MB. "
+        f"Exporting both variants took {export['seconds']:.0f} s and {export['peak_memory_mb']:.0f} MB. "
         f"Machine: {machine['cpu']}, {machine['threads']} cores, {', '.join(machine['cpu_flags'])}; onnxruntime "
         f"{machine['packages']['onnxruntime']}, Python {machine['python']}."
     )

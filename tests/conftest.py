@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import SHAPES, make_checkpoint
 from PIL import Image
 
 from siglip_onnx.export.pipeline import export_bundle
 
 MATERIAL = "SIGLIP_ONNX_MATERIAL"
+torch.set_num_threads(1)  # the models here are tiny; threads would only wait for each other
 
 
 @pytest.fixture(scope="session", params=sorted(SHAPES))
