@@ -67,7 +67,7 @@ whole path works on a fresh machine, and what zero-shot means; it knows nothing 
 ## Accuracy
 
 Top-1 in percent on {num_pictures} freshly drawn pictures per question (seed {seed}, 384 pixels), chance in the names:
-colour and shape is one of {len(COLOURS) * len(SHAPES)} names, shape and count one of {len(SHAPES) * 6}, object and
+colour and shape is one of {len(COLOURS) * len(SHAPES)} names, count one of 6, object and
 background one of {len(COLOURS) * len(SHAPES) * 2}, left of and above one of 2. Measured with siglip_onnx
 {siglip_onnx.__version__} on onnxruntime {onnxruntime.__version__}.
 

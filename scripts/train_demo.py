@@ -28,7 +28,7 @@ from demo_world.captions import choose_claim, describe, foil
 from demo_world.drawing import draw
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import WORDS
-from demo_world.scene import Scene, draw_scene, match_targets
+from demo_world.scene import KIND_SHARES, Scene, draw_scene, match_targets
 
 IMAGE_SIZE, PATCH_SIZE, TEXT_LENGTH = 96, 16, 32
 VOCAB_SIZE = 640
@@ -215,7 +215,7 @@ def main(
     optimizers = make_optimizers(model)
     state_path = out / "training_state.pt"
     start, runs = load_state(state_path, model, optimizers)
-    runs.append({"from_step": start, **settings})
+    runs.append({"from_step": start, **settings, "kind_shares": KIND_SHARES})
 
     # A resumed run draws new pictures instead of the first ones again.
     batches = Batches(tokenizer, batch_size, num_pictures, foil_share, seed + start)

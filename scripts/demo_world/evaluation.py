@@ -33,6 +33,7 @@ def evaluate(embed_images: EmbedImages, embed_texts: EmbedTexts, *, num_pictures
         for language, choices, right in zip(("en", "ja"), texts, answers, strict=False):
             predicted = (images @ embed_texts(choices).T).argmax(1)
             accuracy[f"{name}, {language}"] = float(np.mean(predicted == np.array(right)))
+    accuracy.update(_evaluate_counts(embed_images, embed_texts, num_pictures, rng))
     accuracy.update(_evaluate_relations(embed_images, embed_texts, num_pictures, rng))
     return accuracy
 
@@ -45,15 +46,6 @@ def _questions(num_pictures: int, rng: np.random.Generator) -> Iterator[Question
         scenes = [Scene(*pair, count=1, dark=int(rng.integers(2))) for pair in chosen]
         right = [ALL_PAIRS.index(pair) for pair in chosen]
         yield f"colour and shape, {label}", scenes, names, [right, right]
-
-    counted = [
-        Scene(*TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))], count=1 + i % MAX_COUNT, dark=int(rng.integers(2)))
-        for i in range(num_pictures)
-    ]
-    # One set of texts serves every picture, so it names neither colour nor shape of a single one.
-    shapes = sorted({scene.shape for scene in counted})
-    choices = [(shape, count) for shape in shapes for count in range(1, MAX_COUNT + 1)]
-    yield from _count_questions(counted, choices)
 
     printed = [
         Scene(int(rng.integers(len(COLOURS))), word=i % len(WORDS), dark=int(rng.integers(2)))
@@ -76,14 +68,23 @@ def _questions(num_pictures: int, rng: np.random.Generator) -> Iterator[Question
     yield "object and background", objects, [choices_en, choices_ja], [right, right]
 
 
-def _count_questions(scenes: list[Scene], choices: list[tuple[int, int]]) -> Iterator[Question]:
-    """Ask for shape and count together: ``three stars`` among every shape in every number."""
-    texts = [
-        [name_en(-1, shape, count) for shape, count in choices],
-        [name_ja(-1, shape, count) for shape, count in choices],
+def _evaluate_counts(
+    embed_images: EmbedImages, embed_texts: EmbedTexts, num_pictures: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Ask how many there are: one to six of the picture's own colour and shape."""
+    scenes = [
+        Scene(*TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))], count=1 + i % MAX_COUNT, dark=int(rng.integers(2)))
+        for i in range(num_pictures)
     ]
-    right = [choices.index((scene.shape, scene.count)) for scene in scenes]
-    yield f"shape and count 1-{MAX_COUNT}", scenes, texts, [right, right]
+    images = embed_images([draw(scene, rng, canvas=384) for scene in scenes])
+    accuracy = {}
+    for language, name in (("en", name_en), ("ja", name_ja)):
+        numbers = range(1, MAX_COUNT + 1)
+        texts = embed_texts([name(scene.colour, scene.shape, count) for scene in scenes for count in numbers])
+        scores = np.einsum("nd,ncd->nc", images, texts.reshape(num_pictures, MAX_COUNT, -1))
+        right = [scene.count - 1 for scene in scenes]
+        accuracy[f"count 1-{MAX_COUNT}, {language}"] = float(np.mean(scores.argmax(1) == right))
+    return accuracy
 
 
 def _evaluate_relations(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .lexicon import MAX_COUNT, TRAINED_PAIRS, WORDS
 
 ANY = -1  # a field that a description leaves open, or that a scene does not have
+KIND_SHARES = {"single": 0.15, "count": 0.4, "relation": 0.2, "word": 0.25}  # of the pictures to train on
 SEVERAL = MAX_COUNT + 1  # the count of an English plural without a number
 
 
@@ -43,7 +44,7 @@ _COLOUR, _SHAPE, _COUNT, _RELATION, _COLOUR2, _SHAPE2, _WORD, _DARK = range(8)
 
 def draw_scene(rng: np.random.Generator) -> Scene:
     """Choose a random scene made of trained colour-shape pairs."""
-    kind = rng.choice(["single", "count", "relation", "word"], p=[0.3, 0.3, 0.15, 0.25])
+    kind = rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values()))
     colour, shape = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
     dark = int(rng.integers(2))
     if kind == "single":
