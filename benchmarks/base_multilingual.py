@@ -135,7 +135,8 @@ def measure_fidelity(checkpoint: Path, bundle: Path, pictures: list[str]) -> dic
     reference = SiglipModel.from_pretrained(checkpoint).eval()
     texts = list(SAMPLE_TEXTS)
     with torch.no_grad():
-        torch_images = reference.get_image_features(torch.from_numpy(fp32.preprocess(pictures)))
+        pixels = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(pictures)])
+        torch_images = reference.get_image_features(torch.from_numpy(pixels))
         torch_texts = reference.get_text_features(torch.from_numpy(fp32.tokenize(texts)))
     facts: dict[str, Any] = {"pictures": len(pictures), "texts": len(texts)}
     for tower, expected, found, quantized in (
@@ -153,8 +154,8 @@ def time_towers(bundle: Path, picture: str) -> dict[str, Any]:
     runs: dict[str, Callable[[], object]] = {}
     for variant in ("fp32", "int8"):
         model = siglip_onnx.load(bundle, variant=variant)
-        pixels, ids = model.preprocess(picture), model.tokenize(["a photo of a cat"])
-        for tower, inputs in (("vision", {"pixel_values": pixels}), ("text", {"input_ids": ids})):
+        (pixels,), ids = model.preprocess(picture), model.tokenize(["a photo of a cat"])
+        for tower, inputs in (("vision", pixels), ("text", {"input_ids": ids})):
             session = model._tower(tower)  # noqa: SLF001 - the tower alone, without preprocessing
             runs[f"{tower} {variant}"] = partial(session.run, "pooler_output", inputs)
     latencies: dict[str, list[float]] = {name: [] for name in runs}

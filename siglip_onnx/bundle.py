@@ -9,13 +9,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import PreprocessorConfig, SiglipConfig, read_config, read_preprocessor_config
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import (
+    NaflexPreprocessorConfig,
+    PreprocessorConfig,
+    SiglipConfig,
+    read_config,
+    read_preprocessor_config,
+)
 from .errors import BundleError
 
 FORMAT = "siglip_onnx.bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+POSITIONS = "position_embeddings.npy"  # NaFlex only
 # The suffixes of the graph files are those that users of transformers.js know.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "q4": "_q4"}
 DEFAULT_ORDER = ("int8", "fp32", "fp16", "q4")
@@ -80,12 +90,31 @@ class Bundle:
     path: Path
     manifest: Manifest
     config: SiglipConfig
-    preprocessor: PreprocessorConfig
+    preprocessor: PreprocessorConfig | NaflexPreprocessorConfig
 
     @property
     def tokenizer_path(self) -> Path:
         """The exact ``tokenizer.json``."""
         return self.path / TOKENIZER
+
+    def read_positions(self) -> NDArray[np.float32]:
+        """Return the learned positions of a NaFlex model, f32 ``(num_patches, D)``.
+
+        Raises:
+            BundleError: the file is missing or of another shape.
+        """
+        path = self.path / POSITIONS
+        expected = (self.config.vision.num_patches, self.manifest.embedding_dim)
+        try:
+            positions: NDArray[np.float32] = np.load(path)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read: {error}. Export the model again.") from error
+        if positions.shape != expected or positions.dtype != np.float32:
+            raise BundleError(
+                f"{path} holds {positions.dtype} of shape {positions.shape}, expected float32 of {expected}. "
+                "Export the model again."
+            )
+        return positions
 
     def choose_variant(self, name: str | None) -> str:
         """Return ``name``, or the best present variant if it is None.
@@ -135,12 +164,9 @@ def open_bundle(path: Path) -> Bundle:
                 raise BundleError(
                     f"{file} {found}, expected {facts.size_bytes} bytes. Export or download the model again."
                 )
-    return Bundle(
-        path,
-        manifest,
-        read_config(path / "config.json"),
-        read_preprocessor_config(path / "preprocessor_config.json"),
-    )
+    config = read_config(path / "config.json")
+    preprocessor = read_preprocessor_config(path / "preprocessor_config.json", config.model_type)
+    return Bundle(path, manifest, config, preprocessor)
 
 
 def file_facts(path: Path) -> FileFacts:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from .errors import CheckpointError
 
+SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution is of the first
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
 RESAMPLE_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
@@ -36,6 +37,24 @@ class VisionConfig:
     def num_patches(self) -> int:
         """Patches of one picture; pixels beyond the last whole patch are not seen."""
         return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class NaflexVisionConfig:
+    """Shape of a NaFlex vision tower, which takes pictures of any aspect as up to so many patches as one asks for.
+
+    ``num_patches`` is the size of the square grid of learned positions, which is resized to each picture's grid.
+    """
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    num_patches: int = 256
+    patch_size: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -63,23 +82,40 @@ class SiglipConfig:
     """Both towers of one checkpoint."""
 
     model_type: str
-    vision: VisionConfig
+    vision: VisionConfig | NaflexVisionConfig
     text: TextConfig
 
 
 @dataclass(frozen=True)
-class PreprocessorConfig:
-    """How a picture becomes ``pixel_values``: squash to ``(height, width)``, rescale, normalise per channel."""
+class LevelsConfig:
+    """What a channel's 256 levels become: rescaled, then normalised."""
 
-    height: int
-    width: int
-    resample: int = 3
     rescale_factor: float = 1 / 255
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
-Tower = TypeVar("Tower", VisionConfig, TextConfig)
+@dataclass(frozen=True)
+class PreprocessorConfig:
+    """Squash a picture to ``(height, width)`` with a PIL filter."""
+
+    height: int
+    width: int
+    resample: int = 3
+    levels: LevelsConfig = LevelsConfig()
+
+
+@dataclass(frozen=True)
+class NaflexPreprocessorConfig:
+    """Resize a picture, its aspect nearly kept, to at most ``max_num_patches`` whole patches with a PIL filter."""
+
+    patch_size: int = 16
+    max_num_patches: int = 256
+    resample: int = 2
+    levels: LevelsConfig = LevelsConfig()
+
+
+Tower = TypeVar("Tower", VisionConfig, NaflexVisionConfig, TextConfig)
 
 
 def read_config(path: Path) -> SiglipConfig:
@@ -90,14 +126,9 @@ def read_config(path: Path) -> SiglipConfig:
     """
     document = _read_json(path)
     model_type = document.get("model_type")
-    if model_type == "siglip2":
+    if model_type not in (SIGLIP, NAFLEX):
         raise CheckpointError(
-            f"{path} is of model_type 'siglip2' (NaFlex: variable resolution), which is not supported yet. "
-            "Use a fixed-resolution checkpoint, for example google/siglip2-base-patch16-256."
-        )
-    if model_type != "siglip":
-        raise CheckpointError(
-            f"{path} is of model_type {model_type!r}, expected 'siglip'. "
+            f"{path} is of model_type {model_type!r}, expected {SIGLIP!r}, or {NAFLEX!r} for NaFlex. "
             "Choose a SigLIP or SigLIP 2 checkpoint, for example google/siglip-base-patch16-256-multilingual."
         )
     vision_document = document.get("vision_config") or {}
@@ -106,9 +137,14 @@ def read_config(path: Path) -> SiglipConfig:
             f"{path} has a vision tower without its pooling head (vision_use_head: false), so that pictures get no "
             "embedding. Export a checkpoint that has both towers complete."
         )
+    vision: VisionConfig | NaflexVisionConfig
+    if model_type == NAFLEX:
+        vision = _read_tower(NaflexVisionConfig, vision_document, path)
+    else:
+        vision = _read_tower(VisionConfig, vision_document, path)
     config = SiglipConfig(
         model_type,
-        vision=_read_tower(VisionConfig, vision_document, path),
+        vision,
         text=_read_tower(TextConfig, document.get("text_config") or {}, path),
     )
     if config.vision.hidden_size != config.text.embedding_dim:
@@ -119,8 +155,8 @@ def read_config(path: Path) -> SiglipConfig:
     return config
 
 
-def read_preprocessor_config(path: Path) -> PreprocessorConfig:
-    """Read ``preprocessor_config.json``.
+def read_preprocessor_config(path: Path, model_type: str) -> PreprocessorConfig | NaflexPreprocessorConfig:
+    """Read the ``preprocessor_config.json`` of a checkpoint of that ``model_type``.
 
     Raises:
         CheckpointError: the file is missing or no JSON, or asks for a step that SigLIP's processor does not have.
@@ -130,21 +166,26 @@ def read_preprocessor_config(path: Path) -> PreprocessorConfig:
         if document.get(key) is False:
             raise CheckpointError(f"{path} has {key}: false; SigLIP needs this step. Remove the key or set it to true.")
     if document.get("do_center_crop"):
-        raise CheckpointError(f"{path} has do_center_crop: true; SigLIP squashes the whole picture and never crops.")
-    size = document.get("size") or {"height": 224, "width": 224}
-    resample = document.get("resample", 3)
-    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
-        raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
+        raise CheckpointError(f"{path} has do_center_crop: true; SigLIP uses the whole picture and never crops.")
+    resample = document.get("resample", 2 if model_type == NAFLEX else 3)
     if resample not in RESAMPLE_FILTERS:
         raise CheckpointError(f"{path} has resample {resample!r}, expected one of {sorted(RESAMPLE_FILTERS)}.")
-    return PreprocessorConfig(
-        height=int(size["height"]),
-        width=int(size["width"]),
-        resample=resample,
+    levels = LevelsConfig(
         rescale_factor=float(document.get("rescale_factor", 1 / 255)),
         image_mean=tuple(map(float, document.get("image_mean") or (0.5, 0.5, 0.5))),
         image_std=tuple(map(float, document.get("image_std") or (0.5, 0.5, 0.5))),
     )
+    if model_type == NAFLEX:
+        return NaflexPreprocessorConfig(
+            patch_size=int(document.get("patch_size", 16)),
+            max_num_patches=int(document.get("max_num_patches", 256)),
+            resample=resample,
+            levels=levels,
+        )
+    size = document.get("size") or {"height": 224, "width": 224}
+    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+        raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
+    return PreprocessorConfig(int(size["height"]), int(size["width"]), resample, levels)
 
 
 def _read_tower(kind: type[Tower], document: Mapping[str, Any], path: Path) -> Tower:

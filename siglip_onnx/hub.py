@@ -21,6 +21,7 @@ def load(
     variant: str | None = None,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
+    max_num_patches: int | None = None,
 ) -> SigLIP:
     """Open a model by name; its towers load when they are first used.
 
@@ -29,13 +30,20 @@ def load(
         variant: ``"int8"`` (the default where present), ``"fp32"``, ...
         providers: execution providers in onnxruntime's spelling; the CPU by default.
         threads: intra-op threads; by default what the process may use.
+        max_num_patches: NaFlex only: how many patches a picture may have, by default what the checkpoint says.
 
     Raises:
         ModelNotFoundError: no such model.
         BundleError: the folder is no bundle, or is incomplete.
         ProviderError: a provider is not available.
     """
-    return SigLIP(open_bundle(find_model(name)), variant=variant, providers=providers, threads=threads)
+    return SigLIP(
+        open_bundle(find_model(name)),
+        variant=variant,
+        providers=providers,
+        threads=threads,
+        max_num_patches=max_num_patches,
+    )
 
 
 def find_model(name: str | os.PathLike[str]) -> Path:

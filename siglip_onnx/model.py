@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .bundle import Bundle, graph_path
+from .config import NaflexPreprocessorConfig
 from .errors import SiglipOnnxError, TextError
 from .head import Floats, Match, compute_logits, l2_normalize, match_texts
 from .image import ImageSource, load_image
-from .preprocess import SquashPreprocessor
+from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
 from .session import Session
 from .tokenizer import Tokenizer
 
@@ -31,12 +33,13 @@ class SigLIP:
         variant: str | None = None,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        max_num_patches: int | None = None,
     ) -> None:
         """Store the parts; see :func:`siglip_onnx.load` for the arguments."""
         self.bundle = bundle
         self.variant = bundle.choose_variant(variant)
         self._providers, self._threads = providers, threads
-        self._preprocessor = SquashPreprocessor(bundle.preprocessor)
+        self._preprocessor = make_preprocessor(bundle, max_num_patches)
         self._towers: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -95,17 +98,19 @@ class SigLIP:
             image_embeddings, text_embeddings, logit_scale=manifest.logit_scale, logit_bias=manifest.logit_bias
         )
 
-    def preprocess(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
-        """Return the vision tower's ``pixel_values`` f32 ``(N, 3, S, S)``."""
-        rows = [self._preprocess_one(image)["pixel_values"] for image in _as_images(images)]
-        config = self.bundle.preprocessor
-        return np.concatenate(rows) if rows else np.empty((0, 3, config.height, config.width), np.float32)
+    def preprocess(self, images: ImageSource | Iterable[ImageSource]) -> list[Inputs]:
+        """Return the vision tower's inputs by name, one dictionary per picture, each a batch of one.
+
+        Fixed resolution: ``pixel_values`` f32 ``(1, 3, S, S)``. NaFlex: see
+        :class:`siglip_onnx.preprocess.NaflexPreprocessor`.
+        """
+        return [self._preprocess_one(image) for image in _as_images(images)]
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the text tower's ``input_ids`` i64 ``(M, T)``."""
         return self._tokenizer(_check_texts(texts))
 
-    def _preprocess_one(self, image: ImageSource) -> dict[str, Floats]:
+    def _preprocess_one(self, image: ImageSource) -> Inputs:
         return self._preprocessor(load_image(image))
 
     def _encode(self, tower: str, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> Floats:
@@ -137,6 +142,27 @@ class SigLIP:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self.bundle.tokenizer_path, self.bundle.config.text.max_position_embeddings)
+
+
+def make_preprocessor(bundle: Bundle, max_num_patches: int | None) -> SquashPreprocessor | NaflexPreprocessor:
+    """Return what turns a picture into the inputs of the bundle's vision tower.
+
+    Raises:
+        SiglipOnnxError: ``max_num_patches`` is given for a model of fixed resolution, or is not positive.
+    """
+    config = bundle.preprocessor
+    if isinstance(config, NaflexPreprocessorConfig):
+        if max_num_patches is not None:
+            config = replace(config, max_num_patches=max_num_patches)
+        if config.max_num_patches < 1:
+            raise SiglipOnnxError(f"max_num_patches is {config.max_num_patches}, expected 1 or more.")
+        return NaflexPreprocessor(config, bundle.read_positions())
+    if max_num_patches is not None:
+        raise SiglipOnnxError(
+            f"{bundle.manifest.model_name} takes pictures of {config.width}x{config.height} pixels; max_num_patches "
+            "is for NaFlex models only. Leave it out."
+        )
+    return SquashPreprocessor(config)
 
 
 def fill_template(template: str, texts: Sequence[str]) -> list[str]:

@@ -3,15 +3,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import Siglip2Config as NaflexReferenceConfig
 from transformers import SiglipConfig as ReferenceConfig
 
-from siglip_onnx.config import TextConfig, VisionConfig, read_config, read_preprocessor_config
+from siglip_onnx.config import (
+    NaflexPreprocessorConfig,
+    NaflexVisionConfig,
+    PreprocessorConfig,
+    TextConfig,
+    VisionConfig,
+    read_config,
+    read_preprocessor_config,
+)
 from siglip_onnx.errors import CheckpointError
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    reference = ReferenceConfig()
-    for ours, theirs in ((VisionConfig(), reference.vision_config), (TextConfig(), reference.text_config)):
+    fixed, naflex = ReferenceConfig(), NaflexReferenceConfig()
+    for ours, theirs in (
+        (VisionConfig(), fixed.vision_config),
+        (NaflexVisionConfig(), naflex.vision_config),
+        (TextConfig(), fixed.text_config),
+        (TextConfig(), naflex.text_config),
+    ):
         for name, value in vars(ours).items():
             expected = theirs.hidden_size if name == "projection_size" else getattr(theirs, name)
             assert (value if value is not None else ours.hidden_size) == expected, name
@@ -20,12 +34,22 @@ def test_defaults_are_those_of_transformers() -> None:
 def test_sparse_published_config(material: Path) -> None:
     configs = material / "configs"
     config = read_config(configs / "siglip2-base-patch16-384_config.json")
+    assert isinstance(config.vision, VisionConfig)
     assert (config.vision.image_size, config.vision.num_patches, config.vision.hidden_size) == (384, 576, 768)
     assert (config.text.vocab_size, config.text.max_position_embeddings) == (256000, 64)
-    preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-384_preprocessor_config.json")
+    preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-384_preprocessor_config.json", "siglip")
+    assert isinstance(preprocessor, PreprocessorConfig)
     assert (preprocessor.height, preprocessor.width, preprocessor.resample) == (384, 384, 2)
-    with pytest.raises(CheckpointError, match="NaFlex"):
-        read_config(configs / "siglip2-base-patch16-naflex_config.json")
+
+
+def test_sparse_published_naflex_config(material: Path) -> None:
+    configs = material / "configs"
+    config = read_config(configs / "siglip2-base-patch16-naflex_config.json")
+    assert config.vision == NaflexVisionConfig()
+    preprocessor = read_preprocessor_config(
+        configs / "siglip2-base-patch16-naflex_preprocessor_config.json", config.model_type
+    )
+    assert preprocessor == NaflexPreprocessorConfig(patch_size=16, max_num_patches=256, resample=2)
 
 
 def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:

@@ -53,7 +53,8 @@ def reference_embeddings(features: Any) -> NDArray[np.float32]:
 
 
 def test_pixels_are_bit_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
-    assert_array_equal(fp32.preprocess(pictures), reference_pixels(checkpoint, pictures).numpy())
+    found = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(pictures)])
+    assert_array_equal(found, reference_pixels(checkpoint, pictures).numpy())
 
 
 def test_ids_are_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP) -> None:
@@ -101,7 +102,8 @@ def test_int8_stays_near_fp32(bundle: Path, fp32: siglip_onnx.SigLIP, pictures: 
 
 def test_fp32_towers_take_batches(fp32: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
     """The graphs themselves have a free batch dimension, whatever the runtime does."""
-    pixels, ids = fp32.preprocess(pictures), fp32.tokenize(TEXTS)
+    pixels = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(pictures)])
+    ids = fp32.tokenize(TEXTS)
     for tower, name, inputs in (("vision", "pixel_values", pixels), ("text", "input_ids", ids)):
         session = fp32._tower(tower)
         together = session.run("pooler_output", {name: inputs})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ImageError
-from .options import encode_each, exit_code, model_options, open_model, read_texts, text_options
+from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options
 
 if TYPE_CHECKING:
     from ..head import Match
@@ -36,10 +36,7 @@ def classify(
     texts: tuple[str, ...],
     texts_file: Path | None,
     template: str,
-    model: str | None,
-    variant: str | None,
-    providers: tuple[str, ...],
-    threads: int | None,
+    choice: ModelChoice,
     format_: str | None,
 ) -> None:
     """Say for each IMAGE how probably each text describes it.
@@ -50,7 +47,7 @@ def classify(
     all_texts = read_texts(texts, texts_file)
     if not all_texts:
         raise click.UsageError("There are no texts to compare with; give --text TEXT or --texts-file FILE.")
-    siglip = open_model(model, variant, providers, threads)
+    siglip = choice.open()
     results = classify_each(siglip, images, all_texts, template)
     if format_ == "json":
         _print_json(siglip, template, results)

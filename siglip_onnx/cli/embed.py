@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import ImageError, SiglipOnnxError
-from .options import encode_each, exit_code, model_options, open_model, read_texts, text_options
+from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options
 
 
 @click.command()
@@ -33,10 +33,7 @@ def embed(
     texts: tuple[str, ...],
     texts_file: Path | None,
     out: Path,
-    model: str | None,
-    variant: str | None,
-    providers: tuple[str, ...],
-    threads: int | None,
+    choice: ModelChoice,
     as_json: bool,
 ) -> None:
     """Write the embeddings of IMAGEs, or of texts.
@@ -48,7 +45,7 @@ def embed(
     all_texts = read_texts(texts, texts_file)
     if bool(images) == bool(all_texts):
         raise click.UsageError("Give either pictures, or texts with --text or --texts-file.")
-    siglip = open_model(model, variant, providers, threads)
+    siglip = choice.open()
     if images:
         results = encode_each(siglip, images)
         good = [result for result in results if not isinstance(result, ImageError)]

@@ -29,7 +29,7 @@ def info(model: str | None, verify_files: bool, as_json: bool) -> None:
         "folder": str(bundle.path),
         "knows": manifest.knows,
         "source": manifest.source,
-        "picture": [bundle.preprocessor.width, bundle.preprocessor.height],
+        "picture": asdict(bundle.preprocessor),
         "patch_size": config.vision.patch_size,
         "vocab_size": config.text.vocab_size,
         "text_length": config.text.max_position_embeddings,
@@ -52,6 +52,14 @@ def info(model: str | None, verify_files: bool, as_json: bool) -> None:
         click.echo("All files are as the manifest says.", err=True)
 
 
+def _describe_picture(facts: dict[str, Any]) -> str:
+    picture = facts["picture"]
+    patches = f"patches of {facts['patch_size']} pixels"
+    if "max_num_patches" in picture:
+        return f"any aspect, at most {picture['max_num_patches']} {patches}"
+    return f"{picture['width']} x {picture['height']} pixels, {patches}"
+
+
 def _describe(facts: dict[str, Any]) -> str:
     from .table import format_table  # noqa: PLC0415 - keeps --help fast
 
@@ -59,7 +67,7 @@ def _describe(facts: dict[str, Any]) -> str:
         ("model", facts["model"]),
         ("folder", facts["folder"]),
         *([("knows", facts["knows"])] if facts["knows"] else []),
-        ("pictures", "{} x {} pixels, patches of {}".format(*facts["picture"], facts["patch_size"])),
+        ("pictures", _describe_picture(facts)),
         ("texts", f"{facts['text_length']} tokens of {facts['vocab_size']}"),
         ("embeddings", f"{facts['embedding_dim']} dimensions"),
         ("head", f"logit_scale {facts['logit_scale']:.4f}, logit_bias {facts['logit_bias']:.4f}"),

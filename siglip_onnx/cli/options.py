@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +17,43 @@ if TYPE_CHECKING:
     from ..model import SigLIP
 
 SOME_FAILED = 3
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def model_options(command: Command) -> Command:
-    """Add ``--model``, ``--variant``, ``--provider`` and ``--threads``."""
+@dataclass(frozen=True)
+class ModelChoice:
+    """What the model options say."""
+
+    model: str | None
+    variant: str | None
+    providers: Sequence[str]
+    threads: int | None
+    max_num_patches: int | None
+
+    def open(self) -> SigLIP:
+        """Load the model; without a name the demo model, which says what it knows."""
+        from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
+        from ..session import share_thread_pool  # noqa: PLC0415
+
+        share_thread_pool(self.threads)
+        loaded = load(
+            self.model or DEMO,
+            variant=self.variant,
+            providers=self.providers or None,
+            max_num_patches=self.max_num_patches,
+        )
+        if not self.model:
+            click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
+        return loaded
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of :class:`ModelChoice`, which the command gets as ``choice``."""
+
+    @functools.wraps(command)
+    def with_choice(*args: Any, **options: Any) -> None:
+        choice = ModelChoice(**{field.name: options.pop(field.name) for field in fields(ModelChoice)})
+        command(*args, choice=choice, **options)
+
     for option in reversed(
         [
             click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="FOLDER",
@@ -28,28 +62,18 @@ def model_options(command: Command) -> Command:
             click.option("--provider", "providers", multiple=True, metavar="NAME",
                          help="onnxruntime execution provider; CPUExecutionProvider if not given."),
             click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all this process may use."),
+            click.option("--max-num-patches", type=click.IntRange(min=1),
+                         help="NaFlex models: patches a picture may have; what the checkpoint says."),
         ]
     ):  # fmt: skip
-        command = option(command)
-    return command
+        with_choice = option(with_choice)
+    return with_choice
 
 
-def text_options(command: Command) -> Command:
+def text_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--text`` and ``--texts-file``."""
     command = click.option("--texts-file", type=click.Path(path_type=Path), help="One text per line, UTF-8.")(command)
     return click.option("--text", "texts", multiple=True, help="A text; repeat for more.")(command)
-
-
-def open_model(model: str | None, variant: str | None, providers: Sequence[str], threads: int | None) -> SigLIP:
-    """Load the model that the options ask for; without any, the demo model, which says what it knows."""
-    from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
-    from ..session import share_thread_pool  # noqa: PLC0415
-
-    share_thread_pool(threads)
-    loaded = load(model or DEMO, variant=variant, providers=providers or None)
-    if not model:
-        click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
-    return loaded
 
 
 def read_texts(texts: Sequence[str], texts_file: Path | None) -> list[str]:

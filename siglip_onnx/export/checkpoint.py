@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..config import PreprocessorConfig, SiglipConfig, TextConfig, VisionConfig, read_config, read_preprocessor_config
+from ..config import (
+    NaflexPreprocessorConfig,
+    NaflexVisionConfig,
+    PreprocessorConfig,
+    SiglipConfig,
+    TextConfig,
+    VisionConfig,
+    read_config,
+    read_preprocessor_config,
+)
 from ..errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -29,7 +39,7 @@ class Checkpoint:
 
     path: Path
     config: SiglipConfig
-    preprocessor: PreprocessorConfig
+    preprocessor: PreprocessorConfig | NaflexPreprocessorConfig
     weights: Weights
 
 
@@ -103,16 +113,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "Hugging Face Hub."
         )
     config = read_config(path / "config.json")
-    preprocessor = read_preprocessor_config(path / "preprocessor_config.json")
-    size = config.vision.image_size
-    if (preprocessor.height, preprocessor.width) != (size, size):
+    preprocessor = read_preprocessor_config(path / "preprocessor_config.json", config.model_type)
+    makes, takes = _picture_of(preprocessor), _picture_of(config.vision)
+    if makes != takes:
         raise CheckpointError(
-            f"{path}: preprocessor_config.json makes pictures of {preprocessor.height}x{preprocessor.width} pixels, "
-            f"but the vision tower takes {size}x{size}. The two files do not belong together."
+            f"{path}: preprocessor_config.json makes {makes}, but the vision tower takes {takes}. "
+            "The two files do not belong together."
         )
     weights = Weights(path)
     weights.check(expected_shapes(config))
     return Checkpoint(path, config, preprocessor, weights)
+
+
+def _picture_of(
+    config: PreprocessorConfig | NaflexPreprocessorConfig | VisionConfig | NaflexVisionConfig,
+) -> str:
+    """Say what a preprocessor makes or a vision tower takes."""
+    if isinstance(config, NaflexPreprocessorConfig | NaflexVisionConfig):
+        return f"patches of {config.patch_size}x{config.patch_size} pixels"
+    if isinstance(config, VisionConfig):
+        return f"pictures of {config.image_size}x{config.image_size} pixels"
+    return f"pictures of {config.height}x{config.width} pixels"
 
 
 def expected_shapes(config: SiglipConfig) -> Shapes:
@@ -120,10 +141,13 @@ def expected_shapes(config: SiglipConfig) -> Shapes:
     return _vision_shapes(config.vision) | _text_shapes(config.text) | {"logit_scale": (1,), "logit_bias": (1,)}
 
 
-def _vision_shapes(vision: VisionConfig) -> Shapes:
+def _vision_shapes(vision: VisionConfig | NaflexVisionConfig) -> Shapes:
     dim, tower = vision.hidden_size, "vision_model"
+    patch: tuple[int, ...] = (vision.num_channels, vision.patch_size, vision.patch_size)
+    if isinstance(vision, NaflexVisionConfig):  # a linear layer there, a convolution otherwise
+        patch = (math.prod(patch),)
     return {
-        f"{tower}.embeddings.patch_embedding.weight": (dim, vision.num_channels, vision.patch_size, vision.patch_size),
+        f"{tower}.embeddings.patch_embedding.weight": (dim, *patch),
         f"{tower}.embeddings.patch_embedding.bias": (dim,),
         f"{tower}.embeddings.position_embedding.weight": (vision.num_patches, dim),
         **_encoder_shapes(tower, vision),
@@ -148,7 +172,7 @@ def _text_shapes(text: TextConfig) -> Shapes:
     }
 
 
-def _encoder_shapes(tower: str, config: VisionConfig | TextConfig) -> Shapes:
+def _encoder_shapes(tower: str, config: VisionConfig | NaflexVisionConfig | TextConfig) -> Shapes:
     shapes: Shapes = {}
     for number in range(config.num_hidden_layers):
         layer, dim = f"{tower}.encoder.layers.{number}", config.hidden_size

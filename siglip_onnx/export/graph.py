@@ -75,15 +75,21 @@ class GraphBuilder:
     def gelu(self, x: ir.Value) -> ir.Value:
         return self.op("Gelu", x, approximate=self._approximate)
 
-    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, num_heads: int) -> ir.Value:
-        """Scaled dot-product attention of ``(N, S, D)`` projections, heads side by side in ``D``."""
-        return self.op("MultiHeadAttention", query, key, value, domain=MICROSOFT, num_heads=num_heads)
+    def attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, num_heads: int, mask: ir.Value | None = None
+    ) -> ir.Value:
+        """Scaled dot-product attention of ``(N, S, D)`` projections, heads side by side in ``D``.
 
-    def build(self, name: str, graph_input: ir.Value, output: ir.Value) -> ir.Model:
+        ``mask`` i32 ``(N, S)`` is 0 where a key must not be seen.
+        """
+        inputs = (query, key, value) if mask is None else (query, key, value, None, mask)
+        return self.op("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=num_heads)
+
+    def build(self, name: str, inputs: Sequence[ir.Value], output: ir.Value) -> ir.Model:
         """Close the graph; ``output`` becomes ``pooler_output``, f32 ``(N, D)``."""
         output.name = "pooler_output"
         graph = ir.Graph(
-            [graph_input],
+            inputs,
             [output],
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,

@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
-from ..bundle import MANIFEST, TOKENIZER, FileFacts, Manifest, Variant, file_facts, graph_path, open_bundle
+from ..bundle import MANIFEST, POSITIONS, TOKENIZER, FileFacts, Manifest, Variant, file_facts, graph_path, open_bundle
+from ..config import NAFLEX
 from ..errors import CheckpointError
 from ..model import SigLIP
 from .checkpoint import Checkpoint, open_checkpoint
@@ -151,6 +154,8 @@ def _describe(checkpoint: Checkpoint, folder: Path, knows: str) -> Manifest:
 
 
 def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
+    if checkpoint.config.model_type == NAFLEX:
+        np.save(folder / POSITIONS, checkpoint.weights["vision_model.embeddings.position_embedding.weight"])
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copyfile(checkpoint.path / name, folder / name)
 

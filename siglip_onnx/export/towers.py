@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..config import TextConfig, VisionConfig
+from ..config import NaflexVisionConfig, TextConfig, VisionConfig
 from .checkpoint import Checkpoint, Weights
 from .graph import GraphBuilder, graph_input
 
@@ -14,11 +14,13 @@ Floats = NDArray[np.float32]
 
 
 def build_towers(checkpoint: Checkpoint) -> dict[str, ir.Model]:
-    """Return both towers in fp32: ``vision`` and ``text``. Here NaFlex will branch off, by ``model_type``."""
-    return {
-        "vision": vision_tower(checkpoint.weights, checkpoint.config.vision),
-        "text": text_tower(checkpoint.weights, checkpoint.config.text),
-    }
+    """Return both towers in fp32: ``vision`` and ``text``."""
+    weights, vision = checkpoint.weights, checkpoint.config.vision
+    if isinstance(vision, NaflexVisionConfig):
+        vision_model = naflex_vision_tower(weights, vision)
+    else:
+        vision_model = vision_tower(weights, vision)
+    return {"vision": vision_model, "text": text_tower(weights, checkpoint.config.text)}
 
 
 def vision_tower(weights: Weights, config: VisionConfig) -> ir.Model:
@@ -30,7 +32,26 @@ def vision_tower(weights: Weights, config: VisionConfig) -> ir.Model:
     for number in range(config.num_hidden_layers):
         x = encoder_layer(graph, x, f"vision_model.encoder.layers.{number}", config.num_attention_heads)
     x = graph.layer_norm(x, "vision_model.post_layernorm")
-    return graph.build("vision_model", pixel_values, map_head(graph, x, weights, config))
+    return graph.build("vision_model", [pixel_values], map_head(graph, x, weights, config))
+
+
+def naflex_vision_tower(weights: Weights, config: NaflexVisionConfig) -> ir.Model:
+    """Patches of a picture of any size to ``pooler_output`` f32 ``(N, D)``: ``Siglip2VisionTransformer``.
+
+    ``pixel_values`` f32 ``(N, P, patch)``, ``pixel_attention_mask`` i32 ``(N, P)`` with 0 for padding, and
+    ``position_embeddings`` f32 ``(N, P, D)``, already resized to each picture's grid: ONNX has no resizing that
+    equals PyTorch's.
+    """
+    graph = GraphBuilder(weights, config.layer_norm_eps, config.hidden_act)
+    patch = config.num_channels * config.patch_size**2
+    pixel_values = graph_input("pixel_values", ir.DataType.FLOAT, ["batch", "patches", patch])
+    mask = graph_input("pixel_attention_mask", ir.DataType.INT32, ["batch", "patches"])
+    positions = graph_input("position_embeddings", ir.DataType.FLOAT, ["batch", "patches", config.hidden_size])
+    x = graph.add(graph.linear(pixel_values, "vision_model.embeddings.patch_embedding"), positions)
+    for number in range(config.num_hidden_layers):
+        x = encoder_layer(graph, x, f"vision_model.encoder.layers.{number}", config.num_attention_heads, mask=mask)
+    x = graph.layer_norm(x, "vision_model.post_layernorm")
+    return graph.build("vision_model", [pixel_values, mask, positions], map_head(graph, x, weights, config, mask=mask))
 
 
 def text_tower(weights: Weights, config: TextConfig) -> ir.Model:
@@ -48,7 +69,7 @@ def text_tower(weights: Weights, config: TextConfig) -> ir.Model:
     x = encoder_layer(graph, x, last_layer, config.num_attention_heads, last_position_only=True)
     x = graph.layer_norm(x, "text_model.final_layer_norm")
     pooled = graph.op("Squeeze", x, graph.constant([1], "pooled_axis"))
-    return graph.build("text_model", input_ids, graph.linear(pooled, "text_model.head"))
+    return graph.build("text_model", [input_ids], graph.linear(pooled, "text_model.head"))
 
 
 def patch_embeddings(graph: GraphBuilder, pixel_values: ir.Value, config: VisionConfig) -> ir.Value:
@@ -62,22 +83,30 @@ def patch_embeddings(graph: GraphBuilder, pixel_values: ir.Value, config: Vision
 
 
 def encoder_layer(
-    graph: GraphBuilder, x: ir.Value, layer: str, num_heads: int, *, last_position_only: bool = False
+    graph: GraphBuilder,
+    x: ir.Value,
+    layer: str,
+    num_heads: int,
+    *,
+    mask: ir.Value | None = None,
+    last_position_only: bool = False,
 ) -> ir.Value:
     """One pre-norm transformer layer; with ``last_position_only`` only that row of ``x`` goes on, ``(N, 1, D)``."""
     normed = graph.layer_norm(x, f"{layer}.layer_norm1")
     asking = normed
     if last_position_only:
         x, asking = last_position(graph, x), last_position(graph, normed)
-    x = graph.add(x, self_attention(graph, asking, normed, f"{layer}.self_attn", num_heads))
+    x = graph.add(x, self_attention(graph, asking, normed, f"{layer}.self_attn", num_heads, mask))
     return graph.add(x, mlp(graph, graph.layer_norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp"))
 
 
-def self_attention(graph: GraphBuilder, asking: ir.Value, asked: ir.Value, layer: str, num_heads: int) -> ir.Value:
+def self_attention(
+    graph: GraphBuilder, asking: ir.Value, asked: ir.Value, layer: str, num_heads: int, mask: ir.Value | None
+) -> ir.Value:
     """Attention of the positions ``asking`` over the positions ``asked``, mostly the same ones."""
     query = graph.linear(asking, f"{layer}.q_proj")
     key, value = graph.linear(asked, f"{layer}.k_proj"), graph.linear(asked, f"{layer}.v_proj")
-    return graph.linear(graph.attention(query, key, value, num_heads), f"{layer}.out_proj")
+    return graph.linear(graph.attention(query, key, value, num_heads, mask), f"{layer}.out_proj")
 
 
 def mlp(graph: GraphBuilder, x: ir.Value, layer: str) -> ir.Value:
@@ -90,7 +119,14 @@ def last_position(graph: GraphBuilder, x: ir.Value) -> ir.Value:
     return graph.op("Gather", x, graph.constant([-1], "last_position"), axis=1)
 
 
-def map_head(graph: GraphBuilder, x: ir.Value, weights: Weights, config: VisionConfig) -> ir.Value:
+def map_head(
+    graph: GraphBuilder,
+    x: ir.Value,
+    weights: Weights,
+    config: VisionConfig | NaflexVisionConfig,
+    *,
+    mask: ir.Value | None = None,
+) -> ir.Value:
     """Attention pooling by a learned probe, ``(N, P, D)`` to ``(N, D)``: ``SiglipMultiheadAttentionPoolingHead``.
 
     The probe's query is the same for every picture, so it is multiplied into the key projection beforehand, and the
@@ -100,7 +136,10 @@ def map_head(graph: GraphBuilder, x: ir.Value, weights: Weights, config: VisionC
     layer, dim, num_heads = "vision_model.head", config.hidden_size, config.num_attention_heads
     head_dim = dim // num_heads
     scores = graph.matmul(x, graph.constant(fold_probe(weights, layer, num_heads), f"{layer}.probe_key"))
-    shares = graph.op("Softmax", graph.op("Transpose", scores, perm=[0, 2, 1]), axis=-1)
+    scores = graph.op("Transpose", scores, perm=[0, 2, 1])
+    if mask is not None:
+        scores = hide_padding(graph, scores, mask)
+    shares = graph.op("Softmax", scores, axis=-1)
     averages = graph.op("Unsqueeze", graph.matmul(shares, x), graph.constant([2], f"{layer}.per_head_axis"))
 
     def value_per_head(in_proj: Floats) -> Floats:
@@ -111,6 +150,13 @@ def map_head(graph: GraphBuilder, x: ir.Value, weights: Weights, config: VisionC
     bias = graph.weight(f"{layer}.attention.in_proj_bias", lambda in_proj: in_proj[2 * dim :])
     x = graph.linear(graph.add(heads, bias), f"{layer}.attention.out_proj")
     return graph.add(x, mlp(graph, graph.layer_norm(x, f"{layer}.layernorm"), f"{layer}.mlp"))
+
+
+def hide_padding(graph: GraphBuilder, scores: ir.Value, mask: ir.Value) -> ir.Value:
+    """Set scores ``(N, H, P)`` to the lowest value where ``mask`` ``(N, P)`` is 0."""
+    seen = graph.op("Unsqueeze", graph.op("Cast", mask, to=ir.DataType.BOOL), graph.constant([1], "heads_axis"))
+    lowest = graph.constant(np.array(np.finfo(np.float32).min, np.float32), "hidden_score")
+    return graph.op("Where", seen, scores, lowest)
 
 
 def fold_probe(weights: Weights, layer: str, num_heads: int) -> Floats:
