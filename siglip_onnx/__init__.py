@@ -17,6 +17,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .errors import (
+        AccuracyError,
         BundleError,
         CheckpointError,
         ImageError,
@@ -38,6 +39,7 @@ _HOMES = {
     "Match": "head",
     "sigmoid": "head",
     "SiglipOnnxError": "errors",
+    "AccuracyError": "errors",
     "BundleError": "errors",
     "CheckpointError": "errors",
     "ImageError": "errors",
@@ -48,6 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AccuracyError",
     "BundleError",
     "CheckpointError",
     "ImageError",

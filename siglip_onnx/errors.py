@@ -35,6 +35,10 @@ class BundleError(SiglipOnnxError):
     exit_code = 4
 
 
+class AccuracyError(SiglipOnnxError):
+    """An exported variant that is too far from fp32."""
+
+
 class CheckpointError(SiglipOnnxError):
     """A checkpoint that cannot be exported: another family, or missing or misshapen parts."""
 

@@ -15,7 +15,7 @@ from .errors import ImageError
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 
 # A list of formats that are pictures; Pillow would also run Ghostscript on EPS.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "MPO", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 MAX_PIXELS = 89_478_485
 
 

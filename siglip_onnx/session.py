@@ -54,10 +54,14 @@ class Session:
                 "Check the bundle with: siglip-onnx info --verify-files"
             ) from error
 
+    def run_many(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Return the outputs of those names."""
+        results: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(inputs))
+        return results
+
     def run(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Return the output of that name."""
-        result: NDArray[np.float32] = self._session.run([output], dict(inputs))[0]
-        return result
+        return self.run_many([output], inputs)[0]
 
 
 def share_thread_pool(threads: int | None = None) -> None:

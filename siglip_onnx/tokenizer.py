@@ -37,10 +37,9 @@ class Tokenizer:
                 f"{text_length}. Export the model again with siglip-onnx export."
             )
         self.text_length = text_length
-        self._reported: set[str] = set()  # cut texts already logged
 
     def __call__(self, texts: list[str]) -> NDArray[np.int64]:
-        """Return token ids i64 ``(M, T)``; longer texts are cut, keeping the end token last, which is logged once.
+        """Return token ids i64 ``(M, T)``; longer texts are cut, keeping the end token last, which is logged.
 
         Raises:
             TextError: an item is no str, has more than ``MAX_CHARACTERS``, or lone surrogates.
@@ -49,8 +48,7 @@ class Tokenizer:
             _check_text(text, self.text_length)
         encodings = self._tokenizer.encode_batch(texts)
         for text, encoding in zip(texts, encodings, strict=True):
-            if encoding.overflowing and text not in self._reported:
-                self._reported.add(text)
+            if encoding.overflowing:
                 _log.warning("Only the first %d tokens of the text %r are read.", self.text_length, _short(text))
         return np.array([encoding.ids for encoding in encodings], np.int64).reshape(len(texts), self.text_length)
 

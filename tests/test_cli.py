@@ -200,6 +200,12 @@ def test_help_of_a_real_process() -> None:
         assert text.startswith("Usage: ")
 
 
+def test_cut_texts_are_named_once_on_stderr(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--model", small_bundle, "--text", "word " * 50, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == f"siglip-onnx: Only the first 16 tokens of the text {'word ' * 8 + '…'!r} are read.\n"
+
+
 def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt

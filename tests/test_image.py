@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from siglip_onnx.errors import ImageError
-from siglip_onnx.image import load_image
+from siglip_onnx.image import FORMATS, load_image
 
 
 def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -75,6 +75,16 @@ def test_first_frame_of_an_animation() -> None:
 def test_unreadable_sources_say_what_was_found(source: object, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         load_image(source)  # type: ignore[arg-type]
+
+
+def test_every_named_format_is_one_that_pillow_opens() -> None:
+    Image.init()
+    assert set(FORMATS) <= set(Image.OPEN)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "MPO"])
+def test_common_formats(format_: str) -> None:
+    assert load_image(encode(Image.new("RGB", (32, 32), "red"), format_)).size == (32, 32)
 
 
 def test_truncated_picture_is_an_error(picture: Image.Image) -> None:

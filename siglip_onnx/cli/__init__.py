@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from .classify import classify
 from .embed import embed
 from .export import export
 from .info import info
+from .verify import verify
 
 INTERRUPTED = 130
 
@@ -33,6 +35,19 @@ class _Commands(click.Group):
             raise click.exceptions.Exit(INTERRUPTED) from error
 
 
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """Return a filter that lets each message pass once: several variants read the same texts."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in seen
+        seen.add(message)
+        return new
+
+    return is_new
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="siglip_onnx", prog_name="siglip-onnx")
 def main() -> None:
@@ -41,10 +56,13 @@ def main() -> None:
     Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but some
     inputs had errors, 4 model error, 130 interrupted.
     """
-    logging.basicConfig(format="siglip-onnx: %(message)s", stream=sys.stderr)
+    logs = logging.StreamHandler(sys.stderr)
+    logs.setFormatter(logging.Formatter("siglip-onnx: %(message)s"))
+    logs.addFilter(_once())
+    logging.getLogger("siglip_onnx").handlers = [logs]
     # Pillow warns where the package raises an error of its own.
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, info, export):
+for command in (classify, embed, info, export, verify):
     main.add_command(command)

@@ -29,11 +29,25 @@ if TYPE_CHECKING:
     show_default=True,
     help="Variant to write; repeat for more.",
 )
+@click.option(
+    "--min-cosine",
+    default=0.999,
+    show_default=True,
+    help="Refuse a variant whose sample embeddings are farther from fp32.",
+)
+@click.option("--allow-inaccurate", is_flag=True, help="Keep a variant below --min-cosine.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--knows", default="", help="A sentence for the manifest: what the model was trained for.")
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as JSON.")
 def export(
-    checkpoint: Path, out: Path, precisions: tuple[str, ...], overwrite: bool, knows: str, as_json: bool
+    checkpoint: Path,
+    out: Path,
+    precisions: tuple[str, ...],
+    min_cosine: float,
+    allow_inaccurate: bool,
+    overwrite: bool,
+    knows: str,
+    as_json: bool,
 ) -> None:
     """Turn the folder CHECKPOINT (as on the Hugging Face Hub) into the model folder OUT.
 
@@ -52,7 +66,13 @@ def export(
         click.echo(f"[{time.perf_counter() - began:6.1f} s] {step}", err=True)
 
     variants = export_bundle(
-        checkpoint, out, precisions=list(dict.fromkeys(precisions)), overwrite=overwrite, knows=knows, report=report
+        checkpoint,
+        out,
+        precisions=list(dict.fromkeys(precisions)),
+        min_cosine=0.0 if allow_inaccurate else min_cosine,
+        overwrite=overwrite,
+        knows=knows,
+        report=report,
     )
     report(f"Done: {out}")
     if as_json:

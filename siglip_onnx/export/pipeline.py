@@ -16,19 +16,31 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..bundle import MANIFEST, POSITIONS, TOKENIZER, FileFacts, Manifest, Variant, file_facts, graph_path, open_bundle
+from ..bundle import (
+    MANIFEST,
+    POSITIONS,
+    TOKENIZER,
+    Bundle,
+    FileFacts,
+    Manifest,
+    Variant,
+    file_facts,
+    graph_path,
+    open_bundle,
+)
 from ..config import NAFLEX
-from ..errors import CheckpointError
+from ..errors import AccuracyError, CheckpointError
 from ..model import SigLIP
 from .checkpoint import Checkpoint, open_checkpoint
 from .graph import save_graph
+from .layers import layer_cosines, weakest_layer
 from .quantize import quantize_int8
 from .tokenizer import write_tokenizer
 from .towers import build_towers
-from .verify import Accuracy, compare, embed_samples
+from .verify import REFERENCE, SAMPLE_TEXTS, Accuracy, sample_pictures, verify_variants
 
 PRECISIONS = ("fp32", "int8")
-REFERENCE = "fp32"
+MIN_COSINE = 0.999
 
 Report = Callable[[str], None]
 
@@ -48,6 +60,7 @@ def export_bundle(
     out: Path,
     *,
     precisions: Sequence[str] = PRECISIONS,
+    min_cosine: float = MIN_COSINE,
     overwrite: bool = False,
     knows: str = "",
     report: Report = lambda _line: None,
@@ -58,12 +71,14 @@ def export_bundle(
         checkpoint_path: a folder as on the Hugging Face Hub.
         out: the bundle to make.
         precisions: variants to keep, ``"fp32"`` and ``"int8"``.
+        min_cosine: how near to fp32 every sample embedding of every variant must be; 0 keeps any.
         overwrite: replace ``out`` if it exists.
         knows: a sentence on what the model was trained for, shown where a user may not know.
         report: called with a line of progress when a step begins.
 
     Raises:
         CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
+        AccuracyError: a variant is farther from fp32 than ``min_cosine``.
     """
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} exists already; choose another folder or overwrite it with --overwrite.")
@@ -79,11 +94,16 @@ def export_bundle(
             vocab_size=checkpoint.config.text.vocab_size,
         )
         manifest = _describe(checkpoint, folder, knows)
-        return _write_variants(checkpoint, folder, manifest, precisions, report)
+        return _write_variants(checkpoint, folder, manifest, precisions, min_cosine, report)
 
 
 def _write_variants(
-    checkpoint: Checkpoint, folder: Path, manifest: Manifest, precisions: Sequence[str], report: Report
+    checkpoint: Checkpoint,
+    folder: Path,
+    manifest: Manifest,
+    precisions: Sequence[str],
+    min_cosine: float,
+    report: Report,
 ) -> list[ExportedVariant]:
     """Write each variant, compare it with fp32, and write the manifest."""
     seconds = {}
@@ -96,13 +116,12 @@ def _write_variants(
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
     report("Comparing with fp32 on the sample pictures and texts")
-    accuracies = {}
-    model = SigLIP(open_bundle(folder), variant=REFERENCE)
-    reference = embed_samples(model)
-    for name in precisions:
-        found = reference if name == REFERENCE else embed_samples(SigLIP(model.bundle, variant=name))
-        accuracies[name] = compare(model, found, reference)
-        manifest.variants[name] = replace(manifest.variants[name], accuracy=accuracies[name].to_card())
+    bundle = open_bundle(folder)
+    accuracies = verify_variants(bundle, sample_pictures(), SAMPLE_TEXTS)
+    for name, accuracy in accuracies.items():
+        if not accuracy.cosine_min >= min_cosine:
+            raise AccuracyError(_explain_loss(bundle, name, accuracy, min_cosine))
+        manifest.variants[name] = replace(manifest.variants[name], accuracy=accuracy.to_card())
     if REFERENCE not in precisions:
         for file in manifest.variants.pop(REFERENCE).files:
             (folder / file).unlink()
@@ -111,6 +130,20 @@ def _write_variants(
         ExportedVariant(name, manifest.variants[name].size_bytes, seconds[name], accuracies[name])
         for name in precisions
     ]
+
+
+def _explain_loss(bundle: Bundle, variant: str, accuracy: Accuracy, min_cosine: float) -> str:
+    """Say how far a variant is from fp32, and which layer loses most."""
+    tower = "vision" if accuracy.vision_cosine_min <= accuracy.text_cosine_min else "text"
+    model = SigLIP(bundle, variant=REFERENCE)
+    inputs = model.preprocess(sample_pictures()) if tower == "vision" else [{"input_ids": model.tokenize(SAMPLE_TEXTS)}]
+    cosines = layer_cosines(bundle, variant, tower, inputs)
+    worst = weakest_layer(cosines)
+    return (
+        f"{variant} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32 on the samples, {min_cosine} was asked "
+        f"for; {worst} loses most (its output's cosine is {cosines[worst]:.5f}). Nothing was written. Export with "
+        f"--precision fp32, or keep the variant with --allow-inaccurate."
+    )
 
 
 def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, weights_sha256: str) -> Variant:

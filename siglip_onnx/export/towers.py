@@ -97,7 +97,9 @@ def encoder_layer(
     if last_position_only:
         x, asking = last_position(graph, x), last_position(graph, normed)
     x = graph.add(x, self_attention(graph, asking, normed, f"{layer}.self_attn", num_heads, mask))
-    return graph.add(x, mlp(graph, graph.layer_norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp"))
+    x = graph.add(x, mlp(graph, graph.layer_norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp"))
+    x.name = layer  # by which the loss of each layer is looked up
+    return x
 
 
 def self_attention(

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle import Bundle
+from ..errors import BundleError
 from ..head import Floats
 from ..hub import SAMPLE_PICTURES_PATH
 from ..image import ImageSource
 from ..model import SigLIP
 
+REFERENCE = "fp32"
 SAMPLE_TEXTS = (
     "a photo of a cat",
     "two dogs playing on the beach",
@@ -46,15 +49,16 @@ class Accuracy:
     logit_error_mean: float
     logit_error_max: float
     top1_agreement: float
+    order_agreement: float
 
     @property
     def cosine_min(self) -> float:
         """The worst embedding of both towers."""
         return min(self.vision_cosine_min, self.text_cosine_min)
 
-    def to_card(self) -> dict[str, Any]:
+    def to_card(self, inputs: str = "built-in samples") -> dict[str, Any]:
         """Return the accuracy card of the manifest."""
-        return {"reference": "fp32", "inputs": "built-in samples"} | {
+        return {"reference": REFERENCE, "inputs": inputs} | {
             key: round(value, 7) if isinstance(value, float) else value for key, value in asdict(self).items()
         }
 
@@ -72,11 +76,9 @@ def sample_pictures() -> list[ImageSource]:
     return [*sorted(SAMPLE_PICTURES_PATH.glob("*.png")), *noise, *waves]
 
 
-def embed_samples(
-    model: SigLIP, pictures: Sequence[ImageSource] | None = None, texts: Sequence[str] = SAMPLE_TEXTS
-) -> tuple[Floats, Floats]:
+def embed_samples(model: SigLIP, pictures: Sequence[ImageSource], texts: Sequence[str]) -> tuple[Floats, Floats]:
     """Return the embeddings ``(N, D)`` and ``(M, D)`` that :func:`compare` takes."""
-    return model.encode_images(sample_pictures() if pictures is None else pictures), model.encode_texts(texts)
+    return model.encode_images(pictures), model.encode_texts(texts)
 
 
 def compare(model: SigLIP, found: tuple[Floats, Floats], reference: tuple[Floats, Floats]) -> Accuracy:
@@ -95,4 +97,32 @@ def compare(model: SigLIP, found: tuple[Floats, Floats], reference: tuple[Floats
         logit_error_mean=float(error.mean()),
         logit_error_max=float(error.max()),
         top1_agreement=float(np.mean(logits.argmax(axis=1) == expected.argmax(axis=1))),
+        order_agreement=_order_agreement(logits, expected),
     )
+
+
+def verify_variants(bundle: Bundle, pictures: Sequence[ImageSource], texts: Sequence[str]) -> dict[str, Accuracy]:
+    """Compare every variant of a bundle with its fp32 variant, on the same pictures and texts.
+
+    Raises:
+        BundleError: the bundle has no fp32 variant.
+    """
+    if REFERENCE not in bundle.manifest.variants:
+        raise BundleError(
+            f"{bundle.path} has no {REFERENCE} variant to compare with; it has {', '.join(bundle.manifest.variants)}. "
+            f"Export it with --precision {REFERENCE} as well, or compare with PyTorch: --reference CHECKPOINT"
+        )
+    model = SigLIP(bundle, variant=REFERENCE)
+    reference = embed_samples(model, pictures, texts)
+    accuracies = {}
+    for name in bundle.manifest.variants:
+        found = reference if name == REFERENCE else embed_samples(SigLIP(bundle, variant=name), pictures, texts)
+        accuracies[name] = compare(model, found, reference)
+    return accuracies
+
+
+def _order_agreement(logits: Floats, expected: Floats) -> float:
+    """Return how many pairs of texts stand in the same order, over all pictures; 1 if there are no pairs."""
+    first, second = np.triu_indices(logits.shape[1], k=1)
+    same = (logits[:, first] > logits[:, second]) == (expected[:, first] > expected[:, second])
+    return float(same.mean()) if same.size else 1.0

@@ -1,0 +1,50 @@
+"""Which encoder layer of a quantized tower loses most: fp32 and the variant side by side, layer by layer."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..bundle import Bundle, graph_path
+from ..session import Session
+
+_LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.\d+")
+Inputs = Mapping[str, NDArray[Any]]
+
+
+def layer_cosines(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Inputs]) -> dict[str, float]:
+    """Return the smallest cosine of each encoder layer's output to fp32's, in the order of the layers."""
+    expected = _run_layers(bundle, "fp32", tower, inputs)
+    found = _run_layers(bundle, variant, tower, inputs)
+    return {layer: min(map(_cosine, found[layer], rows)) for layer, rows in expected.items()}
+
+
+def weakest_layer(cosines: Mapping[str, float]) -> str:
+    """Return the layer at which the cosine falls most."""
+    before = [1.0, *cosines.values()]
+    return max(zip(cosines, before, cosines.values(), strict=False), key=lambda step: step[1] - step[2])[0]
+
+
+def _run_layers(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Inputs]) -> dict[str, list[NDArray[Any]]]:
+    path = bundle.path / graph_path(tower, variant)
+    model = onnx.load(path, load_external_data=False)
+    layers = [name for node in model.graph.node for name in node.output if _LAYER.fullmatch(name)]
+    model.graph.output.extend(onnx.ValueInfoProto(name=layer) for layer in layers)
+    # The graph must lie beside its weights, which onnxruntime does not follow elsewhere.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
+        file.write(model.SerializeToString())
+        file.flush()
+        session = Session(Path(file.name))
+        outputs = [session.run_many(layers, one) for one in inputs]
+    return {layer: [rows[number] for rows in outputs] for number, layer in enumerate(layers)}
+
+
+def _cosine(left: NDArray[Any], right: NDArray[Any]) -> float:
+    return float(np.vdot(left, right) / (np.linalg.norm(left) * np.linalg.norm(right)))
