@@ -16,7 +16,7 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 LAYERS = (
     {"errors"},
     {"config"},
-    {"bundle", "image", "preprocess", "tokenizer", "session", "head"},
+    {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
     {"model"},
     {"hub"},
     {"export"},

@@ -150,7 +150,7 @@ def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, weights_sha2
     quantization: dict[str, Any] = {}
     files: dict[str, FileFacts] = {}
     # The towers are built anew for each variant: weights are read when a graph is saved, so this costs nothing.
-    for tower, model in build_towers(checkpoint).items():
+    for tower, model in build_towers(checkpoint.weights, checkpoint.config).items():
         if name == "int8":
             quantization[tower] = quantize_int8(model)
         graph = graph_path(tower, name)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .graph import MICROSOFT
 
 _ROWS_AT_ONCE = 16384
+_PATCH_EMBEDDING = "patch_embedding.weight"  # a convolution, or in NaFlex a linear layer: fp32 in both
 Quantized = tuple[NDArray[np.int8], NDArray[np.float32]]
 
 
@@ -27,8 +28,8 @@ class _Weight(NamedTuple):
 def quantize_int8(model: ir.Model) -> dict[str, Any]:
     """Turn a tower's linear layers and token table into int8, in place; says what was done.
 
-    Products of two weights' worth of activations (attention) and small constants stay in fp32, and so does the patch
-    convolution, where int8 costs accuracy and saves nothing.
+    Attention itself and small constants stay in fp32, and so does the patch embedding, where int8 costs accuracy and
+    saves nothing.
     """
     graph = model.graph
     linear, tables = 0, 0
@@ -65,8 +66,10 @@ def quantize_columns(matrix: NDArray[np.float32]) -> Quantized:
 
 
 def _find_weight(value: ir.Value | None) -> _Weight | None:
-    """Return the matrix behind ``value`` if it is a weight of a layer; small folded constants are not."""
-    if value is None or value.const_value is None or value.name is None or not value.name.endswith(".weight"):
+    """Return the matrix behind ``value`` if it is a weight to quantize; small folded constants are not."""
+    if value is None or value.const_value is None or value.name is None:
+        return None
+    if not value.name.endswith(".weight") or value.name.endswith(_PATCH_EMBEDDING):
         return None
     shape = value.const_value.shape.numpy()
     return _Weight(value.name, value.const_value, *shape) if len(shape) == 2 else None

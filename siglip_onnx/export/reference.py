@@ -97,8 +97,10 @@ def _tokenizer(checkpoint: Path, model: SigLIP) -> Any:
     if (checkpoint / SENTENCEPIECE).exists():
         slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE))
         return lambda text: slow(text, **settings).input_ids
-    fast = transformers.AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, padding_side="right")
-    return lambda text: fast(text.lower(), **settings).input_ids
+    gemma = transformers.GemmaTokenizerFast.from_pretrained(
+        checkpoint, local_files_only=True, add_bos_token=False, add_eos_token=True, padding_side="right"
+    )
+    return lambda text: gemma(text.lower(), **settings).input_ids
 
 
 def _pixel_error(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -6,21 +6,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..config import NaflexVisionConfig, TextConfig, VisionConfig
-from .checkpoint import Checkpoint, Weights
+from ..config import NaflexVisionConfig, SiglipConfig, TextConfig, VisionConfig
+from .checkpoint import Weights
 from .graph import GraphBuilder, graph_input
 
 Floats = NDArray[np.float32]
 
 
-def build_towers(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+def build_towers(weights: Weights, config: SiglipConfig) -> dict[str, ir.Model]:
     """Return both towers in fp32: ``vision`` and ``text``."""
-    weights, vision = checkpoint.weights, checkpoint.config.vision
+    vision = config.vision
     if isinstance(vision, NaflexVisionConfig):
         vision_model = naflex_vision_tower(weights, vision)
     else:
         vision_model = vision_tower(weights, vision)
-    return {"vision": vision_model, "text": text_tower(weights, checkpoint.config.text)}
+    return {"vision": vision_model, "text": text_tower(weights, config.text)}
 
 
 def vision_tower(weights: Weights, config: VisionConfig) -> ir.Model:

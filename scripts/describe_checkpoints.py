@@ -1,0 +1,91 @@
+"""Write ``docs/checkpoints.md``: every published checkpoint and what it takes on disk.
+
+    python scripts/describe_checkpoints.py
+
+Sizes are those of the graphs that export would write, computed from the shapes alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from siglip_onnx.checkpoints import PUBLISHED, PublishedCheckpoint
+from siglip_onnx.config import SiglipConfig
+from siglip_onnx.export.checkpoint import Weights, expected_shapes
+from siglip_onnx.export.quantize import quantize_int8
+from siglip_onnx.export.towers import build_towers
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+HEADER = ("google/...", "family", "pixels / patch", "patches", "vocabulary", "text length", "embedding",
+          "fp32 vision + text, MB", "int8 vision + text, MB")  # fmt: skip
+
+
+class ShapesOnly:
+    """Stands for a checkpoint's weights where only their shapes matter."""
+
+    def __init__(self, config: SiglipConfig) -> None:
+        self._shapes = expected_shapes(config)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape that a checkpoint of this config has."""
+        return self._shapes[name]
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return np.zeros(self._shapes[name], np.float32)
+
+
+def sizes_mb(config: SiglipConfig) -> dict[str, dict[str, float]]:
+    """Return the megabytes of each tower's weights, per variant."""
+    weights = cast("Weights", ShapesOnly(config))
+    fp32, int8 = build_towers(weights, config), build_towers(weights, config)
+    for model in int8.values():
+        quantize_int8(model)
+    return {
+        name: {tower: _weights_mb(model) for tower, model in towers.items()}
+        for name, towers in (("fp32", fp32), ("int8", int8))
+    }
+
+
+def describe(checkpoint: PublishedCheckpoint) -> tuple[str, ...]:
+    """Return one row of the table."""
+    config = checkpoint.config
+    size = "any" if checkpoint.image_size is None else str(checkpoint.image_size)
+    patches = f"up to {config.vision.num_patches}" if checkpoint.image_size is None else str(config.vision.num_patches)
+    return (
+        checkpoint.name,
+        checkpoint.family,
+        f"{size} / {checkpoint.patch_size}",
+        patches,
+        f"{checkpoint.vocab_size:,}",
+        str(checkpoint.text_length),
+        str(config.text.embedding_dim),
+        *(f"{towers['vision']:.0f} + {towers['text']:.0f}" for towers in sizes_mb(config).values()),
+    )
+
+
+def document() -> str:
+    """Return the whole page."""
+    rows = [HEADER, ("---",) * len(HEADER), *map(describe, PUBLISHED)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"""# Published checkpoints
+
+All {len(PUBLISHED)} can be exported. Sizes are of the weights (MB = 10^6 bytes), computed from the shapes by
+`scripts/describe_checkpoints.py`, which writes this page from `siglip_onnx/checkpoints.py`. NaFlex takes up to 256
+patches unless `max_num_patches` says otherwise.
+
+{table}
+"""
+
+
+def _weights_mb(model: ir.Model) -> float:
+    values = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None) / 1e6
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(), encoding="utf-8")
