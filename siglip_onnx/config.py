@@ -16,7 +16,25 @@ from .errors import CheckpointError
 
 SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution is of the first
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
+_PICTURE_STEPS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
 RESAMPLE_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+# Keys of a tower or of the whole that leave the computation as it is: names, training, other kinds of model.
+_WITHOUT_EFFECT = frozenset(
+    """
+    _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures attention_dropout
+    attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range is_decoder
+    is_encoder_decoder label2id length_penalty max_length min_length model_type no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores
+    pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature text_config tf_legacy_loss tie_encoder_decoder
+    tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+    use_bfloat16 vision_config vision_use_head
+    """.split()  # noqa: SIM905 - shorter than a list
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,7 @@ def read_config(path: Path) -> SiglipConfig:
             f"{path} is of model_type {model_type!r}, expected {SIGLIP!r}, or {NAFLEX!r} for NaFlex. "
             "Choose a SigLIP or SigLIP 2 checkpoint, for example google/siglip-base-patch16-256-multilingual."
         )
+    _refuse_unknown(document, set(), path)
     vision_document = document.get("vision_config") or {}
     if vision_document.get("vision_use_head") is False:
         raise CheckpointError(
@@ -165,8 +184,12 @@ def read_preprocessor_config(path: Path, model_type: str) -> PreprocessorConfig 
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if document.get(key) is False:
             raise CheckpointError(f"{path} has {key}: false; SigLIP needs this step. Remove the key or set it to true.")
-    if document.get("do_center_crop"):
-        raise CheckpointError(f"{path} has do_center_crop: true; SigLIP uses the whole picture and never crops.")
+    others = [key for key, value in document.items() if key.startswith("do_") and value and key not in _PICTURE_STEPS]
+    if others:
+        raise CheckpointError(
+            f"{path} has {others[0]}: true, a step that SigLIP's processor does not have: the whole picture is used, "
+            "never cropped or padded. Take the preprocessor_config.json of the original checkpoint."
+        )
     resample = document.get("resample", 2 if model_type == NAFLEX else 3)
     if resample not in RESAMPLE_FILTERS:
         raise CheckpointError(f"{path} has resample {resample!r}, expected one of {sorted(RESAMPLE_FILTERS)}.")
@@ -190,6 +213,7 @@ def read_preprocessor_config(path: Path, model_type: str) -> PreprocessorConfig 
 
 def _read_tower(kind: type[Tower], document: Mapping[str, Any], path: Path) -> Tower:
     known = {field.name for field in fields(kind)}
+    _refuse_unknown(document, known, path)
     tower = kind(**{key: value for key, value in document.items() if key in known})
     if tower.hidden_act not in ACTIVATIONS:
         raise CheckpointError(f"{path} has hidden_act {tower.hidden_act!r}, expected one of {ACTIVATIONS}.")
@@ -199,6 +223,16 @@ def _read_tower(kind: type[Tower], document: Mapping[str, Any], path: Path) -> T
             "cannot share evenly."
         )
     return tower
+
+
+def _refuse_unknown(document: Mapping[str, Any], known: set[str], path: Path) -> None:
+    """Raise for a key that might change the computation: to ignore it would give other answers than PyTorch."""
+    unknown = sorted(key for key, value in document.items() if value and key not in known | _WITHOUT_EFFECT)
+    if unknown:
+        raise CheckpointError(
+            f"{path} has {', '.join(unknown)}, which SigLIP's config in transformers 4.57 does not know and which may "
+            "change the answer. If it does not, remove it from the file."
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

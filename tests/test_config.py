@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import PretrainedConfig
 from transformers import Siglip2Config as NaflexReferenceConfig
 from transformers import SiglipConfig as ReferenceConfig
 
@@ -50,6 +51,13 @@ def test_sparse_published_naflex_config(material: Path) -> None:
         configs / "siglip2-base-patch16-naflex_preprocessor_config.json", config.model_type
     )
     assert preprocessor == NaflexPreprocessorConfig(patch_size=16, max_num_patches=256, resample=2)
+
+
+@pytest.mark.parametrize("reference", [ReferenceConfig(), NaflexReferenceConfig()])
+def test_every_key_that_transformers_writes_is_known(reference: PretrainedConfig, tmp_path: Path) -> None:
+    """All attributes, not only those that differ from the defaults, as older versions wrote them."""
+    (tmp_path / "config.json").write_text(reference.to_json_string(use_diff=False))
+    assert read_config(tmp_path / "config.json").model_type == reference.model_type
 
 
 def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:

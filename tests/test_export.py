@@ -143,7 +143,11 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
         ),
         (PREPROCESSOR, lambda d: d.update(size={"shortest_edge": 64}), "shortest_edge"),
         (PREPROCESSOR, lambda d: d.update(do_normalize=False), "do_normalize: false"),
-        (PREPROCESSOR, lambda d: d.update(do_center_crop=True), "never crops"),
+        (PREPROCESSOR, lambda d: d.update(do_center_crop=True), "do_center_crop: true, .* never cropped"),
+        (PREPROCESSOR, lambda d: d.update(do_pad=True), "do_pad: true"),
+        (CONFIG, lambda d: d.update(use_qk_norm=True), "has use_qk_norm, .* may change the answer"),
+        (CONFIG, lambda d: d["vision_config"].update(num_registers=4), "has num_registers"),
+        (CONFIG, lambda d: d["text_config"].update(pruned_heads={"0": [1]}), "has pruned_heads"),
         (PREPROCESSOR, lambda d: d.update(resample=9), "resample 9"),
     ],
 )
