@@ -128,7 +128,7 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
         (
             CONFIG,
             lambda d: d.update(model_type="siglip2"),
-            "of 16x16 pixels, but .* takes patches of 8x8",
+            "has image_size, .* may change the answer",
         ),
         (CONFIG, lambda d: d["vision_config"].update(vision_use_head=False), "without its pooling head"),
         (CONFIG, lambda d: d["vision_config"].update(hidden_act="relu"), "hidden_act 'relu'"),

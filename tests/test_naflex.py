@@ -18,7 +18,7 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 import siglip_onnx
 from siglip_onnx.config import LevelsConfig, NaflexPreprocessorConfig
-from siglip_onnx.errors import BundleError, SiglipOnnxError
+from siglip_onnx.errors import BundleError, CheckpointError, SiglipOnnxError
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.preprocess import NaflexPreprocessor, choose_grid, resize_positions
 
@@ -172,3 +172,12 @@ def test_every_real_picture_is_bit_equal(material: Path) -> None:
         picture = siglip_onnx.image.load_image(path)
         found = preprocess(picture)["pixel_values"]
         assert_array_equal(found, reference([picture], return_tensors="np")["pixel_values"][:, : found.shape[1]])
+
+
+def test_preprocessor_of_other_patches_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    Siglip2ImageProcessor(patch_size=16).save_pretrained(copy)
+    with pytest.raises(CheckpointError, match=r"makes patches of 16x16 pixels, but .* takes patches of 8x8"):
+        export_bundle(copy, tmp_path / "out")
