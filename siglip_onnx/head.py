@@ -29,6 +29,13 @@ def l2_normalize(features: Floats) -> Floats:
     return normalized
 
 
+def average_unit(embeddings: Floats) -> Floats:
+    """Return the mean over axis 1 of unit embeddings f32 ``(M, K, D)``, scaled to length 1 again: ``(M, D)``."""
+    if embeddings.shape[1] == 1:
+        return embeddings[:, 0]
+    return l2_normalize(embeddings.mean(axis=1))
+
+
 def compute_logits(
     image_embeddings: Floats, text_embeddings: Floats, *, logit_scale: float, logit_bias: float
 ) -> Floats:

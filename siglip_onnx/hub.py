@@ -22,6 +22,7 @@ def load(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     max_num_patches: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> SigLIP:
     """Open a model by name; its towers load when they are first used.
 
@@ -31,6 +32,7 @@ def load(
         providers: execution providers in onnxruntime's spelling; the CPU by default.
         threads: intra-op threads; by default what the process may use.
         max_num_patches: NaFlex only: how many patches a picture may have, by default what the checkpoint says.
+        cache: a folder in which embeddings of labels are kept for other runs.
 
     Raises:
         ModelNotFoundError: no such model.
@@ -43,6 +45,7 @@ def load(
         providers=providers,
         threads=threads,
         max_num_patches=max_num_patches,
+        cache=None if cache is None else Path(cache),
     )
 
 

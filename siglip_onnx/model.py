@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image
 from .bundle import Bundle, graph_path
 from .config import NaflexPreprocessorConfig
 from .errors import SiglipOnnxError, TextError
-from .head import Floats, Match, compute_logits, l2_normalize, match_texts
+from .head import Floats, Match, average_unit, compute_logits, l2_normalize, match_texts
 from .image import ImageSource, load_image
+from .label_cache import LabelCache
 from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
 from .session import Session
 from .tokenizer import Tokenizer
@@ -34,12 +36,14 @@ class SigLIP:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         max_num_patches: int | None = None,
+        cache: Path | None = None,
     ) -> None:
         """Store the parts; see :func:`siglip_onnx.load` for the arguments."""
         self.bundle = bundle
         self.variant = bundle.choose_variant(variant)
         self._providers, self._threads = providers, threads
         self._preprocessor = make_preprocessor(bundle, max_num_patches)
+        self._labels = LabelCache(self.embedding_space, self.embedding_dim, cache)
         self._towers: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -53,13 +57,24 @@ class SigLIP:
         """Id of the vectors this model makes; vectors of different spaces must not be compared."""
         return self.bundle.manifest.variants[self.variant].embedding_space
 
-    def classify(self, image: ImageSource, texts: Sequence[str], *, template: str = "{}") -> list[Match]:
+    def classify(
+        self,
+        image: ImageSource,
+        texts: Sequence[str],
+        *,
+        template: str | Sequence[str] = "{}",
+        threshold: float = 0.0,
+        logit_bias: float | None = None,
+    ) -> list[Match]:
         """Say for each text how probably it describes the picture, in the order given.
 
         Args:
             image: path, bytes, PIL image or uint8 array.
             texts: descriptions in any language the checkpoint knows.
-            template: what each text is put into, for example ``"This is a photo of {}."``.
+            template: what each text is put into, for example ``"This is a photo of {}."``; of several templates the
+                mean is taken.
+            threshold: leave out texts of lower probability.
+            logit_bias: instead of the checkpoint's, which is a little too low for many uses.
 
         Raises:
             ImageError: the picture cannot be read.
@@ -68,9 +83,9 @@ class SigLIP:
         texts = _check_texts(texts)
         if not texts:
             raise TextError("There are no texts to compare with the picture; give at least one.")
-        prompts = fill_template(template, texts)
-        logits = self.logits(self.encode_images(image), self.encode_texts(prompts))
-        return match_texts(logits[0], texts)
+        labels = self.encode_labels(texts, template=template)
+        logits = self.logits(self.encode_images(image), labels, logit_bias=logit_bias)
+        return [match for match in match_texts(logits[0], texts) if match.probability >= threshold]
 
     def encode_images(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
         """Return unit embeddings f32 ``(N, D)`` of one picture or an iterable of them.
@@ -91,12 +106,30 @@ class SigLIP:
         ids = self.tokenize(texts)
         return self._encode("text", ({"input_ids": row[np.newaxis]} for row in ids))
 
-    def logits(self, image_embeddings: Floats, text_embeddings: Floats) -> Floats:
+    def encode_labels(self, texts: Sequence[str], *, template: str | Sequence[str] = "{}") -> Floats:
+        """Return unit embeddings f32 ``(M, D)`` of texts in a template, or their mean over several templates.
+
+        What was embedded once is kept: in memory, and in the folder that ``load(cache=...)`` named.
+
+        Raises:
+            TextError: a template has no ``{}``, or a text cannot be tokenized.
+        """
+        rows = fill_templates(template, texts)
+        known = {prompt: self._labels.get(prompt) for row in rows for prompt in row}
+        missing = [prompt for prompt, embedding in known.items() if embedding is None]
+        if missing:
+            for prompt, embedding in zip(missing, self.encode_texts(missing), strict=True):
+                known[prompt] = embedding
+                self._labels.put(prompt, embedding)
+        if not rows:
+            return np.empty((0, self.embedding_dim), np.float32)
+        return average_unit(np.array([[known[prompt] for prompt in row] for row in rows], np.float32))
+
+    def logits(self, image_embeddings: Floats, text_embeddings: Floats, *, logit_bias: float | None = None) -> Floats:
         """Return logits f32 ``(N, M)`` of unit embeddings ``(N, D)`` and ``(M, D)``; see :func:`.sigmoid`."""
         manifest = self.bundle.manifest
-        return compute_logits(
-            image_embeddings, text_embeddings, logit_scale=manifest.logit_scale, logit_bias=manifest.logit_bias
-        )
+        bias = manifest.logit_bias if logit_bias is None else logit_bias
+        return compute_logits(image_embeddings, text_embeddings, logit_scale=manifest.logit_scale, logit_bias=bias)
 
     def preprocess(self, images: ImageSource | Iterable[ImageSource]) -> list[Inputs]:
         """Return the vision tower's inputs by name, one dictionary per picture, each a batch of one.
@@ -109,6 +142,11 @@ class SigLIP:
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the text tower's ``input_ids`` i64 ``(M, T)``."""
         return self._tokenizer(_check_texts(texts))
+
+    def missing_labels(self, texts: Sequence[str], *, template: str | Sequence[str] = "{}") -> list[str]:
+        """Return the prompts that :meth:`encode_labels` would have to embed."""
+        prompts = {prompt: None for row in fill_templates(template, texts) for prompt in row}
+        return [prompt for prompt in prompts if self._labels.get(prompt) is None]
 
     def _preprocess_one(self, image: ImageSource) -> Inputs:
         return self._preprocessor(load_image(image))
@@ -165,15 +203,17 @@ def make_preprocessor(bundle: Bundle, max_num_patches: int | None) -> SquashPrep
     return SquashPreprocessor(config)
 
 
-def fill_template(template: str, texts: Sequence[str]) -> list[str]:
-    """Put each text in the place of ``{}``.
+def fill_templates(template: str | Sequence[str], texts: Sequence[str]) -> list[list[str]]:
+    """Put each text in the place of ``{}``; one row per text, one column per template.
 
     Raises:
-        TextError: the template has no ``{}``.
+        TextError: a template has no ``{}``, or there is none.
     """
-    if "{}" not in template:
-        raise TextError(f"The template {template!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
-    return [template.replace("{}", text) for text in texts]
+    templates = [template] if isinstance(template, str) else list(template)
+    for one in templates or [""]:
+        if "{}" not in one:
+            raise TextError(f"The template {one!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
+    return [[one.replace("{}", text) for one in templates] for text in _check_texts(texts)]
 
 
 def _check_texts(texts: Sequence[str]) -> list[str]:

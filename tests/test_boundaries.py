@@ -17,6 +17,7 @@ LAYERS = (
     {"errors"},
     {"config"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
+    {"label_cache"},
     {"model"},
     {"hub"},
     {"export"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fixed_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def logits(_self: SigLIP, images: Any, _texts: Any) -> Any:
+    def logits(_self: SigLIP, images: Any, _texts: Any, **_options: Any) -> Any:
         return np.repeat(np.array([[2.0, -1.5, -12.25]], np.float32), len(images), axis=0)
 
     monkeypatch.setattr(SigLIP, "logits", logits)
@@ -62,7 +63,7 @@ def test_json_is_one_document(small_bundle: Path) -> None:
     document = json.loads(result.stdout)
     assert document["model"] == "small"
     assert document["variant"] == "int8"
-    assert document["template"] == "{}"
+    assert document["templates"] == ["{}"]
     (found,) = document["results"]
     assert found["image"] == RED_STAR
     assert [match["text"] for match in found["matches"]] == ["a", "赤", "c"]
@@ -86,6 +87,31 @@ def test_numbers_are_those_of_the_library(small_bundle: Path) -> None:
     result = run("classify", RED_STAR, "--json", "--model", small_bundle, "--text", "cat", "--template", "a {}")
     (match,) = siglip_onnx.load(small_bundle).classify(RED_STAR, ["cat"], template="a {}")
     assert json.loads(result.stdout)["results"][0]["matches"] == [match._asdict()]
+
+
+def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
+    arguments = ["classify", RED_STAR, "--json", "--model", small_bundle, "--text", "cat", "--text", "dog"]
+    templates = ["a {}", "my {}."]
+    result = run(*arguments, "--template", templates[0], "--template", templates[1], "--logit-bias", "3.5")
+    expected = siglip_onnx.load(small_bundle).classify(RED_STAR, ["cat", "dog"], template=templates, logit_bias=3.5)
+    assert json.loads(result.stdout)["results"][0]["matches"] == [match._asdict() for match in expected]
+    assert json.loads(run(*arguments, "--threshold", "1").stdout)["results"][0]["matches"] == []
+
+
+def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["classify", RED_STAR, "--json", "--text", "cat", "--text", "赤い丸", "--cache", tmp_path / "cache"]
+    first = run(*arguments, "--model", small_bundle)
+    without_text = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+    for name in ("onnx/text_model_quantized.onnx.data", "tokenizer.json"):
+        (without_text / name).write_bytes(bytes((without_text / name).stat().st_size))
+    second = run(*arguments, "--model", without_text)
+    assert second.exit_code == 0
+    assert second.stdout == first.stdout
+    unwritable = tmp_path / "file"
+    unwritable.touch()
+    refused = run("classify", RED_STAR, "--text", "a", "--model", small_bundle, "--cache", unwritable)
+    assert refused.exit_code == 1
+    assert "cannot be written" in refused.stderr
 
 
 def test_demo_model_answers_and_says_what_it_knows() -> None:
@@ -218,8 +244,6 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_picture_without_a_tower_to_read_it_is_our_error(small_bundle: Path, tmp_path: Path) -> None:
     """A graph that is damaged but of the right size fails in the background load and at its first use, once."""
-    import shutil
-
     copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
     graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))

@@ -66,6 +66,45 @@ def test_template_surrounds_the_texts(model: siglip_onnx.SigLIP, picture: Image.
         model.classify(picture, ["cat"], template="a photo")
 
 
+def test_several_templates_are_averaged(model: siglip_onnx.SigLIP) -> None:
+    parts = model.encode_texts(["a cat", "my cat"])
+    mean = parts.mean(axis=0)
+    np.testing.assert_allclose(
+        model.encode_labels(["cat"], template=["a {}", "my {}"])[0], mean / np.linalg.norm(mean), atol=1e-6
+    )
+    assert model.encode_labels([]).shape == (0, 64)
+    with pytest.raises(TextError, match="The template '' has no"):
+        model.encode_labels(["cat"], template=[])
+
+
+def test_threshold_and_bias(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
+    plain = model.classify(picture, TEXTS)
+    moved = model.classify(picture, TEXTS, logit_bias=model.bundle.manifest.logit_bias + 2)
+    np.testing.assert_allclose([m.logit for m in moved], [m.logit + 2 for m in plain], atol=1e-5)
+    middle = sorted(match.probability for match in plain)[2]
+    assert model.classify(picture, TEXTS, threshold=middle) == [m for m in plain if m.probability >= middle]
+
+
+def test_labels_are_kept_in_memory_and_on_disk(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = siglip_onnx.load(small_bundle, cache=tmp_path)
+    expected = first.encode_labels(TEXTS, template="a {}")
+    files = list(tmp_path.rglob("*.npy"))
+    assert len(files) == len(TEXTS)
+    assert {path.parent.name for path in files} == {first.embedding_space}
+    files[0].write_bytes(b"damaged")
+    again = siglip_onnx.load(small_bundle, cache=tmp_path)
+    assert len(again.missing_labels(TEXTS, template="a {}")) == 1
+    assert_array_equal(again.encode_labels(TEXTS, template="a {}"), expected)
+    assert not siglip_onnx.load(small_bundle, cache=tmp_path).missing_labels(TEXTS, template="a {}")
+    assert siglip_onnx.load(small_bundle, cache=tmp_path, variant="fp32").missing_labels(TEXTS, template="a {}")
+    monkeypatch.setattr("siglip_onnx.label_cache.MAX_IN_MEMORY", 2)
+    assert_array_equal(
+        siglip_onnx.load(small_bundle).encode_labels(TEXTS * 2, template="a {}"), np.tile(expected, (2, 1))
+    )
+
+
 def test_towers_load_when_needed_and_can_be_unloaded(small_bundle: Path, picture: Image.Image) -> None:
     model = siglip_onnx.load(small_bundle)
     assert not model._towers

@@ -15,7 +15,7 @@ from ..errors import ImageError
 from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options
 
 if TYPE_CHECKING:
-    from ..head import Match
+    from ..head import Floats, Match
     from ..model import SigLIP
 
 FIELDS = ("text", "logit", "probability", "relative")
@@ -25,7 +25,22 @@ Results = Sequence[tuple[str, "list[Match] | ImageError"]]
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @text_options
-@click.option("--template", default="{}", show_default=True, help='What each text is put into: "a photo of {}".')
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    default=["{}"],
+    show_default=True,
+    help='What each text is put into: "a photo of {}"; repeat to take the mean of several.',
+)
+@click.option("--threshold", default=0.0, help="Leave out texts of lower probability.")
+@click.option("--logit-bias", type=float, help="Instead of the checkpoint's, which is a little low for many uses.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep embeddings of texts here, and do not load the text tower when all are known.",
+)
 @model_options
 @click.option("--json", "format_", flag_value="json", help="Print one JSON document.")
 @click.option("--csv", "format_", flag_value="csv", help="Print CSV, one line per picture and text.")
@@ -35,7 +50,10 @@ def classify(
     images: tuple[str, ...],
     texts: tuple[str, ...],
     texts_file: Path | None,
-    template: str,
+    templates: tuple[str, ...],
+    threshold: float,
+    logit_bias: float | None,
+    cache: Path | None,
     choice: ModelChoice,
     format_: str | None,
 ) -> None:
@@ -47,10 +65,11 @@ def classify(
     all_texts = read_texts(texts, texts_file)
     if not all_texts:
         raise click.UsageError("There are no texts to compare with; give --text TEXT or --texts-file FILE.")
-    siglip = choice.open()
-    results = classify_each(siglip, images, all_texts, template)
+    siglip = choice.open(cache)
+    results = classify_each(siglip, images, all_texts, templates, logit_bias)
+    results = [(image, leave_out(matches, threshold)) for image, matches in results]
     if format_ == "json":
-        _print_json(siglip, template, results)
+        _print_json(siglip, templates, results)
     elif format_ == "csv":
         _print_csv(results)
     else:
@@ -58,25 +77,34 @@ def classify(
     context.exit(exit_code([matches for _, matches in results]))
 
 
-def classify_each(siglip: SigLIP, images: Sequence[str], texts: list[str], template: str) -> Results:
+def leave_out(matches: list[Match] | ImageError, threshold: float) -> list[Match] | ImageError:
+    """Keep the matches whose probability reaches ``threshold``."""
+    if isinstance(matches, ImageError):
+        return matches
+    return [match for match in matches if match.probability >= threshold]
+
+
+def classify_each(
+    siglip: SigLIP, images: Sequence[str], texts: list[str], templates: Sequence[str], logit_bias: float | None
+) -> Results:
     """Match every picture with every text; a picture that cannot be read gives its error."""
     from ..head import match_texts  # noqa: PLC0415 - keeps --help fast
-    from ..model import fill_template  # noqa: PLC0415
 
-    prompts = fill_template(template, texts)
+    missing = siglip.missing_labels(texts, template=templates)
     # While the vision tower loads, the texts are checked. Each tower is used once, so they need not share the memory.
     siglip.preload("vision")
-    siglip.tokenize(prompts)
-    image_embeddings = encode_each(siglip, images)
+    if missing:
+        siglip.tokenize(missing)
+    found = encode_each(siglip, images)
     siglip.unload("vision")
-    text_embeddings = siglip.encode_texts(prompts)
-    return [
-        (
-            image,
-            found if isinstance(found, ImageError) else match_texts(siglip.logits(found, text_embeddings)[0], texts),
-        )
-        for image, found in zip(images, image_embeddings, strict=True)
-    ]
+    labels = siglip.encode_labels(texts, template=templates)
+
+    def match(embedding: Floats | ImageError) -> list[Match] | ImageError:
+        if isinstance(embedding, ImageError):
+            return embedding
+        return match_texts(siglip.logits(embedding, labels, logit_bias=logit_bias)[0], texts)
+
+    return [(image, match(embedding)) for image, embedding in zip(images, found, strict=True)]
 
 
 def _print_tables(results: Results) -> None:
@@ -91,12 +119,12 @@ def _print_tables(results: Results) -> None:
     click.echo("\n\n".join(tables))
 
 
-def _print_json(siglip: SigLIP, template: str, results: Results) -> None:
+def _print_json(siglip: SigLIP, templates: Sequence[str], results: Results) -> None:
     document = {
         "model": siglip.bundle.manifest.model_name,
         "variant": siglip.variant,
         "embedding_space": siglip.embedding_space,
-        "template": template,
+        "templates": list(templates),
         "results": [
             {"image": image, "error": str(matches)}
             if isinstance(matches, ImageError)

@@ -29,7 +29,7 @@ class ModelChoice:
     threads: int | None
     max_num_patches: int | None
 
-    def open(self) -> SigLIP:
+    def open(self, cache: Path | None = None) -> SigLIP:
         """Load the model; without a name the demo model, which says what it knows."""
         from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
         from ..session import share_thread_pool  # noqa: PLC0415
@@ -40,6 +40,7 @@ class ModelChoice:
             variant=self.variant,
             providers=self.providers or None,
             max_num_patches=self.max_num_patches,
+            cache=cache,
         )
         if not self.model:
             click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
