@@ -113,9 +113,26 @@ def test_existing_folder_is_kept_unless_overwritten(small_checkpoint: Path, tmp_
     with pytest.raises(CheckpointError, match=r"exists already; .* --overwrite"):
         export_bundle(small_checkpoint, out)
     assert (out / "mine.txt").read_text() == "keep"
-    export_bundle(small_checkpoint, out, precisions=["int8"], overwrite=True)
-    assert siglip_onnx.load(out).variant == "int8"
+    with pytest.raises(CheckpointError, match=r"is no model folder .* and is not replaced"):
+        export_bundle(small_checkpoint, out, overwrite=True)
+    assert (out / "mine.txt").read_text() == "keep"
+    (out / "mine.txt").unlink()
+    for precision in ("fp32", "int8"):
+        export_bundle(small_checkpoint, out, precisions=[precision], overwrite=True)
+        assert list(siglip_onnx.load(out).bundle.manifest.variants) == [precision]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_checkpoint_itself_is_never_replaced(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no model folder"):
+        export_bundle(copy, copy, overwrite=True)
+    assert (copy / "model.safetensors").exists()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(CheckpointError, match="is no model folder"):
+        export_bundle(copy, file, overwrite=True)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        export_bundle(copy, file / "out")
 
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -80,8 +79,7 @@ def export_bundle(
         CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
         AccuracyError: a variant is farther from fp32 than ``min_cosine``.
     """
-    if out.exists() and not overwrite:
-        raise CheckpointError(f"{out} exists already; choose another folder or overwrite it with --overwrite.")
+    _check_out(out, overwrite)
     report(f"Reading {checkpoint_path}")
     checkpoint = open_checkpoint(checkpoint_path)
     with checkpoint.weights, _new_folder(out) as folder:
@@ -95,6 +93,14 @@ def export_bundle(
         )
         manifest = _describe(checkpoint, folder, knows)
         return _write_variants(checkpoint, folder, manifest, precisions, min_cosine, report)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or somebody's home."""
+    if out.exists() and not overwrite:
+        raise CheckpointError(f"{out} exists already; choose another folder, or replace the model there: --overwrite")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise CheckpointError(f"{out} is no model folder (no {MANIFEST}) and is not replaced; choose another one.")
 
 
 def _write_variants(
@@ -197,11 +203,14 @@ def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
 def _new_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise."""
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"{out.parent} cannot be written: {error.strerror or error}. Choose another.") from error
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         if out.exists():
             old = temporary.with_name(temporary.name + ".old")
             out.rename(old)
@@ -211,9 +220,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
             temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
