@@ -44,7 +44,10 @@ def compare_all(model: siglip_onnx.SigLIP, pictures: list[str], texts: list[str]
 
 def main() -> None:
     """Print every table."""
-    model = siglip_onnx.load(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    try:
+        model = siglip_onnx.load(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    except siglip_onnx.SiglipOnnxError as error:
+        sys.exit(str(error))
     for language in ("English", "Japanese"):
         print(f"\n== A richer description, {language}: probability")
         richer_description(model, RICHER[language])

@@ -1,6 +1,8 @@
 """The export command from a checkout: ``python scripts/export.py CHECKPOINT OUT``, as ``siglip-onnx export``."""
 
-from siglip_onnx.cli.export import export
+import sys
+
+from siglip_onnx.cli import main
 
 if __name__ == "__main__":
-    export()
+    main(["export", *sys.argv[1:]])

@@ -77,6 +77,13 @@ class Manifest:
     files: dict[str, FileFacts]
     knows: str = ""
 
+    def all_files(self) -> dict[str, FileFacts]:
+        """Return the files of every variant and those that all share."""
+        files = dict(self.files)
+        for variant in self.variants.values():
+            files |= variant.files
+        return files
+
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         document = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self)
@@ -126,18 +133,13 @@ class Bundle:
         if name is None:
             return next(variant for variant in DEFAULT_ORDER if variant in present)
         if name not in present:
-            raise BundleError(
-                f"{self.path} has no variant {name!r}; it has {', '.join(present)}. "
-                f"Export it with: siglip-onnx export CHECKPOINT OUT --precision {name}"
-            )
+            raise BundleError(f"{self.path} has no variant {name!r}; it has {', '.join(present)}. Choose one of these.")
         return name
 
     def verify_files(self) -> list[str]:
         """Read every file of the manifest and return one line per file that is missing or changed."""
-        facts = dict(self.manifest.files)
-        for variant in self.manifest.variants.values():
-            facts |= variant.files
-        return [f"{name}: {problem}" for name, expected in facts.items() if (problem := self._compare(name, expected))]
+        facts = self.manifest.all_files().items()
+        return [f"{name}: {problem}" for name, expected in facts if (problem := self._compare(name, expected))]
 
     def _compare(self, name: str, expected: FileFacts) -> str:
         if not (self.path / name).is_file():
@@ -155,18 +157,33 @@ def open_bundle(path: Path) -> Bundle:
         BundleError: no bundle, of a newer format, or with files missing or of the wrong size.
     """
     manifest = _read_manifest(path)
-    for variant in manifest.variants.values():
-        for name, facts in variant.files.items():
-            file = path / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != facts.size_bytes:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise BundleError(
-                    f"{file} {found}, expected {facts.size_bytes} bytes. Export or download the model again."
-                )
+    for name, facts in manifest.all_files().items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != facts.size_bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise BundleError(f"{file} {found}, expected {facts.size_bytes} bytes. Export or download the model again.")
     config = read_config(path / "config.json")
-    preprocessor = read_preprocessor_config(path / "preprocessor_config.json", config.model_type)
+    preprocessor = read_preprocessor_config(path / "preprocessor_config.json", config)
+    if manifest.embedding_dim != config.text.embedding_dim:
+        raise BundleError(
+            f"{path / MANIFEST} says that embeddings have {manifest.embedding_dim} dimensions, config.json says "
+            f"{config.text.embedding_dim}. Export the model again."
+        )
     return Bundle(path, manifest, config, preprocessor)
+
+
+def check_head(logit_scale: float, logit_bias: float) -> None:
+    """Check the head's parameters; raw scales of SigLIP are near 4.7, so one of 100 is exponentiated already.
+
+    Raises:
+        BundleError: one is not finite, or the scale is no raw one.
+    """
+    if not (abs(logit_scale) <= 10 and abs(logit_bias) <= 1000):
+        raise BundleError(
+            f"logit_scale is {logit_scale} and logit_bias {logit_bias}; expected finite numbers, and the scale as the "
+            "checkpoint has it: before exp, between -10 and 10."
+        )
 
 
 def file_facts(path: Path) -> FileFacts:
@@ -191,7 +208,7 @@ def _read_manifest(path: Path) -> Manifest:
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{manifest_path} has format version {version}, but this siglip_onnx reads version {FORMAT_VERSION}. "
+            f"{manifest_path} has format version {version!r}, but this siglip_onnx reads version {FORMAT_VERSION}. "
             "Upgrade siglip_onnx, or export the model again with this version."
         )
     try:
@@ -213,6 +230,11 @@ def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
     unknown = variants.keys() - SUFFIXES.keys()
     if unknown or not variants:
         raise ValueError(f"variants {sorted(variants)}, expected some of {sorted(SUFFIXES)}")
+    for name, variant in variants.items():
+        missing = {graph_path(tower, name) for tower in TOWERS} - variant.files.keys()
+        if missing or not isinstance(variant.accuracy, dict) or not isinstance(variant.embedding_space, str):
+            raise ValueError(f"variant {name!r} lacks its graphs, accuracy or embedding space")
+    check_head(float(document["logit_scale"]), float(document["logit_bias"]))
     return Manifest(
         model_name=document["model_name"],
         source=document["source"],

@@ -7,6 +7,7 @@ published files are sparse and rely on the defaults.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -151,7 +152,7 @@ def read_config(path: Path) -> SiglipConfig:
         )
     _refuse_unknown(document, set(), path)
     vision_document = document.get("vision_config") or {}
-    if vision_document.get("vision_use_head") is False:
+    if isinstance(vision_document, dict) and vision_document.get("vision_use_head") is False:
         raise CheckpointError(
             f"{path} has a vision tower without its pooling head (vision_use_head: false), so that pictures get no "
             "embedding. Export a checkpoint that has both towers complete."
@@ -174,11 +175,12 @@ def read_config(path: Path) -> SiglipConfig:
     return config
 
 
-def read_preprocessor_config(path: Path, model_type: str) -> PreprocessorConfig | NaflexPreprocessorConfig:
-    """Read the ``preprocessor_config.json`` of a checkpoint of that ``model_type``.
+def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorConfig | NaflexPreprocessorConfig:
+    """Read the ``preprocessor_config.json`` that belongs to ``config``.
 
     Raises:
-        CheckpointError: the file is missing or no JSON, or asks for a step that SigLIP's processor does not have.
+        CheckpointError: the file is missing or no JSON, asks for a step that SigLIP's processor does not have, or
+            makes other pictures than the vision tower takes.
     """
     document = _read_json(path)
     for key in ("do_resize", "do_rescale", "do_normalize"):
@@ -190,31 +192,59 @@ def read_preprocessor_config(path: Path, model_type: str) -> PreprocessorConfig 
             f"{path} has {others[0]}: true, a step that SigLIP's processor does not have: the whole picture is used, "
             "never cropped or padded. Take the preprocessor_config.json of the original checkpoint."
         )
-    resample = document.get("resample", 2 if model_type == NAFLEX else 3)
-    if resample not in RESAMPLE_FILTERS:
+    naflex = isinstance(config.vision, NaflexVisionConfig)
+    resample = document.get("resample", 2 if naflex else 3)
+    if type(resample) is not int or resample not in RESAMPLE_FILTERS:
         raise CheckpointError(f"{path} has resample {resample!r}, expected one of {sorted(RESAMPLE_FILTERS)}.")
     levels = LevelsConfig(
-        rescale_factor=float(document.get("rescale_factor", 1 / 255)),
-        image_mean=tuple(map(float, document.get("image_mean") or (0.5, 0.5, 0.5))),
-        image_std=tuple(map(float, document.get("image_std") or (0.5, 0.5, 0.5))),
+        rescale_factor=_numbers(document, "rescale_factor", (1 / 255,), path)[0],
+        image_mean=_numbers(document, "image_mean", (0.5, 0.5, 0.5), path),
+        image_std=_numbers(document, "image_std", (0.5, 0.5, 0.5), path),
     )
-    if model_type == NAFLEX:
-        return NaflexPreprocessorConfig(
-            patch_size=int(document.get("patch_size", 16)),
-            max_num_patches=int(document.get("max_num_patches", 256)),
-            resample=resample,
-            levels=levels,
+    if 0 in levels.image_std:
+        raise CheckpointError(f"{path} has image_std {list(levels.image_std)}; nothing can be divided by 0.")
+    if isinstance(config.vision, NaflexVisionConfig):
+        patch_size = _count(document.get("patch_size", 16), "patch_size", path)
+        max_num_patches = _count(document.get("max_num_patches", 256), "max_num_patches", path)
+        makes, takes = patch_size, config.vision.patch_size
+        found: PreprocessorConfig | NaflexPreprocessorConfig = NaflexPreprocessorConfig(
+            patch_size, max_num_patches, resample, levels
         )
-    size = document.get("size") or {"height": 224, "width": 224}
-    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
-        raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
-    return PreprocessorConfig(int(size["height"]), int(size["width"]), resample, levels)
+        what = "patches"
+    else:
+        size = document.get("size") or {"height": 224, "width": 224}
+        if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+            raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
+        height, width = (_count(size[side], side, path) for side in ("height", "width"))
+        makes, takes = height if height == width else 0, config.vision.image_size
+        found = PreprocessorConfig(height, width, resample, levels)
+        what = "pictures"
+    if makes != takes:
+        raise CheckpointError(
+            f"{path} does not make {what} of {takes}x{takes} pixels, which the vision tower takes, but of "
+            f"{_size_of(found)}. The two files do not belong together."
+        )
+    return found
 
 
-def _read_tower(kind: type[Tower], document: Mapping[str, Any], path: Path) -> Tower:
+def _size_of(preprocessor: PreprocessorConfig | NaflexPreprocessorConfig) -> str:
+    if isinstance(preprocessor, NaflexPreprocessorConfig):
+        return f"{preprocessor.patch_size}x{preprocessor.patch_size}"
+    return f"{preprocessor.height}x{preprocessor.width}"
+
+
+def _read_tower(kind: type[Tower], document: Any, path: Path) -> Tower:
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} has a tower's config that is a {type(document).__name__}, expected an object.")
     known = {field.name for field in fields(kind)}
     _refuse_unknown(document, known, path)
-    tower = kind(**{key: value for key, value in document.items() if key in known})
+    values = {key: value for key, value in document.items() if key in known}
+    for name, value in values.items():
+        if name == "layer_norm_eps":
+            values[name] = _numbers(values, name, (1e-6,), path)[0]
+        elif name != "hidden_act" and not (name == "projection_size" and value is None):
+            _count(value, name, path)
+    tower = kind(**values)
     if tower.hidden_act not in ACTIVATIONS:
         raise CheckpointError(f"{path} has hidden_act {tower.hidden_act!r}, expected one of {ACTIVATIONS}.")
     if tower.hidden_size % tower.num_attention_heads:
@@ -222,7 +252,28 @@ def _read_tower(kind: type[Tower], document: Mapping[str, Any], path: Path) -> T
             f"{path} has hidden_size {tower.hidden_size}, which {tower.num_attention_heads} attention heads "
             "cannot share evenly."
         )
+    if getattr(tower, "num_channels", 3) != 3:
+        raise CheckpointError(
+            f"{path} has num_channels {document['num_channels']}; pictures are RGB, so 3 is expected."
+        )
     return tower
+
+
+def _count(value: Any, name: str, path: Path) -> int:
+    """Return a whole number above 0."""
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{path} has {name} {value!r}, expected a whole number above 0.")
+    return value
+
+
+def _numbers(document: Mapping[str, Any], name: str, default: tuple[float, ...], path: Path) -> tuple[float, ...]:
+    """Return as many finite numbers as ``default`` has; one number stands for all of them."""
+    value = document.get(name)
+    values = default if value is None else value if isinstance(value, list) else [value] * len(default)
+    whole = all(type(one) in (int, float) and math.isfinite(one) for one in values)
+    if not whole or len(values) != len(default):
+        raise CheckpointError(f"{path} has {name} {value!r}, expected {len(default)} finite number(s).")
+    return tuple(map(float, values))
 
 
 def _refuse_unknown(document: Mapping[str, Any], known: set[str], path: Path) -> None:

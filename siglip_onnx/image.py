@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 MAX_PIXELS = 89_478_485
 
+_log = logging.getLogger(__name__)
+
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return ``source`` as a PIL image of mode RGB, turned upright as its EXIF orientation says.
 
     Arrays are uint8 of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``. Of an animation the first
-    frame is taken; an alpha channel is dropped, not blended.
+    frame is taken; an alpha channel is dropped, not blended; levels beyond 8 bits are cut at 255, which is logged.
     Source: ``transformers.image_utils.load_image`` of 4.57, whose pixels this gives.
 
     Raises:
@@ -45,7 +48,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 def _open_path(path: Path, max_pixels: int) -> Image.Image:
     try:
         with path.open("rb") as file:
-            return _open(file, str(path), max_pixels)
+            return _open(file if file.seekable() else io.BytesIO(file.read()), str(path), max_pixels)
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist; give the path of a picture.") from error
     except IsADirectoryError as error:
@@ -60,6 +63,8 @@ def _open(file: Any, name: str, max_pixels: int) -> Image.Image:
     file.seek(0)
     try:
         image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} has far more than the {max_pixels:,} pixels allowed; make it smaller.") from error
     except Exception as error:  # decoders raise almost anything on damaged data
         raise ImageError(f"{name} is not a readable picture: {_cause(error)}. Expected one of {_formats()}.") from error
     with image:
@@ -73,6 +78,8 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"{name} has {image.width}x{image.height} pixels, more than the {max_pixels:,} allowed; make it smaller."
         )
+    if image.mode.startswith(("I", "F")):
+        _log.warning("%s has levels beyond 8 bits, which are cut at 255 as the reference does; convert it first.", name)
     try:
         return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # decoders raise almost anything on damaged data

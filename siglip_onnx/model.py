@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +18,15 @@ from PIL import Image
 
 from .bundle import Bundle, graph_path
 from .config import NaflexPreprocessorConfig
-from .errors import SiglipOnnxError, TextError
+from .errors import BundleError, ImageError, SiglipOnnxError, TextError
 from .head import Floats, Match, average_unit, compute_logits, l2_normalize, match_texts
 from .image import ImageSource, load_image
 from .label_cache import LabelCache
 from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
 from .session import Session
 from .tokenizer import Tokenizer
+
+MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
 
 
 class SigLIP:
@@ -55,7 +59,11 @@ class SigLIP:
     @property
     def embedding_space(self) -> str:
         """Id of the vectors this model makes; vectors of different spaces must not be compared."""
-        return self.bundle.manifest.variants[self.variant].embedding_space
+        space = self.bundle.manifest.variants[self.variant].embedding_space
+        chosen = self._preprocessor.config
+        if isinstance(chosen, NaflexPreprocessorConfig) and chosen != self.bundle.preprocessor:
+            return f"{space}-{chosen.max_num_patches}patches"
+        return space
 
     def classify(
         self,
@@ -129,6 +137,8 @@ class SigLIP:
         """Return logits f32 ``(N, M)`` of unit embeddings ``(N, D)`` and ``(M, D)``; see :func:`.sigmoid`."""
         manifest = self.bundle.manifest
         bias = manifest.logit_bias if logit_bias is None else logit_bias
+        if not math.isfinite(bias):
+            raise SiglipOnnxError(f"logit_bias is {bias}, expected a finite number.")
         return compute_logits(image_embeddings, text_embeddings, logit_scale=manifest.logit_scale, logit_bias=bias)
 
     def preprocess(self, images: ImageSource | Iterable[ImageSource]) -> list[Inputs]:
@@ -153,7 +163,15 @@ class SigLIP:
 
     def _encode(self, tower: str, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> Floats:
         rows = [self._tower(tower).run("pooler_output", one) for one in inputs]
-        return l2_normalize(np.concatenate(rows)) if rows else np.empty((0, self.embedding_dim), np.float32)
+        if not rows:
+            return np.empty((0, self.embedding_dim), np.float32)
+        embeddings = l2_normalize(np.concatenate(rows))
+        if not np.isfinite(embeddings).all():
+            raise BundleError(
+                f"The {tower} tower of {self.bundle.path}, variant {self.variant}, gave values that are no numbers. "
+                "Export or download the model again, or try another variant or provider."
+            )
+        return embeddings
 
     def preload(self, tower: str) -> None:
         """Begin to load the ``"vision"`` or the ``"text"`` tower in the background; an error shows at its first use."""
@@ -162,7 +180,8 @@ class SigLIP:
             with contextlib.suppress(SiglipOnnxError):
                 self._tower(tower)
 
-        threading.Thread(target=load, daemon=True).start()
+        # No daemon: an interpreter that ends while onnxruntime works in a thread aborts.
+        threading.Thread(target=load).start()
 
     def unload(self, tower: str) -> None:
         """Free the memory of the ``"vision"`` or the ``"text"`` tower; it loads again when needed."""
@@ -192,8 +211,8 @@ def make_preprocessor(bundle: Bundle, max_num_patches: int | None) -> SquashPrep
     if isinstance(config, NaflexPreprocessorConfig):
         if max_num_patches is not None:
             config = replace(config, max_num_patches=max_num_patches)
-        if config.max_num_patches < 1:
-            raise SiglipOnnxError(f"max_num_patches is {config.max_num_patches}, expected 1 or more.")
+        if not 1 <= config.max_num_patches <= MAX_NUM_PATCHES:
+            raise SiglipOnnxError(f"max_num_patches is {config.max_num_patches}, expected 1 to {MAX_NUM_PATCHES}.")
         return NaflexPreprocessor(config, bundle.read_positions())
     if max_num_patches is not None:
         raise SiglipOnnxError(
@@ -217,9 +236,11 @@ def fill_templates(template: str | Sequence[str], texts: Sequence[str]) -> list[
 
 
 def _check_texts(texts: Sequence[str]) -> list[str]:
-    # A lone string is a sequence of its letters: surely not what was meant.
+    # A lone string is a sequence of its letters: surely not what was meant. A set has no order.
     if isinstance(texts, str):
         raise TextError(f"Texts cannot be one str; give a list: [{texts[:40]!r}].")
+    if not isinstance(texts, Sequence):
+        raise TextError(f"Texts cannot be a {type(texts).__name__}; give a list of str.")
     return list(texts)
 
 
@@ -227,4 +248,6 @@ def _as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSou
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
     one = isinstance(images, str | bytes | Image.Image | np.ndarray) or hasattr(images, "__fspath__")
+    if not one and (not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase)):
+        raise ImageError(f"Pictures cannot be a {type(images).__name__}; give a path, bytes, a PIL image or an array.")
     return [images] if one else images  # type: ignore[list-item,return-value]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from .errors import BundleError, ProviderError
 
 CPU_PROVIDER = "CPUExecutionProvider"
-_LOG_ERRORS_ONLY = 3
+MAX_THREADS = 512
+_LOG_FATAL_ONLY = 4  # what fails is raised; onnxruntime need not print it as well
 
 _shared_pool_threads: int | None = None
 
@@ -36,12 +37,14 @@ class Session:
             BundleError: onnxruntime cannot load the graph.
         """
         self.providers = _check_providers(providers)
-        self.threads = threads or _shared_pool_threads or available_threads()
+        self.threads = _shared_pool_threads or available_threads() if threads is None else threads
+        _check_threads(self.threads)
+        self._path = path
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_FATAL_ONLY
         _set_threads(options, self.threads)
-        if self.providers != [CPU_PROVIDER]:
-            # Otherwise onnxruntime quietly computes on the CPU what the provider cannot load.
+        if CPU_PROVIDER not in self.providers:
+            # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             # Without enable_fallback=0 onnxruntime would print to stdout and retry on other providers.
@@ -49,14 +52,20 @@ class Session:
                 str(path), options, providers=self.providers, enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions share no other root
-            raise BundleError(
-                f"{path} cannot be loaded with {', '.join(self.providers)}: {error}. "
-                "Check the bundle with: siglip-onnx info --verify-files"
-            ) from error
+            problem = f"{path} cannot be loaded with {', '.join(self.providers)}: {_first_line(error)}."
+            if self.providers == [CPU_PROVIDER]:
+                raise BundleError(f"{problem} Check the model with: siglip-onnx info --verify-files") from error
+            raise ProviderError(f"{problem} Try {CPU_PROVIDER}, or add it as the last provider.") from error
 
     def run_many(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the outputs of those names."""
-        results: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(inputs))
+        try:
+            results: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(inputs))
+        except Exception as error:  # onnxruntime's exceptions share no other root
+            raise BundleError(
+                f"{self._path} failed to run: {_first_line(error)}. Check that there is memory enough, and the model "
+                "with: siglip-onnx info --verify-files"
+            ) from error
         return results
 
     def run(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -72,7 +81,8 @@ def share_thread_pool(threads: int | None = None) -> None:
     """
     global _shared_pool_threads  # noqa: PLW0603 - onnxruntime's pool belongs to the process as well
     if _shared_pool_threads is None:
-        _shared_pool_threads = threads or available_threads()
+        _check_threads(available_threads() if threads is None else threads)
+        _shared_pool_threads = available_threads() if threads is None else threads
         onnxruntime.set_global_thread_pool_sizes(_shared_pool_threads, 1)
 
 
@@ -99,6 +109,8 @@ def runtime_version() -> str:
 def _check_providers(providers: Sequence[str] | None) -> list[str]:
     if providers is None:
         return [CPU_PROVIDER]
+    if isinstance(providers, str):
+        raise ProviderError(f"Providers cannot be one str; give a list: [{providers!r}].")
     missing = [name for name in providers if name not in available_providers()]
     if missing or not providers:
         raise ProviderError(
@@ -107,6 +119,15 @@ def _check_providers(providers: Sequence[str] | None) -> list[str]:
             "provider, or ask for another."
         )
     return list(providers)
+
+
+def _check_threads(threads: int) -> None:
+    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise ProviderError(f"threads is {threads!r}, expected a number from 1 to {MAX_THREADS}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
 
 
 def _set_threads(options: Any, threads: int) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +157,12 @@ def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path
         (["classify", RED_STAR, "--text", "x" * 100_000], 1, "has 100,000 characters; at most 20,000"),
         (["classify", RED_STAR, "--texts-file", "/nowhere.txt"], 1, "/nowhere.txt does not exist"),
         (["embed", "--out", "x.npy"], 2, "Give either pictures, or texts"),
+        (["embed", RED_STAR, "--out", "vectors.v1"], 2, "give a file name that ends with .npy"),
+        (["classify", RED_STAR, "--text", "a", "--threads", "100000"], 2, "1<=x<=512"),
+        (["classify", RED_STAR, "--text", "a", "--threshold", "2"], 2, "0<=x<=1"),
+        (["classify", RED_STAR, "--text", "a", "--logit-bias", "nan"], 1, "logit_bias is nan"),
         (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either pictures, or texts"),
-        (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere/x.npy cannot be written"),
+        (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere is no folder; make it first"),
         (["info", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
         (["export", "/nowhere", "never"], 4, "/nowhere does not exist; expected a checkpoint folder"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
@@ -167,6 +174,81 @@ def test_wrong_input_ends_with_one_message(arguments: list[str], exit_code: int,
     assert result.stdout == ""
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--text", "x" * 100_000], 1, "has 100,000 characters"),
+        (["--text", "a", "--template", "x"], 1, "has no {}"),
+        (["--text", "a", "--provider", "AzureExecutionProvider"], 1, "AzureExecutionProvider"),
+        (["--text", b"caf\xe9"], 1, "lone surrogate"),
+    ],
+)
+def test_real_processes_end_with_one_message(arguments: list[str | bytes], exit_code: int, message: str) -> None:
+    """The tower that loads in the background must not bring the interpreter down."""
+    command: list[str | bytes] = [sys.executable, "-m", "siglip_onnx", "classify", RED_STAR, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == exit_code
+    assert message in found.stderr
+    assert found.stdout == ""
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.splitlines()) == 2
+
+
+def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "siglip_onnx",
+        "classify",
+        *[RED_STAR] * 3000,
+        "--text",
+        "a",
+        "--model",
+        small_bundle,
+    ]
+    for delay in (0.3, 0.6, 1.0):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            error = process.communicate(timeout=60)[1]
+        assert process.returncode in (130, -signal.SIGINT)  # the latter while Python itself still starts
+        assert "terminate called" not in error
+
+
+def test_output_that_cannot_be_written(small_bundle: Path) -> None:
+    command = [sys.executable, "-m", "siglip_onnx", "classify", RED_STAR, "--text", "a", "--model", small_bundle]
+    for format_ in ([], ["--json"], ["--csv"]):
+        with Path("/dev/full").open("w") as full:
+            found = subprocess.run([*command, *format_], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert found.returncode == 1
+        assert "No space left" in found.stderr
+        assert "Traceback" not in found.stderr
+
+
+def test_names_that_are_no_unicode(small_bundle: Path, tmp_path: Path) -> None:
+    picture = os.fsencode(tmp_path) + b"/\xe9\xff.png"
+    with open(picture, "wb") as file:  # noqa: PTH123 - a Path cannot hold these bytes
+        Image.new("RGB", (8, 8)).save(file, "PNG")
+    command = [sys.executable, "-m", "siglip_onnx"]
+    for arguments in (["classify", picture, "--text", "a", "--json"], ["embed", picture, "--out", tmp_path / "v.npy"]):
+        found = subprocess.run([*command, *arguments, "--model", small_bundle], capture_output=True, check=False)
+        assert found.returncode == 0, found.stderr
+    assert json.loads((tmp_path / "v.jsonl").read_text())["row"] == 0
+
+
+def test_a_picture_from_a_pipe(small_bundle: Path) -> None:
+    command = [sys.executable, "-m", "siglip_onnx", "classify", "/dev/stdin", "--text", "a", "--model", small_bundle]
+    found = subprocess.run(command, input=Path(RED_STAR).read_bytes(), capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_form_feed_does_not_end_a_text(small_bundle: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_bytes("a\x0cb\r\n赤\u2028い\n".encode())
+    document = json.loads(run("classify", RED_STAR, "--json", "--model", small_bundle, "--texts-file", texts).stdout)
+    assert [match["text"] for match in document["results"][0]["matches"]] == ["a\x0cb", "赤\u2028い"]
 
 
 def test_texts_file_that_is_empty_or_not_utf8(tmp_path: Path) -> None:
@@ -214,7 +296,7 @@ def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> No
     out = tmp_path / "bundle"
     assert run("export", small_checkpoint, out).exit_code == 0
     tokenizer = out / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text() + " ")
+    tokenizer.write_text(tokenizer.read_text().replace("NFKC", "NFKD"))
     result = run("info", "--model", out, "--verify-files")
     assert result.exit_code == 4
     assert "is damaged: tokenizer.json:" in result.stderr

@@ -38,7 +38,7 @@ def test_sparse_published_config(material: Path) -> None:
     assert isinstance(config.vision, VisionConfig)
     assert (config.vision.image_size, config.vision.num_patches, config.vision.hidden_size) == (384, 576, 768)
     assert (config.text.vocab_size, config.text.max_position_embeddings) == (256000, 64)
-    preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-384_preprocessor_config.json", "siglip")
+    preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-384_preprocessor_config.json", config)
     assert isinstance(preprocessor, PreprocessorConfig)
     assert (preprocessor.height, preprocessor.width, preprocessor.resample) == (384, 384, 2)
 
@@ -47,9 +47,7 @@ def test_sparse_published_naflex_config(material: Path) -> None:
     configs = material / "configs"
     config = read_config(configs / "siglip2-base-patch16-naflex_config.json")
     assert config.vision == NaflexVisionConfig()
-    preprocessor = read_preprocessor_config(
-        configs / "siglip2-base-patch16-naflex_preprocessor_config.json", config.model_type
-    )
+    preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-naflex_preprocessor_config.json", config)
     assert preprocessor == NaflexPreprocessorConfig(patch_size=16, max_num_patches=256, resample=2)
 
 

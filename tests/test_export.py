@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import siglip_onnx
-from siglip_onnx.errors import AccuracyError, CheckpointError
+from siglip_onnx.errors import AccuracyError, BundleError, CheckpointError, SiglipOnnxError
 from siglip_onnx.export.layers import weakest_layer
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.export.quantize import quantize_columns, quantize_rows
@@ -113,7 +115,7 @@ def test_existing_folder_is_kept_unless_overwritten(small_checkpoint: Path, tmp_
     with pytest.raises(CheckpointError, match=r"exists already; .* --overwrite"):
         export_bundle(small_checkpoint, out)
     assert (out / "mine.txt").read_text() == "keep"
-    with pytest.raises(CheckpointError, match=r"is no model folder .* and is not replaced"):
+    with pytest.raises(CheckpointError, match="is no model folder and is not replaced"):
         export_bundle(small_checkpoint, out, overwrite=True)
     assert (out / "mine.txt").read_text() == "keep"
     (out / "mine.txt").unlink()
@@ -131,8 +133,14 @@ def test_the_checkpoint_itself_is_never_replaced(copy: Path, tmp_path: Path) -> 
     file.touch()
     with pytest.raises(CheckpointError, match="is no model folder"):
         export_bundle(copy, file, overwrite=True)
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(SiglipOnnxError, match="cannot be written"):
         export_bundle(copy, file / "out")
+    bundle = tmp_path / "bundle"
+    export_bundle(copy, bundle)
+    (bundle / "thesis.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="also holds thesis"):
+        export_bundle(copy, bundle, overwrite=True)
+    assert (bundle / "thesis.txt").exists()
 
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -156,12 +164,22 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
         (
             PREPROCESSOR,
             lambda d: d.update(size={"height": 64, "width": 64}),
-            "64x64 pixels, but .* takes .* 32x32",
+            "not make pictures of 32x32 pixels, .* but of 64x64",
         ),
         (PREPROCESSOR, lambda d: d.update(size={"shortest_edge": 64}), "shortest_edge"),
         (PREPROCESSOR, lambda d: d.update(do_normalize=False), "do_normalize: false"),
         (PREPROCESSOR, lambda d: d.update(do_center_crop=True), "do_center_crop: true, .* never cropped"),
         (PREPROCESSOR, lambda d: d.update(do_pad=True), "do_pad: true"),
+        (PREPROCESSOR, lambda d: d["size"].update(height=None), "height None, expected a whole number"),
+        (PREPROCESSOR, lambda d: d.update(resample=[3]), r"resample \[3\]"),
+        (PREPROCESSOR, lambda d: d.update(rescale_factor="x"), "rescale_factor 'x', expected 1 finite number"),
+        (PREPROCESSOR, lambda d: d.update(image_mean=[0.5] * 4), "image_mean .* expected 3 finite number"),
+        (PREPROCESSOR, lambda d: d.update(image_std=[0.5, 0, 0.5]), "divided by 0"),
+        (CONFIG, lambda d: d.update(vision_config=[1]), "is a list, expected an object"),
+        (CONFIG, lambda d: d["text_config"].update(hidden_size="64"), "hidden_size '64', expected a whole number"),
+        (CONFIG, lambda d: d["text_config"].update(num_hidden_layers=0), "num_hidden_layers 0"),
+        (CONFIG, lambda d: d["vision_config"].update(num_channels=4), "num_channels 4; pictures are RGB"),
+        (CONFIG, lambda d: d["vision_config"].update(layer_norm_eps="tiny"), "layer_norm_eps 'tiny'"),
         (CONFIG, lambda d: d.update(use_qk_norm=True), "has use_qk_norm, .* may change the answer"),
         (CONFIG, lambda d: d["vision_config"].update(num_registers=4), "has num_registers"),
         (CONFIG, lambda d: d["text_config"].update(pruned_heads={"0": [1]}), "has pruned_heads"),
@@ -247,3 +265,61 @@ def test_a_variant_too_far_from_fp32_is_refused_and_its_weakest_layer_named(copy
 def test_the_weakest_layer_is_where_the_cosine_falls_most() -> None:
     assert weakest_layer({"0": 0.99, "1": 0.98, "2": 0.90, "3": 0.85}) == "2"
     assert weakest_layer({"0": 0.5, "1": 0.6}) == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("text_model.encoder.layers.0.mlp.fc1.weight", float("nan"), "holds infinite values or nan"),
+        ("text_model.embeddings.token_embedding.weight", float("inf"), "holds infinite values or nan"),
+        ("logit_scale", 100.0, "before exp"),
+    ],
+)
+def test_values_that_no_model_has(copy: Path, tmp_path: Path, name: str, value: float, message: str) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights[name].view(-1)[0] = value
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SiglipOnnxError, match=message):
+        export_bundle(copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_quantized_weights_are_refused(copy: Path, tmp_path: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["text_model.head.weight"] = weights["text_model.head.weight"].to(torch.int8)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="is of type I8, expected one of F32"):
+        export_bundle(copy, tmp_path / "out")
+
+
+def test_other_preprocessing_is_another_embedding_space(copy: Path, small_bundle: Path, tmp_path: Path) -> None:
+    edit_json(copy / PREPROCESSOR, lambda d: d.update(resample=3))
+    export_bundle(copy, tmp_path / "out")
+    spaces = {siglip_onnx.load(path).embedding_space for path in (small_bundle, tmp_path / "out")}
+    assert len(spaces) == 2
+
+
+def test_a_kill_leaves_nothing_behind(small_checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "siglip_onnx", "export", str(small_checkpoint), str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "Comparing" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        process.wait(timeout=60)
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_whose_files_disagree(small_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+    edit_json(copy / "manifest.json", lambda d: d.update(embedding_dim=7))
+    with pytest.raises(BundleError, match=r"7 dimensions, config\.json says 64"):
+        siglip_onnx.load(copy)
+    edit_json(copy / "manifest.json", lambda d: d.update(embedding_dim=64, logit_scale=1000))
+    with pytest.raises(BundleError, match="logit_scale is 1000"):
+        siglip_onnx.load(copy)
+    edit_json(copy / "manifest.json", lambda d: d.update(logit_scale=4, accuracy=None))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
+        siglip_onnx.load(copy)

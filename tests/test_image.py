@@ -43,6 +43,13 @@ def test_every_mode_becomes_rgb(picture: Image.Image, mode: str) -> None:
     assert loaded.size == picture.size
 
 
+def test_levels_beyond_eight_bits_are_cut_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As transformers does it; the picture loses its grey, which must not happen in silence."""
+    deep = Image.fromarray(np.array([[0, 200, 300, 65535]], np.uint16))
+    assert np.asarray(load_image(deep))[0, :, 0].tolist() == [0, 200, 255, 255]
+    assert "levels beyond 8 bits" in caplog.text
+
+
 def test_exif_orientation_is_applied(picture: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
 
@@ -153,6 +154,12 @@ def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, picture: 
         model.encode_texts(["a \ud800"])
     with pytest.raises(TextError, match="100,000 characters; at most 20,000"):
         model.encode_texts(["x" * 100_000])
+    with pytest.raises(TextError, match="cannot be a set"):
+        model.encode_texts({"a"})  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="cannot be a NoneType"):
+        model.encode_images(None)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="cannot be a BytesIO"):
+        model.encode_images(io.BytesIO(b""))  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="does not exist"):
         model.encode_images("nowhere.jpg")
 
@@ -164,5 +171,10 @@ def test_unknown_names_say_what_there_is(small_bundle: Path, tmp_path: Path) -> 
         siglip_onnx.load(small_bundle / "manifest.json")
     with pytest.raises(BundleError, match="no variant 'q4'; it has fp32, int8"):
         siglip_onnx.load(small_bundle, variant="q4")
+    for threads in (0, -3, 100_000, "2"):
+        with pytest.raises(ProviderError, match="expected a number from 1 to 512"):
+            siglip_onnx.load(small_bundle, threads=threads).encode_texts(["a"])  # type: ignore[arg-type]
+    with pytest.raises(ProviderError, match="cannot be one str"):
+        siglip_onnx.load(small_bundle, providers="CPUExecutionProvider").encode_texts(["a"])
     with pytest.raises(ProviderError, match=r"NoSuchProvider is not available; .* has .*CPUExecutionProvider"):
         siglip_onnx.load(small_bundle, providers=["NoSuchProvider"]).encode_texts(["a"])

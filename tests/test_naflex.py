@@ -103,6 +103,11 @@ def test_fp32_embeddings(checkpoint: Path, bundle: Path, max_num_patches: int | 
     assert_allclose(model.encode_texts(texts), expected, atol=1e-5)
 
 
+def test_other_patch_counts_are_other_embedding_spaces(bundle: Path) -> None:
+    spaces = {siglip_onnx.load(bundle, max_num_patches=count).embedding_space for count in (None, 40, 41)}
+    assert len(spaces) == 2
+
+
 def test_padding_that_is_masked_changes_nothing(bundle: Path) -> None:
     """Other users of the graph may batch pictures of different grids."""
     model = siglip_onnx.load(bundle, variant="fp32")
@@ -124,13 +129,13 @@ def test_int8_stays_near_fp32(bundle: Path) -> None:
 def test_wrong_patches_and_positions_are_refused(bundle: Path, small_bundle: Path) -> None:
     with pytest.raises(SiglipOnnxError, match=r"32x32 pixels; max_num_patches is for NaFlex models only"):
         siglip_onnx.load(small_bundle, max_num_patches=64)
-    with pytest.raises(SiglipOnnxError, match="max_num_patches is 0, expected 1 or more"):
+    with pytest.raises(SiglipOnnxError, match="max_num_patches is 0, expected 1 to 4096"):
         siglip_onnx.load(bundle, max_num_patches=0)
     positions = bundle / "position_embeddings.npy"
     content = positions.read_bytes()
     try:
-        np.save(positions, np.zeros((3, 3), np.float32))
-        with pytest.raises(BundleError, match=r"shape \(3, 3\), expected float32 of \(36, 48\)"):
+        np.save(positions, np.zeros((48, 36), np.float32))
+        with pytest.raises(BundleError, match=r"shape \(48, 36\), expected float32 of \(36, 48\)"):
             siglip_onnx.load(bundle)
     finally:
         positions.write_bytes(content)
@@ -179,5 +184,5 @@ def test_preprocessor_of_other_patches_is_refused(checkpoint: Path, tmp_path: Pa
 
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     Siglip2ImageProcessor(patch_size=16).save_pretrained(copy)
-    with pytest.raises(CheckpointError, match=r"makes patches of 16x16 pixels, but .* takes patches of 8x8"):
+    with pytest.raises(CheckpointError, match=r"not make patches of 8x8 pixels, .* but of 16x16"):
         export_bundle(copy, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
@@ -30,6 +31,11 @@ class _Commands(click.Group):
         except SiglipOnnxError as error:
             click.echo(f"siglip-onnx: {error}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly when a reader such as head has gone
+            click.echo(f"siglip-onnx: {error}", err=True)
+            raise click.exceptions.Exit(SiglipOnnxError.exit_code) from error
         except KeyboardInterrupt as error:
             click.echo("siglip-onnx: interrupted", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from error

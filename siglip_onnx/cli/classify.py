@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-import sys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ImageError
-from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options
+from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options, to_json
 
 if TYPE_CHECKING:
     from ..head import Floats, Match
@@ -33,7 +32,7 @@ Results = Sequence[tuple[str, "list[Match] | ImageError"]]
     show_default=True,
     help='What each text is put into: "a photo of {}"; repeat to take the mean of several.',
 )
-@click.option("--threshold", default=0.0, help="Leave out texts of lower probability.")
+@click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out texts of lower probability.")
 @click.option("--logit-bias", type=float, help="Instead of the checkpoint's, which is a little low for many uses.")
 @click.option(
     "--cache",
@@ -108,15 +107,16 @@ def classify_each(
 
 
 def _print_tables(results: Results) -> None:
-    from .table import format_table, three_digits  # noqa: PLC0415 - keeps --help fast
+    from .table import format_table, printable, three_digits  # noqa: PLC0415 - keeps --help fast
 
     tables = []
     for image, matches in results:
         if isinstance(matches, ImageError):
             continue
         rows = [(m.text, f"{m.logit:.2f}", three_digits(m.probability), three_digits(m.relative)) for m in matches]
-        tables.append(f"{image}\n{format_table(FIELDS, rows)}")
-    click.echo("\n\n".join(tables))
+        tables.append(f"{printable(image)}\n{format_table(FIELDS, rows)}")
+    if tables:
+        click.echo("\n\n".join(tables))
 
 
 def _print_json(siglip: SigLIP, templates: Sequence[str], results: Results) -> None:
@@ -132,12 +132,14 @@ def _print_json(siglip: SigLIP, templates: Sequence[str], results: Results) -> N
             for image, matches in results
         ],
     }
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    click.echo(to_json(document, indent=2))
 
 
 def _print_csv(results: Results) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(("image", *FIELDS))
     for image, matches in results:
         if not isinstance(matches, ImageError):
             writer.writerows((image, *match) for match in matches)
+    click.echo(lines.getvalue(), nl=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ImageError, SiglipOnnxError
-from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options
+from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options, to_json
 
 
 @click.command()
@@ -45,6 +46,7 @@ def embed(
     all_texts = read_texts(texts, texts_file)
     if bool(images) == bool(all_texts):
         raise click.UsageError("Give either pictures, or texts with --text or --texts-file.")
+    rows_path = _check_out(out)
     siglip = choice.open()
     if images:
         results = encode_each(siglip, images)
@@ -58,18 +60,41 @@ def embed(
         code = 0
     for line in lines:
         line["embedding_space"] = siglip.embedding_space
-    out = out.with_suffix(".npy")
-    try:
-        np.save(out, vectors)
-        out.with_suffix(".jsonl").write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-        )
-    except OSError as error:
-        raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}.") from error
-    summary = {"vectors": str(out), "rows": str(out.with_suffix(".jsonl")), "shape": list(vectors.shape),
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    _write_both({out: buffer.getvalue(), rows_path: "".join(to_json(line) + "\n" for line in lines).encode()})
+    summary = {"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape),
                "errors": len(lines) - len(vectors)}  # fmt: skip
-    click.echo(json.dumps(summary, indent=2) if as_json else f"{out}: {len(vectors)} vectors of {vectors.shape[1]}")
+    click.echo(to_json(summary, indent=2) if as_json else f"{out}: {len(vectors)} vectors of {vectors.shape[1]}")
     context.exit(code)
+
+
+def _check_out(out: Path) -> Path:
+    """Return where the rows are told, after checking that both files can be written."""
+    if out.suffix != ".npy":
+        raise click.UsageError(f"--out is {str(out)!r}; give a file name that ends with .npy.")
+    rows_path = out.with_suffix(".jsonl")
+    for path in (out, rows_path):
+        if path.is_dir():
+            raise SiglipOnnxError(f"{path} is a folder; give the name of a file that ends with .npy.")
+    if not out.parent.is_dir():
+        raise SiglipOnnxError(f"{out.parent} is no folder; make it first, or choose another place for {out.name}.")
+    return rows_path
+
+
+def _write_both(files: dict[Path, bytes]) -> None:
+    """Write every file beside its name, then rename all, so that they fit each other."""
+    parts = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in files}
+    try:
+        for path, content in files.items():
+            parts[path].write_bytes(content)
+        for path, part in parts.items():
+            part.replace(path)
+    except OSError as error:
+        raise SiglipOnnxError(f"{next(iter(files))} cannot be written: {error.strerror or error}.") from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _describe_rows(images: Sequence[str], results: Sequence[Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--min-cosine",
+    type=click.FloatRange(0, 1),
     default=0.999,
     show_default=True,
     help="Refuse a variant whose sample embeddings are farther from fp32.",
@@ -60,6 +63,8 @@ def export(
             f'Export needs a package that is not installed ({error.name}). Run: pip install "siglip-onnx[export]"'
         ) from error
 
+    # A plain kill must clean up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     began = time.perf_counter()
 
     def report(step: str) -> None:

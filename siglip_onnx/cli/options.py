@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,8 +63,8 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--variant", metavar="NAME", help="int8, fp32, ...; int8 where present."),
             click.option("--provider", "providers", multiple=True, metavar="NAME",
                          help="onnxruntime execution provider; CPUExecutionProvider if not given."),
-            click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all this process may use."),
-            click.option("--max-num-patches", type=click.IntRange(min=1),
+            click.option("--threads", type=click.IntRange(1, 512), help="CPU threads; all this process may use."),
+            click.option("--max-num-patches", type=click.IntRange(1, 4096),
                          help="NaFlex models: patches a picture may have; what the checkpoint says."),
         ]
     ):  # fmt: skip
@@ -86,7 +87,7 @@ def read_texts(texts: Sequence[str], texts_file: Path | None) -> list[str]:
     if texts_file is None:
         return list(texts)
     try:
-        lines = texts_file.read_text(encoding="utf-8-sig").splitlines()
+        lines = texts_file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise TextError(f"{texts_file} does not exist; --texts-file wants a file with one text per line.") from error
     except UnicodeDecodeError as error:
@@ -117,6 +118,16 @@ def exit_code(results: Sequence[object]) -> int:
     if errors == 0:
         return 0
     return ImageError.exit_code if errors == len(results) else SOME_FAILED
+
+
+def to_json(document: object, indent: int | None = None) -> str:
+    """Return JSON that can be written as UTF-8; names that are no valid Unicode are escaped."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(document, indent=indent)
+    return text
 
 
 def human_size(size_bytes: int) -> str:

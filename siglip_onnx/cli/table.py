@@ -9,7 +9,7 @@ from wcwidth import wcswidth, wcwidth
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """Return aligned lines; the first ``left`` columns are set left, the others, numbers, right."""
-    lines = [[_printable(cell) for cell in row] for row in (header, *rows)]
+    lines = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(_width(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(
@@ -29,7 +29,7 @@ def three_digits(value: float) -> str:
     return f"{value:#.3g}"
 
 
-def _printable(cell: str) -> str:
+def printable(cell: str) -> str:
     """Replace control characters, which would break the line or the terminal."""
     return "".join(character if wcwidth(character) >= 0 else "\N{REPLACEMENT CHARACTER}" for character in cell)
 

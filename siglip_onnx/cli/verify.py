@@ -34,7 +34,13 @@ DEFAULT_MIN_COSINE = 0.999
     metavar="CHECKPOINT",
     help="The checkpoint, to compare each stage with PyTorch; needs torch and transformers.",
 )
-@click.option("--min-cosine", default=DEFAULT_MIN_COSINE, show_default=True, help="What every variant must reach.")
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(0, 1),
+    default=DEFAULT_MIN_COSINE,
+    show_default=True,
+    help="What every variant must reach.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def verify(
@@ -57,7 +63,7 @@ def verify(
 
     bundle = open_bundle(find_model(model))
     pictures = [load_image(picture) for picture in sample_pictures()] if images is None else _pictures_of(images)
-    sentences = list(SAMPLE_TEXTS) if texts is None else read_texts([], texts)
+    sentences = SAMPLE_TEXTS if texts is None else read_texts([], texts)
     stages: dict[str, list[StageDifference]] = {}
     accuracies: dict[str, Accuracy] = {}
     if reference is not None:
@@ -99,7 +105,7 @@ def _pictures_of(folder: Path) -> list[Image.Image]:
 
 
 def _compare_with_pytorch(
-    bundle: Bundle, checkpoint: Path, pictures: list[Image.Image], texts: list[str]
+    bundle: Bundle, checkpoint: Path, pictures: list[Image.Image], texts: Sequence[str]
 ) -> dict[str, list[StageDifference]]:
     from ..model import SigLIP  # noqa: PLC0415 - keeps --help fast
 
@@ -122,7 +128,7 @@ def _find_failures(
     failures = [
         f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32; {min_cosine} was asked for."
         for name, accuracy in accuracies.items()
-        if accuracy.cosine_min < min_cosine
+        if not accuracy.cosine_min >= min_cosine
     ]
     for name, found in stages.items():
         for stage in found:
@@ -131,7 +137,7 @@ def _find_failures(
                 failures.append(
                     f"{name}: {stage.stage} differ from PyTorch by {stage.max_abs:.2g}, allowed are {stage.allowed:g}."
                 )
-            elif not exact and stage.cosine_min is not None and stage.cosine_min < min_cosine:
+            elif not exact and stage.cosine_min is not None and not stage.cosine_min >= min_cosine:
                 failures.append(f"{name}: {stage.stage} reaches only a cosine of {stage.cosine_min:.5f} to PyTorch.")
     return failures
 

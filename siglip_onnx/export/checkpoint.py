@@ -30,6 +30,7 @@ from ..errors import CheckpointError
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 
+FLOATS = ("F32", "F16", "BF16", "F64")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -72,9 +73,15 @@ class Weights:
         return name in self._homes
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """Return one tensor as f32, in the shape PyTorch gave it."""
-        tensor = self._homes[name].get_tensor(name)
-        return np.asarray(tensor, np.float32)
+        """Return one tensor as f32, in the shape PyTorch gave it.
+
+        Raises:
+            CheckpointError: it holds values that are no numbers.
+        """
+        tensor = np.asarray(self._homes[name].get_tensor(name), np.float32)
+        if not np.isfinite(tensor.sum(dtype=np.float64)):
+            raise CheckpointError(f"Weight {name!r} holds infinite values or nan; the checkpoint is damaged.")
+        return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading it."""
@@ -84,7 +91,7 @@ class Weights:
         """Compare names and shapes with what the config promises.
 
         Raises:
-            CheckpointError: a tensor is missing or of another shape.
+            CheckpointError: a tensor is missing, of another shape, or no floating-point one.
         """
         missing = [name for name in expected if name not in self]
         if missing:
@@ -93,6 +100,12 @@ class Weights:
                 f"first {missing[0]!r}. Give a complete SigLIP checkpoint with both towers."
             )
         for name, shape in expected.items():
+            dtype = self._homes[name].get_slice(name).get_dtype()
+            if dtype not in FLOATS:
+                raise CheckpointError(
+                    f"Weight {name!r} is of type {dtype}, expected one of {', '.join(FLOATS)}. "
+                    "Give the checkpoint as it was before it was quantized."
+                )
             if self.shape(name) != shape:
                 raise CheckpointError(
                     f"Weight {name!r} has shape {self.shape(name)}, but config.json promises {shape}. "
@@ -113,27 +126,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "Hugging Face Hub."
         )
     config = read_config(path / "config.json")
-    preprocessor = read_preprocessor_config(path / "preprocessor_config.json", config.model_type)
-    makes, takes = _picture_of(preprocessor), _picture_of(config.vision)
-    if makes != takes:
-        raise CheckpointError(
-            f"{path}: preprocessor_config.json makes {makes}, but the vision tower takes {takes}. "
-            "The two files do not belong together."
-        )
+    preprocessor = read_preprocessor_config(path / "preprocessor_config.json", config)
     weights = Weights(path)
     weights.check(expected_shapes(config))
     return Checkpoint(path, config, preprocessor, weights)
-
-
-def _picture_of(
-    config: PreprocessorConfig | NaflexPreprocessorConfig | VisionConfig | NaflexVisionConfig,
-) -> str:
-    """Say what a preprocessor makes or a vision tower takes."""
-    if isinstance(config, NaflexPreprocessorConfig | NaflexVisionConfig):
-        return f"patches of {config.patch_size}x{config.patch_size} pixels"
-    if isinstance(config, VisionConfig):
-        return f"pictures of {config.image_size}x{config.image_size} pixels"
-    return f"pictures of {config.height}x{config.width} pixels"
 
 
 def expected_shapes(config: SiglipConfig) -> Shapes:

@@ -1,4 +1,4 @@
-"""Which encoder layer of a quantized tower loses most: fp32 and the variant side by side, layer by layer."""
+"""Which part of a quantized tower loses most: fp32 and the variant side by side, layer by layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Inputs = Mapping[str, NDArray[Any]]
 
 
 def layer_cosines(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Inputs]) -> dict[str, float]:
-    """Return the smallest cosine of each encoder layer's output to fp32's, in the order of the layers."""
+    """Return the smallest cosine to fp32 behind each encoder layer, and last of the tower's ``pooler_output``."""
     expected = _run_layers(bundle, "fp32", tower, inputs)
     found = _run_layers(bundle, variant, tower, inputs)
     return {layer: min(map(_cosine, found[layer], rows)) for layer, rows in expected.items()}
@@ -37,6 +37,7 @@ def _run_layers(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Input
     model = onnx.load(path, load_external_data=False)
     layers = [name for node in model.graph.node for name in node.output if _LAYER.fullmatch(name)]
     model.graph.output.extend(onnx.ValueInfoProto(name=layer) for layer in layers)
+    layers.append("pooler_output")
     # The graph must lie beside its weights, which onnxruntime does not follow elsewhere.
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
         file.write(model.SerializeToString())

@@ -23,12 +23,13 @@ from ..bundle import (
     FileFacts,
     Manifest,
     Variant,
+    check_head,
     file_facts,
     graph_path,
     open_bundle,
 )
 from ..config import NAFLEX
-from ..errors import AccuracyError, CheckpointError
+from ..errors import AccuracyError, CheckpointError, SiglipOnnxError
 from ..model import SigLIP
 from .checkpoint import Checkpoint, open_checkpoint
 from .graph import save_graph
@@ -79,10 +80,10 @@ def export_bundle(
         CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
         AccuracyError: a variant is farther from fp32 than ``min_cosine``.
     """
-    _check_out(out, overwrite)
+    _check_out(out, checkpoint_path, overwrite)
     report(f"Reading {checkpoint_path}")
     checkpoint = open_checkpoint(checkpoint_path)
-    with checkpoint.weights, _new_folder(out) as folder:
+    with checkpoint.weights, _writing(out), _new_folder(out) as folder:
         report("Writing configs and tokenizer")
         _write_configs(checkpoint, folder)
         write_tokenizer(
@@ -95,12 +96,25 @@ def export_bundle(
         return _write_variants(checkpoint, folder, manifest, precisions, min_cosine, report)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or somebody's home."""
+def _check_out(out: Path, checkpoint: Path, overwrite: bool) -> None:
+    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or somebody's own files."""
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} exists already; choose another folder, or replace the model there: --overwrite")
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise CheckpointError(f"{out} is no model folder (no {MANIFEST}) and is not replaced; choose another one.")
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists():
+        try:
+            manifest = open_bundle(out).manifest
+        except SiglipOnnxError as error:
+            raise CheckpointError(
+                f"{out} is no model folder and is not replaced; choose another one. {error}"
+            ) from error
+        own = {MANIFEST, *manifest.files}.union(*(variant.files for variant in manifest.variants.values()))
+        others = [str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file()]
+        foreign = [name for name in others if name not in own]
+        if foreign or checkpoint.resolve().is_relative_to(out.resolve()):
+            held = foreign[0] if foreign else "the checkpoint itself"
+            raise CheckpointError(f"{out} also holds {held}, which is no part of the model, and is not replaced.")
 
 
 def _write_variants(
@@ -116,7 +130,7 @@ def _write_variants(
     for name in (REFERENCE, *(p for p in precisions if p != REFERENCE)):
         report(f"Writing {name} towers")
         began = time.perf_counter()
-        variant = _write_variant(checkpoint, folder, name, manifest.source["weights_sha256"])
+        variant = _write_variant(checkpoint, folder, name, manifest)
         seconds[name] = time.perf_counter() - began
         manifest.variants[name] = variant
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -145,14 +159,15 @@ def _explain_loss(bundle: Bundle, variant: str, accuracy: Accuracy, min_cosine: 
     inputs = model.preprocess(sample_pictures()) if tower == "vision" else [{"input_ids": model.tokenize(SAMPLE_TEXTS)}]
     cosines = layer_cosines(bundle, variant, tower, inputs)
     worst = weakest_layer(cosines)
+    part = f"what follows the {tower} encoder" if worst == "pooler_output" else worst
     return (
         f"{variant} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32 on the samples, {min_cosine} was asked "
-        f"for; {worst} loses most (its output's cosine is {cosines[worst]:.5f}). Nothing was written. Export with "
+        f"for; {part} loses most (its output's cosine is {cosines[worst]:.5f}). Nothing was written. Export with "
         f"--precision fp32, or keep the variant with --allow-inaccurate."
     )
 
 
-def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, weights_sha256: str) -> Variant:
+def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, manifest: Manifest) -> Variant:
     quantization: dict[str, Any] = {}
     files: dict[str, FileFacts] = {}
     # The towers are built anew for each variant: weights are read when a graph is saved, so this costs nothing.
@@ -162,18 +177,20 @@ def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, weights_sha2
         graph = graph_path(tower, name)
         save_graph(model, folder / graph)
         files |= {file: file_facts(folder / file) for file in (graph, f"{graph}.data")}
-    return Variant(_embedding_space(name, weights_sha256, files), files, quantization)
+    return Variant(_embedding_space(name, manifest.files | files), files, quantization)
 
 
-def _embedding_space(variant: str, weights_sha256: str, files: dict[str, FileFacts]) -> str:
-    """Name the vectors of a variant by what determines them: the weights, and how they were written."""
-    content = weights_sha256 + "".join(facts.sha256 for _, facts in sorted(files.items()))
+def _embedding_space(variant: str, files: dict[str, FileFacts]) -> str:
+    """Name the vectors of a variant by what determines them: graphs, weights, tokenizer and preprocessing."""
+    content = "".join(f"{name} {facts.sha256}\n" for name, facts in sorted(files.items()))
     return f"{variant}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _describe(checkpoint: Checkpoint, folder: Path, knows: str) -> Manifest:
     weights = checkpoint.weights
     hashes = [file_facts(path).sha256 for path in weights.paths]
+    logit_scale, logit_bias = (float(weights[name].item()) for name in ("logit_scale", "logit_bias"))
+    check_head(logit_scale, logit_bias)
     return Manifest(
         model_name=checkpoint.path.resolve().name,
         source={
@@ -184,8 +201,8 @@ def _describe(checkpoint: Checkpoint, folder: Path, knows: str) -> Manifest:
             "exporter": f"siglip_onnx {__version__} native",
         },
         embedding_dim=checkpoint.config.text.embedding_dim,
-        logit_scale=float(weights["logit_scale"].item()),
-        logit_bias=float(weights["logit_bias"].item()),
+        logit_scale=logit_scale,
+        logit_bias=logit_bias,
         variants={},
         files={file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()},
         knows=knows,
@@ -200,15 +217,21 @@ def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 @contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Name the folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}. Choose another folder.") from error
+
+
+@contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise."""
     out = out.resolve()
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise CheckpointError(f"{out.parent} cannot be written: {error.strerror or error}. Choose another.") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir()
     try:
         yield temporary
         if out.exists():

@@ -46,7 +46,7 @@ def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size
     pad = document["post_processor"]["special_tokens"]["pad"]
     tokenizer.enable_truncation(text_length, direction="right")
     tokenizer.enable_padding(direction="right", pad_id=pad["ids"][0], pad_token=pad["tokens"][0], length=text_length)
-    tokenizer.save(str(out), pretty=False)
+    out.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
 
 
 def _from_sentencepiece(path: Path) -> Json:
@@ -89,8 +89,8 @@ def _from_fast_tokenizer(path: Path) -> Json:
 def _unigram_document(vocab: list[list[Any]], unk_id: int, charsmap: str, *, byte_fallback: bool) -> Json:
     """SigLIP: lower-case, no ASCII punctuation, single spaces, NFKC; ``</s>`` ends and pads.
 
-    One difference to the reference remains: text behind a literal ``</s>`` or ``<unk>`` inside a text starts a new
-    word here, and does not there.
+    Two differences to the reference remain: text behind a literal ``</s>`` or ``<unk>`` inside a text starts a new
+    word here, and does not there; an accent that a text begins with is lost here.
     """
     pieces = [piece for piece, _ in vocab]
     if "</s>" not in pieces:
@@ -107,7 +107,8 @@ def _unigram_document(vocab: list[list[Any]], unk_id: int, charsmap: str, *, byt
                 {"type": "Lowercase"},
                 _replace_regex(_PUNCTUATION, ""),
                 _replace_regex(_WHITESPACE, " "),
-                *([{"type": "Precompiled", "precompiled_charsmap": charsmap}] if charsmap else []),
+                # Precompiled alone leaves long graphemes, such as decomposed Japanese, as they are.
+                *([{"type": "NFKC"}, {"type": "Precompiled", "precompiled_charsmap": charsmap}] if charsmap else []),
                 _replace_regex(" {2,}", " "),
                 _replace_regex(f"[ {_META}]+$", ""),
                 _replace(" ", _META),
