@@ -81,9 +81,10 @@ def share_thread_pool(threads: int | None = None) -> None:
     """
     global _shared_pool_threads  # noqa: PLW0603 - onnxruntime's pool belongs to the process as well
     if _shared_pool_threads is None:
-        _check_threads(available_threads() if threads is None else threads)
-        _shared_pool_threads = available_threads() if threads is None else threads
-        onnxruntime.set_global_thread_pool_sizes(_shared_pool_threads, 1)
+        size = available_threads() if threads is None else threads
+        _check_threads(size)
+        onnxruntime.set_global_thread_pool_sizes(size, 1)
+        _shared_pool_threads = size
 
 
 def available_threads() -> int:

@@ -120,3 +120,34 @@ def test_other_tokenizers_are_refused(tmp_path: Path, content: str, message: str
 def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has \d+ pieces, but the text tower only 20"):
         write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=20)
+
+
+def test_a_model_of_the_texts_own_pieces_gives_the_same_ids(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What large vocabularies use for few short texts, forced upon a small one."""
+    path = small_bundle / "tokenizer.json"
+    expected = Tokenizer(path, 16)(HARD)
+    monkeypatch.setattr("siglip_onnx.tokenizer.LARGE_VOCABULARY", 0)
+    for texts in ([text] for text in HARD):
+        pruned = Tokenizer(path, 16)
+        np.testing.assert_array_equal(pruned(texts), [expected[HARD.index(texts[0])]])
+        assert ("_whole" in vars(pruned)) == any("</s>" in text or "<unk>" in text for text in texts)
+    plain = [text for text in HARD if "</s>" not in text and "<unk>" not in text]
+    pruned = Tokenizer(path, 16)
+    np.testing.assert_array_equal(pruned(plain), expected[[HARD.index(text) for text in plain]])
+    assert "Only the first 16 tokens" in caplog.text
+
+
+def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tokenizer(material / "tokenizers/siglip_v1_c4en_32k", tmp_path / "t.json", text_length=64, vocab_size=10**6)
+    texts = HARD + real_texts(material)[::20]
+    expected = Tokenizer(tmp_path / "t.json", 64)(texts)
+    monkeypatch.setattr("siglip_onnx.tokenizer.LARGE_VOCABULARY", 0)
+    tokenizer = Tokenizer(tmp_path / "t.json", 64)
+    for text, ids in zip(texts, expected, strict=True):
+        if len(text) <= 2000 and "</s>" not in text and "<unk>" not in text:
+            np.testing.assert_array_equal(tokenizer([text])[0], ids)
+    assert "_whole" not in vars(tokenizer)
+    tokenizer(["word " * 500])
+    assert "_whole" in vars(tokenizer)
