@@ -55,8 +55,9 @@ def model_card(training: dict[str, Any], rows: list[tuple[str, ...]], num_pictur
 A small SigLIP, trained from scratch by `scripts/train_demo.py` on pictures that the script draws. It shows that the
 whole path works on a fresh machine, and what zero-shot means; it knows nothing of photographs.
 
-* Knows: {len(COLOURS)} colours ({_list(COLOURS)}), {len(SHAPES)} shapes ({_list(SHAPES)}), counts one to six, left of
-  and above, dark and light backgrounds, {len(WORDS)} printed words ({", ".join(WORDS)}), in English and Japanese.
+* Knows, in English and Japanese: colours ({_list(COLOURS)}); shapes ({_list(SHAPES)}); counts one to six; dark and
+  light backgrounds; printed words ({", ".join(WORDS)}).
+* Does not know, though its captions said it: which of two objects lies left or above. The table shows chance.
 * Never shown nor named in training: {pairs}.
 * A true but incomplete text has a training target between 0.5 and 1, growing with what it tells, so a richer true
   description gets a higher probability.
@@ -66,9 +67,9 @@ whole path works on a fresh machine, and what zero-shot means; it knows nothing 
 
 ## Accuracy
 
-Top-1 in percent on {num_pictures} freshly drawn pictures per question (seed {seed}, 384 pixels), chance in the names:
-colour and shape is one of {len(COLOURS) * len(SHAPES)} names, count one of 6, object and
-background one of {len(COLOURS) * len(SHAPES) * 2}, left of and above one of 2. Measured with siglip_onnx
+Top-1 in percent on {num_pictures} freshly drawn pictures per question (seed {seed}, 384 pixels). The right answer is
+one of {len(COLOURS) * len(SHAPES)} names for colour and shape, of 6 for count, of {len(WORDS)} for words, of
+{2 * len(COLOURS) * len(SHAPES)} for object and background, of 2 for left of and above. Measured with siglip_onnx
 {siglip_onnx.__version__} on onnxruntime {onnxruntime.__version__}.
 
 | question | {" | ".join(VARIANTS)} |
