@@ -23,7 +23,7 @@ from .head import Floats, Match, average_unit, compute_logits, l2_normalize, mat
 from .image import ImageSource, load_image
 from .label_cache import LabelCache
 from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
-from .session import Session
+from .session import Session, return_free_memory
 from .tokenizer import Tokenizer
 
 MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
@@ -187,6 +187,7 @@ class SigLIP:
         """Free the memory of the ``"vision"`` or the ``"text"`` tower; it loads again when needed."""
         with self._lock:
             self._towers.pop(tower, None)
+        return_free_memory()
 
     def _tower(self, name: str) -> Session:
         """Return a tower, loading it on first use; threads that ask at once get the same one."""
