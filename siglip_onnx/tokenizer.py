@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from .errors import BundleError, TextError
 
 MAX_CHARACTERS = 20_000
 # A Unigram model of 250,000 pieces takes the tokenizers library 0.5 GB and as long to load as all else together. Its
-# answer for a text depends only on the pieces that occur in the text, so few short texts get a model of just those.
-LARGE_VOCABULARY = 50_000
+# answer for a text depends only on the pieces that occur in the text, so few short texts get a model of just those,
+# from a table that export writes beside tokenizer.json.
+PIECES = "tokenizer_pieces.npz"
 FEW_CHARACTERS = 2_000
 
 _log = logging.getLogger(__name__)
@@ -36,23 +38,21 @@ class Tokenizer:
         """
         self._path = path
         self.text_length = text_length
-        try:
-            self._document: Json | None = json.loads(path.read_bytes())
-            steps = {name: self._document[name] for name in ("padding", "truncation", "model")}
-            found = [steps["padding"]["strategy"]["Fixed"], steps["truncation"]["max_length"]]
-            self._may_prune = steps["model"]["type"] == "Unigram" and len(steps["model"]["vocab"]) >= LARGE_VOCABULARY
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"{path} cannot be read as the tokenizer that export writes ({error!r}). Export or download the model "
-                "again."
-            ) from error
+        pieces_path = path.with_name(PIECES)
+        self._pieces = _PieceTable(pieces_path) if pieces_path.exists() else None
+        if self._pieces is not None:
+            padding, truncation = self._pieces.document["padding"], self._pieces.document["truncation"]
+            found = [padding["strategy"]["Fixed"], truncation["max_length"]]
+        else:
+            found = [
+                (self._whole.padding or {}).get("length"),
+                (self._whole.truncation or {}).get("max_length"),
+            ]
         if found != [text_length, text_length]:
             raise BundleError(
                 f"{path} pads to {found[0]} and truncates to {found[1]} tokens, but the text tower takes exactly "
                 f"{text_length}. Export the model again with siglip-onnx export."
             )
-        if not self._may_prune:
-            self._document = None
 
     def __call__(self, texts: list[str]) -> NDArray[np.int64]:
         """Return token ids i64 ``(M, T)``; longer texts are cut, keeping the end token last, which is logged.
@@ -71,10 +71,10 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """Return the ids of each text, and whether it was cut."""
-        if self._document is not None:
-            if sum(map(len, texts)) <= FEW_CHARACTERS and not _has_special_token(self._document, texts):
-                return _encode_with_their_pieces(self._document, texts)
-            self._document = None  # the whole model serves all texts from now on
+        if self._pieces is not None:
+            if self._pieces.suits(texts):
+                return self._pieces.encode(texts)
+            self._pieces = None  # the whole model serves all texts from now on
         return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
 
     @cached_property
@@ -85,42 +85,63 @@ class Tokenizer:
             raise BundleError(f"{self._path} cannot be read: {error}. Export or download the model again.") from error
 
 
-def _encode_with_their_pieces(document: Json, texts: list[str]) -> list[tuple[list[int], bool]]:
-    """Encode with a Unigram model of only those pieces that occur in the cleaned texts."""
-    model = document["model"]
-    cleaner = _tokenizer(document, {**model, "vocab": [["<unk>", 0.0]], "unk_id": 0, "byte_fallback": False})
-    # Newlines, which cleaning leaves in no text, keep pieces from reaching into the next text.
-    cleaned = "\n".join(cleaner.normalizer.normalize_str(text) for text in texts)
-    vocab = model["vocab"]
-    # The rarest piece sets the cost of an unknown character; bytes stand for one where the model falls back to them.
-    rarest = min(range(len(vocab)), key=lambda number: vocab[number][1])
-    kept = [
-        number
-        for number, (piece, _) in enumerate(vocab)
-        if piece in cleaned
-        or number in (model["unk_id"], rarest)
-        or (model["byte_fallback"] and piece.startswith("<0x"))
-    ]
-    small = {**model, "vocab": [vocab[number] for number in kept], "unk_id": kept.index(model["unk_id"])}
-    tokenizer = _tokenizer(document, small)
-    length, pad = document["truncation"]["max_length"], document["padding"]["pad_id"]
-    end = document["post_processor"]["special_tokens"]["</s>"]["ids"]
-    results = []
-    for encoding in tokenizer.encode_batch(texts):
-        ids = [kept[number] for number in encoding.ids]
-        whole = ids[: length - len(end)] + end
-        results.append((whole + [pad] * (length - len(whole)), len(ids) > length - len(end)))
-    return results
+class _PieceTable:
+    """The pieces of a large Unigram model as a table, and models of the few that a text needs."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what :func:`write_pieces` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as table:
+                self.document: Json = json.loads(table["document"].tobytes())
+                self._pieces = table["pieces"].tobytes().decode().split("\n")
+                self._scores: NDArray[np.float64] = table["scores"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path} is damaged ({error!r}). Export or download the model again.") from error
+        # It sets the cost of an unknown character.
+        self._rarest = int(self._scores.argmin())
+
+    def suits(self, texts: list[str]) -> bool:
+        """Say whether the texts are few enough, and without a literal special token, which is split off first."""
+        special = [token["content"] for token in self.document["added_tokens"]]
+        return sum(map(len, texts)) <= FEW_CHARACTERS and not any(one in text for one in special for text in texts)
+
+    def encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        """Return the ids of each text, and whether it was cut, by a model of only the pieces that occur in them."""
+        document, model = self.document, self.document["model"]
+        cleaner = self._tokenizer({**model, "vocab": [["<unk>", 0.0]], "unk_id": 0, "byte_fallback": False})
+        # Newlines, which cleaning leaves in no text, keep pieces from reaching into the next text.
+        cleaned = "\n".join(cleaner.normalizer.normalize_str(text) for text in texts)
+        always = {model["unk_id"], self._rarest}
+        if model["byte_fallback"]:
+            always |= {number for number, piece in enumerate(self._pieces) if piece.startswith("<0x")}
+        kept = sorted(always | {number for number, piece in enumerate(self._pieces) if piece in cleaned})
+        vocab = [[self._pieces[number], float(self._scores[number])] for number in kept]
+        tokenizer = self._tokenizer({**model, "vocab": vocab, "unk_id": kept.index(model["unk_id"])})
+        length, pad = document["truncation"]["max_length"], document["padding"]["pad_id"]
+        end = document["post_processor"]["special_tokens"]["</s>"]["ids"]
+        results = []
+        for encoding in tokenizer.encode_batch(texts):
+            ids = [kept[number] for number in encoding.ids]
+            whole = ids[: length - len(end)] + end
+            results.append((whole + [pad] * (length - len(whole)), len(ids) > length - len(end)))
+        return results
+
+    def _tokenizer(self, model: Json) -> Any:
+        """Make a tokenizer with the document's cleaning and this model, and nothing added behind it."""
+        bare: Json = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "model": model}
+        return tokenizers.Tokenizer.from_str(json.dumps(self.document | bare, ensure_ascii=False))
 
 
-def _tokenizer(document: Json, model: Json) -> Any:
-    """Make a tokenizer with the document's cleaning and this model, and nothing added behind it."""
-    bare: Json = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "model": model}
-    return tokenizers.Tokenizer.from_str(json.dumps(document | bare, ensure_ascii=False))
-
-
-def _has_special_token(document: Json, texts: list[str]) -> bool:
-    return any(token["content"] in text for token in document["added_tokens"] for text in texts)
+def write_pieces(document: Json, path: Path) -> None:
+    """Write the table of a Unigram ``tokenizer.json``, given as its parsed document."""
+    vocab = document["model"]["vocab"]
+    rest = document | {"model": document["model"] | {"vocab": []}}
+    np.savez(
+        path,
+        document=np.frombuffer(json.dumps(rest).encode(), np.uint8),
+        pieces=np.frombuffer("\n".join(piece for piece, _ in vocab).encode(), np.uint8),
+        scores=np.array([score for _, score in vocab], np.float64),
+    )
 
 
 def _check_text(text: str, text_length: int) -> None:

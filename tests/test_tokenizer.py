@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from transformers import SiglipTokenizer
 
-from siglip_onnx.errors import CheckpointError
+from siglip_onnx.errors import BundleError, CheckpointError
 from siglip_onnx.export.tokenizer import write_tokenizer
-from siglip_onnx.tokenizer import Tokenizer
+from siglip_onnx.tokenizer import PIECES, Tokenizer
 
 HARD = [
     "", " ", "  leading", "trailing  ", "!!!", "! hello", "</s>", "hello</s>", "a </s>", "<unk>", "<pad> a", "▁", "▁▁a",
@@ -123,27 +123,32 @@ def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path:
 
 
 def test_a_model_of_the_texts_own_pieces_gives_the_same_ids(
-    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_checkpoint: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What large vocabularies use for few short texts, forced upon a small one."""
-    path = small_bundle / "tokenizer.json"
-    expected = Tokenizer(path, 16)(HARD)
-    monkeypatch.setattr("siglip_onnx.tokenizer.LARGE_VOCABULARY", 0)
-    for texts in ([text] for text in HARD):
+    expected = Tokenizer(small_bundle / "tokenizer.json", 16)(HARD)
+    monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
+    path = tmp_path / "tokenizer.json"
+    write_tokenizer(small_checkpoint, path, text_length=16, vocab_size=300)
+    for text, ids in zip(HARD, expected, strict=True):
         pruned = Tokenizer(path, 16)
-        np.testing.assert_array_equal(pruned(texts), [expected[HARD.index(texts[0])]])
-        assert ("_whole" in vars(pruned)) == any("</s>" in text or "<unk>" in text for text in texts)
-    plain = [text for text in HARD if "</s>" not in text and "<unk>" not in text]
-    pruned = Tokenizer(path, 16)
-    np.testing.assert_array_equal(pruned(plain), expected[[HARD.index(text) for text in plain]])
-    assert "Only the first 16 tokens" in caplog.text
+        np.testing.assert_array_equal(pruned([text])[0], ids)
+        assert ("_whole" in vars(pruned)) == ("</s>" in text or "<unk>" in text)
+    plain = [number for number, text in enumerate(HARD) if "</s>" not in text and "<unk>" not in text]
+    np.testing.assert_array_equal(Tokenizer(path, 16)([HARD[number] for number in plain]), expected[plain])
+    with pytest.raises(BundleError, match="pads to 16 and truncates to 16 tokens"):
+        Tokenizer(path, 64)
+    path.with_name(PIECES).write_bytes(b"damaged")
+    with pytest.raises(BundleError, match="is damaged"):
+        Tokenizer(path, 16)
 
 
 def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With falling back to bytes; many texts, or long ones, get the whole model."""
+    monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
     write_tokenizer(material / "tokenizers/siglip_v1_c4en_32k", tmp_path / "t.json", text_length=64, vocab_size=10**6)
     texts = HARD + real_texts(material)[::20]
-    expected = Tokenizer(tmp_path / "t.json", 64)(texts)
-    monkeypatch.setattr("siglip_onnx.tokenizer.LARGE_VOCABULARY", 0)
+    expected = Tokenizer(tmp_path / "t.json", 64)(["word " * 500, *texts])[1:]
     tokenizer = Tokenizer(tmp_path / "t.json", 64)
     for text, ids in zip(texts, expected, strict=True):
         if len(text) <= 2000 and "</s>" not in text and "<unk>" not in text:

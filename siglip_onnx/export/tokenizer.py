@@ -14,7 +14,9 @@ from typing import Any
 import tokenizers
 
 from ..errors import CheckpointError
+from ..tokenizer import PIECES, write_pieces
 
+LARGE_VOCABULARY = 50_000  # from here on few texts get a model of only their pieces
 SENTENCEPIECE = "spiece.model"
 TOKENIZER = "tokenizer.json"
 _META = "▁"
@@ -26,7 +28,7 @@ Json = dict[str, Any]
 
 
 def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size: int) -> None:
-    """Write ``out`` from the checkpoint's ``spiece.model`` or ``tokenizer.json``.
+    """Write ``out`` from the checkpoint's ``spiece.model`` or ``tokenizer.json``; beside it the table of its pieces.
 
     Raises:
         CheckpointError: the checkpoint has neither, or one of a kind that SigLIP does not use.
@@ -46,7 +48,10 @@ def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size
     pad = document["post_processor"]["special_tokens"]["pad"]
     tokenizer.enable_truncation(text_length, direction="right")
     tokenizer.enable_padding(direction="right", pad_id=pad["ids"][0], pad_token=pad["tokens"][0], length=text_length)
-    out.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
+    text = tokenizer.to_str(pretty=False)
+    out.write_text(text, encoding="utf-8")
+    if document["model"]["type"] == "Unigram" and len(document["model"]["vocab"]) >= LARGE_VOCABULARY:
+        write_pieces(json.loads(text), out.with_name(PIECES))
 
 
 def _from_sentencepiece(path: Path) -> Json:
