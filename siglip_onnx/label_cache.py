@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -28,16 +29,18 @@ class LabelCache:
         self._folder = folder / embedding_space if folder else None
         self._embedding_dim = embedding_dim
         self._memory: OrderedDict[str, Floats] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, prompt: str) -> Floats | None:
         """Return a prompt's embedding, or None if it is not known."""
-        if prompt not in self._memory:
-            found = self._read(prompt)
-            if found is None:
-                return None
+        with self._lock:
+            if prompt in self._memory:
+                self._memory.move_to_end(prompt)
+                return self._memory[prompt]
+        found = self._read(prompt)
+        if found is not None:
             self._remember(prompt, found)
-        self._memory.move_to_end(prompt)
-        return self._memory[prompt]
+        return found
 
     def put(self, prompt: str, embedding: Floats) -> None:
         """Keep a prompt's embedding.
@@ -60,9 +63,10 @@ class LabelCache:
             ) from error
 
     def _remember(self, prompt: str, embedding: Floats) -> None:
-        self._memory[prompt] = embedding
-        if len(self._memory) > MAX_IN_MEMORY:
-            self._memory.popitem(last=False)
+        with self._lock:
+            self._memory[prompt] = embedding
+            if len(self._memory) > MAX_IN_MEMORY:
+                self._memory.popitem(last=False)
 
     def _read(self, prompt: str) -> Floats | None:
         if self._folder is None:
