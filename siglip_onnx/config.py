@@ -39,18 +39,24 @@ _WITHOUT_EFFECT = frozenset(
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """Shape of the vision tower; sizes in pixels."""
+class EncoderConfig:
+    """Shape of a tower's transformer layers."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class VisionConfig(EncoderConfig):
+    """Shape of the vision tower; sizes in pixels."""
+
     num_channels: int = 3
     image_size: int = 224
     patch_size: int = 16
-    hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
 
     @property
     def num_patches(self) -> int:
@@ -59,35 +65,23 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class NaflexVisionConfig:
+class NaflexVisionConfig(EncoderConfig):
     """Shape of a NaFlex vision tower, which takes pictures of any aspect as up to so many patches as one asks for.
 
     ``num_patches`` is the size of the square grid of learned positions, which is resized to each picture's grid.
     """
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
     num_channels: int = 3
     num_patches: int = 256
     patch_size: int = 16
-    hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(EncoderConfig):
     """Shape of the text tower; ``max_position_embeddings`` is the fixed length of ``input_ids``."""
 
     vocab_size: int = 32000
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
     max_position_embeddings: int = 64
-    hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
     projection_size: int | None = None
 
     @property

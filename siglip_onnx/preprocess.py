@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +22,13 @@ class SquashPreprocessor:
 
     def __init__(self, config: PreprocessorConfig) -> None:
         self.config = config
+        self._levels = normalized_levels(config.levels)
 
     def __call__(self, image: Image.Image) -> Inputs:
         """Return ``pixel_values`` f32 ``(1, 3, H, W)`` of one RGB picture."""
         pixels = np.asarray(_resize(image, self.config.width, self.config.height, self.config.resample))
         planes = [self._levels[channel][pixels[..., channel]] for channel in range(3)]
         return {"pixel_values": np.stack(planes)[np.newaxis]}
-
-    @cached_property
-    def _levels(self) -> Floats:
-        return normalized_levels(self.config.levels)
 
 
 class NaflexPreprocessor:
@@ -45,6 +41,7 @@ class NaflexPreprocessor:
     def __init__(self, config: NaflexPreprocessorConfig, positions: Floats) -> None:
         """Store the learned positions, f32 ``(num_patches, D)`` of a square grid."""
         self.config = config
+        self._levels = normalized_levels(config.levels)
         side = math.isqrt(len(positions))
         self._positions = positions.reshape(side, side, -1)
 
@@ -57,18 +54,13 @@ class NaflexPreprocessor:
         rows, columns = choose_grid(image.height, image.width, self.config.patch_size, self.config.max_num_patches)
         side = self.config.patch_size
         pixels = np.asarray(_resize(image, columns * side, rows * side, self.config.resample))
-        levels = self._levels
-        values = np.stack([levels[channel][pixels[..., channel]] for channel in range(3)], axis=-1)
+        values = np.stack([self._levels[channel][pixels[..., channel]] for channel in range(3)], axis=-1)
         patches = values.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(1, rows * columns, -1)
         return {
             "pixel_values": patches,
             "pixel_attention_mask": np.ones((1, rows * columns), np.int32),
             "position_embeddings": resize_positions(self._positions, rows, columns)[np.newaxis],
         }
-
-    @cached_property
-    def _levels(self) -> Floats:
-        return normalized_levels(self.config.levels)
 
 
 def normalized_levels(config: LevelsConfig) -> Floats:

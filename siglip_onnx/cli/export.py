@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import MissingExtraError
-from .options import human_size
+from ..export import MIN_COSINE
+from .options import human_size, to_json
 
 if TYPE_CHECKING:
     from ..export.pipeline import ExportedVariant
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
-    default=0.999,
+    default=MIN_COSINE,
     show_default=True,
     help="Refuse a variant whose sample embeddings are farther from fp32.",
 )
@@ -82,7 +82,7 @@ def export(
     report(f"Done: {out}")
     if as_json:
         rows = [asdict(variant) for variant in variants]
-        click.echo(json.dumps({"out": str(out), "variants": rows}, indent=2, ensure_ascii=False))
+        click.echo(to_json({"out": str(out), "variants": rows}, indent=2))
     else:
         click.echo(_describe(variants))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ..errors import BundleError
-from .options import human_size
+from .options import human_size, to_json
 
 
 @click.command()
@@ -44,7 +43,7 @@ def info(model: str | None, verify_files: bool, as_json: bool) -> None:
         "providers": available_providers(),
         "threads": available_threads(),
     }
-    click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _describe(facts))
+    click.echo(to_json(facts, indent=2) if as_json else _describe(facts))
     if verify_files:
         problems = bundle.verify_files()
         if problems:

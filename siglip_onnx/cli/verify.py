@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ImageError, MissingExtraError
-from .options import read_texts
+from ..export import MIN_COSINE
+from .options import read_texts, to_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..export.verify import Accuracy
 
 FAILED = 1
-DEFAULT_MIN_COSINE = 0.999
 
 
 @click.command()
@@ -37,7 +36,7 @@ DEFAULT_MIN_COSINE = 0.999
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
-    default=DEFAULT_MIN_COSINE,
+    default=MIN_COSINE,
     show_default=True,
     help="What every variant must reach.",
 )
@@ -79,7 +78,7 @@ def verify(
             "pytorch": {name: [asdict(stage) for stage in found] for name, found in stages.items()},
             "failures": failures,
         }
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        click.echo(to_json(document, indent=2))
     else:
         click.echo("\n\n".join(_describe(accuracies, stages)))
     for failure in failures:

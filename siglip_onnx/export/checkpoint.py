@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..config import (
+    EncoderConfig,
     NaflexPreprocessorConfig,
     NaflexVisionConfig,
     PreprocessorConfig,
@@ -168,7 +169,7 @@ def _text_shapes(text: TextConfig) -> Shapes:
     }
 
 
-def _encoder_shapes(tower: str, config: VisionConfig | NaflexVisionConfig | TextConfig) -> Shapes:
+def _encoder_shapes(tower: str, config: EncoderConfig) -> Shapes:
     shapes: Shapes = {}
     for number in range(config.num_hidden_layers):
         layer, dim = f"{tower}.encoder.layers.{number}", config.hidden_size

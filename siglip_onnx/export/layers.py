@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle, graph_path
 from ..session import Session
+from .verify import REFERENCE
 
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.\d+")
 Inputs = Mapping[str, NDArray[Any]]
@@ -21,7 +22,7 @@ Inputs = Mapping[str, NDArray[Any]]
 
 def layer_cosines(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Inputs]) -> dict[str, float]:
     """Return the smallest cosine to fp32 behind each encoder layer, and last of the tower's ``pooler_output``."""
-    expected = _run_layers(bundle, "fp32", tower, inputs)
+    expected = _run_layers(bundle, REFERENCE, tower, inputs)
     found = _run_layers(bundle, variant, tower, inputs)
     return {layer: min(map(_cosine, found[layer], rows)) for layer, rows in expected.items()}
 

@@ -31,6 +31,7 @@ from ..bundle import (
 from ..config import NAFLEX
 from ..errors import AccuracyError, CheckpointError, SiglipOnnxError
 from ..model import SigLIP
+from . import MIN_COSINE
 from .checkpoint import Checkpoint, open_checkpoint
 from .graph import save_graph
 from .layers import layer_cosines, weakest_layer
@@ -40,7 +41,6 @@ from .towers import build_towers
 from .verify import REFERENCE, SAMPLE_TEXTS, Accuracy, sample_pictures, verify_variants
 
 PRECISIONS = ("fp32", "int8")
-MIN_COSINE = 0.999
 
 Report = Callable[[str], None]
 
