@@ -44,6 +44,8 @@ class Session:
         self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _LOG_FATAL_ONLY
+        # Where the CPU's int8 instructions saturate (x86 without VNNI), compute in the slower exact way.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         _set_threads(options, self.threads)
         if CPU_PROVIDER not in self.providers:
             # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.

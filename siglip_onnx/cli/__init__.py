@@ -36,9 +36,16 @@ class _Commands(click.Group):
                 raise  # click ends quietly when a reader such as head has gone
             click.echo(f"siglip-onnx: {error}", err=True)
             raise click.exceptions.Exit(SiglipOnnxError.exit_code) from error
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, ImportError) as error:
+            if not _was_interrupted(error):
+                raise
             click.echo("siglip-onnx: interrupted", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from error
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Say whether Ctrl-C is behind an error: while onnxruntime loads, it arrives as an ImportError."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _was_interrupted(error.__cause__))
 
 
 def _once() -> Callable[[logging.LogRecord], bool]:

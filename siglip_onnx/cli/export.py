@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     help="Variant to write; repeat for more.",
 )
 @click.option(
+    "--exporter",
+    type=click.Choice(["native", "optimum"]),
+    default="native",
+    show_default=True,
+    help="What makes the graphs; optimum traces the PyTorch model and needs siglip-onnx[optimum].",
+)
+@click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
     default=MIN_COSINE,
@@ -46,6 +53,7 @@ def export(
     checkpoint: Path,
     out: Path,
     precisions: tuple[str, ...],
+    exporter: str,
     min_cosine: float,
     allow_inaccurate: bool,
     overwrite: bool,
@@ -74,6 +82,7 @@ def export(
         checkpoint,
         out,
         precisions=list(dict.fromkeys(precisions)),
+        exporter=exporter,
         min_cosine=0.0 if allow_inaccurate else min_cosine,
         overwrite=overwrite,
         knows=knows,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from .. import __version__
 from ..bundle import (
@@ -29,12 +30,13 @@ from ..bundle import (
     open_bundle,
 )
 from ..config import NAFLEX
-from ..errors import AccuracyError, CheckpointError, SiglipOnnxError
+from ..errors import AccuracyError, MissingExtraError
 from ..model import SigLIP
 from . import MIN_COSINE
 from .checkpoint import Checkpoint, open_checkpoint
 from .graph import save_graph
 from .layers import layer_cosines, weakest_layer
+from .output import check_out, new_bundle_folder
 from .quantize import quantize_int8
 from .tokenizer import write_tokenizer
 from .towers import build_towers
@@ -43,6 +45,7 @@ from .verify import REFERENCE, SAMPLE_TEXTS, Accuracy, sample_pictures, verify_v
 PRECISIONS = ("fp32", "int8")
 
 Report = Callable[[str], None]
+Build = Callable[[], dict[str, ir.Model]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def export_bundle(
     out: Path,
     *,
     precisions: Sequence[str] = PRECISIONS,
+    exporter: str = "native",
     min_cosine: float = MIN_COSINE,
     overwrite: bool = False,
     knows: str = "",
@@ -71,6 +75,7 @@ def export_bundle(
         checkpoint_path: a folder as on the Hugging Face Hub.
         out: the bundle to make.
         precisions: variants to keep, ``"fp32"`` and ``"int8"``.
+        exporter: ``"native"``, or ``"optimum"`` to let optimum-onnx trace the PyTorch model.
         min_cosine: how near to fp32 every sample embedding of every variant must be; 0 keeps any.
         overwrite: replace ``out`` if it exists.
         knows: a sentence on what the model was trained for, shown where a user may not know.
@@ -79,11 +84,12 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
         AccuracyError: a variant is farther from fp32 than ``min_cosine``.
+        MissingExtraError: optimum is asked for and not installed.
     """
-    _check_out(out, checkpoint_path, overwrite)
+    check_out(out, checkpoint_path, overwrite)
     report(f"Reading {checkpoint_path}")
     checkpoint = open_checkpoint(checkpoint_path)
-    with checkpoint.weights, _writing(out), _new_folder(out) as folder:
+    with checkpoint.weights, new_bundle_folder(out) as folder, _towers(checkpoint, exporter, report) as build:
         report("Writing configs and tokenizer")
         _write_configs(checkpoint, folder)
         write_tokenizer(
@@ -92,33 +98,31 @@ def export_bundle(
             text_length=checkpoint.config.text.max_position_embeddings,
             vocab_size=checkpoint.config.text.vocab_size,
         )
-        manifest = _describe(checkpoint, folder, knows)
-        return _write_variants(checkpoint, folder, manifest, precisions, min_cosine, report)
+        manifest = _describe(checkpoint, exporter, folder, knows)
+        return _write_variants(build, folder, manifest, precisions, min_cosine, report)
 
 
-def _check_out(out: Path, checkpoint: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or somebody's own files."""
-    if out.exists() and not overwrite:
-        raise CheckpointError(f"{out} exists already; choose another folder, or replace the model there: --overwrite")
-    if out.is_dir() and not any(out.iterdir()):
+@contextmanager
+def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[Build]:
+    """Give what makes the towers in fp32, as often as asked: weights are read when a graph is saved."""
+    if exporter == "native":
+        yield lambda: build_towers(checkpoint.weights, checkpoint.config)
         return
-    if out.exists():
-        try:
-            manifest = open_bundle(out).manifest
-        except SiglipOnnxError as error:
-            raise CheckpointError(
-                f"{out} is no model folder and is not replaced; choose another one. {error}"
-            ) from error
-        own = {MANIFEST, *manifest.files}.union(*(variant.files for variant in manifest.variants.values()))
-        others = [str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file()]
-        foreign = [name for name in others if name not in own]
-        if foreign or checkpoint.resolve().is_relative_to(out.resolve()):
-            held = foreign[0] if foreign else "the checkpoint itself"
-            raise CheckpointError(f"{out} also holds {held}, which is no part of the model, and is not replaced.")
+    try:
+        from .optimum import read_towers, trace_towers  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise MissingExtraError(
+            f"--exporter optimum needs {error.name}, which is not installed. "
+            'Run: pip install "siglip-onnx[optimum]", or leave --exporter out.'
+        ) from error
+    with tempfile.TemporaryDirectory() as traced:
+        report("Tracing the PyTorch model with optimum")
+        trace_towers(checkpoint.path, checkpoint.config, Path(traced))
+        yield lambda: read_towers(Path(traced), checkpoint.config)
 
 
 def _write_variants(
-    checkpoint: Checkpoint,
+    build: Build,
     folder: Path,
     manifest: Manifest,
     precisions: Sequence[str],
@@ -130,7 +134,7 @@ def _write_variants(
     for name in (REFERENCE, *(p for p in precisions if p != REFERENCE)):
         report(f"Writing {name} towers")
         began = time.perf_counter()
-        variant = _write_variant(checkpoint, folder, name, manifest)
+        variant = _write_variant(build, folder, name, manifest)
         seconds[name] = time.perf_counter() - began
         manifest.variants[name] = variant
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -167,11 +171,10 @@ def _explain_loss(bundle: Bundle, variant: str, accuracy: Accuracy, min_cosine: 
     )
 
 
-def _write_variant(checkpoint: Checkpoint, folder: Path, name: str, manifest: Manifest) -> Variant:
+def _write_variant(build: Build, folder: Path, name: str, manifest: Manifest) -> Variant:
     quantization: dict[str, Any] = {}
     files: dict[str, FileFacts] = {}
-    # The towers are built anew for each variant: weights are read when a graph is saved, so this costs nothing.
-    for tower, model in build_towers(checkpoint.weights, checkpoint.config).items():
+    for tower, model in build().items():
         if name == "int8":
             quantization[tower] = quantize_int8(model)
         graph = graph_path(tower, name)
@@ -186,7 +189,7 @@ def _embedding_space(variant: str, files: dict[str, FileFacts]) -> str:
     return f"{variant}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _describe(checkpoint: Checkpoint, folder: Path, knows: str) -> Manifest:
+def _describe(checkpoint: Checkpoint, exporter: str, folder: Path, knows: str) -> Manifest:
     weights = checkpoint.weights
     hashes = [file_facts(path).sha256 for path in weights.paths]
     logit_scale, logit_bias = (float(weights[name].item()) for name in ("logit_scale", "logit_bias"))
@@ -198,7 +201,7 @@ def _describe(checkpoint: Checkpoint, folder: Path, knows: str) -> Manifest:
             "revision": None,
             "model_type": checkpoint.config.model_type,
             "weights_sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-            "exporter": f"siglip_onnx {__version__} native",
+            "exporter": f"siglip_onnx {__version__} {exporter}",
         },
         embedding_dim=checkpoint.config.text.embedding_dim,
         logit_scale=logit_scale,
@@ -214,32 +217,3 @@ def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
         np.save(folder / POSITIONS, checkpoint.weights["vision_model.embeddings.position_embedding.weight"])
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copyfile(checkpoint.path / name, folder / name)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Name the folder that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}. Choose another folder.") from error
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise."""
-    out = out.resolve()
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            out.rename(old)
-            temporary.rename(out)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from .graph import MICROSOFT
 
 _ROWS_AT_ONCE = 16384
-_PATCH_EMBEDDING = "patch_embedding.weight"  # a convolution, or in NaFlex a linear layer: fp32 in both
+# A convolution, or in NaFlex a linear layer, and a table of few rows: fp32 wherever they stand.
+_LEFT_ALONE = ("patch_embedding.weight", "position_embedding.weight")
 Quantized = tuple[NDArray[np.int8], NDArray[np.float32]]
 
 
@@ -69,7 +70,7 @@ def _find_weight(value: ir.Value | None) -> _Weight | None:
     """Return the matrix behind ``value`` if it is a weight to quantize; small folded constants are not."""
     if value is None or value.const_value is None or value.name is None:
         return None
-    if not value.name.endswith(".weight") or value.name.endswith(_PATCH_EMBEDDING):
+    if not value.name.endswith(".weight") or value.name.endswith(_LEFT_ALONE):
         return None
     shape = value.const_value.shape.numpy()
     return _Weight(value.name, value.const_value, *shape) if len(shape) == 2 else None
