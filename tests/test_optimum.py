@@ -63,7 +63,7 @@ def test_the_layers_of_a_traced_graph_are_found(traced: Path, pictures: list[Ima
     bundle = siglip_onnx.bundle.open_bundle(traced)
     inputs = siglip_onnx.load(traced).preprocess(pictures[:1])
     cosines = layer_cosines(bundle, "int8", "vision", inputs)
-    assert list(cosines)[0] == "vision_model.encoder.layers.0"
+    assert next(iter(cosines)) == "vision_model.encoder.layers.0"
     assert len(cosines) == bundle.config.vision.num_hidden_layers + 1
 
 

@@ -38,6 +38,22 @@ def test_every_variant_against_fp32(small_bundle: Path) -> None:
     assert int8["num_texts"] == len(SAMPLE_TEXTS)
 
 
+def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
+    before = json.loads((bundle / "manifest.json").read_text())
+    assert run(bundle, "--texts", texts).exit_code == 0
+    assert json.loads((bundle / "manifest.json").read_text()) == before
+    assert run(bundle, "--texts", texts, "--write-card").exit_code == 0
+    after = json.loads((bundle / "manifest.json").read_text())
+    card = after["variants"]["int8"].pop("accuracy")
+    assert (card["inputs"], card["num_texts"]) == ("the user's pictures and texts", 2)
+    before["variants"]["int8"].pop("accuracy")
+    assert after["variants"]["int8"] == before["variants"]["int8"]
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(path.name for path in small_bundle.iterdir())
+
+
 def test_a_variant_that_is_too_far_fails(small_bundle: Path) -> None:
     result = run(small_bundle, "--min-cosine", "0.9999999")
     assert result.exit_code == 1

@@ -1,9 +1,9 @@
-"""``siglip-onnx verify``: how near every variant is to fp32, and fp32 to PyTorch."""
+"""``siglip-onnx verify``: how near every variant is to fp32, and fp32 to PyTorch and to what was published."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..bundle import Bundle
+    from ..export.published import Finding
     from ..export.reference import StageDifference
     from ..export.verify import Accuracy
 
@@ -25,7 +26,12 @@ FAILED = 1
 
 @click.command()
 @click.argument("model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL")
-@click.option("--images", type=click.Path(path_type=Path), help="A folder of pictures; built-in samples otherwise.")
+@click.option(
+    "--images",
+    "images_dir",
+    type=click.Path(path_type=Path),
+    help="A folder of pictures; built-in samples otherwise.",
+)
 @click.option("--texts", type=click.Path(path_type=Path), help="A file with one text per line; built-in otherwise.")
 @click.option(
     "--reference",
@@ -33,6 +39,12 @@ FAILED = 1
     metavar="CHECKPOINT",
     help="The checkpoint, to compare each stage with PyTorch; needs torch and transformers.",
 )
+@click.option(
+    "--published",
+    is_flag=True,
+    help="Compare with the numbers published of this checkpoint; their pictures are looked for in --images.",
+)
+@click.option("--write-card", is_flag=True, help="Keep what was found in the model's manifest.json.")
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
@@ -45,45 +57,99 @@ FAILED = 1
 def verify(
     context: click.Context,
     model: str,
-    images: Path | None,
+    images_dir: Path | None,
     texts: Path | None,
     reference: Path | None,
+    published: bool,
+    write_card: bool,
     min_cosine: float,
     as_json: bool,
 ) -> None:
     """Measure how near each variant of MODEL is to fp32, on the same pictures and texts.
 
-    Ends with exit code 1 if a variant stays below --min-cosine, or fp32 differs from PyTorch by more than rounding.
+    Ends with exit code 1 if a variant stays below --min-cosine, fp32 differs from PyTorch by more than rounding, or
+    from published numbers by more than they allow.
     """  # fmt: skip
     from ..bundle import open_bundle  # noqa: PLC0415 - keeps --help fast
-    from ..export.verify import SAMPLE_TEXTS, sample_pictures, verify_variants  # noqa: PLC0415
+    from ..export.verify import SAMPLE_TEXTS, sample_pictures, verify_variants, write_cards  # noqa: PLC0415
     from ..hub import find_model  # noqa: PLC0415
     from ..image import load_image  # noqa: PLC0415
 
     bundle = open_bundle(find_model(model))
-    pictures = [load_image(picture) for picture in sample_pictures()] if images is None else _pictures_of(images)
+    pictures = _pictures_of(images_dir) if images_dir else [load_image(picture) for picture in sample_pictures()]
     sentences = SAMPLE_TEXTS if texts is None else read_texts([], texts)
-    stages: dict[str, list[StageDifference]] = {}
-    accuracies: dict[str, Accuracy] = {}
+    found = Found(min_cosine)
     if reference is not None:
-        stages = _compare_with_pytorch(bundle, reference, pictures, sentences)
-    if reference is None or "fp32" in bundle.manifest.variants:
-        accuracies = verify_variants(bundle, pictures, sentences)
-    failures = _find_failures(accuracies, stages, min_cosine)
+        found.stages = _compare_with_pytorch(bundle, reference, pictures, sentences)
+    if published:
+        found.published = _compare_with_published(bundle, images_dir)
+    if write_card or "fp32" in bundle.manifest.variants or not (reference or published):
+        found.accuracies = verify_variants(bundle, pictures, sentences)
+    if write_card:
+        inputs = "built-in samples" if images_dir is None and texts is None else "the user's pictures and texts"
+        write_cards(bundle, found.accuracies, inputs)
+    failures = found.failures()
     if as_json:
-        document = {
-            "model": bundle.manifest.model_name,
-            "min_cosine": min_cosine,
-            "variants": {name: asdict(accuracy) for name, accuracy in accuracies.items()},
-            "pytorch": {name: [asdict(stage) for stage in found] for name, found in stages.items()},
-            "failures": failures,
-        }
-        click.echo(to_json(document, indent=2))
+        click.echo(to_json({"model": bundle.manifest.model_name} | found.to_document(failures), indent=2))
     else:
-        click.echo("\n\n".join(_describe(accuracies, stages)))
+        click.echo("\n\n".join(found.describe()))
     for failure in failures:
         click.echo(f"siglip-onnx: {failure}", err=True)
     context.exit(FAILED if failures else 0)
+
+
+@dataclass
+class Found:
+    """All that was compared, by variant."""
+
+    min_cosine: float
+    accuracies: dict[str, Accuracy] = field(default_factory=dict)
+    stages: dict[str, list[StageDifference]] = field(default_factory=dict)
+    published: dict[str, list[Finding]] = field(default_factory=dict)
+
+    def to_document(self, failures: list[str]) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {
+            "min_cosine": self.min_cosine,
+            "variants": {name: asdict(accuracy) for name, accuracy in self.accuracies.items()},
+            "pytorch": {name: [asdict(stage) for stage in found] for name, found in self.stages.items()},
+            "published": {name: [asdict(finding) for finding in found] for name, found in self.published.items()},
+            "failures": failures,
+        }
+
+    def failures(self) -> list[str]:
+        """Return a line for each thing that is farther than allowed."""
+        failures = [
+            f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32; {self.min_cosine} was asked for."
+            for name, accuracy in self.accuracies.items()
+            if not accuracy.cosine_min >= self.min_cosine
+        ]
+        for name, stages in self.stages.items():
+            failures += [failure for stage in stages if (failure := _find_failure(name, stage, self.min_cosine))]
+        failures += [
+            f"fp32: {finding.quantity} differ by {finding.max_abs:.2g} from {finding.source}, "
+            f"allowed are {finding.tolerance:g}."
+            for finding in self.published.get("fp32", [])  # what other variants lose is seen in their own comparison
+            if not finding.passed
+        ]
+        return failures
+
+    def describe(self) -> list[str]:
+        """Return the tables."""
+        from .table import format_table  # noqa: PLC0415 - keeps --help fast
+
+        tables: list[tuple[Sequence[str], list[Sequence[str]]]] = []
+        if self.accuracies:
+            header = ("against fp32", "vision cosine min", "mean", "text cosine min", "mean", "logit error mean", "max",
+                      "top-1", "order")  # fmt: skip
+            tables.append((header, [(name, *_accuracy_cells(accuracy)) for name, accuracy in self.accuracies.items()]))
+        for name, stages in self.stages.items():
+            stage_header = (f"{name} against PyTorch", "max difference", "min cosine")
+            tables.append((stage_header, [_stage_cells(stage) for stage in stages]))
+        for name, findings in self.published.items():
+            published_header = (f"{name} against published", "max difference", "allowed", "source")
+            tables.append((published_header, [_published_cells(finding) for finding in findings]))
+        return [format_table(header, rows) for header, rows in tables]
 
 
 def _pictures_of(folder: Path) -> list[Image.Image]:
@@ -121,38 +187,19 @@ def _compare_with_pytorch(
     }
 
 
-def _find_failures(
-    accuracies: dict[str, Accuracy], stages: dict[str, list[StageDifference]], min_cosine: float
-) -> list[str]:
-    failures = [
-        f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32; {min_cosine} was asked for."
-        for name, accuracy in accuracies.items()
-        if not accuracy.cosine_min >= min_cosine
-    ]
-    for name, found in stages.items():
-        for stage in found:
-            exact = name == "fp32" or stage.allowed == 0
-            if exact and not stage.max_abs <= stage.allowed:
-                failures.append(
-                    f"{name}: {stage.stage} differ from PyTorch by {stage.max_abs:.2g}, allowed are {stage.allowed:g}."
-                )
-            elif not exact and stage.cosine_min is not None and not stage.cosine_min >= min_cosine:
-                failures.append(f"{name}: {stage.stage} reaches only a cosine of {stage.cosine_min:.5f} to PyTorch.")
-    return failures
+def _compare_with_published(bundle: Bundle, images_dir: Path | None) -> dict[str, list[Finding]]:
+    from ..export.published import compare_with_published  # noqa: PLC0415 - keeps --help fast
+
+    return {name: compare_with_published(bundle, name, images_dir) for name in bundle.manifest.variants}
 
 
-def _describe(accuracies: dict[str, Accuracy], stages: dict[str, list[StageDifference]]) -> list[str]:
-    from .table import format_table  # noqa: PLC0415 - keeps --help fast
-
-    tables: list[tuple[Sequence[str], list[Sequence[str]]]] = []
-    if accuracies:
-        header = ("against fp32", "vision cosine min", "mean", "text cosine min", "mean", "logit error mean", "max",
-                  "top-1", "order")  # fmt: skip
-        tables.append((header, [(name, *_accuracy_cells(accuracy)) for name, accuracy in accuracies.items()]))
-    for name, found in stages.items():
-        stage_header = (f"{name} against PyTorch", "max difference", "min cosine")
-        tables.append((stage_header, [_stage_cells(stage) for stage in found]))
-    return [format_table(header, rows) for header, rows in tables]
+def _find_failure(variant: str, stage: StageDifference, min_cosine: float) -> str:
+    exact = variant == "fp32" or stage.allowed == 0
+    if exact and not stage.max_abs <= stage.allowed:
+        return f"{variant}: {stage.stage} differ from PyTorch by {stage.max_abs:.2g}, allowed are {stage.allowed:g}."
+    if not exact and stage.cosine_min is not None and not stage.cosine_min >= min_cosine:
+        return f"{variant}: {stage.stage} reaches only a cosine of {stage.cosine_min:.5f} to PyTorch."
+    return ""
 
 
 def _accuracy_cells(accuracy: Accuracy) -> list[str]:
@@ -169,3 +216,8 @@ def _accuracy_cells(accuracy: Accuracy) -> list[str]:
 
 def _stage_cells(stage: Any) -> list[str]:
     return [stage.stage, f"{stage.max_abs:.2g}", "" if stage.cosine_min is None else f"{stage.cosine_min:.6f}"]
+
+
+def _published_cells(finding: Finding) -> list[str]:
+    difference = f"no {', '.join(finding.missing)}" if finding.max_abs is None else f"{finding.max_abs:.2g}"
+    return [finding.quantity, difference, f"{finding.tolerance:g}", finding.source]

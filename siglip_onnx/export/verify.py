@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle import MANIFEST, Bundle
 from ..errors import BundleError
 from ..head import Floats
 from ..hub import SAMPLE_PICTURES_PATH
@@ -125,6 +125,16 @@ def verify_variants(bundle: Bundle, pictures: Sequence[ImageSource], texts: Sequ
         found = reference if name == REFERENCE else embed_samples(SigLIP(bundle, variant=name), pictures, texts)
         accuracies[name] = compare(model, found, reference)
     return accuracies
+
+
+def write_cards(bundle: Bundle, accuracies: Mapping[str, Accuracy], inputs: str) -> None:
+    """Put accuracy cards into the bundle's manifest, which is replaced at once."""
+    variants = bundle.manifest.variants
+    cards = {name: replace(variants[name], accuracy=found.to_card(inputs)) for name, found in accuracies.items()}
+    manifest = replace(bundle.manifest, variants=variants | cards)
+    new = bundle.path / f".{MANIFEST}.new"
+    new.write_text(manifest.to_json(), encoding="utf-8")
+    new.replace(bundle.path / MANIFEST)
 
 
 def _order_agreement(logits: Floats, expected: Floats) -> float:
