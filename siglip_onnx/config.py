@@ -186,10 +186,41 @@ def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorCo
             f"{path} has {others[0]}: true, a step that SigLIP's processor does not have: the whole picture is used, "
             "never cropped or padded. Take the preprocessor_config.json of the original checkpoint."
         )
-    naflex = isinstance(config.vision, NaflexVisionConfig)
-    resample = document.get("resample", 2 if naflex else 3)
+    if isinstance(config.vision, NaflexVisionConfig):
+        return _read_naflex_preprocessor(document, config.vision, path)
+    return _read_squash_preprocessor(document, config.vision, path)
+
+
+def _read_naflex_preprocessor(
+    document: Mapping[str, Any], vision: NaflexVisionConfig, path: Path
+) -> NaflexPreprocessorConfig:
+    patch_size = _count(document.get("patch_size", 16), "patch_size", path)
+    if patch_size != vision.patch_size:
+        raise _other_size(path, "patches", vision.patch_size, (patch_size, patch_size))
+    max_num_patches = _count(document.get("max_num_patches", 256), "max_num_patches", path)
+    return NaflexPreprocessorConfig(
+        patch_size, max_num_patches, _read_filter(document, 2, path), _read_levels(document, path)
+    )
+
+
+def _read_squash_preprocessor(document: Mapping[str, Any], vision: VisionConfig, path: Path) -> PreprocessorConfig:
+    size = document.get("size") or {"height": 224, "width": 224}
+    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+        raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
+    height, width = (_count(size[side], side, path) for side in ("height", "width"))
+    if {height, width} != {vision.image_size}:
+        raise _other_size(path, "pictures", vision.image_size, (height, width))
+    return PreprocessorConfig(height, width, _read_filter(document, 3, path), _read_levels(document, path))
+
+
+def _read_filter(document: Mapping[str, Any], default: int, path: Path) -> int:
+    resample = document.get("resample", default)
     if type(resample) is not int or resample not in RESAMPLE_FILTERS:
         raise CheckpointError(f"{path} has resample {resample!r}, expected one of {sorted(RESAMPLE_FILTERS)}.")
+    return resample
+
+
+def _read_levels(document: Mapping[str, Any], path: Path) -> LevelsConfig:
     levels = LevelsConfig(
         rescale_factor=_numbers(document, "rescale_factor", (1 / 255,), path)[0],
         image_mean=_numbers(document, "image_mean", (0.5, 0.5, 0.5), path),
@@ -197,34 +228,14 @@ def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorCo
     )
     if 0 in levels.image_std:
         raise CheckpointError(f"{path} has image_std {list(levels.image_std)}; nothing can be divided by 0.")
-    if isinstance(config.vision, NaflexVisionConfig):
-        patch_size = _count(document.get("patch_size", 16), "patch_size", path)
-        max_num_patches = _count(document.get("max_num_patches", 256), "max_num_patches", path)
-        makes, takes = patch_size, config.vision.patch_size
-        found: PreprocessorConfig | NaflexPreprocessorConfig = NaflexPreprocessorConfig(
-            patch_size, max_num_patches, resample, levels
-        )
-        what = "patches"
-    else:
-        size = document.get("size") or {"height": 224, "width": 224}
-        if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
-            raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
-        height, width = (_count(size[side], side, path) for side in ("height", "width"))
-        makes, takes = height if height == width else 0, config.vision.image_size
-        found = PreprocessorConfig(height, width, resample, levels)
-        what = "pictures"
-    if makes != takes:
-        raise CheckpointError(
-            f"{path} does not make {what} of {takes}x{takes} pixels, which the vision tower takes, but of "
-            f"{_size_of(found)}. The two files do not belong together."
-        )
-    return found
+    return levels
 
 
-def _size_of(preprocessor: PreprocessorConfig | NaflexPreprocessorConfig) -> str:
-    if isinstance(preprocessor, NaflexPreprocessorConfig):
-        return f"{preprocessor.patch_size}x{preprocessor.patch_size}"
-    return f"{preprocessor.height}x{preprocessor.width}"
+def _other_size(path: Path, what: str, takes: int, found: tuple[int, int]) -> CheckpointError:
+    return CheckpointError(
+        f"{path} does not make {what} of {takes}x{takes} pixels, which the vision tower takes, but of "
+        f"{found[0]}x{found[1]}. The two files do not belong together."
+    )
 
 
 def _read_tower(kind: type[Tower], document: Any, path: Path) -> Tower:

@@ -28,6 +28,18 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     assert markdown(json.loads(RESULTS.read_text(encoding="utf-8"))) in README
 
 
+def test_parity_of_the_readme_is_that_of_the_results() -> None:
+    checkpoints = json.loads((ROOT / "benchmarks/results/parity.json").read_text(encoding="utf-8"))["checkpoints"]
+    worst = {stage: max(one[stage] for one in checkpoints.values()) for stage in ("pixels", "ids", "logits")}
+    embeddings = max(max(one["vision embedding"], one["text embedding"]) for one in checkpoints.values())
+    assert len(checkpoints) == 27
+    assert worst["pixels"] == worst["ids"] == 0
+    assert f"most {embeddings:.1e}".replace("e-0", "e-") in README
+    assert f"logits by {worst['logits']:.1e}".replace("e-0", "e-") in README
+    # Base-size shapes at full depth.
+    assert all(one["layers"] == [12, 12] for name, one in checkpoints.items() if "-base-" in name)
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
     for document in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
