@@ -25,6 +25,7 @@ from ..image import ImageSource
 from ..model import SigLIP
 
 PUBLISHED_NUMBERS = Path(__file__).with_name("published.json")
+Rows = NDArray[np.int64]
 _DRAWN = "drawn "  # pictures that transformers' test draws; "drawn 224x1024" is 224 wide
 
 
@@ -93,18 +94,18 @@ def _compare(check: Check, bundle: Bundle, variant: str, pictures_dir: Path | No
         return finding(None, missing)
     model = SigLIP(bundle, variant=variant, max_num_patches=check.max_num_patches)
     present = [picture for picture in pictures.values() if picture is not None]
-    found = _compute(check.quantity, model, present, check.texts)
-    expected = np.array(check.values, np.float64) if check.quantity != "ids" else _expected_ids(check, model)
-    same_shape = found.shape == expected.shape
-    return finding(float(np.abs(found - expected).max()) if same_shape else np.inf, [])
+    if check.quantity == "ids":
+        found, expected = _align_ids(model.tokenize(check.texts).tolist(), check.values, model)
+    else:
+        found = _compute(check.quantity, model, present, check.texts)
+        expected = np.array(check.values, np.float64)
+    return finding(float(np.abs(found - expected).max()), [])
 
 
 def _compute(quantity: str, model: SigLIP, pictures: Sequence[ImageSource], texts: list[str]) -> NDArray[Any]:
     """Return a quantity of pictures (rows) and texts (columns), or of the texts alone."""
     if quantity == "head":
         return np.array([[model.bundle.manifest.logit_scale, model.bundle.manifest.logit_bias]])
-    if quantity == "ids":
-        return model.tokenize(texts)
     labels = model.encode_texts(texts)
     if quantity == "text cosines":
         return labels @ labels.T
@@ -119,15 +120,16 @@ def _compute(quantity: str, model: SigLIP, pictures: Sequence[ImageSource], text
     return found[quantity]
 
 
-def _expected_ids(check: Check, model: SigLIP) -> NDArray[np.int64]:
-    (empty,) = model.tokenize([""])
-    return pad_ids(check.values, len(empty), int(empty[-1]))
+def _align_ids(found: list[list[int]], published: list[list[float]], model: SigLIP) -> tuple[Rows, Rows]:
+    """Bring our ids and published ones, perhaps of another text length, to the same width."""
+    pad = int(model.tokenize([""])[0, -1])
+    width = max(map(len, [*found, *published]))
+    return pad_ids(found, width, pad), pad_ids(published, width, pad)
 
 
-def pad_ids(rows: Sequence[Sequence[float]], length: int, pad: int) -> NDArray[np.int64]:
-    """Continue rows of ids, which are published without their padding, to ``length``; longer ones stay longer."""
-    width = max(length, *map(len, rows))
-    return np.array([[*row, *[pad] * (width - len(row))] for row in rows], np.int64)
+def pad_ids(rows: Sequence[Sequence[float]], length: int, pad: int) -> Rows:
+    """Continue rows of ids, which are published without their padding, to ``length``."""
+    return np.array([[*row, *[pad] * (length - len(row))] for row in rows], np.int64)
 
 
 def _find_picture(wanted: dict[str, str], folder: Path | None) -> ImageSource | None:
