@@ -123,7 +123,7 @@ def _compute(quantity: str, model: SigLIP, pictures: Sequence[ImageSource], text
 def _align_ids(found: list[list[int]], published: list[list[float]], model: SigLIP) -> tuple[Rows, Rows]:
     """Bring our ids and published ones, perhaps of another text length, to the same width."""
     pad = int(model.tokenize([""])[0, -1])
-    width = max(map(len, [*found, *published]))
+    width = max(len(row) for rows in (found, published) for row in rows)
     return pad_ids(found, width, pad), pad_ids(published, width, pad)
 
 
