@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from siglip_onnx.checkpoints import PUBLISHED, PublishedCheckpoint
 from siglip_onnx.config import SiglipConfig
 from siglip_onnx.export.checkpoint import Weights, expected_shapes
-from siglip_onnx.export.quantize import quantize_int8
+from siglip_onnx.export.quantize import Int8Choices, quantize_int8
 from siglip_onnx.export.towers import build_towers
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
@@ -44,7 +44,7 @@ def sizes_mb(config: SiglipConfig) -> dict[str, dict[str, float]]:
     weights = cast("Weights", ShapesOnly(config))
     fp32, int8 = build_towers(weights, config), build_towers(weights, config)
     for model in int8.values():
-        quantize_int8(model)
+        quantize_int8(model, Int8Choices())
     return {
         name: {tower: _weights_mb(model) for tower, model in towers.items()}
         for name, towers in (("fp32", fp32), ("int8", int8))

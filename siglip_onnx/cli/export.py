@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import MissingExtraError
-from ..export import MIN_COSINE
-from .options import human_size, to_json
+from .options import DEFAULT_MIN_COSINE, human_size, read_pictures, to_json
 
 if TYPE_CHECKING:
     from ..export.pipeline import ExportedVariant
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "int8"]),
+    type=click.Choice(["fp32", "int8", "fp16", "q4"]),
     default=("fp32", "int8"),
     show_default=True,
     help="Variant to write; repeat for more.",
@@ -41,9 +40,19 @@ if TYPE_CHECKING:
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
-    default=MIN_COSINE,
-    show_default=True,
-    help="Refuse a variant whose sample embeddings are farther from fp32.",
+    help=f"Refuse a variant whose sample embeddings are farther from fp32; {DEFAULT_MIN_COSINE} if not given. int8 "
+    "leaves as many layers in fp32 as that takes.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Pictures that int8 is fitted to; built-in ones if not given.",
+)
+@click.option(
+    "--reduce-range",
+    is_flag=True,
+    help="Keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, less exact on all.",
 )
 @click.option("--allow-inaccurate", is_flag=True, help="Keep a variant below --min-cosine.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -54,7 +63,9 @@ def export(
     out: Path,
     precisions: tuple[str, ...],
     exporter: str,
-    min_cosine: float,
+    min_cosine: float | None,
+    calibration: Path | None,
+    reduce_range: bool,
     allow_inaccurate: bool,
     overwrite: bool,
     knows: str,
@@ -84,6 +95,8 @@ def export(
         precisions=list(dict.fromkeys(precisions)),
         exporter=exporter,
         min_cosine=0.0 if allow_inaccurate else min_cosine,
+        calibration_pictures=None if calibration is None else read_pictures(calibration, "--calibration"),
+        reduce_range=reduce_range,
         overwrite=overwrite,
         knows=knows,
         report=report,

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ImageError, TextError
+from ..export import MIN_COSINE
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..head import Floats
     from ..model import SigLIP
 
 SOME_FAILED = 3
+DEFAULT_MIN_COSINE = f"{MIN_COSINE['int8']}, and {MIN_COSINE['q4']} for q4,"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,24 @@ def exit_code(results: Sequence[object]) -> int:
     if errors == 0:
         return 0
     return ImageError.exit_code if errors == len(results) else SOME_FAILED
+
+
+def read_pictures(folder: Path, option: str) -> list[Image.Image]:
+    """Return the pictures of a folder, at any depth; what cannot be read is named and left out."""
+    from ..image import load_image  # noqa: PLC0415 - keeps --help fast
+
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is no folder; {option} wants a folder of pictures.")
+    pictures = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            try:
+                pictures.append(load_image(path))
+            except ImageError as error:
+                click.echo(f"siglip-onnx: left out: {error}", err=True)
+    if not pictures:
+        raise ImageError(f"{folder} holds no readable picture; {option} wants a folder of pictures.")
+    return pictures
 
 
 def to_json(document: object, indent: int | None = None) -> str:

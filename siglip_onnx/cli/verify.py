@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ImageError, MissingExtraError
+from ..errors import MissingExtraError
 from ..export import MIN_COSINE
-from .options import read_texts, to_json
+from .options import DEFAULT_MIN_COSINE, read_pictures, read_texts, to_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,9 +48,7 @@ FAILED = 1
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
-    default=MIN_COSINE,
-    show_default=True,
-    help="What every variant must reach.",
+    help=f"What every variant must reach; {DEFAULT_MIN_COSINE} if not given.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
@@ -62,7 +60,7 @@ def verify(
     reference: Path | None,
     published: bool,
     write_card: bool,
-    min_cosine: float,
+    min_cosine: float | None,
     as_json: bool,
 ) -> None:
     """Measure how near each variant of MODEL is to fp32, on the same pictures and texts.
@@ -76,7 +74,9 @@ def verify(
     from ..image import load_image  # noqa: PLC0415
 
     bundle = open_bundle(find_model(model))
-    pictures = _pictures_of(images_dir) if images_dir else [load_image(picture) for picture in sample_pictures()]
+    pictures = (
+        read_pictures(images_dir, "--images") if images_dir else [load_image(picture) for picture in sample_pictures()]
+    )
     sentences = SAMPLE_TEXTS if texts is None else read_texts([], texts)
     found = Found(min_cosine)
     if reference is not None:
@@ -102,7 +102,7 @@ def verify(
 class Found:
     """All that was compared, by variant."""
 
-    min_cosine: float
+    min_cosine: float | None
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
     stages: dict[str, list[StageDifference]] = field(default_factory=dict)
     published: dict[str, list[Finding]] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Found:
     def to_document(self, failures: list[str]) -> dict[str, Any]:
         """Return what ``--json`` prints."""
         return {
-            "min_cosine": self.min_cosine,
+            "min_cosine": {name: self._limit(name) for name in self.accuracies | self.stages},
             "variants": {name: asdict(accuracy) for name, accuracy in self.accuracies.items()},
             "pytorch": {name: [asdict(stage) for stage in found] for name, found in self.stages.items()},
             "published": {name: [asdict(finding) for finding in found] for name, found in self.published.items()},
@@ -120,12 +120,12 @@ class Found:
     def failures(self) -> list[str]:
         """Return a line for each thing that is farther than allowed."""
         failures = [
-            f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32; {self.min_cosine} was asked for."
+            f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32; {self._limit(name)} was asked for."
             for name, accuracy in self.accuracies.items()
-            if not accuracy.cosine_min >= self.min_cosine
+            if not accuracy.cosine_min >= self._limit(name)
         ]
         for name, stages in self.stages.items():
-            failures += [failure for stage in stages if (failure := _find_failure(name, stage, self.min_cosine))]
+            failures += [failure for stage in stages if (failure := _find_failure(name, stage, self._limit(name)))]
         failures += [
             f"fp32: {finding.quantity} differ by {finding.max_abs:.2g} from {finding.source}, "
             f"allowed are {finding.tolerance:g}."
@@ -133,6 +133,9 @@ class Found:
             if not finding.passed
         ]
         return failures
+
+    def _limit(self, variant: str) -> float:
+        return MIN_COSINE[variant] if self.min_cosine is None else self.min_cosine
 
     def describe(self) -> list[str]:
         """Return the tables."""
@@ -150,23 +153,6 @@ class Found:
             published_header = (f"{name} against published", "max difference", "allowed", "source")
             tables.append((published_header, [_published_cells(finding) for finding in findings]))
         return [format_table(header, rows) for header, rows in tables]
-
-
-def _pictures_of(folder: Path) -> list[Image.Image]:
-    from ..image import load_image  # noqa: PLC0415 - keeps --help fast
-
-    if not folder.is_dir():
-        raise ImageError(f"{folder} is no folder; --images wants a folder of pictures.")
-    pictures = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            try:
-                pictures.append(load_image(path))
-            except ImageError as error:
-                click.echo(f"siglip-onnx: left out: {error}", err=True)
-    if not pictures:
-        raise ImageError(f"{folder} holds no readable picture; --images wants a folder of pictures.")
-    return pictures
 
 
 def _compare_with_pytorch(

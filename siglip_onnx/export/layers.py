@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,10 @@ import onnx
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, graph_path
-from ..session import Session
+from .probe import Floats, Inputs, run_with_outputs
 from .verify import REFERENCE
 
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.\d+")
-Inputs = Mapping[str, NDArray[Any]]
 
 
 def layer_cosines(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Inputs]) -> dict[str, float]:
@@ -33,19 +30,11 @@ def weakest_layer(cosines: Mapping[str, float]) -> str:
     return max(zip(cosines, before, cosines.values(), strict=False), key=lambda step: step[1] - step[2])[0]
 
 
-def _run_layers(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Inputs]) -> dict[str, list[NDArray[Any]]]:
+def _run_layers(bundle: Bundle, variant: str, tower: str, inputs: Sequence[Inputs]) -> dict[str, list[Floats]]:
     path = bundle.path / graph_path(tower, variant)
-    model = onnx.load(path, load_external_data=False)
-    layers = [name for node in model.graph.node for name in node.output if _LAYER.fullmatch(name)]
-    model.graph.output.extend(onnx.ValueInfoProto(name=layer) for layer in layers)
-    layers.append("pooler_output")
-    # The graph must lie beside its weights, which onnxruntime does not follow elsewhere.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        session = Session(Path(file.name))
-        outputs = [session.run_many(layers, one) for one in inputs]
-    return {layer: [rows[number] for rows in outputs] for number, layer in enumerate(layers)}
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    layers = [name for node in nodes for name in node.output if _LAYER.fullmatch(name)]
+    return run_with_outputs(path, [*layers, "pooler_output"], inputs)
 
 
 def _cosine(left: NDArray[Any], right: NDArray[Any]) -> float:

@@ -6,20 +6,19 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from .. import __version__
 from ..bundle import (
     MANIFEST,
     POSITIONS,
     TOKENIZER,
+    TOWERS,
     Bundle,
     FileFacts,
     Manifest,
@@ -31,21 +30,20 @@ from ..bundle import (
 )
 from ..config import NAFLEX
 from ..errors import AccuracyError, MissingExtraError
+from ..image import ImageSource
 from ..model import SigLIP
 from . import MIN_COSINE
 from .checkpoint import Checkpoint, open_checkpoint
-from .graph import save_graph
 from .layers import layer_cosines, weakest_layer
 from .output import check_out, new_bundle_folder
-from .quantize import quantize_int8
 from .tokenizer import write_tokenizer
 from .towers import build_towers
+from .variants import Build, Calibration, Int8Options, calibrate, write_tower
 from .verify import REFERENCE, SAMPLE_TEXTS, Accuracy, sample_pictures, verify_variants
 
 PRECISIONS = ("fp32", "int8")
 
 Report = Callable[[str], None]
-Build = Callable[[], dict[str, ir.Model]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,9 @@ def export_bundle(
     *,
     precisions: Sequence[str] = PRECISIONS,
     exporter: str = "native",
-    min_cosine: float = MIN_COSINE,
+    min_cosine: float | None = None,
+    calibration_pictures: Sequence[ImageSource] | None = None,
+    reduce_range: bool = False,
     overwrite: bool = False,
     knows: str = "",
     report: Report = lambda _line: None,
@@ -74,9 +74,12 @@ def export_bundle(
     Args:
         checkpoint_path: a folder as on the Hugging Face Hub.
         out: the bundle to make.
-        precisions: variants to keep, ``"fp32"`` and ``"int8"``.
+        precisions: variants to keep: ``"fp32"``, ``"int8"``, ``"fp16"``, ``"q4"``.
         exporter: ``"native"``, or ``"optimum"`` to let optimum-onnx trace the PyTorch model.
-        min_cosine: how near to fp32 every sample embedding of every variant must be; 0 keeps any.
+        min_cosine: how near to fp32 every sample embedding of every variant must be, ``MIN_COSINE`` if None; int8
+            leaves as many layers in fp32 as that takes. 0 keeps any.
+        calibration_pictures: what int8 is fitted to, besides the built-in texts; the built-in pictures if None.
+        reduce_range: keep int8 weights within 7 bits, which is faster on x86 CPUs without VNNI and less exact.
         overwrite: replace ``out`` if it exists.
         knows: a sentence on what the model was trained for, shown where a user may not know.
         report: called with a line of progress when a step begins.
@@ -99,7 +102,9 @@ def export_bundle(
             vocab_size=checkpoint.config.text.vocab_size,
         )
         manifest = _describe(checkpoint, exporter, folder, knows)
-        return _write_variants(build, folder, manifest, precisions, min_cosine, report)
+        options = Int8Options(MIN_COSINE["int8"] if min_cosine is None else min_cosine, reduce_range)
+        seconds = _write_variants(build, folder, manifest, precisions, calibration_pictures, options, report)
+        return _finish(folder, manifest, precisions, min_cosine, seconds, report)
 
 
 @contextmanager
@@ -126,25 +131,48 @@ def _write_variants(
     folder: Path,
     manifest: Manifest,
     precisions: Sequence[str],
-    min_cosine: float,
+    pictures: Sequence[ImageSource] | None,
+    options: Int8Options,
     report: Report,
-) -> list[ExportedVariant]:
-    """Write each variant, compare it with fp32, and write the manifest."""
+) -> dict[str, float]:
+    """Write fp32, and each other variant beside it, and enter them in the manifest; returns the seconds each took."""
     seconds = {}
-    for name in (REFERENCE, *(p for p in precisions if p != REFERENCE)):
+    calibration: dict[str, Calibration] = {}
+    for name in (REFERENCE, *(precision for precision in precisions if precision != REFERENCE)):
         report(f"Writing {name} towers")
         began = time.perf_counter()
-        variant = _write_variant(build, folder, name, manifest)
+        quantization = {tower: write_tower(name, tower, build, folder, calibration, options) for tower in TOWERS}
         seconds[name] = time.perf_counter() - began
-        manifest.variants[name] = variant
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        graphs = [graph_path(tower, name) for tower in TOWERS]
+        files = {file: file_facts(folder / file) for graph in graphs for file in (graph, f"{graph}.data")}
+        space = _embedding_space(name, manifest.files | files)
+        manifest.variants[name] = Variant(
+            space, files, {tower: facts for tower, facts in quantization.items() if facts}
+        )
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        if name == REFERENCE:
+            calibration = calibrate(
+                open_bundle(folder), sample_pictures() if pictures is None else pictures, SAMPLE_TEXTS
+            )
+    return seconds
 
+
+def _finish(
+    folder: Path,
+    manifest: Manifest,
+    precisions: Sequence[str],
+    min_cosine: float | None,
+    seconds: Mapping[str, float],
+    report: Report,
+) -> list[ExportedVariant]:
+    """Compare each variant with fp32, and write the manifest with what was found."""
     report("Comparing with fp32 on the sample pictures and texts")
     bundle = open_bundle(folder)
     accuracies = verify_variants(bundle, sample_pictures(), SAMPLE_TEXTS)
     for name, accuracy in accuracies.items():
-        if not accuracy.cosine_min >= min_cosine:
-            raise AccuracyError(_explain_loss(bundle, name, accuracy, min_cosine))
+        limit = MIN_COSINE[name] if min_cosine is None or name == REFERENCE else min_cosine
+        if not accuracy.cosine_min >= limit:
+            raise AccuracyError(_explain_loss(bundle, name, accuracy, limit))
         manifest.variants[name] = replace(manifest.variants[name], accuracy=accuracy.to_card())
     if REFERENCE not in precisions:
         for file in manifest.variants.pop(REFERENCE).files:
@@ -169,18 +197,6 @@ def _explain_loss(bundle: Bundle, variant: str, accuracy: Accuracy, min_cosine: 
         f"for; {part} loses most (its output's cosine is {cosines[worst]:.5f}). Nothing was written. Export with "
         f"--precision fp32, or keep the variant with --allow-inaccurate."
     )
-
-
-def _write_variant(build: Build, folder: Path, name: str, manifest: Manifest) -> Variant:
-    quantization: dict[str, Any] = {}
-    files: dict[str, FileFacts] = {}
-    for tower, model in build().items():
-        if name == "int8":
-            quantization[tower] = quantize_int8(model)
-        graph = graph_path(tower, name)
-        save_graph(model, folder / graph)
-        files |= {file: file_facts(folder / file) for file in (graph, f"{graph}.data")}
-    return Variant(_embedding_space(name, manifest.files | files), files, quantization)
 
 
 def _embedding_space(variant: str, files: dict[str, FileFacts]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -77,14 +78,21 @@ def sample_pictures() -> list[ImageSource]:
     return [*sorted(SAMPLE_PICTURES_PATH.glob("*.png")), *noise, *waves]
 
 
-def embed_samples(model: SigLIP, pictures: Sequence[ImageSource], texts: Sequence[str]) -> tuple[Floats, Floats]:
-    """Return the embeddings ``(N, D)`` and ``(M, D)`` that :func:`compare` takes."""
+@contextmanager
+def quiet_samples(texts: Sequence[str]) -> Iterator[None]:
+    """Log nothing of the sample texts: that a short text tower cuts them is nobody's mistake."""
     log = logging.getLogger("siglip_onnx.tokenizer")
-    log.disabled = texts is SAMPLE_TEXTS  # that a short text tower cuts them is nobody's mistake
+    log.disabled = texts is SAMPLE_TEXTS
     try:
-        return model.encode_images(pictures), model.encode_texts(texts)
+        yield
     finally:
         log.disabled = False
+
+
+def embed_samples(model: SigLIP, pictures: Sequence[ImageSource], texts: Sequence[str]) -> tuple[Floats, Floats]:
+    """Return the embeddings ``(N, D)`` and ``(M, D)`` that :func:`compare` takes."""
+    with quiet_samples(texts):
+        return model.encode_images(pictures), model.encode_texts(texts)
 
 
 def compare(model: SigLIP, found: tuple[Floats, Floats], reference: tuple[Floats, Floats]) -> Accuracy:

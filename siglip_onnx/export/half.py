@@ -1,0 +1,67 @@
+"""fp16: half the size, for GPUs and Apple's accelerators, which compute in it; a CPU computes it in fp32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def to_fp16(model: ir.Model) -> dict[str, Any]:
+    """Turn a tower's weights and computation into fp16, in place; its inputs and its output stay f32."""
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.dtype == ir.DataType.FLOAT:
+            _halve(value)
+    for node in graph:
+        constant = node.attributes.get("value")
+        if node.op_type == "Constant" and constant is not None and constant.as_tensor().dtype == ir.DataType.FLOAT:
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_half(constant.as_tensor().numpy())))
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+        for output in node.outputs:
+            output.type = None  # onnxruntime infers it anew
+    for value in graph.inputs:
+        if value.dtype == ir.DataType.FLOAT:
+            _cast_input(graph, value)
+    _cast_output(graph)
+    return {"method": "fp16 weights and computation; inputs and output f32"}
+
+
+def _halve(value: ir.Value) -> None:
+    before = value.const_value
+    if before is None:
+        raise TypeError(f"{value.name} is no weight")
+
+    def halved() -> ir.TensorProtocol:
+        return ir.tensor(_half(before.numpy()), name=value.name)
+
+    value.const_value = ir.LazyTensor(halved, ir.DataType.FLOAT16, ir.Shape(before.shape.numpy()), name=value.name)
+    value.type = ir.TensorType(ir.DataType.FLOAT16)
+
+
+def _half(array: NDArray[Any]) -> NDArray[np.float16]:
+    """Round to fp16; what is beyond its range, such as the score of hidden patches, becomes its largest number."""
+    half: NDArray[np.float16] = np.clip(array, -_LARGEST, _LARGEST).astype(np.float16)
+    return half
+
+
+def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
+    readers = list(value.uses())
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16})
+    for node, index in readers:
+        node.replace_input_with(index, cast.outputs[0])
+    graph.insert_before(graph[0], cast)
+
+
+def _cast_output(graph: ir.Graph) -> None:
+    half = graph.outputs[0]
+    cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT})
+    graph.append(cast)
+    cast.outputs[0].name, half.name = half.name, f"{half.name}_fp16"
+    cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), half.shape
+    graph.outputs[0] = cast.outputs[0]

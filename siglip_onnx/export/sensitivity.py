@@ -1,0 +1,99 @@
+"""Which layers cost an int8 tower its accuracy: one graph in which each linear layer can be switched to fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ..head import Floats, l2_normalize
+from ..session import Session
+from .probe import Inputs, linear_layers, session_of
+
+_WORST = 3  # inputs on which single layers are tried
+_SWITCH, _INT8 = ":in_fp32", ":in_int8"
+
+
+def find_fp32_layers(fp32_path: Path, int8_path: Path, inputs: Sequence[Inputs], min_cosine: float) -> dict[str, float]:
+    """Return the fewest layers that must stay in fp32 so that every input's embedding reaches ``min_cosine``.
+
+    Layers are ordered by what each one alone wins back, and as many taken as are needed; so few is not proven to be
+    the least. Each comes with that gain in cosine, on the worst inputs. If all together do not suffice, all are
+    returned.
+
+    Args:
+        fp32_path: the tower in fp32; its folder also holds ``int8_path``.
+        int8_path: the same tower, every linear layer in int8.
+        inputs: what the tower is to be exact on, one dictionary each.
+        min_cosine: between 0 and 1.
+    """
+    expected = _embed(Session(fp32_path), inputs)
+    model, layers = switchable(fp32_path, int8_path)
+    with session_of(model, fp32_path.parent) as session:
+
+        def cosines(fp32: Collection[str], rows: Sequence[int]) -> Floats:
+            switches = {f"{layer}{_SWITCH}": np.array(layer in fp32) for layer in layers}
+            found = _embed(session, [{**inputs[row], **switches} for row in rows])
+            cosine: Floats = (found * expected[rows]).sum(axis=1)
+            return cosine
+
+        everything = list(range(len(inputs)))
+        before = cosines((), everything)
+        if before.min() >= min_cosine:
+            return {}
+        worst = np.argsort(before)[:_WORST].tolist()
+        gains = {layer: float((cosines({layer}, worst) - before[worst]).mean()) for layer in layers}
+        order = sorted(layers, key=lambda layer: -gains[layer])
+        too_few, enough = 0, len(order)
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            if cosines(order[:middle], everything).min() >= min_cosine:
+                enough = middle
+            else:
+                too_few = middle
+    return {layer: gains[layer] for layer in order[:enough]}
+
+
+def switchable(fp32_path: Path, int8_path: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the int8 graph with a boolean input ``<layer>:in_fp32`` per linear layer, and the layers' names.
+
+    Its weights lie in the files of both graphs.
+    """
+    fp32 = onnx.load(fp32_path, load_external_data=False)
+    model = onnx.load(int8_path, load_external_data=False)
+    weights = {tensor.name: tensor for tensor in fp32.graph.initializer}
+    present = {tensor.name for tensor in model.graph.initializer}
+    readers = {name: node for node in fp32.graph.node for name in node.input}
+    nodes = {node.output[0]: [node] for node in model.graph.node}
+    layers = linear_layers(fp32)
+    for layer, matmul in layers.items():
+        add = readers[matmul.output[0]]
+        (bias,) = set(add.input) - set(matmul.output)
+        result = add.output[0]
+        model.graph.initializer.extend(weights[name] for name in (f"{layer}.weight", bias) if name not in present)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(f"{layer}{_SWITCH}", onnx.TensorProto.BOOL, []))
+        nodes[result][0].output[0] = f"{result}{_INT8}"
+        nodes[result].append(_choose(layer, matmul.input[0], bias, result))
+    ordered = [node for group in nodes.values() for node in group]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    return model, list(layers)
+
+
+def _choose(layer: str, x: str, bias: str, result: str) -> onnx.NodeProto:
+    """Return the node that computes a layer in fp32 if its switch is on, and takes the int8 result otherwise."""
+    make = onnx.helper.make_node
+    product, total, copied = (f"{result}:{part}" for part in ("product", "sum", "copy"))
+    fp32 = [make("MatMul", [x, f"{layer}.weight"], [product]), make("Add", [product, bias], [total])]
+    int8 = [make("Identity", [f"{result}{_INT8}"], [copied])]
+    branches = {
+        "then_branch": onnx.helper.make_graph(fp32, f"{layer}.fp32", [], [onnx.ValueInfoProto(name=total)]),
+        "else_branch": onnx.helper.make_graph(int8, f"{layer}.int8", [], [onnx.ValueInfoProto(name=copied)]),
+    }
+    return make("If", [f"{layer}{_SWITCH}"], [result], **branches)
+
+
+def _embed(session: Session, inputs: Sequence[Inputs]) -> Floats:
+    return l2_normalize(np.concatenate([session.run("pooler_output", one) for one in inputs]))
