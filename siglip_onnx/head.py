@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+_ROWS_AT_ONCE = 4096  # in f64 at the same time
 
 
 class Match(NamedTuple):
@@ -24,8 +25,9 @@ class Match(NamedTuple):
 
 
 def l2_normalize(features: Floats) -> Floats:
-    """Scale each row of ``features``, f32 ``(N, D)``, to length 1."""
-    normalized: Floats = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    """Scale each row of ``features``, f32 ``(N, D)``, to length 1; computed in f64, see :func:`compute_logits`."""
+    exact = features.astype(np.float64)
+    normalized: Floats = (exact / np.linalg.norm(exact, axis=-1, keepdims=True)).astype(np.float32)
     return normalized
 
 
@@ -41,11 +43,16 @@ def compute_logits(
 ) -> Floats:
     """Return logits f32 ``(N, M)`` of unit embeddings ``(N, D)`` and ``(M, D)``.
 
-    ``logit_scale`` is the checkpoint's raw, log-space parameter.
+    ``logit_scale`` is the checkpoint's raw, log-space parameter. Sums are f64 and rounded once, so that the result
+    does not depend on the order of summation: a compiled classifier gives the same bits.
     Source: ``SiglipModel.forward`` of transformers 4.57.
     """
-    cosines = image_embeddings @ text_embeddings.T
-    return cosines * np.float32(np.exp(logit_scale)) + np.float32(logit_bias)
+    texts = text_embeddings.astype(np.float64).T
+    logits = np.empty((len(image_embeddings), len(text_embeddings)), np.float32)
+    for start in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        logits[rows] = image_embeddings[rows].astype(np.float64) @ texts * np.exp(logit_scale) + logit_bias
+    return logits
 
 
 def sigmoid(logits: Floats) -> Floats:

@@ -21,6 +21,8 @@ def load(
     variant: str | None = None,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
+    workers: int = 1,
+    fast_decode: bool = False,
     max_num_patches: int | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> SigLIP:
@@ -31,6 +33,9 @@ def load(
         variant: ``"int8"`` (the default where present), ``"fp32"``, ...
         providers: execution providers in onnxruntime's spelling; the CPU by default.
         threads: intra-op threads; by default what the process may use.
+        workers: 1 gives the soonest answer, all threads work on one picture. With more, so many pictures (or texts)
+            are decoded and run at once, each by one thread: the most pictures per second.
+        fast_decode: decode large JPEGs at a fraction of their size: faster, and not quite the same pixels.
         max_num_patches: NaFlex only: how many patches a picture may have, by default what the checkpoint says.
         cache: a folder in which embeddings of labels are kept for other runs.
 
@@ -44,6 +49,8 @@ def load(
         variant=variant,
         providers=providers,
         threads=threads,
+        workers=workers,
+        fast_decode=fast_decode,
         max_num_patches=max_num_patches,
         cache=None if cache is None else Path(cache),
     )

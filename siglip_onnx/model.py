@@ -6,9 +6,9 @@ import contextlib
 import io
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .bundle import Bundle, graph_path
-from .config import NaflexPreprocessorConfig
+from .config import NAFLEX, NaflexPreprocessorConfig
 from .errors import BundleError, ImageError, SiglipOnnxError, TextError
 from .head import Floats, Match, average_unit, compute_logits, l2_normalize, match_texts
 from .image import ImageSource, load_image
 from .label_cache import LabelCache
 from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
-from .session import Session, return_free_memory
+from .session import CPU_PROVIDER, MAX_THREADS, Session, return_free_memory
+from .streaming import in_batches, map_in_order
 from .tokenizer import Tokenizer
 
+_BATCH = 16
+_DRAFT, _REDUCING_GAP = 4, 3.0
 MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
 
 
@@ -39,14 +42,19 @@ class SigLIP:
         variant: str | None = None,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        workers: int = 1,
+        fast_decode: bool = False,
         max_num_patches: int | None = None,
         cache: Path | None = None,
     ) -> None:
         """Store the parts; see :func:`siglip_onnx.load` for the arguments."""
         self.bundle = bundle
         self.variant = bundle.choose_variant(variant)
-        self._providers, self._threads = providers, threads
-        self._preprocessor = make_preprocessor(bundle, max_num_patches)
+        self._providers = providers
+        self._workers, self._threads = check_workers(workers, threads)
+        self._preprocessor = make_preprocessor(bundle, max_num_patches, fast_decode=fast_decode)
+        # Four times the target keeps what the resize filter would have seen almost as it is.
+        self._draft_size = (_DRAFT * self._preprocessor.largest_side,) * 2 if fast_decode else None
         self._labels = LabelCache(self.embedding_space, self.embedding_dim, cache)
         self._towers: dict[str, Session] = {}
         self._lock = threading.Lock()
@@ -98,12 +106,25 @@ class SigLIP:
     def encode_images(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
         """Return unit embeddings f32 ``(N, D)`` of one picture or an iterable of them.
 
-        Pictures run one by one, so that a vector never depends on its neighbours.
-
         Raises:
             ImageError: a picture cannot be read.
         """
-        return self._encode("vision", (self._preprocess_one(image) for image in _as_images(images)))
+        rows = []
+        for found in self.stream_images(images):
+            if isinstance(found, ImageError):
+                raise found
+            rows.append(found)
+        return np.array(rows, np.float32).reshape(len(rows), self.embedding_dim)
+
+    def stream_images(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[Floats | ImageError]:
+        """Yield for each picture its unit embedding f32 ``(D,)``, or the error of one that cannot be read, in order.
+
+        Pictures are taken as they are needed, never more than a few at once. On the CPU each runs by itself, so that
+        a vector never depends on its neighbours; on other providers pictures of fixed resolution run in batches.
+        """
+        if self._batch_size == 1:
+            return map_in_order(self._embed_image, _as_images(images), self._workers)
+        return self._stream_batches(_as_images(images))
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Return unit embeddings f32 ``(M, D)``, each text run by itself.
@@ -111,8 +132,9 @@ class SigLIP:
         Raises:
             TextError: a text cannot be tokenized.
         """
-        ids = self.tokenize(texts)
-        return self._encode("text", ({"input_ids": row[np.newaxis]} for row in ids))
+        inputs = [{"input_ids": row[np.newaxis]} for row in self.tokenize(texts)]
+        rows = list(map_in_order(partial(self._run, "text"), inputs, self._workers))
+        return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *rows])
 
     def encode_labels(self, texts: Sequence[str], *, template: str | Sequence[str] = "{}") -> Floats:
         """Return unit embeddings f32 ``(M, D)`` of texts in a template, or their mean over several templates.
@@ -159,13 +181,34 @@ class SigLIP:
         return [prompt for prompt in prompts if self._labels.get(prompt) is None]
 
     def _preprocess_one(self, image: ImageSource) -> Inputs:
-        return self._preprocessor(load_image(image))
+        return self._preprocessor(load_image(image, draft_size=self._draft_size))
 
-    def _encode(self, tower: str, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> Floats:
-        rows = [self._tower(tower).run("pooler_output", one) for one in inputs]
-        if not rows:
-            return np.empty((0, self.embedding_dim), np.float32)
-        embeddings = l2_normalize(np.concatenate(rows))
+    def _embed_image(self, image: ImageSource) -> Floats | ImageError:
+        inputs = self._try_preprocess(image)
+        return inputs if isinstance(inputs, ImageError) else self._run("vision", inputs)[0]
+
+    def _try_preprocess(self, image: ImageSource) -> Inputs | ImageError:
+        try:
+            return self._preprocess_one(image)
+        except ImageError as error:
+            return error
+
+    @property
+    def _batch_size(self) -> int:
+        """How many pictures run at once: int8 on the CPU would give each other vectors in company."""
+        cpu = self._providers is None or list(self._providers) == [CPU_PROVIDER]
+        return 1 if cpu or self.bundle.config.model_type == NAFLEX else _BATCH
+
+    def _stream_batches(self, images: Iterable[ImageSource]) -> Iterator[Floats | ImageError]:
+        prepared = map_in_order(self._try_preprocess, images, self._workers)
+        for batch in in_batches(prepared, self._batch_size):
+            good = [inputs["pixel_values"] for inputs in batch if not isinstance(inputs, ImageError)]
+            rows = iter(self._run("vision", {"pixel_values": np.concatenate(good)}) if good else ())
+            yield from (inputs if isinstance(inputs, ImageError) else next(rows) for inputs in batch)
+
+    def _run(self, tower: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
+        """Return the unit embeddings f32 ``(N, D)`` of one run."""
+        embeddings = l2_normalize(self._tower(tower).run("pooler_output", inputs))
         if not np.isfinite(embeddings).all():
             raise BundleError(
                 f"The {tower} tower of {self.bundle.path}, variant {self.variant}, gave values that are no numbers. "
@@ -202,25 +245,44 @@ class SigLIP:
         return Tokenizer(self.bundle.tokenizer_path, self.bundle.config.text.max_position_embeddings)
 
 
-def make_preprocessor(bundle: Bundle, max_num_patches: int | None) -> SquashPreprocessor | NaflexPreprocessor:
+def check_workers(workers: int, threads: int | None) -> tuple[int, int | None]:
+    """Return the workers and the threads of each.
+
+    Raises:
+        SiglipOnnxError: ``workers`` is no number above 0, or workers are to have several threads each.
+    """
+    if not isinstance(workers, int) or not 1 <= workers <= MAX_THREADS:
+        raise SiglipOnnxError(f"workers is {workers!r}, expected a number from 1 to {MAX_THREADS}.")
+    if workers == 1:
+        return workers, threads
+    if threads not in (None, 1):
+        raise SiglipOnnxError(
+            f"{workers} workers of {threads} threads each were asked for; each worker is one thread. Give either."
+        )
+    return workers, 1
+
+
+def make_preprocessor(
+    bundle: Bundle, max_num_patches: int | None, *, fast_decode: bool = False
+) -> SquashPreprocessor | NaflexPreprocessor:
     """Return what turns a picture into the inputs of the bundle's vision tower.
 
     Raises:
         SiglipOnnxError: ``max_num_patches`` is given for a model of fixed resolution, or is not positive.
     """
-    config = bundle.preprocessor
+    config, reducing_gap = bundle.preprocessor, _REDUCING_GAP if fast_decode else None
     if isinstance(config, NaflexPreprocessorConfig):
         if max_num_patches is not None:
             config = replace(config, max_num_patches=max_num_patches)
         if not 1 <= config.max_num_patches <= MAX_NUM_PATCHES:
             raise SiglipOnnxError(f"max_num_patches is {config.max_num_patches}, expected 1 to {MAX_NUM_PATCHES}.")
-        return NaflexPreprocessor(config, bundle.read_positions())
+        return NaflexPreprocessor(config, bundle.read_positions(), reducing_gap=reducing_gap)
     if max_num_patches is not None:
         raise SiglipOnnxError(
             f"{bundle.manifest.model_name} takes pictures of {config.width}x{config.height} pixels; max_num_patches "
             "is for NaFlex models only. Leave it out."
         )
-    return SquashPreprocessor(config)
+    return SquashPreprocessor(config, reducing_gap=reducing_gap)
 
 
 def fill_templates(template: str | Sequence[str], texts: Sequence[str]) -> list[list[str]]:

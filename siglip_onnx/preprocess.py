@@ -20,15 +20,27 @@ class SquashPreprocessor:
     Source: ``SiglipImageProcessor.preprocess`` of transformers 4.57.
     """
 
-    def __init__(self, config: PreprocessorConfig) -> None:
+    def __init__(self, config: PreprocessorConfig, *, reducing_gap: float | None = None) -> None:
+        """With ``reducing_gap`` large pictures are averaged first to so many times the size: faster, not the same."""
         self.config = config
         self._levels = normalized_levels(config.levels)
+        self._reducing_gap = reducing_gap
+
+    @property
+    def largest_side(self) -> int:
+        """Pixels of the longest side that a prepared picture can have."""
+        return max(self.config.width, self.config.height)
 
     def __call__(self, image: Image.Image) -> Inputs:
         """Return ``pixel_values`` f32 ``(1, 3, H, W)`` of one RGB picture."""
-        pixels = np.asarray(_resize(image, self.config.width, self.config.height, self.config.resample))
+        pixels = np.asarray(self.squash(image))
         planes = [self._levels[channel][pixels[..., channel]] for channel in range(3)]
         return {"pixel_values": np.stack(planes)[np.newaxis]}
+
+    def squash(self, image: Image.Image) -> Image.Image:
+        """Return the picture at the model's size."""
+        size = (self.config.width, self.config.height)
+        return _resize(image, size, self.config.resample, self._reducing_gap)
 
 
 class NaflexPreprocessor:
@@ -38,12 +50,20 @@ class NaflexPreprocessor:
     transformers 4.57. Patches are not padded to ``max_num_patches``: masked padding would not change the answer.
     """
 
-    def __init__(self, config: NaflexPreprocessorConfig, positions: Floats) -> None:
-        """Store the learned positions, f32 ``(num_patches, D)`` of a square grid."""
+    def __init__(
+        self, config: NaflexPreprocessorConfig, positions: Floats, *, reducing_gap: float | None = None
+    ) -> None:
+        """Store the learned positions, f32 ``(num_patches, D)`` of a square grid; see :class:`SquashPreprocessor`."""
         self.config = config
+        self._reducing_gap = reducing_gap
         self._levels = normalized_levels(config.levels)
         side = math.isqrt(len(positions))
         self._positions = positions.reshape(side, side, -1)
+
+    @property
+    def largest_side(self) -> int:
+        """Pixels of the longest side that a prepared picture of usual aspect, up to 4 to 1, can have."""
+        return 2 * math.isqrt(self.config.max_num_patches) * self.config.patch_size
 
     def __call__(self, image: Image.Image) -> Inputs:
         """Return the inputs of one RGB picture of ``P`` patches.
@@ -53,7 +73,8 @@ class NaflexPreprocessor:
         """
         rows, columns = choose_grid(image.height, image.width, self.config.patch_size, self.config.max_num_patches)
         side = self.config.patch_size
-        pixels = np.asarray(_resize(image, columns * side, rows * side, self.config.resample))
+        size = (columns * side, rows * side)
+        pixels = np.asarray(_resize(image, size, self.config.resample, self._reducing_gap))
         values = np.stack([self._levels[channel][pixels[..., channel]] for channel in range(3)], axis=-1)
         patches = values.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(1, rows * columns, -1)
         return {
@@ -117,5 +138,7 @@ def _triangle_weights(size_in: int, size_out: int) -> Floats:
     return shares
 
 
-def _resize(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling(resample))
+def _resize(image: Image.Image, size: tuple[int, int], resample: int, reducing_gap: float | None) -> Image.Image:
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling(resample), reducing_gap=reducing_gap)

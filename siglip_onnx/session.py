@@ -61,6 +61,11 @@ class Session:
                 raise BundleError(f"{problem} Check the model with: siglip-onnx info --verify-files") from error
             raise ProviderError(f"{problem} Try {CPU_PROVIDER}, or add it as the last provider.") from error
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The graph's own metadata entries."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
     def run_many(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the outputs of those names."""
         try:

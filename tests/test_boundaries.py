@@ -15,9 +15,9 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"config"},
+    {"config", "streaming"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
-    {"label_cache"},
+    {"label_cache", "classifier"},
     {"model"},
     {"hub"},
     {"export"},

@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from ..errors import SiglipOnnxError
 from .classify import classify
+from .compile import compile_
 from .embed import embed
 from .export import export
 from .info import info
@@ -77,5 +78,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, info, export, verify):
+for command in (classify, embed, info, export, verify, compile_):
     main.add_command(command)

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,13 +62,27 @@ def classify(
     share among the texts asked (softmax), which says which fits best, not whether any fits.
     """
     all_texts = read_texts(texts, texts_file)
-    if not all_texts:
-        raise click.UsageError("There are no texts to compare with; give --text TEXT or --texts-file FILE.")
-    siglip = choice.open(cache)
-    results = classify_each(siglip, images, all_texts, templates, logit_bias)
+    if choice.model and Path(choice.model).is_file():
+        if all_texts or tuple(templates) != ("{}",) or logit_bias is not None or cache:
+            raise click.UsageError(
+                f"{choice.model} is a compiled classifier with its texts inside; leave --text, --texts-file, "
+                "--template, --logit-bias and --cache out."
+            )
+        facts, results = classify_compiled(choice, images)
+    else:
+        if not all_texts:
+            raise click.UsageError("There are no texts to compare with; give --text TEXT or --texts-file FILE.")
+        siglip = choice.open(cache, num_inputs=len(images))
+        facts = {
+            "model": siglip.bundle.manifest.model_name,
+            "variant": siglip.variant,
+            "embedding_space": siglip.embedding_space,
+            "templates": list(templates),
+        }
+        results = classify_each(siglip, images, all_texts, templates, logit_bias)
     results = [(image, leave_out(matches, threshold)) for image, matches in results]
     if format_ == "json":
-        _print_json(siglip, templates, results)
+        _print_json(facts, results)
     elif format_ == "csv":
         _print_csv(results)
     else:
@@ -83,11 +97,34 @@ def leave_out(matches: list[Match] | ImageError, threshold: float) -> list[Match
     return [match for match in matches if match.probability >= threshold]
 
 
+def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[str, Any], Results]:
+    """Match every picture with the labels of a compiled classifier."""
+    from ..classifier import Classifier  # noqa: PLC0415 - keeps --help fast
+
+    classifier = Classifier(Path(str(choice.model)), providers=choice.providers or None, threads=choice.threads)
+    results: list[tuple[str, list[Match] | ImageError]] = []
+    for image in images:
+        try:
+            results.append((image, classifier.classify(image)))
+        except ImageError as error:
+            click.echo(f"siglip-onnx: {error}", err=True)
+            results.append((image, error))
+    facts = {
+        "model": classifier.model_name,
+        "variant": classifier.variant,
+        "embedding_space": classifier.embedding_space,
+        "templates": classifier.templates,
+    }
+    return facts, results
+
+
 def classify_each(
     siglip: SigLIP, images: Sequence[str], texts: list[str], templates: Sequence[str], logit_bias: float | None
 ) -> Results:
     """Match every picture with every text; a picture that cannot be read gives its error."""
-    from ..head import match_texts  # noqa: PLC0415 - keeps --help fast
+    import numpy as np  # noqa: PLC0415 - keeps --help fast
+
+    from ..head import match_texts  # noqa: PLC0415
 
     missing = siglip.missing_labels(texts, template=templates)
     # While the vision tower loads, the texts are checked. Each tower is used once, so they need not share the memory.
@@ -101,7 +138,7 @@ def classify_each(
     def match(embedding: Floats | ImageError) -> list[Match] | ImageError:
         if isinstance(embedding, ImageError):
             return embedding
-        return match_texts(siglip.logits(embedding, labels, logit_bias=logit_bias)[0], texts)
+        return match_texts(siglip.logits(embedding[np.newaxis], labels, logit_bias=logit_bias)[0], texts)
 
     return [(image, match(embedding)) for image, embedding in zip(images, found, strict=True)]
 
@@ -119,12 +156,8 @@ def _print_tables(results: Results) -> None:
         click.echo("\n\n".join(tables))
 
 
-def _print_json(siglip: SigLIP, templates: Sequence[str], results: Results) -> None:
-    document = {
-        "model": siglip.bundle.manifest.model_name,
-        "variant": siglip.variant,
-        "embedding_space": siglip.embedding_space,
-        "templates": list(templates),
+def _print_json(facts: dict[str, Any], results: Results) -> None:
+    document = facts | {
         "results": [
             {"image": image, "error": str(matches)}
             if isinstance(matches, ImageError)

@@ -47,11 +47,11 @@ def embed(
     if bool(images) == bool(all_texts):
         raise click.UsageError("Give either pictures, or texts with --text or --texts-file.")
     rows_path = _check_out(out)
-    siglip = choice.open()
+    siglip = choice.open(num_inputs=len(images or all_texts))
     if images:
         results = encode_each(siglip, images)
         good = [result for result in results if not isinstance(result, ImageError)]
-        vectors = np.concatenate(good) if good else siglip.encode_images([])
+        vectors = np.array(good, np.float32).reshape(len(good), siglip.embedding_dim)
         lines = _describe_rows(images, results)
         code = exit_code(results)
     else:

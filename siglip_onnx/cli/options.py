@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..model import SigLIP
 
 SOME_FAILED = 3
+MANY_INPUTS = 4
 DEFAULT_MIN_COSINE = f"{MIN_COSINE['int8']}, and {MIN_COSINE['q4']} for q4,"
 
 
@@ -32,18 +33,28 @@ class ModelChoice:
     variant: str | None
     providers: Sequence[str]
     threads: int | None
+    workers: int | None
+    fast_decode: bool
     max_num_patches: int | None
 
-    def open(self, cache: Path | None = None) -> SigLIP:
-        """Load the model; without a name the demo model, which says what it knows."""
-        from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
-        from ..session import share_thread_pool  # noqa: PLC0415
+    def open(self, cache: Path | None = None, *, num_inputs: int = 1) -> SigLIP:
+        """Load the model; without a name the demo model, which says what it knows.
 
-        share_thread_pool(self.threads)
+        Unless told, so many inputs that it pays are worked on at once.
+        """
+        from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
+        from ..session import available_threads, share_thread_pool  # noqa: PLC0415
+
+        workers = self.workers
+        if workers is None:
+            workers = (self.threads or available_threads()) if num_inputs >= MANY_INPUTS else 1
+        share_thread_pool(self.threads if workers == 1 else 1)
         loaded = load(
             self.model or DEMO,
             variant=self.variant,
             providers=self.providers or None,
+            workers=workers,
+            fast_decode=self.fast_decode,
             max_num_patches=self.max_num_patches,
             cache=cache,
         )
@@ -63,11 +74,17 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="FOLDER",
-                         help="Exported model; the demo model if neither this nor SIGLIP_ONNX_MODEL is given."),
+                         help="Exported model, or for classify a compiled classifier; the demo model if neither this "
+                              "nor SIGLIP_ONNX_MODEL is given."),
             click.option("--variant", metavar="NAME", help="int8, fp32, ...; int8 where present."),
             click.option("--provider", "providers", multiple=True, metavar="NAME",
                          help="onnxruntime execution provider; CPUExecutionProvider if not given."),
             click.option("--threads", type=click.IntRange(1, 512), help="CPU threads; all this process may use."),
+            click.option("--workers", type=click.IntRange(1, 512),
+                         help="Pictures or texts worked on at once, each by one thread; by default 1 for few of them "
+                              "(the soonest answer), all threads for many."),
+            click.option("--fast-decode", is_flag=True,
+                         help="Decode large JPEGs at a fraction of their size: faster, not quite the same pixels."),
             click.option("--max-num-patches", type=click.IntRange(1, 4096),
                          help="NaFlex models: patches a picture may have; what the checkpoint says."),
         ]
@@ -105,14 +122,12 @@ def read_texts(texts: Sequence[str], texts_file: Path | None) -> list[str]:
 
 
 def encode_each(model: SigLIP, images: Sequence[str]) -> list[Floats | ImageError]:
-    """Embed pictures one by one: f32 ``(1, D)``, or the error of a picture that cannot be read."""
-    results: list[Floats | ImageError] = []
-    for image in images:
-        try:
-            results.append(model.encode_images(image))
-        except ImageError as error:
-            click.echo(f"siglip-onnx: {error}", err=True)
-            results.append(error)
+    """Embed pictures: f32 ``(D,)``, or the error of a picture that cannot be read, which is printed in its turn."""
+    results = []
+    for found in model.stream_images(images):
+        if isinstance(found, ImageError):
+            click.echo(f"siglip-onnx: {found}", err=True)
+        results.append(found)
     return results
 
 

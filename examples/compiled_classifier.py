@@ -1,0 +1,26 @@
+"""Run a compiled classifier with onnxruntime, numpy and pillow alone.
+
+python compiled_classifier.py FILE PICTURE
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+classifier, picture = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # or int8 is wrong on x86 CPUs without VNNI
+session = onnxruntime.InferenceSession(classifier, options, providers=["CPUExecutionProvider"])
+facts = json.loads(session.get_modelmeta().custom_metadata_map["siglip_onnx"])
+image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+pixels = np.asarray(image.resize((facts["width"], facts["height"]), facts["resample"]))[np.newaxis]
+if facts["input"] == "float32":
+    scaled = (pixels * np.float64(facts["rescale_factor"])).astype(np.float32)
+    normalized = (scaled - np.float32(facts["image_mean"])) / np.float32(facts["image_std"])
+    pixels = normalized.transpose(0, 3, 1, 2)
+(probabilities,) = session.run(["probabilities"], {"pixel_values": pixels})[0]
+for label, probability in zip(facts["labels"], probabilities, strict=True):
+    print(f"{label}: {probability:.3g}")
