@@ -33,7 +33,6 @@ from siglip_onnx.export.verify import SAMPLE_TEXTS
 
 RESULTS = Path(__file__).parent / "results" / "base_multilingual.json"
 README = Path(__file__).parent.parent / "README.md"
-README_BEGIN, README_END = "<!-- base_multilingual -->", "<!-- end of base_multilingual -->"
 ROUNDS = 5
 Result = TypeVar("Result")
 VOCAB_SIZE, IMAGE_SIZE = 250_000, 256
@@ -60,16 +59,17 @@ def main(images: Path, spiece: Path, work: Path) -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    update_readme(results)
+    replace_in_readme("base_multilingual", markdown(results))
     click.echo(markdown(results))
 
 
-def update_readme(results: dict[str, Any]) -> None:
-    """Put the results between their marks in the README."""
+def replace_in_readme(mark: str, table: str) -> None:
+    """Put results between their marks in the README."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(README_BEGIN)
-    _, after = rest.split(README_END)
-    README.write_text(f"{before}{README_BEGIN}\n{markdown(results)}\n{README_END}{after}", encoding="utf-8")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    README.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ class Classifier:
             ProviderError: a provider is not available.
         """
         self._session = Session(path, providers=providers, threads=threads)
+        self.providers = self._session.providers
         try:
             facts = json.loads(self._session.metadata[FACTS])
             if facts["format"] != FORMAT:

@@ -73,6 +73,11 @@ class SigLIP:
             return f"{space}-{chosen.max_num_patches}patches"
         return space
 
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers in use: those asked for, or the CPU; none is ever replaced in silence."""
+        return [CPU_PROVIDER] if self._providers is None else list(self._providers)
+
     def classify(
         self,
         image: ImageSource,
@@ -196,8 +201,7 @@ class SigLIP:
     @property
     def _batch_size(self) -> int:
         """How many pictures run at once: int8 on the CPU would give each other vectors in company."""
-        cpu = self._providers is None or list(self._providers) == [CPU_PROVIDER]
-        return 1 if cpu or self.bundle.config.model_type == NAFLEX else _BATCH
+        return 1 if self.providers == [CPU_PROVIDER] or self.bundle.config.model_type == NAFLEX else _BATCH
 
     def _stream_batches(self, images: Iterable[ImageSource]) -> Iterator[Floats | ImageError]:
         prepared = map_in_order(self._try_preprocess, images, self._workers)

@@ -59,7 +59,10 @@ class Session:
             problem = f"{path} cannot be loaded with {', '.join(self.providers)}: {_first_line(error)}."
             if self.providers == [CPU_PROVIDER]:
                 raise BundleError(f"{problem} Check the model with: siglip-onnx info --verify-files") from error
-            raise ProviderError(f"{problem} Try {CPU_PROVIDER}, or add it as the last provider.") from error
+            raise ProviderError(
+                f"{problem} Try {CPU_PROVIDER}, or add it as the last provider, or try variant fp32 or fp16: int8 and "
+                "q4 use operators that few providers have."
+            ) from error
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -202,7 +202,7 @@ def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
         "-m",
         "siglip_onnx",
         "classify",
-        *[RED_STAR] * 3000,
+        *[RED_STAR] * 15_000,
         "--text",
         "a",
         "--model",

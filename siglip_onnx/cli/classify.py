@@ -76,6 +76,7 @@ def classify(
         facts = {
             "model": siglip.bundle.manifest.model_name,
             "variant": siglip.variant,
+            "providers": siglip.providers,
             "embedding_space": siglip.embedding_space,
             "templates": list(templates),
         }
@@ -112,6 +113,7 @@ def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[
     facts = {
         "model": classifier.model_name,
         "variant": classifier.variant,
+        "providers": classifier.providers,
         "embedding_space": classifier.embedding_space,
         "templates": classifier.templates,
     }

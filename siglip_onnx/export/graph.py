@@ -14,6 +14,8 @@ from .checkpoint import Weights
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own, fused operators
+# Weights below this stay in the graph: aligned, each would take a page of the largest kind.
+_LARGE_BYTES, _PAGE_BYTES = 32768, 65536
 Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -105,6 +107,8 @@ def graph_input(name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write ``path`` and, beside it, ``<path>.data`` with the weights, aligned so that the OS can map them."""
+    """Write ``path`` and, beside it, ``<path>.data`` with the large weights, aligned so that the OS can map them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=256, alignment=65536)
+    data = f"{path.name}.data"
+    ir.save(model, path, external_data=data, size_threshold_bytes=_LARGE_BYTES, alignment=_PAGE_BYTES)
+    (path.parent / data).touch()  # of a tiny model nothing is large
