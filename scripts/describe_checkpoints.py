@@ -7,6 +7,7 @@ Sizes are those of the graphs that export would write, computed from the shapes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 from siglip_onnx.checkpoints import PUBLISHED, PublishedCheckpoint
 from siglip_onnx.config import SiglipConfig
 from siglip_onnx.export.checkpoint import Weights, expected_shapes
+from siglip_onnx.export.four_bit import quantize_4bit
+from siglip_onnx.export.half import to_fp16
 from siglip_onnx.export.quantize import Int8Choices, quantize_int8
 from siglip_onnx.export.towers import build_towers
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
 HEADER = ("google/...", "family", "pixels / patch", "patches", "vocabulary", "text length", "embedding",
-          "fp32 vision + text, MB", "int8 vision + text, MB")  # fmt: skip
+          "fp32 vision + text, MB", "fp16", "int8", "q4")  # fmt: skip
 
 
 class ShapesOnly:
@@ -42,13 +45,19 @@ class ShapesOnly:
 def sizes_mb(config: SiglipConfig) -> dict[str, dict[str, float]]:
     """Return the megabytes of each tower's weights, per variant."""
     weights = cast("Weights", ShapesOnly(config))
-    fp32, int8 = build_towers(weights, config), build_towers(weights, config)
-    for model in int8.values():
-        quantize_int8(model, Int8Choices())
-    return {
-        name: {tower: _weights_mb(model) for tower, model in towers.items()}
-        for name, towers in (("fp32", fp32), ("int8", int8))
+    passes: dict[str, Callable[[ir.Model], object]] = {
+        "fp32": lambda _model: None,
+        "fp16": to_fp16,
+        "int8": lambda model: quantize_int8(model, Int8Choices()),
+        "q4": quantize_4bit,
     }
+    sizes = {}
+    for variant, quantize in passes.items():
+        towers = build_towers(weights, config)
+        for model in towers.values():
+            quantize(model)
+        sizes[variant] = {tower: _weights_mb(model) for tower, model in towers.items()}
+    return sizes
 
 
 def describe(checkpoint: PublishedCheckpoint) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def test_folder_that_is_no_bundle(tmp_path: Path, small_checkpoint: Path) -> Non
 
 
 def test_missing_or_short_weights(copy: Path) -> None:
-    data = copy / "onnx" / "text_model_quantized.onnx.data"
+    data = copy / "onnx" / "text_model.onnx.data"
     content = data.read_bytes()
     data.write_bytes(content[:-1])
     with pytest.raises(BundleError, match=rf"has {len(content) - 1} bytes, expected {len(content)} bytes"):

@@ -15,17 +15,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_of_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    output = subprocess.check_output([sys.executable, "-c", first], text=True)
     assert output.startswith("a red star: ")
     assert len(output.splitlines()) == 3
+    output = subprocess.check_output([sys.executable, "-c", second], text=True)
+    assert output.split() == ["ndarray", "ImageError"]
 
 
 def test_figures_of_the_readme_are_those_of_the_results() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from base_multilingual import RESULTS, markdown
+    import base_multilingual
+    import quantization
+    import runtime
 
-    assert markdown(json.loads(RESULTS.read_text(encoding="utf-8"))) in README
+    assert base_multilingual.markdown(json.loads(base_multilingual.RESULTS.read_text(encoding="utf-8"))) in README
+    for benchmark in (quantization, runtime):
+        assert benchmark.markdown(json.loads(benchmark.OWN_RESULTS.read_text(encoding="utf-8"))) in README
 
 
 def test_parity_of_the_readme_is_that_of_the_results() -> None:

@@ -12,7 +12,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .graph import MICROSOFT
-from .quantize import ROWS_AT_ONCE, Floats, Weight, declare_pair, find_weight, linear_with_bias, replace_nodes
+from .quantize import (
+    ROWS_AT_ONCE,
+    Floats,
+    Weight,
+    declare_pair,
+    find_weight,
+    linear_with_bias,
+    replace_nodes,
+    store_half,
+)
 
 BLOCK = 32
 _ZERO = 8  # what 0 is stored as
@@ -31,6 +40,7 @@ def quantize_4bit(model: ir.Model) -> dict[str, Any]:
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
+    store_half(graph)
     return {
         "method": f"weights 4-bit symmetric in blocks of {BLOCK}, scales f32, computed in int8",
         "linear_layers": linear,

@@ -9,13 +9,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..errors import SiglipOnnxError
 from .checkpoint import Weights
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own, fused operators
 # Weights below this stay in the graph: aligned, each would take a page of the largest kind.
-_LARGE_BYTES, _PAGE_BYTES = 32768, 65536
+_LARGE_BYTES, _PAGE_BYTES = 16384, 65536
 Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -107,8 +108,23 @@ def graph_input(name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write ``path`` and, beside it, ``<path>.data`` with the large weights, aligned so that the OS can map them."""
+    """Write ``path`` and, beside it, ``<path>.data`` with the large weights, aligned so that the OS can map them.
+
+    Raises:
+        CheckpointError: a weight that is read now is damaged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = f"{path.name}.data"
-    ir.save(model, path, external_data=data, size_threshold_bytes=_LARGE_BYTES, alignment=_PAGE_BYTES)
+    try:
+        ir.save(model, path, external_data=data, size_threshold_bytes=_LARGE_BYTES, alignment=_PAGE_BYTES)
+    except ir.serde.SerdeError as error:
+        raise _own_cause(error) from error
     (path.parent / data).touch()  # of a tiny model nothing is large
+
+
+def _own_cause(error: BaseException) -> BaseException:
+    """Return the error of ours behind one of onnx_ir's, or the latter if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, SiglipOnnxError):
+        cause = cause.__cause__
+    return cause or error
