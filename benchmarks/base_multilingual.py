@@ -3,13 +3,15 @@
     python benchmarks/base_multilingual.py --images FOLDER --spiece spiece.model
 
 Makes the checkpoint (1.5 GB, kept in --work), exports it, compares both variants with PyTorch and with each other on
-16 pictures and 16 texts, then times the towers in alternating rounds and whole processes. Random weights prove parity,
-speed and memory, not accuracy; the vocabulary is grown to its true size. Writes
-benchmarks/results/base_multilingual.json and its table in the README.
+16 pictures and 16 texts, then times the towers in alternating rounds, beside those that optimum exports, and whole
+processes. Random weights prove parity, speed and memory, not accuracy; the vocabulary is grown to its true size. Writes
+benchmarks/results/base_multilingual.json, or base_multilingual_no_vnni.json on an x86 CPU without VNNI, and its table in
+the README.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -32,6 +34,7 @@ import siglip_onnx
 from siglip_onnx.export.verify import SAMPLE_TEXTS
 
 RESULTS = Path(__file__).parent / "results" / "base_multilingual.json"
+NO_VNNI_RESULTS = RESULTS.with_name("base_multilingual_no_vnni.json")
 README = Path(__file__).parent.parent / "README.md"
 ROUNDS = 5
 Result = TypeVar("Result")
@@ -44,23 +47,30 @@ VOCAB_SIZE, IMAGE_SIZE = 250_000, 256
 @click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "siglip_onnx_bench")
 def main(images: Path, spiece: Path, work: Path) -> None:
     """Measure everything and write the results."""
-    checkpoint, bundle = work / "checkpoint", work / "bundle"
+    checkpoint, bundle, traced = work / "checkpoint", work / "bundle", work / "bundle_of_optimum"
     if not checkpoint.exists():
         in_fresh_process(make_checkpoint, checkpoint, spiece)
     pictures = [str(path) for path in sorted(images.rglob("*.jpg"))[:16]]
     arguments = ["export", str(checkpoint), str(bundle), "--overwrite", "--json"]
     export, output = run_process([sys.executable, "-m", "siglip_onnx", *arguments])
+    run_process([sys.executable, "-m", "siglip_onnx", "export", str(checkpoint), str(traced), "--overwrite",
+                 "--exporter", "optimum"])  # fmt: skip
     results = {
         "machine": describe_machine(),
         "export": export | {"variants": json.loads(output)["variants"]},
         "fidelity": in_fresh_process(measure_fidelity, checkpoint, bundle, pictures),
-        "towers": in_fresh_process(time_towers, bundle, pictures[0]),
+        "towers": in_fresh_process(time_towers, {"": bundle, " of optimum": traced}, pictures[0]),
         "processes": measure_processes(bundle, pictures[0]),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    replace_in_readme("base_multilingual", markdown(results))
+    path = RESULTS if has_vnni(results["machine"]["cpu_flags"]) else NO_VNNI_RESULTS
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    replace_in_readme(path.stem, markdown(results))
     click.echo(markdown(results))
+
+
+def has_vnni(cpu_flags: list[str]) -> bool:
+    """Say whether the CPU has int8 instructions that do not saturate."""
+    return not {"avx_vnni", "avx512_vnni"}.isdisjoint(cpu_flags)
 
 
 def replace_in_readme(mark: str, table: str) -> None:
@@ -80,6 +90,11 @@ def markdown(results: dict[str, Any]) -> str:
     rows = [
         ("vision tower, one picture, min / median ms", *_latencies(towers, "vision")),
         ("text tower, one text, min / median ms", *_latencies(towers, "text")),
+        *(
+            (f"{tower} tower as optimum exports it, min / median ms", *_latencies(towers, tower, " of optimum"))
+            for tower in ("vision", "text")
+            if f"{tower} fp32 of optimum" in towers
+        ),
         ("files, MB", *(f"{sizes[variant] / 1e6:.0f}" for variant in ("fp32", "int8"))),
         ("vision: fidelity", *_fidelity(fidelity, "vision")),
         ("text: fidelity", *_fidelity(fidelity, "text")),
@@ -95,11 +110,9 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", closing])
 
 
-def _latencies(towers: dict[str, Any], tower: str) -> list[str]:
-    return [
-        f"{towers[f'{tower} {variant}']['min_ms']:.0f} / {towers[f'{tower} {variant}']['median_ms']:.0f}"
-        for variant in ("fp32", "int8")
-    ]
+def _latencies(towers: dict[str, Any], tower: str, origin: str = "") -> list[str]:
+    found = [towers[f"{tower} {variant}{origin}"] for variant in ("fp32", "int8")]
+    return [f"{one['min_ms']:.0f} / {one['median_ms']:.0f}" for one in found]
 
 
 def _fidelity(fidelity: dict[str, Any], tower: str) -> list[str]:
@@ -166,15 +179,15 @@ def measure_fidelity(checkpoint: Path, bundle: Path, pictures: list[str]) -> dic
     return facts
 
 
-def time_towers(bundle: Path, picture: str) -> dict[str, Any]:
-    """Alternate fp32 and int8 for ``ROUNDS`` rounds of 8 runs; milliseconds."""
+def time_towers(bundles: dict[str, Path], picture: str) -> dict[str, Any]:
+    """Alternate the variants of all bundles for ``ROUNDS`` rounds of 8 runs; milliseconds."""
     runs: dict[str, Callable[[], object]] = {}
-    for variant in ("fp32", "int8"):
+    for (origin, bundle), variant in itertools.product(bundles.items(), ("fp32", "int8")):
         model = siglip_onnx.load(bundle, variant=variant)
         (pixels,), ids = model.preprocess(picture), model.tokenize(["a photo of a cat"])
         for tower, inputs in (("vision", pixels), ("text", {"input_ids": ids})):
             session = model._tower(tower)  # noqa: SLF001 - the tower alone, without preprocessing
-            runs[f"{tower} {variant}"] = partial(session.run, "pooler_output", inputs)
+            runs[f"{tower} {variant}{origin}"] = partial(session.run, "pooler_output", inputs)
     latencies: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():

@@ -241,7 +241,13 @@ class SigLIP:
         with self._lock:
             if name not in self._towers:
                 path = self.bundle.path / graph_path(name, self.variant)
-                self._towers[name] = Session(path, providers=self._providers, threads=self._threads)
+                made = self.bundle.manifest.variants[self.variant].quantization.get(name, {})
+                self._towers[name] = Session(
+                    path,
+                    providers=self._providers,
+                    threads=self._threads,
+                    saturation_safe=bool(made.get("reduce_range")),
+                )
             return self._towers[name]
 
     @cached_property

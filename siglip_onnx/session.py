@@ -26,13 +26,22 @@ _shared_pool_threads: int | None = None
 class Session:
     """One ONNX graph, loaded."""
 
-    def __init__(self, path: Path, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        saturation_safe: bool = False,
+    ) -> None:
         """Load ``path``.
 
         Args:
             path: the graph; its weights lie beside it and are mapped, not copied.
             providers: execution providers in onnxruntime's spelling; the CPU by default.
             threads: intra-op threads; by default what the process may use, see :func:`available_threads`.
+            saturation_safe: its int8 weights are within 7 bits, so that the fast instructions of x86 CPUs without VNNI
+                do not saturate; otherwise slower, exact ones are used there.
 
         Raises:
             ProviderError: a provider is not part of this onnxruntime, or ``threads`` contradicts the shared pool.
@@ -44,8 +53,7 @@ class Session:
         self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _LOG_FATAL_ONLY
-        # Where the CPU's int8 instructions saturate (x86 without VNNI), compute in the slower exact way.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry("session.x64quantprecision", "0" if saturation_safe else "1")
         _set_threads(options, self.threads)
         if CPU_PROVIDER not in self.providers:
             # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.

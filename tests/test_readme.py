@@ -29,7 +29,8 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     import quantization
     import runtime
 
-    assert base_multilingual.markdown(json.loads(base_multilingual.RESULTS.read_text(encoding="utf-8"))) in README
+    for results in (base_multilingual.RESULTS, base_multilingual.NO_VNNI_RESULTS):
+        assert base_multilingual.markdown(json.loads(results.read_text(encoding="utf-8"))) in README
     for benchmark in (quantization, runtime):
         assert benchmark.markdown(json.loads(benchmark.OWN_RESULTS.read_text(encoding="utf-8"))) in README
 
