@@ -4,9 +4,9 @@
 
 Makes the checkpoint (1.5 GB, kept in --work), exports it, compares both variants with PyTorch and with each other on
 16 pictures and 16 texts, then times the towers in alternating rounds, beside those that optimum exports, and whole
-processes. Random weights prove parity, speed and memory, not accuracy; the vocabulary is grown to its true size. Writes
-benchmarks/results/base_multilingual.json, or base_multilingual_no_vnni.json on an x86 CPU without VNNI, and its table in
-the README.
+processes. Random weights prove parity, speed and memory, not accuracy; the vocabulary is grown to its true size.
+Writes benchmarks/results/base_multilingual.json, or base_multilingual_no_vnni.json on an x86 CPU without VNNI, and
+its table in the README.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ def test_commands(small_bundle: Path, tmp_path: Path) -> None:
     mixed = run("classify", picture, "--model", out, "--text", "a cat")
     assert mixed.exit_code == 2
     assert "is a compiled classifier with its texts inside" in mixed.stderr
+    assert "--workers, --fast-decode and" in run("classify", picture, "--model", out, "--fast-decode").stderr
 
 
 @pytest.mark.parametrize("uint8", [False, True])

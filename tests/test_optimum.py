@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from checkpoints import make_naflex_checkpoint
 from click.testing import CliRunner
 from numpy.testing import assert_allclose
+from outliers import add_outliers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import siglip_onnx
 from siglip_onnx.cli import main
@@ -84,6 +88,21 @@ def test_naflex_of_any_grid(tmp_path: Path, pictures: list[Image.Image]) -> None
     }
     tower = traced._tower("vision")
     assert_allclose(tower.run("pooler_output", padded), tower.run("pooler_output", inputs), atol=1e-5)
+
+
+def test_weights_that_are_the_same_stay_apart(small_checkpoint: Path, tmp_path: Path) -> None:
+    """A tracer that finds one tensor twice keeps it once; to rescale one layer must not rescale the other."""
+    checkpoint = Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
+    weights = load_file(checkpoint / "model.safetensors")
+    first, second = (f"vision_model.encoder.layers.{number}" for number in (0, 1))
+    for name in [name for name in weights if name.endswith(".bias")]:
+        weights[name] = torch.zeros_like(weights[name])
+    for part in ("self_attn.q_proj.weight", "layer_norm1.weight", "mlp.fc1.weight"):
+        weights[f"{second}.{part}"] = weights[f"{first}.{part}"].clone()
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = add_outliers(checkpoint, tmp_path / "outliers")
+    (found,) = export_bundle(checkpoint, tmp_path / "out", precisions=["int8"], exporter="optimum")
+    assert found.accuracy.cosine_min > 0.999
 
 
 def test_the_command(small_checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from checkpoints import make_checkpoint, make_naflex_checkpoint
+from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from outliers import add_gelu_outliers, add_outliers
 from PIL import Image
@@ -19,6 +21,7 @@ from transformers import SiglipModel
 
 import siglip_onnx
 from siglip_onnx.bundle import open_bundle
+from siglip_onnx.cli import main
 from siglip_onnx.errors import AccuracyError
 from siglip_onnx.export.checkpoint import open_checkpoint
 from siglip_onnx.export.equalize import choose_scale, equalize
@@ -141,12 +144,15 @@ def test_scales_are_powers_of_two_of_what_stands_out() -> None:
     assert choose_scale(np.zeros(3, np.float32), np.ones(3, np.float32)).tolist() == [1, 1, 1]
 
 
-def test_search_leaves_the_fewest_layers_in_fp32(small_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exporter", ["native", "optimum"])
+def test_search_leaves_the_fewest_layers_in_fp32(small_checkpoint: Path, tmp_path: Path, exporter: str) -> None:
     """A target that all int8 misses is reached, by fewer than all layers, which the manifest names with their gain."""
-    export_bundle(small_checkpoint, tmp_path / "all", precisions=["fp32", "int8"])
+    export_bundle(small_checkpoint, tmp_path / "all", precisions=["fp32", "int8"], exporter=exporter)
     reached = verify_variants(open_bundle(tmp_path / "all"), sample_pictures(), SAMPLE_TEXTS)["int8"]
     target = 1 - (1 - reached.cosine_min) / 4
-    (found,) = export_bundle(small_checkpoint, tmp_path / "out", precisions=["int8"], min_cosine=target)
+    (found,) = export_bundle(
+        small_checkpoint, tmp_path / "out", precisions=["int8"], min_cosine=target, exporter=exporter
+    )
     assert found.accuracy.cosine_min >= target > reached.cosine_min
     facts = manifest_of(tmp_path / "out")["variants"]["int8"]["quantization"]
     kept = facts["vision"]["fp32_layers"] | facts["text"]["fp32_layers"]
@@ -226,6 +232,30 @@ def test_fp16_of_a_traced_graph(small_checkpoint: Path, tmp_path: Path) -> None:
     found = export_bundle(small_checkpoint, tmp_path / "out", precisions=["fp16", "q4"], exporter="optimum")
     assert found[0].accuracy.cosine_min > 0.99999
     assert found[1].accuracy.cosine_min > 0.95
+
+
+def test_the_command_takes_calibration_pictures(
+    outliers: Path, tmp_path: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number}.png")
+    (folder / "zzz.txt").write_text("no picture")
+    command = ["export", str(outliers), str(tmp_path / "out"), "--precision", "int8", "--calibration"]
+    result = CliRunner().invoke(main, [*command, str(folder)])
+    assert result.exit_code == 0, result.stderr
+    assert "left out" in result.stderr
+    assert "zzz.txt" in result.stderr
+    expected = export_bundle(outliers, tmp_path / "expected", precisions=["int8"], calibration_pictures=pictures)
+    assert expected[0].accuracy.cosine_min > 0.9995
+    spaces = {siglip_onnx.load(tmp_path / name).embedding_space for name in ("out", "expected")}
+    assert len(spaces) == 1
+
+    monkeypatch.setattr(sys.modules["siglip_onnx.cli.export"], "MOST_CALIBRATION", 2)
+    result = CliRunner().invoke(main, [*command, str(folder), "--overwrite"])
+    assert "of the 5 files in" in result.stderr
+    assert "is no folder; --calibration wants" in CliRunner().invoke(main, [*command, str(tmp_path / "none")]).stderr
 
 
 def test_calibration_pictures_are_used(outliers: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:

@@ -68,6 +68,11 @@ def classify(
                 f"{choice.model} is a compiled classifier with its texts inside; leave --text, --texts-file, "
                 "--template, --logit-bias and --cache out."
             )
+        if choice.variant or choice.max_num_patches or choice.workers or choice.fast_decode:
+            raise click.UsageError(
+                f"{choice.model} is a compiled classifier: --variant was chosen when it was compiled, and --workers, "
+                "--fast-decode and --max-num-patches are for models only. Leave them out."
+            )
         facts, results = classify_compiled(choice, images)
     else:
         if not all_texts:

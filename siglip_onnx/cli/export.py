@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import MissingExtraError
-from .options import DEFAULT_MIN_COSINE, human_size, read_pictures, to_json
+from .options import DEFAULT_MIN_COSINE, find_pictures, human_size, to_json
 
 if TYPE_CHECKING:
     from ..export.pipeline import ExportedVariant
+
+
+MOST_CALIBRATION = 64  # pictures; more would change the ranges little and are all held as tensors
 
 
 @click.command()
@@ -89,13 +92,16 @@ def export(
     def report(step: str) -> None:
         click.echo(f"[{time.perf_counter() - began:6.1f} s] {step}", err=True)
 
+    pictures = None
+    if calibration is not None:
+        pictures = find_pictures(calibration, "--calibration", at_most=MOST_CALIBRATION)
     variants = export_bundle(
         checkpoint,
         out,
         precisions=list(dict.fromkeys(precisions)),
         exporter=exporter,
         min_cosine=0.0 if allow_inaccurate else min_cosine,
-        calibration_pictures=None if calibration is None else read_pictures(calibration, "--calibration"),
+        calibration_pictures=pictures,
         reduce_range=reduce_range,
         overwrite=overwrite,
         knows=knows,

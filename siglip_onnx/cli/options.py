@@ -15,8 +15,6 @@ from ..errors import ImageError, TextError
 from ..export import MIN_COSINE
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..head import Floats
     from ..model import SigLIP
 
@@ -139,19 +137,27 @@ def exit_code(results: Sequence[object]) -> int:
     return ImageError.exit_code if errors == len(results) else SOME_FAILED
 
 
-def read_pictures(folder: Path, option: str) -> list[Image.Image]:
-    """Return the pictures of a folder, at any depth; what cannot be read is named and left out."""
+def find_pictures(folder: Path, option: str, *, at_most: int | None = None) -> list[Path]:
+    """Return the pictures of a folder, at any depth; what cannot be read is named and left out.
+
+    Of more than ``at_most`` files so many are taken, evenly, which is said.
+    """
     from ..image import load_image  # noqa: PLC0415 - keeps --help fast
 
     if not folder.is_dir():
         raise ImageError(f"{folder} is no folder; {option} wants a folder of pictures.")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if at_most is not None and len(files) > at_most:
+        click.echo(f"siglip-onnx: of the {len(files):,} files in {folder}, {at_most} are used.", err=True)
+        files = [files[number * len(files) // at_most] for number in range(at_most)]
     pictures = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            try:
-                pictures.append(load_image(path))
-            except ImageError as error:
-                click.echo(f"siglip-onnx: left out: {error}", err=True)
+    for path in files:
+        try:
+            load_image(path)
+        except ImageError as error:
+            click.echo(f"siglip-onnx: left out: {error}", err=True)
+        else:
+            pictures.append(path)
     if not pictures:
         raise ImageError(f"{folder} holds no readable picture; {option} wants a folder of pictures.")
     return pictures

@@ -11,15 +11,14 @@ import click
 
 from ..errors import MissingExtraError
 from ..export import MIN_COSINE
-from .options import DEFAULT_MIN_COSINE, read_pictures, read_texts, to_json
+from .options import DEFAULT_MIN_COSINE, find_pictures, read_texts, to_json
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..bundle import Bundle
     from ..export.published import Finding
     from ..export.reference import StageDifference
     from ..export.verify import Accuracy
+    from ..image import ImageSource
 
 FAILED = 1
 
@@ -71,12 +70,11 @@ def verify(
     from ..bundle import open_bundle  # noqa: PLC0415 - keeps --help fast
     from ..export.verify import SAMPLE_TEXTS, sample_pictures, verify_variants, write_cards  # noqa: PLC0415
     from ..hub import find_model  # noqa: PLC0415
-    from ..image import load_image  # noqa: PLC0415
 
     bundle = open_bundle(find_model(model))
-    pictures = (
-        read_pictures(images_dir, "--images") if images_dir else [load_image(picture) for picture in sample_pictures()]
-    )
+    pictures: Sequence[ImageSource] = sample_pictures()
+    if images_dir is not None:
+        pictures = find_pictures(images_dir, "--images")
     sentences = SAMPLE_TEXTS if texts is None else read_texts([], texts)
     found = Found(min_cosine)
     if reference is not None:
@@ -156,7 +154,7 @@ class Found:
 
 
 def _compare_with_pytorch(
-    bundle: Bundle, checkpoint: Path, pictures: list[Image.Image], texts: Sequence[str]
+    bundle: Bundle, checkpoint: Path, pictures: Sequence[ImageSource], texts: Sequence[str]
 ) -> dict[str, list[StageDifference]]:
     from ..model import SigLIP  # noqa: PLC0415 - keeps --help fast
 

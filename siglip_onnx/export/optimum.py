@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 import transformers
+from onnx_ir.passes.common import IdentityEliminationPass
 from optimum.exporters.onnx import OnnxConfig, export
 from optimum.utils import NormalizedConfig
 
@@ -129,6 +130,7 @@ def read_towers(folder: Path, config: SiglipConfig) -> dict[str, ir.Model]:
     towers = {tower: ir.load(folder / f"{tower}.onnx") for tower in ("vision", "text")}
     weights = expected_shapes(config).keys()
     for model in towers.values():
+        IdentityEliminationPass()(model)  # through which the tracer reads a tensor that it found twice
         _name_as_checkpoint(model.graph, weights)
         model.graph.opset_imports[MICROSOFT] = 1
         model.ir_version = IR_VERSION
@@ -157,21 +159,36 @@ def _name_as_checkpoint(graph: ir.Graph, weights: Collection[str]) -> None:
     """
     for node in list(graph):
         layer, _, operation = (node.name or "").strip("/").replace("/", ".").rpartition(".")
-        if node.op_type == "MatMul":
-            weight = node.inputs[1]
-            if weight is not None and weight.is_initializer() and f"{layer}.weight" in weights:
-                _rename(graph, weight, f"{layer}.weight")
-        elif node.op_type == "Gemm":
+        if node.op_type == "Gemm":
             # PyTorch's own attention layer computes its output projection without calling it.
             _split_gemm(graph, node, f"{layer}.out_proj" if layer.endswith(".attention") else layer)
         elif operation == _LAYER_END and ".encoder.layers." in layer:
             node.outputs[0].name = layer
+        for number, value in enumerate(node.inputs):
+            name = f"{layer}.{_part_of(node.op_type, number)}"
+            if value is not None and value.is_initializer() and name in weights:
+                _name_input(graph, node, number, value, name)
 
 
-def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    del graph.initializers[str(value.name)]
-    value.name = name
-    graph.register_initializer(value)
+def _part_of(op_type: str, number: int) -> str:
+    """Return what an operator's input is called in a layer."""
+    if op_type == "LayerNormalization":
+        return ("input", "weight", "bias")[number]
+    return {"MatMul": "weight", "Add": "bias"}.get(op_type, "input")
+
+
+def _name_input(graph: ir.Graph, node: ir.Node, number: int, value: ir.Value, name: str) -> None:
+    """Name a weight; one that the tracer shares between layers, because it is the same in both, becomes this one's."""
+    if value.name == name:
+        return
+    own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+    if name in graph.initializers:
+        own = graph.initializers[name]
+    else:
+        graph.register_initializer(own)
+    node.replace_input_with(number, own)
+    if not value.uses():
+        del graph.initializers[str(value.name)]
 
 
 def _split_gemm(graph: ir.Graph, node: ir.Node, layer: str) -> None:

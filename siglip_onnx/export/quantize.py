@@ -52,13 +52,17 @@ def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection
     saves nothing.
     """
     graph = model.graph
-    linear, tables = 0, 0
+    linear, tables, apart = 0, 0, {}
     for node in list(graph):
         if node.op_type == "MatMul" and (weight := find_weight(node.inputs[1])):
             layer = weight.name.removesuffix(".weight")
-            if layer not in fp32_layers:
-                _quantize_linear(graph, node, weight, choices.large_channels.get(layer), choices.reduce_range)
-                linear += 1
+            if layer in fp32_layers:
+                continue
+            large = choices.large_channels.get(layer)
+            if large is not None:
+                apart[layer] = len(large)
+            _quantize_linear(graph, node, weight, large, choices.reduce_range)
+            linear += 1
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
@@ -68,7 +72,7 @@ def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection
         "method": f"dynamic int8: weights {bits}-bit symmetric per output channel, activations uint8 per tensor",
         "linear_layers": linear,
         "token_tables": tables,
-        "large_channels": {layer: len(channels) for layer, channels in choices.large_channels.items()},
+        "large_channels": apart,
         "reduce_range": choices.reduce_range,
     }
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..config import NAFLEX
 from ..errors import CheckpointError
 from ..head import Floats
+from ..image import ImageSource, load_image
 from ..model import SigLIP
 from .tokenizer import SENTENCEPIECE
 
@@ -38,14 +38,14 @@ class StageDifference:
 
 
 def compare_with_pytorch(
-    model: SigLIP, checkpoint: Path, pictures: Sequence[Image.Image], texts: Sequence[str]
+    model: SigLIP, checkpoint: Path, pictures: Sequence[ImageSource], texts: Sequence[str]
 ) -> list[StageDifference]:
     """Compare every stage with transformers, each on the reference's own inputs of the stages before.
 
     Args:
         model: the variant to compare; only fp32 can be within what is allowed.
         checkpoint: the folder that the model was exported from.
-        pictures: RGB pictures.
+        pictures: as :func:`.image.load_image` takes them.
         texts: texts that the reference tokenizer takes.
 
     Raises:
@@ -60,7 +60,8 @@ def compare_with_pytorch(
     ids = np.array([tokenize(text) for text in texts], np.int64)
     found_images, expected_images, pixel_error = [], [], 0.0
     with torch.no_grad():
-        for picture in pictures:
+        for source in pictures:
+            picture = load_image(source)
             inputs = processor([picture], return_tensors="pt")
             (ours,) = model.preprocess(picture)
             pixel_error = max(pixel_error, _pixel_error(ours["pixel_values"], inputs["pixel_values"].numpy()))
