@@ -23,6 +23,7 @@ from .head import Floats, Match, average_unit, compute_logits, l2_normalize, mat
 from .image import ImageSource, load_image
 from .label_cache import LabelCache
 from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
+from .prompts import check_texts, fill_templates
 from .session import CPU_PROVIDER, MAX_THREADS, Session, return_free_memory
 from .streaming import in_batches, map_in_order
 from .tokenizer import Tokenizer
@@ -101,7 +102,7 @@ class SigLIP:
             ImageError: the picture cannot be read.
             TextError: no texts, or one that cannot be tokenized.
         """
-        texts = _check_texts(texts)
+        texts = check_texts(texts)
         if not texts:
             raise TextError("There are no texts to compare with the picture; give at least one.")
         labels = self.encode_labels(texts, template=template)
@@ -178,7 +179,7 @@ class SigLIP:
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the text tower's ``input_ids`` i64 ``(M, T)``."""
-        return self._tokenizer(_check_texts(texts))
+        return self._tokenizer(check_texts(texts))
 
     def missing_labels(self, texts: Sequence[str], *, template: str | Sequence[str] = "{}") -> list[str]:
         """Return the prompts that :meth:`encode_labels` would have to embed."""
@@ -293,28 +294,6 @@ def make_preprocessor(
             "is for NaFlex models only. Leave it out."
         )
     return SquashPreprocessor(config, reducing_gap=reducing_gap)
-
-
-def fill_templates(template: str | Sequence[str], texts: Sequence[str]) -> list[list[str]]:
-    """Put each text in the place of ``{}``; one row per text, one column per template.
-
-    Raises:
-        TextError: a template has no ``{}``, or there is none.
-    """
-    templates = [template] if isinstance(template, str) else list(template)
-    for one in templates or [""]:
-        if "{}" not in one:
-            raise TextError(f"The template {one!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
-    return [[one.replace("{}", text) for one in templates] for text in _check_texts(texts)]
-
-
-def _check_texts(texts: Sequence[str]) -> list[str]:
-    # A lone string is a sequence of its letters: surely not what was meant. A set has no order.
-    if isinstance(texts, str):
-        raise TextError(f"Texts cannot be one str; give a list: [{texts[:40]!r}].")
-    if not isinstance(texts, Sequence):
-        raise TextError(f"Texts cannot be a {type(texts).__name__}; give a list of str.")
-    return list(texts)
 
 
 def _as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:

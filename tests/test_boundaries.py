@@ -15,7 +15,7 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"config", "streaming"},
+    {"config", "prompts", "streaming"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
     {"label_cache", "classifier"},
     {"model"},
