@@ -215,7 +215,11 @@ def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
     ]
     for delay in (0.3, 0.6, 1.0):
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509
         ) as process:
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
