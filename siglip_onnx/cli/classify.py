@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ImageError
-from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options, to_json
+from .options import (
+    ModelChoice,
+    encode_each,
+    exit_code,
+    model_options,
+    read_texts,
+    template_option,
+    text_options,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from ..head import Floats, Match
@@ -24,14 +33,7 @@ Results = Sequence[tuple[str, "list[Match] | ImageError"]]
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @text_options
-@click.option(
-    "--template",
-    "templates",
-    multiple=True,
-    default=["{}"],
-    show_default=True,
-    help='What each text is put into: "a photo of {}"; repeat to take the mean of several.',
-)
+@template_option
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out texts of lower probability.")
 @click.option("--logit-bias", type=float, help="Instead of the checkpoint's, which is a little low for many uses.")
 @click.option(

@@ -7,20 +7,13 @@ from pathlib import Path
 import click
 
 from ..errors import MissingExtraError
-from .options import human_size, read_texts, to_json
+from .options import human_size, read_texts, template_option, to_json
 
 
 @click.command("compile")
 @click.argument("model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL")
 @click.option("--labels", type=click.Path(path_type=Path), required=True, help="One label per line, UTF-8.")
-@click.option(
-    "--template",
-    "templates",
-    multiple=True,
-    default=["{}"],
-    show_default=True,
-    help='What each label is put into: "a photo of {}"; repeat to take the mean of several.',
-)
+@template_option
 @click.option("--variant", metavar="NAME", help="int8, fp32, ...; int8 where present.")
 @click.option("--logit-bias", type=float, help="Instead of the checkpoint's.")
 @click.option("--uint8", is_flag=True, help="Let the graph take raw pixels, u8 (N, height, width, 3).")

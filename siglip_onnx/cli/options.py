@@ -91,6 +91,14 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_choice
 
 
+def template_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--template``, which the command gets as ``templates``."""
+    return click.option(
+        "--template", "templates", multiple=True, default=["{}"], show_default=True,
+        help='What each text is put into: "a photo of {}"; repeat to take the mean of several.',
+    )(command)  # fmt: skip
+
+
 def text_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--text`` and ``--texts-file``."""
     command = click.option("--texts-file", type=click.Path(path_type=Path), help="One text per line, UTF-8.")(command)

@@ -12,15 +12,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .graph import MICROSOFT
+from .half import store_half
 from .quantize import (
     ROWS_AT_ONCE,
+    STORED_HALF,
     Floats,
     Weight,
     declare_pair,
     find_weight,
     linear_with_bias,
     replace_nodes,
-    store_half,
 )
 
 BLOCK = 32
@@ -40,7 +41,7 @@ def quantize_4bit(model: ir.Model) -> dict[str, Any]:
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
-    store_half(graph)
+    store_half(graph, STORED_HALF)
     return {
         "method": f"weights 4-bit symmetric in blocks of {BLOCK}, scales f32, computed in int8",
         "linear_layers": linear,

@@ -32,6 +32,22 @@ def to_fp16(model: ir.Model) -> dict[str, Any]:
     return {"method": "fp16 weights and computation; inputs and output f32"}
 
 
+def store_half(graph: ir.Graph, names: tuple[str, ...]) -> None:
+    """Keep the f32 weights whose names end so as fp16 in the file; a Cast makes them f32 when the graph is loaded.
+
+    For what int8 and q4 leave: rounding to 11 bits is nothing beside the 8 of the rest.
+    """
+    for name in [name for name in graph.initializers if name.endswith(names)]:
+        value = graph.initializers[name]
+        if value.dtype == ir.DataType.FLOAT:
+            readers = list(value.uses())
+            _halve(value)
+            cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+            for node, index in readers:
+                node.replace_input_with(index, cast.outputs[0])
+            graph.insert_before(graph[0], cast)
+
+
 def _halve(value: ir.Value) -> None:
     before = value.const_value
     if before is None:

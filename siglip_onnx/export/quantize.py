@@ -12,11 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .graph import MICROSOFT
+from .half import store_half
 
 ROWS_AT_ONCE = 16384
 # A convolution, or in NaFlex a linear layer, and a table of few rows: fp32 wherever they stand.
 _LEFT_ALONE = ("patch_embedding.weight", "position_embedding.weight")
-_STORED_HALF = (*_LEFT_ALONE, ".in_proj_weight")
+STORED_HALF = (*_LEFT_ALONE, ".in_proj_weight")
 # A channel is large if it exceeds the usual ones by this factor, and is computed apart if there are so few of them.
 _LARGE, _MOST_LARGE = 4.0, 64
 Floats = NDArray[np.float32]
@@ -66,7 +67,7 @@ def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
-    store_half(graph)
+    store_half(graph, STORED_HALF)
     bits = 7 if choices.reduce_range else 8
     return {
         "method": f"dynamic int8: weights {bits}-bit symmetric per output channel, activations uint8 per tensor",
@@ -75,33 +76,6 @@ def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection
         "large_channels": apart,
         "reduce_range": choices.reduce_range,
     }
-
-
-def store_half(graph: ir.Graph) -> None:
-    """Keep what is left in fp32 and large as fp16 in the file; a Cast makes it fp32 when the graph is loaded.
-
-    Rounding to 11 bits is nothing beside the 8 of the rest.
-    """
-    for name in [name for name in graph.initializers if name.endswith(_STORED_HALF)]:
-        value = graph.initializers[name]
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT:
-            continue
-        readers = list(value.uses())
-        half = ir.Value(name=f"{name}_fp16", const_value=_half(tensor, f"{name}_fp16"))
-        del graph.initializers[name]
-        graph.register_initializer(half)
-        cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT})
-        for node, index in readers:
-            node.replace_input_with(index, cast.outputs[0])
-        graph.insert_before(graph[0], cast)
-
-
-def _half(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    def halved() -> ir.TensorProtocol:
-        return ir.tensor(tensor.numpy().astype(np.float16), name=name)
-
-    return ir.LazyTensor(halved, ir.DataType.FLOAT16, ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def find_large_channels(ranges: Mapping[str, Floats]) -> dict[str, NDArray[np.int64]]:
