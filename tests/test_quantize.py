@@ -166,6 +166,19 @@ def test_search_leaves_the_fewest_layers_in_fp32(small_checkpoint: Path, tmp_pat
     assert not [path.name for path in (tmp_path / "out/onnx").iterdir() if "quantized" not in path.name]
 
 
+def test_search_in_a_naflex_tower(tmp_path: Path) -> None:
+    """Its patch embedding is a linear layer that is never int8, and so is none to switch."""
+    checkpoint = make_naflex_checkpoint(tmp_path / "naflex")
+    (first,) = export_bundle(checkpoint, tmp_path / "all", precisions=["int8"])
+    target = 1 - (1 - first.accuracy.cosine_min) / 4
+    (found,) = export_bundle(checkpoint, tmp_path / "out", precisions=["int8"], min_cosine=target)
+    assert found.accuracy.cosine_min >= target > first.accuracy.cosine_min
+    facts = manifest_of(tmp_path / "out")["variants"]["int8"]["quantization"]
+    kept = facts["vision"]["fp32_layers"] | facts["text"]["fp32_layers"]
+    assert kept
+    assert not [layer for layer in kept if "embedding" in layer]
+
+
 def test_search_finds_the_layer_that_was_damaged(small_checkpoint: Path, tmp_path: Path) -> None:
     calibration = calibration_of(small_checkpoint, tmp_path / "bundle")["vision"]
     checkpoint = open_checkpoint(small_checkpoint)
@@ -177,8 +190,8 @@ def test_search_finds_the_layer_that_was_damaged(small_checkpoint: Path, tmp_pat
     scale.const_value = ir.tensor(scale.const_value.numpy() * 3, name=scale.name)
     path = write(model, tmp_path / "bundle/onnx/damaged.onnx")
     assert calibration.cosine_min(path) < 0.99
-    assert list(find_fp32_layers(calibration.graph, path, calibration.inputs, 0.99)) == [damaged]
-    assert find_fp32_layers(calibration.graph, path, calibration.inputs, 0.0) == {}
+    assert list(find_fp32_layers(calibration.graph, path, calibration.inputs, calibration.expected, 0.99)) == [damaged]
+    assert find_fp32_layers(calibration.graph, path, calibration.inputs, calibration.expected, 0.0) == {}
 
 
 def test_a_target_out_of_reach_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:

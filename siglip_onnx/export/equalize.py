@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from ..head import Floats
 
 
 class Seam(NamedTuple):

@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..head import Floats
 from .graph import MICROSOFT
 from .half import store_half
 from .quantize import (
     ROWS_AT_ONCE,
     STORED_HALF,
-    Floats,
     Weight,
     declare_pair,
     find_weight,

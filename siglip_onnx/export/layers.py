@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, graph_path
-from .probe import Floats, Inputs, run_with_outputs
+from ..head import Floats
+from .probe import Inputs, run_with_outputs
 from .verify import REFERENCE
 
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.\d+")

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..head import Floats, l2_normalize
 from ..session import Session
 
-Floats = NDArray[np.float32]
 Inputs = Mapping[str, NDArray[Any]]
 _SUFFIX = ":largest"
 
@@ -26,6 +26,11 @@ def session_of(model: onnx.ModelProto, folder: Path) -> Iterator[Session]:
         file.write(model.SerializeToString())
         file.flush()
         yield Session(Path(file.name))
+
+
+def embed(session: Session, inputs: Sequence[Inputs]) -> Floats:
+    """Return the unit embeddings f32 ``(N, D)`` of a tower's inputs, each run by itself."""
+    return l2_normalize(np.concatenate([session.run("pooler_output", one) for one in inputs]))
 
 
 def run_with_outputs(path: Path, names: Sequence[str], inputs: Sequence[Inputs]) -> dict[str, list[Floats]]:
@@ -48,10 +53,10 @@ def linear_layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     }
 
 
-def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats], list[Floats]]:
+def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats], Floats]:
     """Return for each linear layer of an fp32 graph the largest magnitude of each input channel, f32 ``(C,)``.
 
-    And of each input the ``pooler_output``, f32 ``(N, D)``.
+    And the unit embeddings of the inputs, f32 ``(N, D)``.
     """
     model = onnx.load(path, load_external_data=False)
     sources = {layer: node.input[0] for layer, node in linear_layers(model).items()}
@@ -74,4 +79,4 @@ def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats
     ranges = {
         layer: np.max([rows[f"{source}{_SUFFIX}"] for rows in found], axis=0) for layer, source in sources.items()
     }
-    return ranges, [rows["pooler_output"] for rows in found]
+    return ranges, l2_normalize(np.concatenate([rows["pooler_output"] for rows in found]))

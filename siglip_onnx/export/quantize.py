@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..head import Floats
 from .graph import MICROSOFT
 from .half import store_half
 
@@ -20,7 +21,6 @@ _LEFT_ALONE = ("patch_embedding.weight", "position_embedding.weight")
 STORED_HALF = (*_LEFT_ALONE, ".in_proj_weight")
 # A channel is large if it exceeds the usual ones by this factor, and is computed apart if there are so few of them.
 _LARGE, _MOST_LARGE = 4.0, 64
-Floats = NDArray[np.float32]
 Quantized = tuple[NDArray[np.int8], Floats]
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ..head import Floats, l2_normalize
-from ..session import Session
-from .probe import Inputs, linear_layers, session_of
+from ..head import Floats
+from .probe import Inputs, embed, linear_layers, session_of
 
 _WORST = 3  # inputs on which single layers are tried
 _SWITCH, _INT8 = ":in_fp32", ":in_int8"
 
 
-def find_fp32_layers(fp32_path: Path, int8_path: Path, inputs: Sequence[Inputs], min_cosine: float) -> dict[str, float]:
+def find_fp32_layers(
+    fp32_path: Path, int8_path: Path, inputs: Sequence[Inputs], expected: Floats, min_cosine: float
+) -> dict[str, float]:
     """Return the fewest layers that must stay in fp32 so that every input's embedding reaches ``min_cosine``.
 
     Layers are ordered by what each one alone wins back, and as many taken as are needed; so few is not proven to be
@@ -27,15 +28,15 @@ def find_fp32_layers(fp32_path: Path, int8_path: Path, inputs: Sequence[Inputs],
         fp32_path: the tower in fp32; its folder also holds ``int8_path``.
         int8_path: the same tower, every linear layer in int8.
         inputs: what the tower is to be exact on, one dictionary each.
+        expected: their unit embeddings in fp32, f32 ``(N, D)``.
         min_cosine: between 0 and 1.
     """
-    expected = _embed(Session(fp32_path), inputs)
     model, layers = switchable(fp32_path, int8_path)
     with session_of(model, fp32_path.parent) as session:
 
         def cosines(fp32: Collection[str], rows: Sequence[int]) -> Floats:
             switches = {f"{layer}{_SWITCH}": np.array(layer in fp32) for layer in layers}
-            found = _embed(session, [{**inputs[row], **switches} for row in rows])
+            found = embed(session, [{**inputs[row], **switches} for row in rows])
             cosine: Floats = (found * expected[rows]).sum(axis=1)
             return cosine
 
@@ -67,7 +68,11 @@ def switchable(fp32_path: Path, int8_path: Path) -> tuple[onnx.ModelProto, list[
     present = {tensor.name for tensor in model.graph.initializer}
     readers = {name: node for node in fp32.graph.node for name in node.input}
     nodes = {node.output[0]: [node] for node in model.graph.node}
-    layers = linear_layers(fp32)
+    layers = {
+        layer: matmul
+        for layer, matmul in linear_layers(fp32).items()
+        if f"{layer}.weight_int8" in present  # NaFlex's patch embedding is one too, and left alone
+    }
     for layer, matmul in layers.items():
         add = readers[matmul.output[0]]
         (bias,) = set(add.input) - set(matmul.output)
@@ -93,7 +98,3 @@ def _choose(layer: str, x: str, bias: str, result: str) -> onnx.NodeProto:
         "else_branch": onnx.helper.make_graph(int8, f"{layer}.int8", [], [onnx.ValueInfoProto(name=copied)]),
     }
     return make("If", [f"{layer}{_SWITCH}"], [result], **branches)
-
-
-def _embed(session: Session, inputs: Sequence[Inputs]) -> Floats:
-    return l2_normalize(np.concatenate([session.run("pooler_output", one) for one in inputs]))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import TOWERS, Bundle, graph_path
-from ..head import Floats, l2_normalize
+from ..head import Floats
 from ..image import ImageSource
 from ..model import SigLIP
 from ..session import Session
@@ -20,7 +20,7 @@ from .equalize import equalize
 from .four_bit import quantize_4bit
 from .graph import save_graph
 from .half import to_fp16
-from .probe import Inputs, input_ranges
+from .probe import Inputs, embed, input_ranges
 from .quantize import Int8Choices, find_large_channels, quantize_int8
 from .sensitivity import find_fp32_layers
 from .verify import REFERENCE, quiet_samples
@@ -46,19 +46,21 @@ class Calibration:
 
     @cached_property
     def _measured(self) -> tuple[Mapping[str, Floats], Floats]:
-        ranges, outputs = input_ranges(self.graph, self.inputs)
-        return ranges, l2_normalize(np.concatenate(outputs))
+        return input_ranges(self.graph, self.inputs)
 
     @property
     def ranges(self) -> Mapping[str, Floats]:
         """The largest magnitude of each input channel of each linear layer."""
         return self._measured[0]
 
+    @property
+    def expected(self) -> Floats:
+        """The unit embeddings in fp32."""
+        return self._measured[1]
+
     def cosine_min(self, graph: Path) -> float:
         """Return how near a graph's embeddings are to those of fp32, at worst."""
-        session = Session(graph)
-        found = l2_normalize(np.concatenate([session.run("pooler_output", one) for one in self.inputs]))
-        return float((found * self._measured[1]).sum(axis=1).min())
+        return float((embed(Session(graph), self.inputs) * self.expected).sum(axis=1).min())
 
 
 def calibrate(bundle: Bundle, pictures: Sequence[ImageSource], texts: Sequence[str]) -> dict[str, Calibration]:
@@ -108,7 +110,7 @@ def _write_int8(
     equalized, equalized_path = build(), path.with_name(f"equalized_{path.name}")
     equalize(equalized, calibration.ranges)
     save_graph(equalized, equalized_path)
-    fp32_layers = find_fp32_layers(equalized_path, path, calibration.inputs, options.min_cosine)
+    fp32_layers = find_fp32_layers(equalized_path, path, calibration.inputs, calibration.expected, options.min_cosine)
     for file in (equalized_path, equalized_path.with_name(f"{equalized_path.name}.data")):
         file.unlink()
     return write(fp32_layers)
