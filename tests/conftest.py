@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,16 @@ def material() -> Path:
     if not path:
         pytest.skip(f"{MATERIAL} is not set")
     return Path(path)
+
+
+def run_without(package: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own that does not have ``package``."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from siglip_onnx.cli import main\n"
+        f"main({[str(argument) for argument in arguments]!r})"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def make_picture(rng: np.random.Generator, size: tuple[int, int] = (90, 60)) -> Image.Image:

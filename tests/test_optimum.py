@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from checkpoints import make_naflex_checkpoint
 from click.testing import CliRunner
+from conftest import run_without
 from numpy.testing import assert_allclose
 from outliers import add_outliers
 from PIL import Image
@@ -113,12 +112,8 @@ def test_the_command(small_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_without_optimum_the_extra_is_named(small_checkpoint: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['optimum.exporters.onnx'] = None\n"
-        "from siglip_onnx.cli import main\n"
-        f"main(['export', {str(small_checkpoint)!r}, {str(tmp_path / 'out')!r}, '--exporter', 'optimum'])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = ["export", small_checkpoint, tmp_path / "out", "--exporter", "optimum"]
+    found = run_without("optimum.exporters.onnx", *command)
     assert found.returncode != 0
     assert 'pip install "siglip-onnx[optimum]"' in found.stderr
     assert "Traceback" not in found.stderr

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import make_naflex_checkpoint
 from click.testing import CliRunner, Result
+from conftest import run_without
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -121,12 +120,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, small_checkpoint: Path,
 
 
 def test_without_torch_the_reference_names_what_to_install(small_bundle: Path, small_checkpoint: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from siglip_onnx.cli import main\n"
-        f"main(['verify', {str(small_bundle)!r}, '--reference', {str(small_checkpoint)!r}])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = run_without("torch", "verify", small_bundle, "--reference", small_checkpoint)
     assert found.returncode == 1
     assert "--reference needs torch, which is not installed" in found.stderr
     assert "Traceback" not in found.stderr

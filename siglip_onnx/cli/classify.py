@@ -13,10 +13,10 @@ import click
 from ..errors import ImageError
 from .options import (
     ModelChoice,
-    encode_each,
     exit_code,
     model_options,
     read_texts,
+    tell_errors,
     template_option,
     text_options,
     to_json,
@@ -110,13 +110,14 @@ def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[
     from ..classifier import Classifier  # noqa: PLC0415 - keeps --help fast
 
     classifier = Classifier(Path(str(choice.model)), providers=choice.providers or None, threads=choice.threads)
-    results: list[tuple[str, list[Match] | ImageError]] = []
-    for image in images:
+
+    def match(image: str) -> list[Match] | ImageError:
         try:
-            results.append((image, classifier.classify(image)))
+            return classifier.classify(image)
         except ImageError as error:
-            click.echo(f"siglip-onnx: {error}", err=True)
-            results.append((image, error))
+            return error
+
+    results = list(zip(images, tell_errors(map(match, images)), strict=True))
     facts = {
         "model": classifier.model_name,
         "variant": classifier.variant,
@@ -140,7 +141,7 @@ def classify_each(
     siglip.preload("vision")
     if missing:
         siglip.tokenize(missing)
-    found = encode_each(siglip, images)
+    found = tell_errors(siglip.stream_images(images))
     siglip.unload("vision")
     labels = siglip.encode_labels(texts, template=templates)
 

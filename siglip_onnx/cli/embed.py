@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ImageError, SiglipOnnxError
-from .options import ModelChoice, encode_each, exit_code, model_options, read_texts, text_options, to_json
+from .options import ModelChoice, exit_code, model_options, read_texts, tell_errors, text_options, to_json
 
 
 @click.command()
@@ -49,7 +49,7 @@ def embed(
     rows_path = _check_out(out)
     siglip = choice.open(num_inputs=len(images or all_texts))
     if images:
-        results = encode_each(siglip, images)
+        results = tell_errors(siglip.stream_images(images))
         good = [result for result in results if not isinstance(result, ImageError)]
         vectors = np.array(good, np.float32).reshape(len(good), siglip.embedding_dim)
         lines = _describe_rows(images, results)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,9 +15,9 @@ from ..errors import ImageError, TextError
 from ..export import MIN_COSINE
 
 if TYPE_CHECKING:
-    from ..head import Floats
     from ..model import SigLIP
 
+Result = TypeVar("Result")
 SOME_FAILED = 3
 MANY_INPUTS = 4
 DEFAULT_MIN_COSINE = f"{MIN_COSINE['int8']}, and {MIN_COSINE['q4']} for q4,"
@@ -127,14 +127,14 @@ def read_texts(texts: Sequence[str], texts_file: Path | None) -> list[str]:
     return [*texts, *found]
 
 
-def encode_each(model: SigLIP, images: Sequence[str]) -> list[Floats | ImageError]:
-    """Embed pictures: f32 ``(D,)``, or the error of a picture that cannot be read, which is printed in its turn."""
-    results = []
-    for found in model.stream_images(images):
+def tell_errors(results: Iterable[Result | ImageError]) -> list[Result | ImageError]:
+    """Return the results of pictures in order, printing the error of one that cannot be read in its turn."""
+    told = []
+    for found in results:
         if isinstance(found, ImageError):
             click.echo(f"siglip-onnx: {found}", err=True)
-        results.append(found)
-    return results
+        told.append(found)
+    return told
 
 
 def exit_code(results: Sequence[object]) -> int:
