@@ -88,4 +88,6 @@ class Classifier:
         else:
             inputs = {"pixel_values": self._preprocessor(picture)["pixel_values"]}
         logits: Floats = self._session.run("logits", inputs)[0]
+        if not np.isfinite(logits).all():
+            raise BundleError("The classifier gave values that are no numbers. Compile it again: siglip-onnx compile")
         return logits

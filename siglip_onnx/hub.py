@@ -49,8 +49,11 @@ def load(
         BundleError: the folder is no bundle, or is incomplete.
         ProviderError: a provider is not available.
     """
+    bundle = open_bundle(find_model(name))
+    if bundle.path != DEMO_PATH:  # which was verified when the package was installed
+        bundle.check_unchanged(bundle.choose_variant(variant))
     return SigLIP(
-        open_bundle(find_model(name)),
+        bundle,
         variant=variant,
         providers=providers,
         threads=threads,

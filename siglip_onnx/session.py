@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from .errors import BundleError, ProviderError
+from .external_data import check_external_data
 
 CPU_PROVIDER = "CPUExecutionProvider"
 MAX_THREADS = 512
@@ -45,12 +46,13 @@ class Session:
 
         Raises:
             ProviderError: a provider is not part of this onnxruntime, or ``threads`` contradicts the shared pool.
-            BundleError: onnxruntime cannot load the graph.
+            BundleError: onnxruntime cannot load the graph, or its weights lie outside its folder.
         """
         self.providers = _check_providers(providers)
         self.threads = _shared_pool_threads or available_threads() if threads is None else threads
         _check_threads(self.threads)
         self._path = path
+        check_external_data(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _LOG_FATAL_ONLY
         options.add_session_config_entry("session.x64quantprecision", "0" if saturation_safe else "1")

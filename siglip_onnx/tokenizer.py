@@ -91,6 +91,7 @@ class _PieceTable:
     def __init__(self, path: Path) -> None:
         """Read what :func:`write_pieces` wrote."""
         try:
+            _check_archive(path)
             with np.load(path, allow_pickle=False) as table:
                 self.document: Json = json.loads(table["document"].tobytes())
                 self._pieces = table["pieces"].tobytes().decode().split("\n")
@@ -130,6 +131,14 @@ class _PieceTable:
         """Make a tokenizer with the document's cleaning and this model, and nothing added behind it."""
         bare: Json = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "model": model}
         return tokenizers.Tokenizer.from_str(json.dumps(self.document | bare, ensure_ascii=False))
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it has: export stores its arrays as they are."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"it would unpack to {unpacked:,} bytes")
 
 
 def write_pieces(document: Json, path: Path) -> None:

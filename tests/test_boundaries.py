@@ -15,8 +15,9 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"config", "prompts", "streaming", "image_limits", "pillow_warnings"},
-    {"picture_headers"},
+    {"cache", "json_file", "image_limits", "pillow_warnings"},
+    {"config", "prompts", "streaming", "integrity", "picture_headers"},
+    {"external_data"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
     {"label_cache", "classifier"},
     {"model"},
