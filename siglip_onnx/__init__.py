@@ -9,17 +9,22 @@ for match in model.classify("picture.png", ["a red circle", "青い星"]):
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # onnxruntime's Linux wheel reports to its maker as soon as it is imported; only the environment prevents it.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
+ONNXRUNTIME_CAME_FIRST = "onnxruntime" in sys.modules and os.environ.get(TELEMETRY_VARIABLE) != "1"
+os.environ.setdefault(TELEMETRY_VARIABLE, "1")
 
 if TYPE_CHECKING:
     from .errors import (
         AccuracyError,
         BundleError,
+        CacheError,
         CheckpointError,
+        DownloadError,
         ImageError,
         MissingExtraError,
         ModelNotFoundError,
@@ -42,7 +47,9 @@ _HOMES = {
     "SiglipOnnxError": "errors",
     "AccuracyError": "errors",
     "BundleError": "errors",
+    "CacheError": "errors",
     "CheckpointError": "errors",
+    "DownloadError": "errors",
     "ImageError": "errors",
     "ImageLimits": "image_limits",
     "MissingExtraError": "errors",
@@ -54,7 +61,9 @@ _HOMES = {
 __all__ = [
     "AccuracyError",
     "BundleError",
+    "CacheError",
     "CheckpointError",
+    "DownloadError",
     "ImageError",
     "ImageLimits",
     "Match",

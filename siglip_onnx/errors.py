@@ -44,6 +44,18 @@ class BundleError(SiglipOnnxError):
     exit_code = 4
 
 
+class CacheError(SiglipOnnxError):
+    """The cache folder cannot be read or written."""
+
+    exit_code = 4
+
+
+class DownloadError(SiglipOnnxError):
+    """A model that cannot be fetched: offline, not found, interrupted, or other bytes than promised."""
+
+    exit_code = 4
+
+
 class AccuracyError(SiglipOnnxError):
     """An exported variant that is too far from fp32."""
 

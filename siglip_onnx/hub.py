@@ -14,6 +14,7 @@ from .model import SigLIP
 DEMO = "demo"
 DEMO_PATH = Path(__file__).parent / "demo" / "bundle"
 SAMPLE_PICTURES_PATH = Path(__file__).parent / "demo" / "pictures"
+GOLDEN_PATH = Path(__file__).parent / "demo" / "golden.npz"
 
 
 def load(

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from . import ONNXRUNTIME_CAME_FIRST, TELEMETRY_VARIABLE
 from .errors import BundleError, ProviderError
 from .external_data import check_external_data
 
@@ -22,6 +23,9 @@ MAX_THREADS = 512
 _LOG_FATAL_ONLY = 4  # what fails is raised; onnxruntime need not print it as well
 
 _shared_pool_threads: int | None = None
+
+if ONNXRUNTIME_CAME_FIRST:  # too late for its first message, in time for the others
+    onnxruntime.disable_telemetry_events()
 
 
 class Session:
@@ -124,6 +128,19 @@ def available_threads() -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+
+
+def thread_limits() -> dict[str, float | None]:
+    """Return what bounds the threads: the machine's CPUs, this process's affinity, its cgroup's quota in CPUs."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {"cpus": os.cpu_count(), "affinity": affinity, "cgroup_quota": _cgroup_quota()}
+
+
+def telemetry_state() -> dict[str, Any]:
+    """Return whether onnxruntime's reports to its maker are off, and what was set when it was imported."""
+    variable = os.environ.get(TELEMETRY_VARIABLE)
+    return {"off": variable == "1" and not ONNXRUNTIME_CAME_FIRST, TELEMETRY_VARIABLE: variable,
+            "onnxruntime_imported_first": ONNXRUNTIME_CAME_FIRST}  # fmt: skip
 
 
 def available_providers() -> list[str]:

@@ -15,13 +15,14 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"cache", "json_file", "image_limits", "pillow_warnings"},
+    {"cache", "cpu", "json_file", "image_limits", "pillow_warnings"},
     {"config", "prompts", "streaming", "integrity", "picture_headers"},
     {"external_data"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
-    {"label_cache", "classifier"},
+    {"label_cache", "classifier", "model_cache"},
     {"model"},
-    {"hub"},
+    {"hub", "golden"},
+    {"doctor"},
     {"export"},
     {"cli"},
 )

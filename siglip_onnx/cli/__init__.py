@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import SiglipOnnxError
 from .classify import classify
 from .compile import compile_
+from .doctor import doctor
 from .embed import embed
 from .export import export
 from .info import info
@@ -78,5 +79,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, info, export, verify, compile_):
+for command in (classify, embed, info, export, verify, compile_, doctor):
     main.add_command(command)
