@@ -33,6 +33,7 @@ __all__ = [
     "file_facts",
     "graph_path",
     "open_bundle",
+    "read_manifest",
     "verify_folder",
 ]
 
@@ -170,7 +171,7 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: no bundle, of a newer format, or with files missing or of the wrong size.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     for name, facts in manifest.all_files().items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
@@ -197,7 +198,7 @@ def verify_folder(path: Path) -> list[str]:
     """
     if (path / MANIFEST).is_file() and (problem := _manifest_problem(path / MANIFEST)):
         return [f"{MANIFEST}: {problem}"]
-    facts = _read_manifest(path).all_files().items()
+    facts = read_manifest(path).all_files().items()
     return [f"{name}: {problem}" for name, expected in facts if (problem := find_problem(path, name, expected))]
 
 
@@ -228,7 +229,12 @@ def _manifest_problem(path: Path) -> str:
     return "" if found[1] == expected else f"sha256 {expected}, expected {found[1]}"
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a model folder; its files are not looked at.
+
+    Raises:
+        BundleError: there is none, or it is damaged or of a newer format.
+    """
     manifest_path = path / MANIFEST
     try:
         document = read_json_object(manifest_path)

@@ -141,13 +141,15 @@ def _fallback(exact: Agreement, cpu: Cpu) -> str:
 def cache() -> Finding:
     """Say whether the cache can be used, and whether its models are whole."""
     folder = cache_folder()
+    writable = _is_writable(folder)
     models = cached_models()
     problems = {f"{model.name}@{model.revision[:12]}": _problems(model.folder) for model in models}
     broken = {name: lines for name, lines in problems.items() if lines}
-    left, size_bytes = leftovers(), folder_size(folder) if folder.is_dir() else 0
+    left = leftovers()
+    size_bytes = folder_size(folder) if folder.is_dir() else 0
     facts = {
         "folder": str(folder),
-        "writable": _is_writable(folder),
+        "writable": writable,
         "size_bytes": size_bytes,
         "models": list(problems),
         "problems": broken,
@@ -156,9 +158,9 @@ def cache() -> Finding:
     if broken:
         told = "; ".join(f"{name}: {', '.join(lines)}" for name, lines in broken.items())
         return Finding("cache", FAILURE, told, "Fetch it again: siglip-onnx models pull NAME", facts)
-    if not facts["writable"]:
+    if not writable:
         return Finding("cache", WARNING, f"{folder} cannot be written", "Name another with SIGLIP_ONNX_CACHE.", facts)
-    answer_ = f"{folder}: {len(models)} models, {facts['size_bytes'] / 1e6:,.1f} MB"
+    answer_ = f"{folder}: {len(models)} models, {size_bytes / 1e6:,.1f} MB"
     if left:
         advice = "Remove what is left of interrupted or damaged downloads: siglip-onnx models rm NAME"
         return Finding("cache", WARNING, f"{answer_}, and {len(left)} leftovers", advice, facts)

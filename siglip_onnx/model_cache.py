@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -26,17 +25,21 @@ from .json_file import read_json_object
 RECORD = ".json"
 PARTIAL = ".partial"
 CORRUPT = ".corrupt-"
-REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class CachedModel:
-    """One model in the cache; ``pulled`` is in seconds since 1970, ``kind`` what it was on the Hub."""
+    """One model in the cache.
+
+    ``kind`` is what it was on the Hub, ``pulled`` in seconds since 1970, ``asked`` the branch or tag by which it was
+    asked for, if any.
+    """
 
     name: str
     revision: str
     kind: str
     pulled: float
+    asked: str = ""
 
     @property
     def folder(self) -> Path:
@@ -65,9 +68,9 @@ def cached_models() -> list[CachedModel]:
 
 
 def find_cached(name: str, revision: str | None) -> CachedModel | None:
-    """Return a model of the cache: that of a revision (or its beginning), or else the one pulled last."""
+    """Return a model of the cache: of a commit (or its beginning), branch or tag, or else the one pulled last."""
     for model in cached_models():
-        if model.name == name and (revision is None or model.revision.startswith(revision)):
+        if model.name == name and (revision in (None, model.asked) or model.revision.startswith(str(revision))):
             return model
     return None
 

@@ -19,8 +19,8 @@ LAYERS = (
     {"config", "prompts", "streaming", "integrity", "picture_headers"},
     {"external_data"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
-    {"label_cache", "classifier", "model_cache"},
-    {"model"},
+    {"label_cache", "classifier", "model_cache", "hub_download"},
+    {"model", "hub_pull"},
     {"hub", "golden"},
     {"doctor"},
     {"export"},
@@ -70,7 +70,12 @@ def test_imports_go_one_way() -> None:
 
 @pytest.mark.parametrize(
     ("library", "rooms"),
-    [("onnxruntime", {"session.py"}), ("click", {"cli"}), ("tokenizers", {"tokenizer.py", "export"})],
+    [
+        ("onnxruntime", {"session.py"}),
+        ("click", {"cli"}),
+        ("tokenizers", {"tokenizer.py", "export"}),
+        ("huggingface_hub", {"hub_download.py"}),
+    ],
 )
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:
     found = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if library in roots_of(path)}

@@ -37,6 +37,7 @@ class ModelChoice:
     max_num_patches: int | None
     max_megapixels: float | None
     allow_truncated: bool
+    offline: bool
 
     @property
     def image_limits(self) -> ImageLimits:
@@ -67,6 +68,8 @@ class ModelChoice:
             cache=cache,
             image_limits=self.image_limits,
             allow_truncated=self.allow_truncated,
+            offline=self.offline,
+            report=lambda line: click.echo(line, err=True),
         )
         if not self.model:
             click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
@@ -83,9 +86,9 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
     for option in reversed(
         [
-            click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="FOLDER",
-                         help="Exported model, or for classify a compiled classifier; the demo model if neither this "
-                              "nor SIGLIP_ONNX_MODEL is given."),
+            click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL",
+                         help="Exported model, name on the Hugging Face Hub, or for classify a compiled classifier; "
+                              "the demo model if neither this nor SIGLIP_ONNX_MODEL is given."),
             click.option("--variant", metavar="NAME", help="int8, fp32, ...; int8 where present."),
             click.option("--provider", "providers", multiple=True, metavar="NAME",
                          help="onnxruntime execution provider; CPUExecutionProvider if not given."),
@@ -101,6 +104,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="Refuse larger pictures, by their header; 89.5 if not given."),
             click.option("--allow-truncated", is_flag=True,
                          help="Take pictures whose files end early as far as they go; refused otherwise."),
+            click.option("--offline", is_flag=True, help="Open no socket, even if the model is not in the cache."),
         ]
     ):  # fmt: skip
         with_choice = option(with_choice)
