@@ -19,6 +19,7 @@ OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _TIMEOUT_S = 10
 _LIBRARY: dict[str, Any] = {"library_name": "siglip_onnx", "library_version": __version__}
 _BLOCK = 1 << 20
+_UNREACHABLE = ("ConnectionError", "ConnectError", "ConnectTimeout", "SSLError", "ProxyError")
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ def _hub_errors(name: str) -> Iterator[None]:
             ) from error
         if kind == "RevisionNotFoundError":
             raise DownloadError(f"{name} has no such revision on the Hub: {reason}") from error
+        if kind in _UNREACHABLE:
+            reason = f"{_endpoint() or 'the Hub'} cannot be reached"
         raise DownloadError(
             f"{name} could not be downloaded ({kind}: {reason}). What has arrived is kept; run the command again, or "
             "check the network."

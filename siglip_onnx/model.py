@@ -8,9 +8,9 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from PIL import Image
 from .bundle import Bundle, graph_path
 from .config import NAFLEX, NaflexPreprocessorConfig
 from .errors import BundleError, ImageError, SiglipOnnxError, TextError
+from .fork import renewed_lock
 from .head import Floats, Match, average_unit, compute_logits, l2_normalize, match_texts
 from .image import DEFAULT_LIMITS, ImageLimits, ImageSource, Picture, open_picture
 from .label_cache import LabelCache
@@ -41,7 +42,10 @@ class EmbeddedImage(NamedTuple):
 
 
 class SigLIP:
-    """A model ready to use; make one with :func:`siglip_onnx.load`."""
+    """A model ready to use; make one with :func:`siglip_onnx.load`.
+
+    Any number of threads may share one. In a child process that inherits one, its towers load anew when used.
+    """
 
     def __init__(
         self,
@@ -69,7 +73,35 @@ class SigLIP:
         self._allow_truncated = allow_truncated
         self._labels = LabelCache(self.embedding_space, self.embedding_dim, cache)
         self._towers: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._closed = False
+        self._lock = renewed_lock(self)
+        self._tokenizer_lock = renewed_lock(self, "_tokenizer_lock")
+        self._made_tokenizer: Tokenizer | None = None
+
+    def __enter__(self) -> SigLIP:
+        """Return the model, which is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the model."""
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: threads and mapped weights cannot be sent.
+
+        Raises:
+            SiglipOnnxError: always.
+        """
+        raise SiglipOnnxError(
+            f"A model cannot be sent to another process. Load it there: siglip_onnx.load({str(self.bundle.path)!r})"
+        )
+
+    def close(self) -> None:
+        """Free the model's memory for good; runs of other threads end first. Closing again does nothing."""
+        with self._lock:
+            self._closed = True
+            self._towers.clear()
+        return_free_memory()
 
     @property
     def embedding_dim(self) -> int:
@@ -268,6 +300,8 @@ class SigLIP:
     def _tower(self, name: str) -> Session:
         """Return a tower, loading it on first use; threads that ask at once get the same one."""
         with self._lock:
+            if self._closed:
+                raise SiglipOnnxError("This model is closed. Load it again: siglip_onnx.load(...)")
             if name not in self._towers:
                 path = self.bundle.path / graph_path(name, self.variant)
                 made = self.bundle.manifest.variants[self.variant].quantization.get(name, {})
@@ -279,9 +313,14 @@ class SigLIP:
                 )
             return self._towers[name]
 
-    @cached_property
+    @property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.bundle.tokenizer_path, self.bundle.config.text.max_position_embeddings)
+        # Not the towers' lock: texts are tokenized while a tower loads.
+        with self._tokenizer_lock:
+            if self._made_tokenizer is None:
+                length = self.bundle.config.text.max_position_embeddings
+                self._made_tokenizer = Tokenizer(self.bundle.tokenizer_path, length)
+            return self._made_tokenizer
 
 
 def check_workers(workers: int, threads: int | None) -> tuple[int, int | None]:

@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from numpy.typing import NDArray
 from . import ONNXRUNTIME_CAME_FIRST, TELEMETRY_VARIABLE
 from .errors import BundleError, ProviderError
 from .external_data import check_external_data
+from .fork import call_after_fork, renewed_lock
 
 CPU_PROVIDER = "CPUExecutionProvider"
 MAX_THREADS = 512
 _LOG_FATAL_ONLY = 4  # what fails is raised; onnxruntime need not print it as well
 
 _shared_pool_threads: int | None = None
+_environment_started = False
+_pool_lost = False
 
 if ONNXRUNTIME_CAME_FIRST:  # too late for its first message, in time for the others
     onnxruntime.disable_telemetry_events()
@@ -56,37 +60,61 @@ class Session:
         self.threads = _shared_pool_threads or available_threads() if threads is None else threads
         _check_threads(self.threads)
         self._path = path
+        self._saturation_safe = saturation_safe
+        self._lock = renewed_lock(self)
         check_external_data(path)
+        self._loaded: Any = self._load()
+        call_after_fork(self, _Abandon(self))
+
+    def _load(self) -> Any:
+        global _environment_started  # noqa: PLW0603 - onnxruntime's environment belongs to the process as well
+        _check_forked_pool()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _LOG_FATAL_ONLY
-        options.add_session_config_entry("session.x64quantprecision", "0" if saturation_safe else "1")
+        options.add_session_config_entry("session.x64quantprecision", "0" if self._saturation_safe else "1")
         _set_threads(options, self.threads)
         if CPU_PROVIDER not in self.providers:
             # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             # Without enable_fallback=0 onnxruntime would print to stdout and retry on other providers.
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=self.providers, enable_fallback=0
+            session = onnxruntime.InferenceSession(
+                str(self._path), options, providers=self.providers, enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions share no other root
-            problem = f"{path} cannot be loaded with {', '.join(self.providers)}: {_first_line(error)}."
+            problem = f"{self._path} cannot be loaded with {', '.join(self.providers)}: {_first_line(error)}."
             if self.providers == [CPU_PROVIDER]:
                 raise BundleError(f"{problem} Check the model with: siglip-onnx info --verify-files") from error
             raise ProviderError(
                 f"{problem} Try {CPU_PROVIDER}, or add it as the last provider, or try variant fp32 or fp16: int8 and "
                 "q4 use operators that few providers have."
             ) from error
+        _environment_started = True
+        return session
+
+    def _session(self) -> Any:
+        """Return onnxruntime's session; in a child process, whose parent's threads did not come along, a new one."""
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def abandon(self) -> None:
+        """Give up a session that a child process inherited: to destroy it would wait for its threads for ever."""
+        if self._loaded is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loaded))
+            self._loaded = None
 
     @property
     def metadata(self) -> dict[str, str]:
         """The graph's own metadata entries."""
-        return dict(self._session.get_modelmeta().custom_metadata_map)
+        return dict(self._session().get_modelmeta().custom_metadata_map)
 
     def run_many(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the outputs of those names."""
+        session = self._session()
         try:
-            results: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(inputs))
+            results: list[NDArray[np.float32]] = session.run(list(outputs), dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no other root
             raise BundleError(
                 f"{self._path} failed to run: {_first_line(error)}. Check that there is memory enough, and the model "
@@ -97,6 +125,40 @@ class Session:
     def run(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Return the output of that name."""
         return self.run_many([output], inputs)[0]
+
+
+class _Abandon:
+    """Gives a session up in a child process, without keeping it alive until then."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = weakref.ref(session)
+
+    def __call__(self) -> None:
+        session = self._session()
+        if session is not None:
+            session.abandon()
+
+
+def _check_forked_pool() -> None:
+    """Refuse to use the shared pool in a child process: its threads stayed with the parent, and runs would hang.
+
+    Raises:
+        ProviderError: the pool had started before the fork.
+    """
+    if _pool_lost:
+        raise ProviderError(
+            "This process was forked after onnxruntime's shared thread pool had started, which does not survive it. "
+            "Start processes with spawn or forkserver, or fork before the first model is used."
+        )
+
+
+def _note_fork() -> None:
+    global _pool_lost  # noqa: PLW0603 - see share_thread_pool
+    _pool_lost = _pool_lost or (_shared_pool_threads is not None and _environment_started)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def share_thread_pool(threads: int | None = None) -> None:

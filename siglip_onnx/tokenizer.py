@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from .errors import BundleError, TextError
+from .fork import renewed_lock
 
 MAX_CHARACTERS = 20_000
 # A Unigram model of 250,000 pieces takes the tokenizers library 0.5 GB and as long to load as all else together. Its
@@ -37,6 +37,8 @@ class Tokenizer:
             BundleError: the file cannot be read, or does not pad and truncate to ``text_length``.
         """
         self._path = path
+        self._loaded: Any = None
+        self._lock = renewed_lock(self)
         self.text_length = text_length
         pieces_path = path.with_name(PIECES)
         self._pieces = _PieceTable(pieces_path) if pieces_path.exists() else None
@@ -71,14 +73,21 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """Return the ids of each text, and whether it was cut."""
-        if self._pieces is not None:
-            if self._pieces.suits(texts):
-                return self._pieces.encode(texts)
+        pieces = self._pieces  # another thread may give it up meanwhile
+        if pieces is not None:
+            if pieces.suits(texts):
+                return pieces.encode(texts)
             self._pieces = None  # the whole model serves all texts from now on
         return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
 
-    @cached_property
+    @property
     def _whole(self) -> Any:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> Any:
         try:
             return tokenizers.Tokenizer.from_file(str(self._path))
         except Exception as error:  # the library raises plain Exception
