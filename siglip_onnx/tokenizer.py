@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from .errors import BundleError, TextError
+from .errors import BundleError, SiglipOnnxError, TextError
 from .fork import renewed_lock
 
 MAX_CHARACTERS = 20_000
@@ -43,8 +45,7 @@ class Tokenizer:
         pieces_path = path.with_name(PIECES)
         self._pieces = _PieceTable(pieces_path) if pieces_path.exists() else None
         if self._pieces is not None:
-            padding, truncation = self._pieces.document["padding"], self._pieces.document["truncation"]
-            found = [padding["strategy"]["Fixed"], truncation["max_length"]]
+            found = self._pieces.lengths
         else:
             found = [
                 (self._whole.padding or {}).get("length"),
@@ -73,6 +74,10 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """Return the ids of each text, and whether it was cut."""
+        with _library_errors(f"{self._path} cannot tokenize"):
+            return self._encode_as_told(texts)
+
+    def _encode_as_told(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         pieces = self._pieces  # another thread may give it up meanwhile
         if pieces is not None:
             if pieces.suits(texts):
@@ -88,10 +93,8 @@ class Tokenizer:
             return self._loaded
 
     def _load(self) -> Any:
-        try:
+        with _library_errors(f"{self._path} cannot be read"):
             return tokenizers.Tokenizer.from_file(str(self._path))
-        except Exception as error:  # the library raises plain Exception
-            raise BundleError(f"{self._path} cannot be read: {error}. Export or download the model again.") from error
 
 
 class _PieceTable:
@@ -105,7 +108,11 @@ class _PieceTable:
                 self.document: Json = json.loads(table["document"].tobytes())
                 self._pieces = table["pieces"].tobytes().decode().split("\n")
                 self._scores: NDArray[np.float64] = table["scores"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            padding, truncation = self.document["padding"], self.document["truncation"]
+            self.lengths = [padding["strategy"]["Fixed"], truncation["max_length"]]
+            if self._scores.shape != (len(self._pieces),):
+                raise ValueError(f"{len(self._pieces)} pieces, and scores of shape {self._scores.shape}")
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} is damaged ({error!r}). Export or download the model again.") from error
         # It sets the cost of an unknown character.
         self._rarest = int(self._scores.argmin())
@@ -140,6 +147,22 @@ class _PieceTable:
         """Make a tokenizer with the document's cleaning and this model, and nothing added behind it."""
         bare: Json = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "model": model}
         return tokenizers.Tokenizer.from_str(json.dumps(self.document | bare, ensure_ascii=False))
+
+
+@contextmanager
+def _library_errors(problem: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises into a bundle's error: plain Exception, or a panic of its Rust code.
+
+    A panic is no Exception. Whatever else is none, as Ctrl-C, passes.
+    """
+    try:
+        yield
+    except SiglipOnnxError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{problem}: {error}. Export or download the model again.") from error
 
 
 def _check_archive(path: Path) -> None:
