@@ -224,9 +224,20 @@ def _manifest_problem(path: Path) -> str:
         return str(error)
     found = _HASH_LINE.search(text)
     if found is None:
-        return "" if MANIFEST_HASH not in text else f"no hash behind {MANIFEST_HASH}"
+        strange = _strange_keys(text)
+        return f"no hash, and unknown keys: {', '.join(sorted(strange))}" if strange else ""
     expected = hashlib.sha256(text.replace(found[1], _NO_HASH, 1).encode()).hexdigest()
     return "" if found[1] == expected else f"sha256 {expected}, expected {found[1]}"
+
+
+def _strange_keys(text: str) -> set[str]:
+    """Return the keys of a manifest that this version does not know: one of them may have been the hash."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return set()  # which reading it says better
+    known = {"format", "format_version", *(field.name for field in fields(Manifest))}
+    return set(document) - known if isinstance(document, dict) else set()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -260,9 +271,6 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
-    known = {"format", "format_version", MANIFEST_HASH, *(field.name for field in fields(Manifest))}
-    if strange := document.keys() - known:
-        raise ValueError(f"it has {', '.join(sorted(strange))}, which this version does not know")
     variants = {
         name: Variant(
             embedding_space=entry["embedding_space"],
