@@ -6,16 +6,28 @@ import os
 import sys
 from pathlib import Path
 
+from .errors import CacheError
+
 CACHE_VARIABLE = "SIGLIP_ONNX_CACHE"
 _chosen: Path | None = None
 
 
 def cache_folder() -> Path:
-    """Return the cache: what :func:`use_cache` chose, else ``SIGLIP_ONNX_CACHE``, else the system's place for it."""
+    """Return the cache: what :func:`use_cache` chose, else ``SIGLIP_ONNX_CACHE``, else the system's place for it.
+
+    Raises:
+        CacheError: none is named, and the user has no home folder.
+    """
     if _chosen is not None:
         return _chosen
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
+    named = os.environ.get(CACHE_VARIABLE)
+    try:
+        return Path(named).expanduser() if named else _system_cache()
+    except RuntimeError as error:  # what pathlib raises without a home
+        raise CacheError(f"There is no home folder for a cache; name one with {CACHE_VARIABLE}.") from error
+
+
+def _system_cache() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "siglip_onnx" / "cache"
     if sys.platform == "darwin":

@@ -14,7 +14,7 @@ from typing import Any
 from .bundle import TOWERS, Bundle, open_bundle, verify_folder
 from .cache import cache_folder
 from .cpu import Cpu, int8_kernels, read_cpu
-from .errors import SiglipOnnxError
+from .errors import CacheError, SiglipOnnxError
 from .golden import MIN_COSINE, Agreement, answer, compare, read_golden
 from .hub import DEMO_PATH, GOLDEN_PATH, SAMPLE_PICTURES_PATH
 from .model_cache import cached_models, folder_size, leftovers
@@ -140,7 +140,10 @@ def _fallback(exact: Agreement, cpu: Cpu) -> str:
 
 def cache() -> Finding:
     """Say whether the cache can be used, and whether its models are whole."""
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except CacheError as error:
+        return Finding("cache", WARNING, str(error), "", {})
     writable = _is_writable(folder)
     models = cached_models()
     problems = {f"{model.name}@{model.revision[:12]}": _problems(model.folder) for model in models}
