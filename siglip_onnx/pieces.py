@@ -134,7 +134,7 @@ def write_pieces(document: Json, path: Path) -> None:
     hashes = hash_pieces(pieces)
     order = np.argsort(hashes)
     encoded = [piece.encode() for piece in pieces]
-    arrays = {
+    arrays: dict[str, Any] = {
         "pieces": np.frombuffer(b"".join(encoded), np.uint8),
         "ends": np.cumsum([len(piece) for piece in encoded]).astype(np.uint32),
         "longest": np.array(max(map(len, pieces))),
@@ -150,7 +150,7 @@ def write_pieces(document: Json, path: Path) -> None:
     np.savez(path, document=np.frombuffer(rest, np.uint8), **arrays)
 
 
-def _merge_arrays(model: Json) -> dict[str, NDArray[Any]]:
+def _merge_arrays(model: Json) -> dict[str, Any]:
     """Return the merges grouped by the piece they make: pairs of piece numbers, ranks, and where each group starts."""
     vocab = model["vocab"]
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
