@@ -105,7 +105,7 @@ class PieceTable:
     def _bare(self) -> Any:
         """The cleaning alone, without pieces."""
         model = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]], "byte_fallback": False}
-        bare = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "model": model}
+        bare: Json = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "model": model}
         return tokenizers.Tokenizer.from_str(json.dumps(self.document | bare, ensure_ascii=False))
 
     def _tokenizer(self, model: Any) -> Any:
@@ -123,7 +123,8 @@ class PieceTable:
     def _piece(self, number: int) -> str:
         ends = self._arrays["ends"]
         start = int(ends[number - 1]) if number else 0
-        return self._arrays["pieces"][start : int(ends[number])].tobytes().decode()
+        piece: str = self._arrays["pieces"][start : int(ends[number])].tobytes().decode()
+        return piece
 
 
 def write_pieces(document: Json, path: Path) -> None:
