@@ -20,6 +20,7 @@ LAYERS = (
     {"label_cache", "classifier"},
     {"model"},
     {"hub"},
+    {"bulk"},
     {"export"},
     {"cli"},
 )

@@ -1,0 +1,261 @@
+"""A job's folder: what stands where, what all shards share, and which shards are done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import JobError
+from .layouts import LAYOUTS, Layout
+from .records import OK, STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, rows_from_bytes, rows_to_bytes
+from .storage import TEMPORARY, remove, write_whole
+
+FORMAT = "siglip_onnx.job/1"
+FACTS, SUMMARY, ERRORS, LOG = "job.json", "summary.json", "errors.jsonl", "log.jsonl"
+PLAN, ROWS, RECEIPTS = "plan", "rows", "receipts"
+MAX_SHARD_SIZE = 1000
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What every vector of a job has in common."""
+
+    model_name: str
+    variant: str
+    embedding_space: str
+    embedding_dim: int
+    logit_scale: float
+    logit_bias: float
+    preprocessing: dict[str, Any]
+    layout: str
+    dtype: str
+    shard_size: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all facts; a shard made under others is not taken for one of this job."""
+        return hashlib.sha256(self._to_json().encode()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Return the content of ``job.json``."""
+        return self._to_json().encode()
+
+    def _to_json(self) -> str:
+        return json.dumps({"format": FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """That a shard is done: of which plan, into which files, with how many rows of each status."""
+
+    fingerprint: str
+    plan_sha256: str
+    files: dict[str, dict[str, Any]]
+    counts: dict[str, int]
+
+    @property
+    def num_inputs(self) -> int:
+        """Rows of any status."""
+        return sum(self.counts.values())
+
+    @property
+    def num_errors(self) -> int:
+        """Rows without a vector."""
+        return self.num_inputs - self.counts.get(OK, 0)
+
+
+class Job:
+    """An opened job's folder."""
+
+    def __init__(self, path: Path, facts: JobFacts) -> None:
+        """Take a folder whose ``job.json`` holds these facts."""
+        self.path = path
+        self.facts = facts
+        self.layout: Layout = LAYOUTS[facts.layout](facts.embedding_dim, np.dtype(facts.dtype))
+        self._fingerprint = facts.fingerprint
+
+    def shards(self) -> list[int]:
+        """Return the numbers of the planned shards."""
+        return _numbers(self.path / PLAN)
+
+    def read_plan(self, shard: int) -> list[Input]:
+        """Return what a shard is to hold.
+
+        Raises:
+            JobError: the plan file is missing or damaged.
+        """
+        return inputs_from_bytes(self._plan_bytes(shard), str(self.path / _plan_name(shard)))
+
+    def write_plan(self, shard: int, inputs: Iterable[Input]) -> None:
+        """Say what a shard is to hold; whatever it holds now is then no longer what it should."""
+        remove(self.path, SUMMARY)
+        write_whole(self.path, _plan_name(shard), [inputs_to_bytes(inputs)])
+
+    def remove_shard(self, shard: int) -> None:
+        """Remove all that belongs to a shard, the receipt first."""
+        remove(self.path, SUMMARY)
+        for name in (_receipt_name(shard), *self.layout.file_names(shard), _rows_name(shard), _plan_name(shard)):
+            remove(self.path, name)
+
+    def commit(self, shard: int, inputs: list[Input], rows: list[Row], vectors: NDArray[Any]) -> Receipt:
+        """Write a shard's vectors ``(number of ok rows, D)`` and rows, then its receipt.
+
+        Between the removal of an older receipt and the new one the shard counts as not done.
+        """
+        contents = self.layout.to_files(shard, rows, vectors) | {_rows_name(shard): rows_to_bytes(rows)}
+        remove(self.path, _receipt_name(shard))
+        for name, content in contents.items():
+            write_whole(self.path, name, [content])
+        receipt = Receipt(
+            fingerprint=self._fingerprint,
+            plan_sha256=_sha256(inputs_to_bytes(inputs)),
+            files={name: {"size_bytes": len(content), "sha256": _sha256(content)} for name, content in contents.items()},
+            counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
+        )
+        write_whole(self.path, _receipt_name(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
+        return receipt
+
+    def receipt(self, shard: int, *, read_files: bool) -> Receipt | None:
+        """Return a shard's receipt if it is this job's and its files are as it says; ``read_files`` checks hashes."""
+        try:
+            document = json.loads((self.path / _receipt_name(shard)).read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(document, dict) or set(document) != {field.name for field in fields(Receipt)}:
+            return None
+        receipt = Receipt(**document)
+        whole = receipt.fingerprint == self._fingerprint and self._has_files(shard, receipt, read_files)
+        return receipt if whole else None
+
+    def is_done(self, shard: int, receipt: Receipt | None) -> bool:
+        """Say whether a shard's receipt is for what the plan says now."""
+        return receipt is not None and receipt.plan_sha256 == _sha256(self._plan_bytes(shard))
+
+    def read_rows(self, shard: int) -> list[Row]:
+        """Return what became of a committed shard's inputs."""
+        name = _rows_name(shard)
+        return rows_from_bytes((self.path / name).read_bytes(), str(self.path / name))
+
+    def read_vectors(self, shard: int) -> NDArray[Any]:
+        """Return a committed shard's vectors ``(number of ok rows, D)``, mapped where its layout allows."""
+        return self.layout.read(self.path, shard)
+
+    def _plan_bytes(self, shard: int) -> bytes:
+        try:
+            return (self.path / _plan_name(shard)).read_bytes()
+        except OSError as error:
+            raise JobError(f"{self.path / _plan_name(shard)} cannot be read: {error.strerror}.") from error
+
+    def _has_files(self, shard: int, receipt: Receipt, read_files: bool) -> bool:
+        if set(receipt.files) != {*self.layout.file_names(shard), _rows_name(shard)}:
+            return False
+        for name, facts in receipt.files.items():
+            try:
+                if (self.path / name).stat().st_size != facts["size_bytes"]:
+                    return False
+                if read_files and _sha256((self.path / name).read_bytes()) != facts["sha256"]:
+                    return False
+            except OSError:
+                return False
+        return True
+
+
+def open_job(path: Path) -> Job:
+    """Open a job's folder to read it, or to go on.
+
+    Raises:
+        JobError: it is none, or one of another version.
+    """
+    facts_path = path / FACTS
+    try:
+        document = json.loads(facts_path.read_bytes())
+    except FileNotFoundError as error:
+        raise JobError(f"{path} holds no vectors; make it with: siglip-onnx embed FOLDER --out {path}") from error
+    except (OSError, ValueError) as error:
+        raise JobError(f"{facts_path} cannot be read: {error}.") from error
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+        raise JobError(f"{facts_path} is not of format {FORMAT!r}; make the job anew, or use the version that made it.")
+    if set(document) != {field.name for field in fields(JobFacts)} or document["layout"] not in LAYOUTS:
+        raise JobError(f"{facts_path} is damaged. Begin anew with --overwrite, or give another --out.")
+    return Job(path, JobFacts(**document))
+
+
+def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
+    """Make a job's folder, or open that of an earlier run with the same facts.
+
+    Raises:
+        JobError: the folder holds another job or something else, or cannot be made.
+    """
+    if overwrite and (path / FACTS).exists():
+        _remove_job(path)
+    if (path / FACTS).exists():
+        job = open_job(path)
+        _compare(path, asdict(job.facts), asdict(facts))
+        return job
+    if path.exists() and (not path.is_dir() or any(not _is_left_over(one) for one in path.iterdir())):
+        raise JobError(f"{path} exists and is no job of this command; give another --out.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JobError(f"{path} cannot be made: {error.strerror}. Choose another place for --out.") from error
+    write_whole(path, FACTS, [facts.to_bytes()])
+    return Job(path, facts)
+
+
+def _compare(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    different = [f"{name} {found[name]!r}, not {asked[name]!r}" for name in asked if found[name] != asked[name]]
+    if different:
+        raise JobError(
+            f"{path} was made with {'; '.join(different)}. Give the same options to go on, --overwrite to begin anew, "
+            "or another --out."
+        )
+
+
+def _remove_job(path: Path) -> None:
+    """Remove what a job wrote, its facts last, and nothing else."""
+    folders = {PLAN, ROWS, RECEIPTS, TEMPORARY, *(folder for layout in LAYOUTS.values() for folder in layout.folders)}
+    try:
+        for folder in sorted(folders):
+            if (path / folder).is_dir():
+                shutil.rmtree(path / folder)
+        for name in (SUMMARY, ERRORS, LOG, FACTS):
+            (path / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise JobError(f"{path} cannot be overwritten: {error.strerror}. Give another --out.") from error
+
+
+def _is_left_over(path: Path) -> bool:
+    """Say whether something is what a run leaves that dies before its first file is whole."""
+    return path.name in (TEMPORARY, ".lock")
+
+
+def _plan_name(shard: int) -> str:
+    return f"{PLAN}/{shard:06}.jsonl"
+
+
+def _rows_name(shard: int) -> str:
+    return f"{ROWS}/{shard:06}.jsonl"
+
+
+def _receipt_name(shard: int) -> str:
+    return f"{RECEIPTS}/{shard:06}.json"
+
+
+def _numbers(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.stem) for path in folder.iterdir() if re.fullmatch(r"\d{6,}\.jsonl", path.name))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

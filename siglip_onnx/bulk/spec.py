@@ -1,0 +1,54 @@
+"""How a worker opens the model and the pictures: what a job says of them, small enough to be sent anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..hub import load
+from ..model import SigLIP
+from .job import MAX_SHARD_SIZE, JobFacts
+from .picture import PictureReader
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name with the options that decide its vectors; see :func:`siglip_onnx.load`."""
+
+    name: str
+    variant: str | None = None
+    providers: tuple[str, ...] | None = None
+    fast_decode: bool = False
+    max_num_patches: int | None = None
+    allow_truncated: bool = False
+
+    def open(self) -> SigLIP:
+        """Load the model for one thread."""
+        return load(
+            self.name,
+            variant=self.variant,
+            providers=self.providers,
+            threads=1,
+            fast_decode=self.fast_decode,
+            max_num_patches=self.max_num_patches,
+        )
+
+    def reader(self) -> PictureReader:
+        """Return what opens pictures for this model."""
+        return PictureReader(allow_truncated=self.allow_truncated)
+
+    def job_facts(self, *, layout: str = "npy", dtype: str = "float32", shard_size: int = MAX_SHARD_SIZE) -> JobFacts:
+        """Return what all vectors of a job with this model have in common."""
+        model = self.open()
+        manifest = model.bundle.manifest
+        return JobFacts(
+            model_name=manifest.model_name,
+            variant=model.variant,
+            embedding_space=model.embedding_space,
+            embedding_dim=model.embedding_dim,
+            logit_scale=manifest.logit_scale,
+            logit_bias=manifest.logit_bias,
+            preprocessing={"fast_decode": self.fast_decode, "allow_truncated": self.allow_truncated},
+            layout=layout,
+            dtype=dtype,
+            shard_size=shard_size,
+        )
