@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from .head import Match, sigmoid
     from .hub import load
+    from .image_limits import ImageLimits
     from .model import SigLIP
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ _HOMES = {
     "BundleError": "errors",
     "CheckpointError": "errors",
     "ImageError": "errors",
+    "ImageLimits": "image_limits",
     "JobError": "errors",
     "MissingExtraError": "errors",
     "ModelNotFoundError": "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "ImageError",
+    "ImageLimits",
     "JobError",
     "Match",
     "MissingExtraError",

@@ -198,12 +198,12 @@ class _Hand:
 def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
     """Do shards until there are no more or nobody listens."""
     try:
-        job, model, reader = open_job(job_path), spec.open(), spec.reader()
+        job, model = open_job(job_path), spec.open()
         watch = Watch(lambda place: connection.send(("begin", place)), lambda status: connection.send(("end", status)))
         while True:
             task = connection.recv()
             began = time.perf_counter()
-            receipt = embed_shard(job, model, reader, task, watch)
+            receipt = embed_shard(job, model, task, watch)
             connection.send(("done", (task.shard, receipt, round(time.perf_counter() - began, 3))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the crew is gone

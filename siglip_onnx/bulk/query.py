@@ -38,5 +38,7 @@ def encode_query(model: SigLIP, terms: Sequence[Term], *, template: str | Sequen
     if not np.isfinite(total).all() or np.linalg.norm(total) < 1e-6:
         raise SiglipOnnxError("Nothing is left of the query: its terms are none or cancel out. Change their weights.")
     if len(terms) == 1 and terms[0].weight > 0:
-        return total / np.float32(terms[0].weight)
-    return l2_normalize(total[np.newaxis])[0]
+        total /= np.float32(terms[0].weight)
+        return total
+    unit: Floats = l2_normalize(total[np.newaxis])[0]
+    return unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -9,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import ImageError
+from ..image_limits import ImageLimits
 from ..model import SigLIP
-from .job import Job, Receipt
-from .picture import PictureReader
+from .files import read_file
+from .job import Job, JobFacts, Receipt
 from .records import CRASH, OK, Input, Row
 
 Vector = NDArray[Any]
@@ -49,7 +50,7 @@ class Watch:
     end: Callable[[str], None]
 
 
-def embed_shard(job: Job, model: SigLIP, reader: PictureReader, task: Task, watch: Watch) -> Receipt:
+def embed_shard(job: Job, model: SigLIP, task: Task, watch: Watch) -> Receipt:
     """Embed the pictures of a shard, take over what an earlier run has of them, and commit.
 
     Raises:
@@ -57,7 +58,7 @@ def embed_shard(job: Job, model: SigLIP, reader: PictureReader, task: Task, watc
         BundleError: the model fails.
     """
     inputs = job.read_plan(task.shard)
-    attempt = _Attempt(inputs, _read_earlier(job, task), model, reader, watch)
+    attempt = _Attempt(job.facts, inputs, _read_earlier(job, task), model, watch)
     for place, how in task.crashes:
         attempt.finish(place, _row(inputs[place], CRASH, message=f"It ended its worker twice: {how}."))
     crashed = {place for place, _ in task.crashes}
@@ -75,26 +76,31 @@ class _Attempt:
 
     def __init__(
         self,
+        facts: JobFacts,
         inputs: list[Input],
         earlier: dict[str, tuple[Row, Vector | None]],
         model: SigLIP,
-        reader: PictureReader,
         watch: Watch,
     ) -> None:
-        self._inputs, self._earlier = inputs, earlier
-        self._model, self._reader, self._watch = model, reader, watch
+        self._inputs, self._earlier, self._model, self._watch = inputs, earlier, model, watch
+        self._limits = ImageLimits(**facts.preprocessing["image_limits"])
+        self._fast_decode = bool(facts.preprocessing["fast_decode"])
         self._rows: dict[int, Row] = {}
         self._vectors: dict[int, Vector] = {}
 
     def embed(self, places: Iterable[int]) -> None:
-        """Embed the inputs at these places; on the CPU each picture is run before the next is opened."""
-        opened: deque[tuple[int, Row]] = deque()
-        for vector in self._model.stream_images(self._open(places, opened)):
-            place, row = opened.popleft()
-            if isinstance(vector, ImageError):
-                self.finish(place, _failed(self._inputs[place], vector))
-            else:
-                self.finish(place, row, vector)
+        """Embed the inputs at these places; on the CPU each picture is run before the next is read."""
+        opened: deque[tuple[int, str]] = deque()
+        for found in self._model.stream_embeddings(self._read(places, opened)):
+            place, sha256 = opened.popleft()
+            one = self._inputs[place]
+            if isinstance(found, ImageError):
+                self.finish(place, _failed(one, found))
+                continue
+            # Of a fast decode the size is that of the reduced picture.
+            width, height = (None, None) if self._fast_decode else (found.width, found.height)
+            row = _row(one, OK, width=width, height=height, sha256=sha256, truncated=found.truncated)
+            self.finish(place, row, found.embedding)
 
     def finish(self, place: int, row: Row, vector: Vector | None = None) -> None:
         """Store what became of an input."""
@@ -111,8 +117,8 @@ class _Attempt:
         vectors = np.array([self._vectors[place] for place in places]).reshape(len(places), embedding_dim)
         return rows, vectors
 
-    def _open(self, places: Iterable[int], opened: deque[tuple[int, Row]]) -> Iterator[Image.Image]:
-        """Yield the pictures that must be embedded; finish the other inputs on the way."""
+    def _read(self, places: Iterable[int], opened: deque[tuple[int, str]]) -> Iterator[bytes]:
+        """Yield the files that must be embedded; finish the other inputs on the way."""
         for place in places:
             self._watch.begin(place)
             one = self._inputs[place]
@@ -121,18 +127,16 @@ class _Attempt:
                 self.finish(place, row, vector)
                 continue
             try:
-                content = self._reader.read(one.path)
-                if row is not None and vector is not None and row.sha256 == content.sha256:
-                    self.finish(place, replace(row, size_bytes=one.size_bytes, mtime_ns=one.mtime_ns), vector)
-                    continue
-                picture = self._reader.decode(content)
+                content = read_file(one.path, self._limits)
             except ImageError as error:
                 self.finish(place, _failed(one, error))
                 continue
-            width, height = picture.rgb.size
-            found = _row(one, OK, width=width, height=height, sha256=content.sha256, truncated=picture.truncated)
-            opened.append((place, found))
-            yield picture.rgb
+            sha256 = hashlib.sha256(content).hexdigest()
+            if row is not None and row.sha256 == sha256:
+                self.finish(place, replace(row, size_bytes=one.size_bytes, mtime_ns=one.mtime_ns), vector)
+            else:
+                opened.append((place, sha256))
+                yield content
 
 
 def _read_earlier(job: Job, task: Task) -> dict[str, tuple[Row, Vector | None]]:

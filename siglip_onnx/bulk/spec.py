@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ..hub import load
+from ..image import DEFAULT_LIMITS, ImageLimits
 from ..model import SigLIP
 from .job import MAX_SHARD_SIZE, JobFacts
-from .picture import PictureReader
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class ModelSpec:
     providers: tuple[str, ...] | None = None
     fast_decode: bool = False
     max_num_patches: int | None = None
+    image_limits: ImageLimits = DEFAULT_LIMITS
     allow_truncated: bool = False
 
     def open(self) -> SigLIP:
@@ -30,11 +31,9 @@ class ModelSpec:
             threads=1,
             fast_decode=self.fast_decode,
             max_num_patches=self.max_num_patches,
+            image_limits=self.image_limits,
+            allow_truncated=self.allow_truncated,
         )
-
-    def reader(self) -> PictureReader:
-        """Return what opens pictures for this model."""
-        return PictureReader(allow_truncated=self.allow_truncated)
 
     def job_facts(self, *, layout: str = "npy", dtype: str = "float32", shard_size: int = MAX_SHARD_SIZE) -> JobFacts:
         """Return what all vectors of a job with this model have in common."""
@@ -47,7 +46,11 @@ class ModelSpec:
             embedding_dim=model.embedding_dim,
             logit_scale=manifest.logit_scale,
             logit_bias=manifest.logit_bias,
-            preprocessing={"fast_decode": self.fast_decode, "allow_truncated": self.allow_truncated},
+            preprocessing={
+                "fast_decode": self.fast_decode,
+                "allow_truncated": self.allow_truncated,
+                "image_limits": asdict(self.image_limits),
+            },
             layout=layout,
             dtype=dtype,
             shard_size=shard_size,
