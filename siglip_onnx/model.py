@@ -237,9 +237,7 @@ class SigLIP:
         for batch in in_batches(prepared, self._batch_size):
             good = [found[0]["pixel_values"] for found in batch if not isinstance(found, ImageError)]
             rows = iter(self._run("vision", {"pixel_values": np.concatenate(good)}) if good else ())
-            yield from (
-                found if isinstance(found, ImageError) else _embedded(next(rows), found[1]) for found in batch
-            )
+            yield from (found if isinstance(found, ImageError) else _embedded(next(rows), found[1]) for found in batch)
 
     def _run(self, tower: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         """Return the unit embeddings f32 ``(N, D)`` of one run."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..errors import JobError, SiglipOnnxError
 from .job import Receipt, open_job
@@ -22,7 +22,7 @@ from .spec import ModelSpec
 PATIENCE_SECONDS = 300.0  # for one picture
 MAX_DEATHS = 50  # without one picture done between them
 _LONGEST_STOP_SECONDS = 3.0
-_ONE_THREAD = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Watcher(Protocol):
@@ -85,7 +85,6 @@ class Crew:
 
     def _heed(self, hand: _Hand, again: deque[Task]) -> Iterator[tuple[int, Receipt]]:
         """Take what a worker says until it is silent."""
-        assert hand.task is not None
         try:
             while hand.task is not None and hand.connection.poll():
                 kind, value = hand.connection.recv()
@@ -106,8 +105,7 @@ class Crew:
 
     def _bury(self, hand: _Hand) -> Task:
         """Return what is to be done again after a worker died, and leave its place to a new one."""
-        task, place, how = hand.task, hand.place, hand.bury()
-        assert task is not None
+        task, place, how = hand.bury()
         self._deaths += 1
         if self._deaths >= (MAX_DEATHS if place is not None else 3):
             raise JobError(
@@ -161,12 +159,12 @@ class _Hand:
         self._how = how
         self._process.kill()
 
-    def bury(self) -> str:
-        """Clear up after a process that died, and return how it ended."""
+    def bury(self) -> tuple[Task, int | None, str]:
+        """Clear up after a process that died; return what it did, where it was, and how it ended."""
         self._process.join()
-        how = self._how or _describe_exit(self._process.exitcode)
+        found = cast(Task, self.task), self.place, self._how or _describe_exit(self._process.exitcode)
         self._forget()
-        return how
+        return found
 
     def close(self) -> None:
         """End the process at once."""
@@ -209,7 +207,7 @@ def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
         return  # the crew is gone
     except SiglipOnnxError as error:
         connection.send(("error", error))
-    except Exception as error:  # noqa: BLE001 - a death like any other, but it can say why
+    except Exception as error:  # a death like any other, but it can say why
         connection.send(("exception", f"{type(error).__name__}: {error}"))
 
 

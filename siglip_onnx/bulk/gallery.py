@@ -15,7 +15,8 @@ from .search import Hit
 _SIDE = 320
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }
-ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; padding: 0; list-style: none }
+ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; padding: 0;
+list-style: none }
 img, .gone { width: 100%; height: 12rem; object-fit: contain; background: #f2f2f2; display: block }
 .gone { color: #777; padding: 1rem; box-sizing: border-box }
 b { font-variant-numeric: tabular-nums } small { color: #666; overflow-wrap: anywhere }
@@ -29,7 +30,7 @@ def render_gallery(title: str, hits: Sequence[Hit]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n<h1>{_escape(title)}</h1>\n<ul>\n"
         + "".join(map(_render_hit, hits))

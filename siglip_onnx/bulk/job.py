@@ -119,7 +119,7 @@ class Job:
         receipt = Receipt(
             fingerprint=self._fingerprint,
             plan_sha256=_sha256(inputs_to_bytes(inputs)),
-            files={name: {"size_bytes": len(content), "sha256": _sha256(content)} for name, content in contents.items()},
+            files={name: {"size_bytes": len(one), "sha256": _sha256(one)} for name, one in contents.items()},
             counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
         )
         write_whole(self.path, _receipt_name(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])

@@ -160,10 +160,12 @@ def _as_text(name: str) -> str:
 
 def _import_pyarrow() -> Any:
     try:
-        import pyarrow  # noqa: PLC0415 - an optional package
+        import pyarrow as pa  # noqa: PLC0415 - an optional package
     except ImportError as error:
-        raise MissingExtraError('Parquet files need pyarrow; install it with: pip install "siglip-onnx[parquet]"') from error
-    return pyarrow
+        raise MissingExtraError(
+            'Parquet files need pyarrow; install it with: pip install "siglip-onnx[parquet]"'
+        ) from error
+    return pa
 
 
 def _unreadable(path: Path, problem: object) -> JobError:

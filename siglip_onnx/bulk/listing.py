@@ -13,9 +13,9 @@ from .records import Input
 
 # What a file of the formats of ``siglip_onnx.image`` is usually called.
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm .ico .qoi .jp2 .j2k "
-    ".jpx .jpf .tga .psd".split()
-)
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
+     ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi", ".jp2", ".j2k", ".jpx", ".jpf", ".tga", ".psd")
+)  # fmt: skip
 
 
 class Listing:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import JobError
 from ..session import available_threads, runtime_version
@@ -21,7 +21,7 @@ from .plan import Changes, update_plan
 from .records import OK, STATUSES, to_line
 from .shard import Task
 from .spec import ModelSpec
-from .storage import clear_temporary, locked, remove, write_whole
+from .storage import clear_temporary, locked, remove, write_whole, writing
 
 SUMMARY_FORMAT = "siglip_onnx.job_summary/1"
 Engine = Callable[[Job, ModelSpec, list[Task], Watcher], Iterator[tuple[int, Receipt]]]
@@ -41,20 +41,11 @@ class Policy:
     fast_resume: bool = False
 
 
-class JobWatcher(Watcher):
-    """Told how a job gets on; the base does nothing."""
+class JobWatcher(Watcher, Protocol):
+    """Whoever wants to know how a job gets on, from the beginning."""
 
     def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
         """The plan stands; so many inputs of each status are done already."""
-
-    def picture(self, status: str) -> None:
-        """See :class:`.crew.Watcher`."""
-
-    def lost(self, statuses: Mapping[str, int]) -> None:
-        """See :class:`.crew.Watcher`."""
-
-    def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
-        """See :class:`.crew.Watcher`."""
 
 
 class LocalEngine:
@@ -90,7 +81,7 @@ def run_job(
         JobError: the folder belongs to another job or run, or cannot be written, or there are no inputs.
         SiglipOnnxError: the model cannot be opened or fails.
     """
-    policy, engine, watcher = policy or Policy(), engine or LocalEngine(), watcher or JobWatcher()
+    policy, engine = policy or Policy(), engine or LocalEngine()
     job = begin_job(out, facts, overwrite=policy.overwrite)
     with locked(out):
         clear_temporary(out)
@@ -100,7 +91,8 @@ def run_job(
         log = _Log(job, watcher)
         tasks, done = _find_tasks(job, policy)
         log.write("run", inputs=asdict(changes), shards_to_do=len(tasks), onnxruntime=runtime_version())
-        watcher.planned(changes, _count_inputs(job), done)
+        if watcher is not None:
+            watcher.planned(changes, _count_inputs(job), done)
         if tasks:
             remove(out, SUMMARY)
         try:
@@ -171,22 +163,26 @@ def _error_lines(job: Job, shards: Iterable[int]) -> Iterator[bytes]:
 class _Log(Watcher):
     """Writes when and where shards were done to ``log.jsonl``, and passes everything on."""
 
-    def __init__(self, job: Job, watcher: Watcher) -> None:
+    def __init__(self, job: Job, watcher: Watcher | None) -> None:
         self._path, self._watcher = job.path / LOG, watcher
 
     def write(self, event: str, **facts: Any) -> None:
         """Add a line."""
-        where = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, "host": platform.node(), "pid": os.getpid()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(to_line(where | facts))
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        line = to_line({"time": when, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
+        with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def picture(self, status: str) -> None:
-        self._watcher.picture(status)
+        if self._watcher is not None:
+            self._watcher.picture(status)
 
     def lost(self, statuses: Mapping[str, int]) -> None:
         self.write("worker died", lost=dict(statuses))
-        self._watcher.lost(statuses)
+        if self._watcher is not None:
+            self._watcher.lost(statuses)
 
     def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
         self.write("shard", shard=shard, seconds=seconds, counts=receipt.counts)
-        self._watcher.shard(shard, receipt, seconds)
+        if self._watcher is not None:
+            self._watcher.shard(shard, receipt, seconds)

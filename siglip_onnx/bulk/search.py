@@ -81,13 +81,12 @@ class Collection:
         """Return the best of some candidates, their scores computed anew with full precision."""
         if not len(candidates.scores):
             return []
-        vectors = np.array(
-            [self.job.read_vectors(int(shard))[row] for shard, row in zip(candidates.shards, candidates.rows, strict=True)]
-        ).astype(np.float32)
+        places = zip(candidates.shards, candidates.rows, strict=True)
+        vectors = np.array([self.job.read_vectors(int(shard))[row] for shard, row in places]).astype(np.float32)
         facts = self.job.facts
-        logits = compute_logits(
-            vectors, query[np.newaxis], logit_scale=facts.logit_scale, logit_bias=facts.logit_bias
-        )[:, 0]
+        logits = compute_logits(vectors, query[np.newaxis], logit_scale=facts.logit_scale, logit_bias=facts.logit_bias)[
+            :, 0
+        ]
         similarities = vectors.astype(np.float64) @ query.astype(np.float64)
         order = np.lexsort((candidates.rows, candidates.shards, -similarities))[:count]
         paths = self._paths(candidates.shards[order], candidates.rows[order])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from ..hub import load
 from ..image import DEFAULT_LIMITS, ImageLimits
@@ -34,6 +36,10 @@ class ModelSpec:
             image_limits=self.image_limits,
             allow_truncated=self.allow_truncated,
         )
+
+    def absolute(self) -> ModelSpec:
+        """Return the same model, found from any working directory."""
+        return replace(self, name=os.path.abspath(self.name)) if Path(self.name).is_dir() else self  # noqa: PTH100
 
     def job_facts(self, *, layout: str = "npy", dtype: str = "float32", shard_size: int = MAX_SHARD_SIZE) -> JobFacts:
         """Return what all vectors of a job with this model have in common."""

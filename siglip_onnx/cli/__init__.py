@@ -17,7 +17,9 @@ from .classify import classify
 from .compile import compile_
 from .embed import embed
 from .export import export
+from .index import index
 from .info import info
+from .search import search
 from .verify import verify
 
 INTERRUPTED = 130
@@ -78,5 +80,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, info, export, verify, compile_):
+for command in (classify, embed, search, index, info, export, verify, compile_):
     main.add_command(command)
