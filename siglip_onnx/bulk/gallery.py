@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ImageError
-from ..image import load_image
+from ..image import DEFAULT_LIMITS, load_image
+from .files import read_file
 from .search import Hit
 
 _SIDE = 320
@@ -50,7 +51,7 @@ def _render_hit(hit: Hit) -> str:
 
 def _thumbnail(path: str) -> str:
     try:
-        picture = load_image(path, draft_size=(_SIDE, _SIDE))
+        picture = load_image(read_file(path, DEFAULT_LIMITS), draft_size=(_SIDE, _SIDE))
     except ImageError:
         return ""
     picture.thumbnail((_SIDE, _SIDE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from ..errors import JobError, MissingExtraError
 from ..head import Floats
 from ..session import available_threads
+from .job import INDEX, INDEX_FACTS
 from .search import Candidates, Collection, Hit
-from .storage import write_whole, writing
+from .storage import TEMPORARY, clear_temporary, locked, write_whole, writing
 
-INDEX, INDEX_FACTS = "index.usearch", "index.json"
 _SAMPLES, _NEAREST = 100, 10
 _SPARE = 16
 
@@ -30,20 +31,18 @@ def build_index(collection: Collection, *, threads: int | None = None) -> dict[s
         JobError: the folder cannot be written.
     """
     usearch = _import_usearch()
-    facts = collection.job.facts
-    index = usearch.Index(ndim=facts.embedding_dim, metric="ip", dtype="f16")
-    for shard in collection.shards:
-        vectors = np.array(collection.job.read_vectors(shard))
-        if len(vectors):
-            index.add(_keys(shard, len(vectors)), vectors, threads=threads or available_threads())
-    recall = _measure_recall(collection, index)
-    with writing(collection.job.path):
-        part = collection.job.path / f"{INDEX}.part"
-        index.save(str(part))
-        part.replace(collection.job.path / INDEX)
-    found = {"vectors": len(index), "recall_at_10": recall, "of": _digest(collection)}
-    write_whole(collection.job.path, INDEX_FACTS, [(json.dumps(found, indent=2) + "\n").encode()])
-    return found
+    job = collection.job
+    with locked(job.path):
+        index = usearch.Index(ndim=job.facts.embedding_dim, metric="ip", dtype="f16")
+        for shard in collection.shards:
+            vectors = np.array(job.read_vectors(shard))
+            if len(vectors):
+                index.add(_keys(shard, len(vectors)), vectors, threads=threads or available_threads())
+        facts = {"vectors": len(index), "recall_at_10": _measure_recall(collection, index), "of": _digest(collection)}
+        _save(index, job.path)
+        write_whole(job.path, INDEX_FACTS, [(json.dumps(facts, indent=2) + "\n").encode()])
+        clear_temporary(job.path)
+    return facts
 
 
 def search_index(collection: Collection, query: Floats, count: int) -> list[Hit]:
@@ -63,6 +62,14 @@ def search_index(collection: Collection, query: Floats, count: int) -> list[Hit]
     if of != _digest(collection) or index is None:
         raise JobError(f"The index of {path} is of other vectors than are there now; run: siglip-onnx index {path}")
     return collection.rank(query, _candidates(index, query, count + _SPARE), count)
+
+
+def _save(index: Any, folder: Path) -> None:
+    part = folder / TEMPORARY / INDEX
+    with writing(folder):
+        part.parent.mkdir(exist_ok=True)
+        index.save(str(part))
+        part.replace(folder / INDEX)
 
 
 def _measure_recall(collection: Collection, index: Any) -> float:

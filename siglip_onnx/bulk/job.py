@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from ..errors import JobError
 from .layouts import LAYOUTS, Layout
 from .records import OK, STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, rows_from_bytes, rows_to_bytes
-from .storage import TEMPORARY, remove, write_whole
+from .storage import LOCK, TEMPORARY, remove, write_whole
 
 FORMAT = "siglip_onnx.job/1"
 FACTS, SUMMARY, ERRORS, LOG = "job.json", "summary.json", "errors.jsonl", "log.jsonl"
+INDEX, INDEX_FACTS = "index.usearch", "index.json"
+DERIVED = (SUMMARY, ERRORS, INDEX, INDEX_FACTS)
 PLAN, ROWS, RECEIPTS = "plan", "rows", "receipts"
 MAX_SHARD_SIZE = 1000
 
@@ -165,7 +167,7 @@ class Job:
                     return False
                 if read_files and _sha256((self.path / name).read_bytes()) != facts["sha256"]:
                     return False
-            except OSError:
+            except (OSError, KeyError, TypeError):
                 return False
         return True
 
@@ -190,11 +192,28 @@ def open_job(path: Path) -> Job:
     return Job(path, JobFacts(**document))
 
 
-def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
-    """Make a job's folder, or open that of an earlier run with the same facts.
+def make_folder(path: Path) -> None:
+    """Make a job's folder if it is not there.
 
     Raises:
-        JobError: the folder holds another job or something else, or cannot be made.
+        JobError: it is something else, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        others = {one.name for one in path.iterdir()} - {TEMPORARY, LOCK}
+    except FileExistsError as error:
+        raise JobError(f"{path} is a file; give the name of a folder as --out.") from error
+    except OSError as error:
+        raise JobError(f"{path} cannot be made: {error.strerror}. Choose another place for --out.") from error
+    if others and not (path / FACTS).exists():
+        raise JobError(f"{path} holds other things than a job of this command; give another --out.")
+
+
+def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
+    """Begin a job in its folder, or open that of an earlier run with the same facts.
+
+    Raises:
+        JobError: the folder holds a job with other facts, or cannot be written.
     """
     if overwrite and (path / FACTS).exists():
         _remove_job(path)
@@ -202,12 +221,6 @@ def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
         job = open_job(path)
         _compare(path, asdict(job.facts), asdict(facts))
         return job
-    if path.exists() and (not path.is_dir() or any(not _is_left_over(one) for one in path.iterdir())):
-        raise JobError(f"{path} exists and is no job of this command; give another --out.")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise JobError(f"{path} cannot be made: {error.strerror}. Choose another place for --out.") from error
     write_whole(path, FACTS, [facts.to_bytes()])
     return Job(path, facts)
 
@@ -228,15 +241,10 @@ def _remove_job(path: Path) -> None:
         for folder in sorted(folders):
             if (path / folder).is_dir():
                 shutil.rmtree(path / folder)
-        for name in (SUMMARY, ERRORS, LOG, FACTS):
+        for name in (*DERIVED, LOG, FACTS):
             (path / name).unlink(missing_ok=True)
     except OSError as error:
         raise JobError(f"{path} cannot be overwritten: {error.strerror}. Give another --out.") from error
-
-
-def _is_left_over(path: Path) -> bool:
-    """Say whether something is what a run leaves that dies before its first file is whole."""
-    return path.name in (TEMPORARY, ".lock")
 
 
 def _plan_name(shard: int) -> str:

@@ -8,6 +8,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from ..errors import JobError
 from ..session import available_threads, runtime_version
 from .crew import Crew, Watcher
-from .job import ERRORS, LOG, SUMMARY, Job, JobFacts, Receipt, begin_job
+from .job import ERRORS, LOG, SUMMARY, Job, JobFacts, Receipt, begin_job, make_folder
 from .listing import Listing
 from .plan import Changes, update_plan
 from .records import OK, STATUSES, to_line
@@ -82,27 +83,33 @@ def run_job(
         SiglipOnnxError: the model cannot be opened or fails.
     """
     policy, engine = policy or Policy(), engine or LocalEngine()
-    job = begin_job(out, facts, overwrite=policy.overwrite)
-    with locked(out):
-        clear_temporary(out)
+    make_folder(out)
+    with locked(out), _temporary_cleared(out):
+        job = begin_job(out, facts, overwrite=policy.overwrite)
         changes = update_plan(job, listing, prune=policy.prune)
         if not job.shards():
             raise JobError("No pictures were found; give a folder or a list that has some, or see --all-files.")
-        log = _Log(job, watcher)
         tasks, done = _find_tasks(job, policy)
+        log = _Log(job, watcher)
         log.write("run", inputs=asdict(changes), shards_to_do=len(tasks), onnxruntime=runtime_version())
         if watcher is not None:
-            watcher.planned(changes, _count_inputs(job), done)
+            to_do = sum(len(job.read_plan(task.shard)) for task in tasks)
+            watcher.planned(changes, to_do + sum(done.values()), done)
         if tasks:
             remove(out, SUMMARY)
-        try:
-            for _ in engine(job, model, tasks, log):
-                pass
-        finally:
-            clear_temporary(out)
-        summary = _finish(job)
+        for _ in engine(job, model, tasks, log):
+            pass
+        return _finish(job)
+
+
+@contextmanager
+def _temporary_cleared(out: Path) -> Iterator[None]:
+    """Remove what an earlier run left half written, and what this one leaves."""
+    clear_temporary(out)
+    try:
+        yield
+    finally:
         clear_temporary(out)
-    return summary
 
 
 def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
@@ -115,10 +122,6 @@ def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
         else:
             done.update(receipt.counts)
     return tasks, done
-
-
-def _count_inputs(job: Job) -> int:
-    return sum(len(job.read_plan(shard)) for shard in job.shards())
 
 
 def _finish(job: Job) -> dict[str, Any]:

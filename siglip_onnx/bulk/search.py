@@ -81,8 +81,9 @@ class Collection:
         """Return the best of some candidates, their scores computed anew with full precision."""
         if not len(candidates.scores):
             return []
-        places = zip(candidates.shards, candidates.rows, strict=True)
-        vectors = np.array([self.job.read_vectors(int(shard))[row] for shard, row in places]).astype(np.float32)
+        stored = {shard: self.job.read_vectors(shard) for shard in set(candidates.shards.tolist())}
+        places = zip(candidates.shards.tolist(), candidates.rows.tolist(), strict=True)
+        vectors = np.array([stored[shard][row] for shard, row in places]).astype(np.float32)
         facts = self.job.facts
         logits = compute_logits(vectors, query[np.newaxis], logit_scale=facts.logit_scale, logit_bias=facts.logit_bias)[
             :, 0

@@ -12,6 +12,7 @@ from uuid import uuid4
 from ..errors import JobError
 
 TEMPORARY = ".tmp"  # beside the final names, so that a rename moves no data
+LOCK = ".lock"
 
 
 def write_whole(folder: Path, name: str, chunks: Iterable[bytes]) -> None:
@@ -78,7 +79,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with writing(folder):
-        file = (folder / ".lock").open("w")
+        file = (folder / LOCK).open("w")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
