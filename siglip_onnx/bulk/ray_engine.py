@@ -62,6 +62,8 @@ class RayEngine:
     def _connect(self) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
+            # Otherwise a minute passes until it is noticed that the cluster has died.
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
             cpus = (self._workers or available_threads()) + 1
             options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
