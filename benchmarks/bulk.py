@@ -22,7 +22,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from siglip_onnx.bulk.records import Input, Row
 from siglip_onnx.bulk.run import LocalEngine, run_job
 from siglip_onnx.bulk.search import open_collection
 from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.cli.progress import OFF, Progress
 from siglip_onnx.head import l2_normalize
 from siglip_onnx.streaming import map_in_order
 
@@ -47,29 +48,36 @@ SEED = 0
 
 def measure_kills(work: Path, times: int = 20) -> dict[str, Any]:
     """Kill a job at random moments, run it again, and compare what it wrote with an uninterrupted run."""
-    pictures, bundle = make_pictures(work / "kills", 600), make_small_bundle(work)
-    arguments = ["embed", str(pictures), "--model", str(bundle), "--shard-size", "20", "--out"]
-    began = time.perf_counter()
-    run(*arguments, str(fresh(work / "whole")))
-    usual, whole = time.perf_counter() - began, tree(work / "whole")
+    pictures, bundle = make_pictures(work / "kills", 4000), make_small_bundle(work)
+    arguments = ["embed", str(pictures), "--model", str(bundle), "--shard-size", "50", "--out"]
+    usual = kill_after(float("inf"), [*arguments, str(fresh(work / "whole"))], work / "whole")
+    whole = tree(work / "whole")
     rng = np.random.default_rng(SEED)
     identical, finished, twice = 0, [], 0
-    for delay in rng.uniform(0.3, usual, times):
+    for delay in rng.uniform(0, usual, times):
         out = fresh(work / "killed")
-        with subprocess.Popen(
-            command(*arguments, str(out)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as job:
-            time.sleep(delay)
-            job.kill()
+        kill_after(delay, [*arguments, str(out)], out)
         finished.append(len(list(out.glob("receipts/*"))))
         run(*arguments, str(out))
         identical += tree(out) == whole
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         twice += max(Counter(line["shard"] for line in lines if line["event"] == "shard").values()) > 1
     return {
-        "kills": times, "identical trees": identical, "shards done at the kill": sorted(finished), "shards": 30,
+        "kills": times, "identical trees": identical, "shards done at the kill": sorted(finished), "shards": 80,
         "runs in which a committed shard was done again": twice, "workers": len(os.sched_getaffinity(0)),
     }  # fmt: skip
+
+
+def kill_after(delay: float, arguments: list[str], out: Path) -> float:
+    """Kill a job so long after it began its folder, unless it ended before; returns its seconds from then on."""
+    with subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:  # noqa: S603
+        while not (out / "job.json").exists():
+            time.sleep(0.001)
+        began = time.perf_counter()
+        while job.poll() is None and time.perf_counter() - began < delay:
+            time.sleep(0.001)
+        job.kill()
+    return time.perf_counter() - began
 
 
 def measure_faults(work: Path, count: int = 10_000) -> dict[str, Any]:
@@ -149,22 +157,14 @@ def time_tower(bundle: Path, folder: Path, workers: int) -> dict[str, float]:
     return {"pictures_per_second": round(len(rounds) / (time.perf_counter() - began), 2)}
 
 
-class Stopwatch:
+class Stopwatch(Progress):
     """Notes when shards began and ended."""
 
-    def __init__(self) -> None:
-        self.began, self.ended = float("inf"), 0.0
-
-    def planned(self, changes: Any, num_inputs: int, done: Mapping[str, int]) -> None:
-        self.total = num_inputs
-
-    def picture(self, status: str) -> None:
-        pass
-
-    def lost(self, statuses: Mapping[str, int]) -> None:
-        pass
+    began, ended = float("inf"), 0.0
 
     def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
+        """Note one."""
+        super().shard(shard, receipt, seconds)
         self.ended = time.perf_counter()
         self.began = min(self.began, self.ended - seconds)
 
@@ -173,12 +173,12 @@ def time_job(bundle: Path, folder: Path, out: Path, engine: str) -> dict[str, fl
     """Run a job; the rate is that from the first shard's begin to the last one's end, the start is what was before."""
     from siglip_onnx.bulk.ray_engine import RayEngine  # noqa: PLC0415 - needs ray
 
-    spec, watch = ModelSpec(str(bundle)), Stopwatch()
+    spec, watch, count = ModelSpec(str(bundle)), Stopwatch(OFF), len(list(folder.iterdir()))
     began = time.perf_counter()
     run_job(out, Listing([folder]), spec, spec.job_facts(shard_size=20), watcher=watch,
             engine=RayEngine() if engine == "ray" else LocalEngine())  # fmt: skip
     return {
-        "pictures_per_second": round(watch.total / (watch.ended - watch.began), 2),
+        "pictures_per_second": round(count / (watch.ended - watch.began), 2),
         "start_seconds": round(watch.began - began, 2),
         "whole_seconds": round(time.perf_counter() - began, 2),
     }
