@@ -1,7 +1,8 @@
 """Measure bulk jobs: what they promise when killed or fed bad files, memory, rates, Ray, and search.
 
     python benchmarks/bulk.py kills faults memory search
-    python benchmarks/bulk.py throughput --bundle BUNDLE      # a bundle of true shapes, see base_multilingual.py
+    python benchmarks/bulk.py throughput --bundle BUNDLE --shapes NAME    # of true shapes, see base_multilingual.py
+    python benchmarks/bulk.py cost                                        # the tables of docs/bulk.md
 
 Promises are checked with a small random bundle that is made here, rates with the bundle given. Every part writes its
 figures to benchmarks/results/bulk.json and leaves the others there.
@@ -22,7 +23,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ from siglip_onnx.bulk.records import Input, Row
 from siglip_onnx.bulk.run import LocalEngine, run_job
 from siglip_onnx.bulk.search import open_collection
 from siglip_onnx.bulk.spec import ModelSpec
-from siglip_onnx.cli.progress import OFF, Progress
+from siglip_onnx.cli.progress import OFF, Progress, human_seconds
 from siglip_onnx.head import l2_normalize
 from siglip_onnx.streaming import map_in_order
 
 RESULTS = Path(__file__).parent / "results" / "bulk.json"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "bulk.md"
+DOLLARS = 0.03  # about what large clouds ask for idle machines
 SEED = 0
 
 
@@ -124,11 +127,14 @@ def measure_memory(work: Path, counts: tuple[int, int] = (1_000, 100_000)) -> di
     }  # fmt: skip
 
 
-def measure_throughput(work: Path, bundle: Path, count: int) -> dict[str, Any]:
+def measure_throughput(work: Path, bundle: Path, shapes: str, count: int) -> dict[str, Any]:
     """Compare a whole job on small JPEGs with the vision tower alone on as many workers, and Ray with that."""
     folder = make_pictures(work / "throughput", count, size=256)
     workers = len(os.sched_getaffinity(0))
-    facts: dict[str, Any] = {"bundle": siglip_onnx.load(bundle).bundle.manifest.model_name, "pictures": count}
+    model = siglip_onnx.load(bundle)
+    facts: dict[str, Any] = {
+        "shapes": shapes, "variant": model.variant, "embedding_dim": model.embedding_dim, "pictures": count
+    }  # fmt: skip
     facts["tower"] = in_fresh_process(time_tower, bundle, folder, workers)
     for engine in ("local", "ray", "local again"):
         facts[engine] = in_fresh_process(time_job, bundle, folder, fresh(work / "out"), engine)
@@ -369,6 +375,61 @@ def anonymous_memory_mb() -> float:
     return memory_mb(os.getpid(), "RssAnon")
 
 
+def cost_table(results: Mapping[str, Any], dollars: float) -> str:
+    """Return what so many pictures need, at the rate that a whole job had per core, as a Markdown table."""
+    throughput = results["throughput"]
+    rate = throughput["local"]["pictures_per_second"] / throughput["machine"]["threads"]
+    lines = [
+        "| small pictures | CPU hours | on 16 CPUs | on 1,000 CPUs | dollars | float16 vectors |",
+        "|---|---|---|---|---|---|",
+    ]
+    for count, name in ((10**6, "a million"), (10**8, "a hundred million"), (10**9, "a billion")):
+        hours = count / rate / 3600
+        cells = (
+            name, f"{hours:,.0f}", human_seconds(hours * 3600 / 16), human_seconds(hours * 3.6),
+            f"{hours * dollars:,.0f}", f"{count * throughput['embedding_dim'] * 2 / 1e9:,.1f} GB",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = throughput["machine"]
+    closing = (
+        f"At {rate:.1f} pictures per second and CPU, measured with {throughput['shapes']}, int8, on {machine['cpu']} "
+        f"({', '.join(machine['cpu_flags'])}), and {dollars:g} dollars per CPU hour."
+    )
+    return "\n".join([*lines, "", closing])
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Return what was measured, as a Markdown table."""
+    kills, faults, memory = (results[name] for name in ("kills", "faults", "memory"))
+    throughput, search = results["throughput"], results["search"]
+    few, many = (facts["sum_of_processes_mb"] for name, facts in memory.items() if name.endswith(" pictures"))
+    again, threads = memory["up-to-date run"], search["machine"]["threads"]
+    seconds = search[f"{threads} threads, min / median seconds"]
+    rows = (
+        ("killed at random moments, then run again: same bytes", f"{kills['identical trees']} of {kills['kills']}"),
+        ("inputs, rows, planted faults of ten kinds", f"{faults['inputs']:,}, {faults['rows']:,}, all found and no "
+         f"other: {faults['errors are exactly the planted']}"),
+        ("peak memory of all processes, 1,000 and 100,000 pictures, MB", f"{few:.0f}, {many:.0f}"),
+        ("a run over 100,000 that finds nothing to do, whole process; listing alone, s",
+         f"{again['whole_process_seconds']:.1f}; {again['scan_seconds']:.1f}"),
+        ("a whole job on small JPEGs, as a share of the vision tower's own rate", f"{throughput['local / tower']:.2f}"),
+        ("Ray on the same CPUs, as a share of that; its start, s",
+         f"{throughput['ray / local']:.2f}; {throughput['ray']['start_seconds']:.1f}"),
+        ("exact top 10 of 1,000,000 x 768 float16, warm, min / median s", f"{seconds[0]:.2f} / {seconds[1]:.2f}"),
+        ("the same bytes only read, s", f"{1.536 / search['reading the mapped files, all threads, GB/s']:.2f}"),
+    )  # fmt: skip
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def write_docs(results: Mapping[str, Any], dollars: float) -> None:
+    """Put both tables between their marks in docs/bulk.md."""
+    for mark, table in (("cost", cost_table(results, dollars)), ("bulk", results_table(results))):
+        begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+        before, rest = DOCUMENT.read_text(encoding="utf-8").split(begin)
+        _, after = rest.split(end)
+        DOCUMENT.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+
+
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "kills": measure_kills,
     "faults": measure_faults,
@@ -378,24 +439,29 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 @click.command(help=__doc__)
-@click.argument("parts", nargs=-1, required=True, type=click.Choice([*PARTS, "throughput"]))
+@click.argument("parts", nargs=-1, required=True, type=click.Choice([*PARTS, "throughput", "cost"]))
 @click.option("--bundle", type=click.Path(path_type=Path, exists=True), help="For throughput: a bundle of true shapes.")
+@click.option("--shapes", help="For throughput: whose shapes the bundle has.")
 @click.option("--pictures", default=300, help="For throughput.")
+@click.option("--dollars", default=DOLLARS, help="For cost: the price of a CPU for an hour.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "siglip_onnx_bulk")
-def main(parts: tuple[str, ...], bundle: Path | None, pictures: int, work: Path) -> None:
-    """Measure and write the results."""
+def main(
+    parts: tuple[str, ...], bundle: Path | None, shapes: str | None, pictures: int, dollars: float, work: Path
+) -> None:
+    """Measure, and write the results."""
     work.mkdir(parents=True, exist_ok=True)
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for part in parts:
-        if part != "throughput":
-            found = PARTS[part](work)
-        elif bundle is not None:
-            found = measure_throughput(work, bundle, pictures)
-        else:
-            raise click.UsageError("throughput needs --bundle.")
-        results[part] = {"machine": describe_machine()} | found
+        if part == "cost":
+            write_docs(json.loads(RESULTS.read_text(encoding="utf-8")), dollars)
+            continue
+        if part == "throughput" and (bundle is None or shapes is None):
+            raise click.UsageError("throughput needs --bundle and --shapes.")
+        machine = describe_machine()
+        found = PARTS[part](work) if part in PARTS else measure_throughput(work, bundle, shapes, pictures)
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        results[part] = {"machine": machine} | found
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         click.echo(json.dumps({part: found}, indent=2))
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
