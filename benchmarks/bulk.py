@@ -127,8 +127,10 @@ def measure_memory(work: Path, counts: tuple[int, int] = (1_000, 100_000)) -> di
     }  # fmt: skip
 
 
-def measure_throughput(work: Path, bundle: Path, shapes: str, count: int) -> dict[str, Any]:
+def measure_throughput(work: Path, bundle: Path | None, shapes: str | None, count: int) -> dict[str, Any]:
     """Compare a whole job on small JPEGs with the vision tower alone on as many workers, and Ray with that."""
+    if bundle is None or shapes is None:
+        raise click.UsageError("throughput needs --bundle and --shapes.")
     folder = make_pictures(work / "throughput", count, size=256)
     workers = len(os.sched_getaffinity(0))
     model = siglip_onnx.load(bundle)
@@ -454,8 +456,6 @@ def main(
         if part == "cost":
             write_docs(json.loads(RESULTS.read_text(encoding="utf-8")), dollars)
             continue
-        if part == "throughput" and (bundle is None or shapes is None):
-            raise click.UsageError("throughput needs --bundle and --shapes.")
         machine = describe_machine()
         found = PARTS[part](work) if part in PARTS else measure_throughput(work, bundle, shapes, pictures)
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}

@@ -69,7 +69,14 @@ def test_imports_go_one_way() -> None:
 
 @pytest.mark.parametrize(
     ("library", "rooms"),
-    [("onnxruntime", {"session.py"}), ("click", {"cli"}), ("tokenizers", {"tokenizer.py", "export"})],
+    [
+        ("onnxruntime", {"session.py"}),
+        ("click", {"cli"}),
+        ("tokenizers", {"tokenizer.py", "export"}),
+        ("pyarrow", {"bulk"}),
+        ("ray", {"bulk"}),
+        ("usearch", {"bulk"}),
+    ],
 )
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:
     found = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if library in roots_of(path)}

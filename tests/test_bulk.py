@@ -43,6 +43,7 @@ from siglip_onnx.errors import JobError, SiglipOnnxError
 from siglip_onnx.model import SigLIP
 
 SHARD_SIZE = 10
+LEFT_OUT = "left out: 1 file not named as pictures are; --all-files tries all."
 
 
 class InProcess:
@@ -191,7 +192,7 @@ def test_planted_faults_are_the_only_errors(folder: Path, small_bundle: Path, tm
     assert found.returncode == 3, found.stderr
     summary = json.loads(found.stdout)
     assert (summary["inputs"], summary["vectors"], summary["errors"]) == (37 + 12, 37, 12)
-    assert "1 files whose names are not those of pictures were left out" in found.stderr
+    assert LEFT_OUT in found.stderr
     errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     assert {Path(error["path"]).name: error["status"] for error in errors} == expected
     assert all(error["message"] for error in errors)
@@ -458,6 +459,18 @@ def test_lists_on_stdin_and_in_files(folder: Path, small_bundle: Path, tmp_path:
         str(path) for path in [*pictures, odd, tmp_path / "none.png", folder]
     ]
     embed(tmp_path / "a", folder, ModelSpec(str(small_bundle)), overwrite=True)  # a list's job gives way
+
+
+def test_what_is_gone_is_said(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("embed", folder, "--out", tmp_path / "out", "--model", small_bundle)
+    assert run(*arguments).stderr == f"siglip-onnx: {LEFT_OUT}\n"
+    (folder / "00.png").unlink()
+    result = run(*arguments)
+    assert "gone, but kept: 1 input; --prune drops what is gone." in result.stderr
+    assert result.stdout == f"{tmp_path / 'out'}: 37 vectors of 64 from 37 inputs (ok 37)\n"
+    result = run(*arguments, "--prune")
+    assert result.stderr == f"siglip-onnx: {LEFT_OUT}\n"
+    assert result.stdout == f"{tmp_path / 'out'}: 36 vectors of 64 from 36 inputs (ok 36)\n"
 
 
 def test_wrong_use_is_one_message(folder: Path, small_bundle: Path, tmp_path: Path) -> None:

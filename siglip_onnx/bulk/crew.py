@@ -206,9 +206,15 @@ def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the crew is gone
     except SiglipOnnxError as error:
-        connection.send(("error", error))
+        _say(connection, "error", error)
     except Exception as error:  # a death like any other, but it can say why
-        connection.send(("exception", f"{type(error).__name__}: {error}"))
+        _say(connection, "exception", f"{type(error).__name__}: {error}")
+
+
+def _say(connection: Connection, kind: str, value: object) -> None:
+    """Say a last word, if somebody still listens."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.send((kind, value))
 
 
 def _describe_exit(code: int | None) -> str:

@@ -139,9 +139,9 @@ class Job:
         whole = receipt.fingerprint == self._fingerprint and self._has_files(shard, receipt, read_files)
         return receipt if whole else None
 
-    def is_done(self, shard: int, receipt: Receipt | None) -> bool:
+    def is_done(self, shard: int, receipt: Receipt) -> bool:
         """Say whether a shard's receipt is for what the plan says now."""
-        return receipt is not None and receipt.plan_sha256 == _sha256(self._plan_bytes(shard))
+        return receipt.plan_sha256 == _sha256(self._plan_bytes(shard))
 
     def read_rows(self, shard: int) -> list[Row]:
         """Return what became of a committed shard's inputs."""

@@ -130,7 +130,7 @@ def _finish(job: Job) -> dict[str, Any]:
     shards = job.shards()
     for shard in shards:
         receipt = job.receipt(shard, read_files=False)
-        if receipt is None:
+        if receipt is None or not job.is_done(shard, receipt):
             raise JobError(f"Shard {shard} of {job.path} changed while the job ran. Run the same command again.")
         counts.update(receipt.counts)
         if receipt.num_errors:

@@ -80,8 +80,9 @@ def check_no_job_options(context: click.Context) -> None:
 
 def is_source(argument: str) -> bool:
     """Say whether an argument is a folder, a list of paths, or stdin, rather than a picture."""
-    is_list = argument.startswith(_LIST_MARK) or argument.lower().endswith(_LIST_SUFFIX)
-    return argument == STDIN or is_list or Path(argument).is_dir()
+    if argument == STDIN or Path(argument).is_dir() or argument.lower().endswith(_LIST_SUFFIX):
+        return True
+    return argument.startswith(_LIST_MARK) and not Path(argument).exists()
 
 
 def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out: Path, *, as_json: bool) -> int:
@@ -105,9 +106,12 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
             click.echo(f"\nsiglip-onnx: {out} can be resumed with the same command", err=True)
             raise
     progress.finish()
+    if progress.gone and not job.prune:
+        gone = _count(progress.gone, "input")
+        click.echo(f"siglip-onnx: gone, but kept: {gone}; --prune drops what is gone.", err=True)
     if listing.left_out:
-        files = f"{listing.left_out:,} files whose names are not those of pictures were left out"
-        click.echo(f"siglip-onnx: {files}; --all-files tries them.", err=True)
+        files = _count(listing.left_out, "file")
+        click.echo(f"siglip-onnx: left out: {files} not named as pictures are; --all-files tries all.", err=True)
     click.echo(to_json({"out": str(out)} | summary, indent=2) if as_json else _describe(out, summary))
     return SOME_FAILED if summary["errors"] else 0
 
@@ -145,15 +149,19 @@ def _engine(choice: ModelChoice, job: JobChoice) -> Any:
 def _open_source(argument: str, opened: ExitStack) -> Path | IO[bytes]:
     if argument == STDIN:
         return sys.stdin.buffer
-    path = Path(argument.removeprefix(_LIST_MARK))
-    if path.is_dir():
-        return path
+    if Path(argument).is_dir():
+        return Path(argument)
+    path = Path(argument if Path(argument).exists() else argument.removeprefix(_LIST_MARK))
     try:
         return opened.enter_context(path.open("rb"))
     except OSError as error:
         raise SiglipOnnxError(
             f"The list {path} cannot be read: {error.strerror}; give a file of one path per line."
         ) from error
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _describe(out: Path, summary: dict[str, Any]) -> str:

@@ -28,10 +28,12 @@ class Progress:
         self._told = self._began = time.monotonic()
         self._total = self._here = 0
         self._counts = Counter[str]()
+        self.gone = 0
 
     def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
         """Begin."""
         self._total, self._counts, self._began = num_inputs, Counter(done), time.monotonic()
+        self.gone = changes.gone
         if self._mode != OFF:
             left = f"{num_inputs - sum(done.values()):,} to do"
             news = f"{changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone"
