@@ -48,12 +48,13 @@ class Listing:
     def _walk(self, folder: str) -> Iterator[Input]:
         """Yield the inputs under a folder; links to folders are not followed, for they may lead in circles."""
         try:
-            names = sorted(os.listdir(folder))  # noqa: PTH208 - no Path per name
+            names = sorted(os.listdir(folder), reverse=True)  # noqa: PTH208 - no Path per name
         except OSError:
             self.unlisted.append(folder)
             yield Input(folder, None, None)
             return
-        for name in names:
+        while names:
+            name = names.pop()  # what is done need not stay in memory
             path = f"{folder.rstrip(os.sep)}{os.sep}{name}"
             found = _stat(path)
             is_folder = found is not None and stat.S_ISDIR(found.st_mode)

@@ -85,9 +85,8 @@ class Collection:
         places = zip(candidates.shards.tolist(), candidates.rows.tolist(), strict=True)
         vectors = np.array([stored[shard][row] for shard, row in places]).astype(np.float32)
         facts = self.job.facts
-        logits = compute_logits(vectors, query[np.newaxis], logit_scale=facts.logit_scale, logit_bias=facts.logit_bias)[
-            :, 0
-        ]
+        scale, bias = facts.logit_scale, facts.logit_bias
+        logits = compute_logits(vectors, query[np.newaxis], logit_scale=scale, logit_bias=bias)[:, 0]
         similarities = vectors.astype(np.float64) @ query.astype(np.float64)
         order = np.lexsort((candidates.rows, candidates.shards, -similarities))[:count]
         paths = self._paths(candidates.shards[order], candidates.rows[order])
@@ -107,12 +106,8 @@ class Collection:
         return _best(found, count)
 
     def _paths(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[str]:
-        names = {
-            (shard, row.row): row.path
-            for shard in {int(shard) for shard in shards}
-            for row in self.job.read_rows(shard)
-        }
-        return [names[int(shard), int(row)] for shard, row in zip(shards, rows, strict=True)]
+        names = {shard: self.job.find_paths(shard, rows[shards == shard].tolist()) for shard in set(shards.tolist())}
+        return [names[shard][row] for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
 
 
 def open_collection(path: Path) -> Collection:
