@@ -33,7 +33,8 @@ from base_multilingual import describe_machine, in_fresh_process
 from PIL import Image
 
 import siglip_onnx
-from siglip_onnx.bulk.job import JobFacts, Receipt, begin_job
+from siglip_onnx.bulk.facts import JobFacts, Receipt
+from siglip_onnx.bulk.job import begin_job
 from siglip_onnx.bulk.listing import Listing
 from siglip_onnx.bulk.records import Input, Row
 from siglip_onnx.bulk.run import LocalEngine, run_job

@@ -30,7 +30,8 @@ from PIL import Image
 
 import siglip_onnx
 from siglip_onnx.bulk.crew import Crew
-from siglip_onnx.bulk.job import Job, Receipt, open_job
+from siglip_onnx.bulk.facts import Receipt
+from siglip_onnx.bulk.job import Job, open_job
 from siglip_onnx.bulk.listing import Listing
 from siglip_onnx.bulk.plan import Index
 from siglip_onnx.bulk.records import Input

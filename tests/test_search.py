@@ -16,7 +16,8 @@ from conftest import make_picture, run_without
 from numpy.testing import assert_allclose, assert_array_equal
 
 import siglip_onnx
-from siglip_onnx.bulk.job import Job, JobFacts, begin_job
+from siglip_onnx.bulk.facts import JobFacts
+from siglip_onnx.bulk.job import Job, begin_job
 from siglip_onnx.bulk.query import Term, encode_query
 from siglip_onnx.bulk.records import Input, Row
 from siglip_onnx.bulk.scores import make_scorer

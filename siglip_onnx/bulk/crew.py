@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Protocol, cast
 
 from ..errors import JobError, SiglipOnnxError
-from .job import Receipt, open_job
+from .facts import Receipt
+from .job import open_job
 from .shard import Task, Watch, embed_shard
 from .spec import ModelSpec
 

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import JobError
+from .facts import FORMAT, JobFacts, Receipt
 from .layouts import LAYOUTS, Layout
-from .records import OK, STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, rows_from_bytes, rows_to_bytes
+from .records import STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, rows_from_bytes, rows_to_bytes
 from .storage import LOCK, TEMPORARY, remove, write_whole
 
-FORMAT = "siglip_onnx.job/1"
 FACTS, SUMMARY, ERRORS, LOG = "job.json", "summary.json", "errors.jsonl", "log.jsonl"
 INDEX, INDEX_FACTS = "index.usearch", "index.json"
 DERIVED = (SUMMARY, ERRORS, INDEX, INDEX_FACTS)
 PLAN, ROWS, RECEIPTS = "plan", "rows", "receipts"
-MAX_SHARD_SIZE = 1000
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """What every vector of a job has in common."""
-
-    model_name: str
-    variant: str
-    embedding_space: str
-    embedding_dim: int
-    logit_scale: float
-    logit_bias: float
-    preprocessing: dict[str, Any]
-    layout: str
-    dtype: str
-    shard_size: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all facts; a shard made under others is not taken for one of this job."""
-        return hashlib.sha256(self._to_json().encode()).hexdigest()
-
-    def to_bytes(self) -> bytes:
-        """Return the content of ``job.json``."""
-        return self._to_json().encode()
-
-    def _to_json(self) -> str:
-        return json.dumps({"format": FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """That a shard is done: of which plan, into which files, with how many rows of each status."""
-
-    fingerprint: str
-    plan_sha256: str
-    files: dict[str, dict[str, Any]]
-    counts: dict[str, int]
-
-    @property
-    def num_inputs(self) -> int:
-        """Rows of any status."""
-        return sum(self.counts.values())
-
-    @property
-    def num_errors(self) -> int:
-        """Rows without a vector."""
-        return self.num_inputs - self.counts.get(OK, 0)
 
 
 class Job:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from ..errors import JobError, MissingExtraError, SiglipOnnxError
 from ..session import available_threads
 from .crew import Crew, Watcher
-from .job import Job, Receipt
+from .facts import Receipt
+from .job import Job
 from .shard import Task
 from .spec import ModelSpec
 from .storage import TEMPORARY, writing

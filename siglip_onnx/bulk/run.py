@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from ..errors import JobError
 from ..session import available_threads, runtime_version
 from .crew import Crew, Watcher
-from .job import ERRORS, LOG, SUMMARY, Job, JobFacts, Receipt, begin_job, make_folder
+from .facts import JobFacts, Receipt
+from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder
 from .listing import Listing
 from .plan import Changes, update_plan
 from .records import OK, STATUSES, to_line

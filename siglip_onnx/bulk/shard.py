@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from ..image_limits import ImageLimits
 from ..model import SigLIP
+from .facts import JobFacts, Receipt
 from .files import read_file
-from .job import Job, JobFacts, Receipt
+from .job import Job
 from .records import CRASH, OK, Input, Row
 
 Vector = NDArray[Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..hub import load
 from ..image import DEFAULT_LIMITS, ImageLimits
 from ..model import SigLIP
-from .job import MAX_SHARD_SIZE, JobFacts
+from .facts import MAX_SHARD_SIZE, JobFacts
 
 
 @dataclass(frozen=True)

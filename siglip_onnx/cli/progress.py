@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..bulk.job import Receipt
+    from ..bulk.facts import Receipt
     from ..bulk.plan import Changes
 
 AUTO, PLAIN, OFF = "auto", "plain", "off"
