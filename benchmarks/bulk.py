@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -24,12 +25,13 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
-from base_multilingual import describe_machine, in_fresh_process
+from base_multilingual import describe_machine
 from PIL import Image
 
 import siglip_onnx
@@ -46,6 +48,7 @@ from siglip_onnx.streaming import map_in_order
 
 RESULTS = Path(__file__).parent / "results" / "bulk.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bulk.md"
+Result = TypeVar("Result")
 DOLLARS = 0.03  # about what large clouds ask for idle machines
 SEED = 0
 
@@ -321,6 +324,12 @@ def run(*arguments: str) -> int:
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode in (0, 3), done.stderr
     return done.returncode
+
+
+def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call ``function`` in a new interpreter, which may have workers of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def timed(function: Callable[[], object]) -> float:

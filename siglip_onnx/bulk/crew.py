@@ -188,10 +188,11 @@ class _Hand:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # onnxruntime does not survive a fork
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._job, self._model), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._job, self._model), daemon=True)
         with _in_environment(_ONE_THREAD), _interrupts_held():
-            self._process.start()
+            process.start()
         theirs.close()
+        self._process = process
 
 
 def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
