@@ -395,6 +395,26 @@ def test_a_worker_that_dies_once_costs_nothing(folder: Path, spec: ModelSpec, tm
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_pictures_that_run_in_batches_keep_their_rows(
+    folder: Path, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where inputs are read some places before their results come."""
+    plant_faults(folder)
+    spec = replace(spec, variant="fp32")
+    embed(tmp_path / "single", folder, spec)
+    monkeypatch.setattr(SigLIP, "_batch_size", 4)
+
+    def batched(job: Job, model: ModelSpec, tasks: list[Task], _watcher: Any) -> Iterator[tuple[int, Receipt]]:
+        for task in tasks:
+            yield task.shard, embed_shard(job, model.open(), task, Watch(lambda _: None, lambda _: None))
+
+    embed(tmp_path / "batched", folder, spec, batched)
+    assert rows_of(tmp_path / "batched") == rows_of(tmp_path / "single")
+    for path in (tmp_path / "single" / "vectors").iterdir():
+        found = np.load(tmp_path / "batched" / "vectors" / path.name)
+        np.testing.assert_allclose(found, np.load(path), atol=1e-5)
+
+
 def test_a_model_that_fails_ends_the_job_with_its_own_error(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(small_bundle, tmp_path / "broken"))
     graph = broken / "onnx" / "vision_model_quantized.onnx"
