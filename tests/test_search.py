@@ -64,7 +64,6 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
 
 
 @pytest.mark.parametrize("layout", ["npy", "clip-retrieval", "parquet"])

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ..errors import JobError, MissingExtraError
 from .records import OK, Row
 
-
 _HEADER_BYTES = 128  # what numpy writes before small arrays
 
 
