@@ -22,7 +22,7 @@ LAYERS = (
     {"label_cache", "classifier", "model_cache", "hub_download"},
     {"model", "hub_pull"},
     {"hub", "golden"},
-    {"doctor"},
+    {"bulk", "doctor"},
     {"export"},
     {"cli"},
 )
@@ -75,6 +75,9 @@ def test_imports_go_one_way() -> None:
         ("click", {"cli"}),
         ("tokenizers", {"tokenizer.py", "pieces.py", "export"}),
         ("huggingface_hub", {"hub_download.py"}),
+        ("pyarrow", {"bulk"}),
+        ("ray", {"bulk"}),
+        ("usearch", {"bulk"}),
     ],
 )
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:
