@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint coverage audit constraints clean
 
 ## The main job on the demo model and its sample pictures.
 demo: $(VENV)/.installed
@@ -19,6 +19,20 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+## Branch coverage of the runtime, without the exporter and the benchmarks; what is left out stands in pyproject.toml.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+## Known vulnerabilities of what CI installs.
+audit: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+## Pin what is installed now, after an upgrade that passed the tests.
+constraints: $(VENV)/.installed-dev
+	(echo "# What CI installs, pinned; written by: make constraints"; \
+	    $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.txt
+
 clean:
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache
 
@@ -27,6 +41,6 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+$(VENV)/.installed-dev: $(VENV)/.installed constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -44,7 +44,7 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Whether the model can be trusted here; what is no number cannot."""
-        return min(self.image_cosine_min, self.text_cosine_min) >= MIN_COSINE
+        return self.image_cosine_min >= MIN_COSINE and self.text_cosine_min >= MIN_COSINE
 
 
 def read_golden(path: Path) -> Golden:
