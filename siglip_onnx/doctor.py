@@ -18,7 +18,7 @@ from .errors import CacheError, SiglipOnnxError
 from .golden import MIN_COSINE, Agreement, answer, compare, read_golden
 from .hub import DEMO_PATH, GOLDEN_PATH, SAMPLE_PICTURES_PATH
 from .model_cache import cached_models, folder_size, leftovers
-from .session import available_providers, available_threads, telemetry_state, thread_limits
+from .session import available_providers, available_threads, int8_saturates, telemetry_state, thread_limits
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 PACKAGES = ("siglip_onnx", "onnxruntime", "numpy", "pillow", "tokenizers", "huggingface_hub", "click")
@@ -64,9 +64,17 @@ def int8(cpu: Cpu, bundle: Bundle) -> Finding:
     kernels = int8_kernels(cpu, saturation_safe=safe)
     speed = "fast" if kernels.fast else "slow"
     state = OK if kernels.fast else WARNING
-    facts = {"cpu": asdict(cpu), "kernels": asdict(kernels), "demo_reduce_range": safe}
+    saturates = int8_saturates()
+    facts = {
+        "cpu": asdict(cpu),
+        "kernels": asdict(kernels),
+        "demo_reduce_range": safe,
+        "measured_saturation": saturates,
+    }
     flags = ", ".join(cpu.flags) or "unknown instructions"
-    return Finding("int8", state, f"{speed} and exact on {cpu.name} ({flags}). {kernels.why}", "", facts)
+    measured = "saturate, and are not used where they would" if saturates else "do not saturate"
+    answer_ = f"{speed} and exact on {cpu.name} ({flags}). {kernels.why} Measured: the fast instructions {measured}."
+    return Finding("int8", state, answer_, "", facts)
 
 
 def threads() -> Finding:

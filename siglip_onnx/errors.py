@@ -24,6 +24,10 @@ class TextError(SiglipOnnxError):
     """A text that cannot be tokenized, or a list of texts that is empty where one is needed."""
 
 
+class JobError(SiglipOnnxError):
+    """A bulk job's folder that belongs to another job, is damaged, in use, or cannot be written."""
+
+
 class ProviderError(SiglipOnnxError):
     """An execution provider that was asked for and is not available."""
 

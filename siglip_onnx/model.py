@@ -35,10 +35,12 @@ MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention gro
 
 
 class EmbeddedImage(NamedTuple):
-    """A picture's unit embedding f32 ``(D,)``, and whether its file was truncated."""
+    """A picture's unit embedding f32 ``(D,)``, whether its file was truncated, and its pixels as decoded, upright."""
 
     embedding: Floats
     truncated: bool
+    width: int
+    height: int
 
 
 class SigLIP:
@@ -246,16 +248,16 @@ class SigLIP:
         prepared = self._try_preprocess(image)
         if isinstance(prepared, ImageError):
             return prepared
-        inputs, truncated = prepared
-        return EmbeddedImage(self._run("vision", inputs)[0], truncated)
+        inputs, picture = prepared
+        return _embedded(self._run("vision", inputs)[0], picture)
 
-    def _try_preprocess(self, image: ImageSource) -> tuple[Inputs, bool] | ImageError:
-        """Return the vision tower's inputs, and whether the picture was truncated."""
+    def _try_preprocess(self, image: ImageSource) -> tuple[Inputs, Picture] | ImageError:
+        """Return the vision tower's inputs, and the picture that they are made of."""
         try:
             picture = self._open(image)
         except ImageError as error:
             return error
-        return self._preprocessor(picture.rgb), picture.truncated
+        return self._preprocessor(picture.rgb), picture
 
     @property
     def _batch_size(self) -> int:
@@ -267,9 +269,7 @@ class SigLIP:
         for batch in in_batches(prepared, self._batch_size):
             good = [found[0]["pixel_values"] for found in batch if not isinstance(found, ImageError)]
             rows = iter(self._run("vision", {"pixel_values": np.concatenate(good)}) if good else ())
-            yield from (
-                found if isinstance(found, ImageError) else EmbeddedImage(next(rows), found[1]) for found in batch
-            )
+            yield from (found if isinstance(found, ImageError) else _embedded(next(rows), found[1]) for found in batch)
 
     def _run(self, tower: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         """Return the unit embeddings f32 ``(N, D)`` of one run."""
@@ -363,6 +363,10 @@ def make_preprocessor(
             "is for NaFlex models only. Leave it out."
         )
     return SquashPreprocessor(config, reducing_gap=reducing_gap)
+
+
+def _embedded(embedding: Floats, picture: Picture) -> EmbeddedImage:
+    return EmbeddedImage(embedding, picture.truncated, *picture.rgb.size)
 
 
 def _as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:

@@ -17,13 +17,13 @@ LAYERS = (
     {"errors"},
     {"cpu", "fork", "json_file", "image_limits", "pillow_warnings"},
     {"cache"},
-    {"config", "prompts", "streaming", "integrity", "picture_headers"},
+    {"config", "pieces", "prompts", "streaming", "integrity", "picture_headers"},
     {"external_data"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
     {"label_cache", "classifier", "model_cache", "hub_download"},
     {"model", "hub_pull"},
     {"hub", "golden"},
-    {"doctor"},
+    {"bulk", "doctor"},
     {"export"},
     {"cli"},
 )
@@ -74,8 +74,11 @@ def test_imports_go_one_way() -> None:
     [
         ("onnxruntime", {"session.py"}),
         ("click", {"cli"}),
-        ("tokenizers", {"tokenizer.py", "export"}),
+        ("tokenizers", {"tokenizer.py", "pieces.py", "export"}),
         ("huggingface_hub", {"hub_download.py"}),
+        ("pyarrow", {"bulk"}),
+        ("ray", {"bulk"}),
+        ("usearch", {"bulk"}),
     ],
 )
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:

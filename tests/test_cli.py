@@ -23,15 +23,15 @@ import siglip_onnx
 from siglip_onnx.cli import main
 from siglip_onnx.hub import SAMPLE_PICTURES_PATH
 from siglip_onnx.model import SigLIP
+from siglip_onnx.session import Session
 
 RED_STAR = str(SAMPLE_PICTURES_PATH / "red_star.png")
 
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands must not depend on the user's settings, and must not give this process the one shared pool."""
+    """Commands must not depend on the user's settings."""
     monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
 
 
 @pytest.fixture
@@ -102,15 +102,20 @@ def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
 
 
 def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siglip_onnx.bundle.Bundle.check_unchanged", lambda *_: None)  # what is not read may be broken
     arguments = ["classify", RED_STAR, "--json", "--text", "cat", "--text", "赤い丸", "--cache", tmp_path / "cache"]
     first = run(*arguments, "--model", small_bundle)
-    without_text = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
-    for name in ("onnx/text_model_quantized.onnx.data", "tokenizer.json"):
-        (without_text / name).write_bytes(bytes((without_text / name).stat().st_size))
-    second = run(*arguments, "--model", without_text)
+
+    def vision_only(model: SigLIP, name: str) -> Session:
+        assert name == "vision"
+        return real(model, name)
+
+    real = SigLIP._tower
+    monkeypatch.setattr(SigLIP, "_tower", vision_only)
+    monkeypatch.setattr("siglip_onnx.model.Tokenizer", None)
+    second = run(*arguments, "--model", small_bundle)
     assert second.exit_code == 0
     assert second.stdout == first.stdout
+    monkeypatch.undo()
     unwritable = tmp_path / "file"
     unwritable.touch()
     refused = run("classify", RED_STAR, "--text", "a", "--model", small_bundle, "--cache", unwritable)

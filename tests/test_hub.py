@@ -35,7 +35,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
     with serve() as served:
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
         yield served

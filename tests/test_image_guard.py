@@ -253,10 +253,7 @@ def test_no_other_module_opens_pictures() -> None:
                 assert called.attr not in openers, path
 
 
-def test_command_options(
-    tmp_path: Path, picture: Image.Image, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)  # it would outlive the test
+def test_command_options(tmp_path: Path, picture: Image.Image, small_bundle: Path) -> None:
     whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
     whole.write_bytes(encode(picture, "JPEG"))
     cut.write_bytes(whole.read_bytes()[:700])

@@ -35,6 +35,15 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
         assert benchmark.markdown(json.loads(benchmark.OWN_RESULTS.read_text(encoding="utf-8"))) in README
 
 
+def test_tables_of_the_bulk_page_are_those_of_the_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import bulk
+
+    page, results = bulk.DOCUMENT.read_text(encoding="utf-8"), json.loads(bulk.RESULTS.read_text(encoding="utf-8"))
+    assert bulk.cost_table(results, bulk.DOLLARS) in page
+    assert bulk.results_table(results) in page
+
+
 def test_parity_of_the_readme_is_that_of_the_results() -> None:
     checkpoints = json.loads((ROOT / "benchmarks/results/parity.json").read_text(encoding="utf-8"))["checkpoints"]
     worst = {stage: max(one[stage] for one in checkpoints.values()) for stage in ("pixels", "ids", "logits")}

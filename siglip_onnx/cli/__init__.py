@@ -19,8 +19,10 @@ from .compile import compile_
 from .doctor import doctor
 from .embed import embed
 from .export import export
+from .index import index
 from .info import info
 from .models import models
+from .search import search
 from .verify import verify
 
 INTERRUPTED = 130
@@ -87,5 +89,5 @@ def main(cache_dir: Path | None) -> None:
     logging.getLogger("siglip_onnx").handlers = [logs]
 
 
-for command in (classify, embed, info, export, verify, compile_, doctor, models):
+for command in (classify, embed, search, index, info, export, verify, compile_, doctor, models):
     main.add_command(command)
