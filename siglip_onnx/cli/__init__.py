@@ -19,6 +19,7 @@ from .embed import embed
 from .export import export
 from .info import info
 from .verify import verify
+from .web import web
 
 INTERRUPTED = 130
 
@@ -78,5 +79,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, info, export, verify, compile_):
+for command in (classify, embed, info, export, verify, compile_, web):
     main.add_command(command)
