@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from .head import Match, sigmoid
     from .hub import load
+    from .image_limits import ImageLimits
     from .model import SigLIP
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOMES = {
     "BundleError": "errors",
     "CheckpointError": "errors",
     "ImageError": "errors",
+    "ImageLimits": "image_limits",
     "MissingExtraError": "errors",
     "ModelNotFoundError": "errors",
     "ProviderError": "errors",
@@ -54,6 +56,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "ImageError",
+    "ImageLimits",
     "Match",
     "MissingExtraError",
     "ModelNotFoundError",

@@ -8,7 +8,16 @@ class SiglipOnnxError(Exception):
 
 
 class ImageError(SiglipOnnxError):
-    """A picture that cannot be read, is empty, too large, or of a type that is not supported."""
+    """A picture that cannot be read, is empty, too large, or of a type that is not supported.
+
+    ``status`` says which, in one of the words of ``STATUSES``.
+    """
+
+    STATUSES = ("decode_error", "too_large", "unsupported", "io_error", "truncated")
+
+    def __init__(self, message: str = "", *, status: str = "decode_error") -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class TextError(SiglipOnnxError):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .bundle import open_bundle
 from .errors import ModelNotFoundError
+from .image_limits import ImageLimits
 from .model import SigLIP
 
 DEMO = "demo"
@@ -25,6 +26,8 @@ def load(
     fast_decode: bool = False,
     max_num_patches: int | None = None,
     cache: str | os.PathLike[str] | None = None,
+    image_limits: ImageLimits | None = None,
+    allow_truncated: bool = False,
 ) -> SigLIP:
     """Open a model by name; its towers load when they are first used.
 
@@ -38,6 +41,8 @@ def load(
         fast_decode: decode large JPEGs at a fraction of their size: faster, and not quite the same pixels.
         max_num_patches: NaFlex only: how many patches a picture may have, by default what the checkpoint says.
         cache: a folder in which embeddings of labels are kept for other runs.
+        image_limits: pixels, sides and bytes that a picture may have, known from its header; by default 89 megapixels.
+        allow_truncated: take pictures whose files end early as far as they go; refused otherwise.
 
     Raises:
         ModelNotFoundError: no such model.
@@ -53,6 +58,8 @@ def load(
         fast_decode=fast_decode,
         max_num_patches=max_num_patches,
         cache=None if cache is None else Path(cache),
+        image_limits=image_limits,
+        allow_truncated=allow_truncated,
     )
 
 

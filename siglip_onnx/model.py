@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from .bundle import Bundle, graph_path
 from .config import NAFLEX, NaflexPreprocessorConfig
 from .errors import BundleError, ImageError, SiglipOnnxError, TextError
 from .head import Floats, Match, average_unit, compute_logits, l2_normalize, match_texts
-from .image import ImageSource, load_image
+from .image import DEFAULT_LIMITS, ImageLimits, ImageSource, Picture, open_picture
 from .label_cache import LabelCache
 from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
 from .prompts import check_texts, fill_templates
@@ -31,6 +31,13 @@ from .tokenizer import Tokenizer
 _BATCH = 16
 _DRAFT, _REDUCING_GAP = 4, 3.0
 MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
+
+
+class EmbeddedImage(NamedTuple):
+    """A picture's unit embedding f32 ``(D,)``, and whether its file was truncated."""
+
+    embedding: Floats
+    truncated: bool
 
 
 class SigLIP:
@@ -47,6 +54,8 @@ class SigLIP:
         fast_decode: bool = False,
         max_num_patches: int | None = None,
         cache: Path | None = None,
+        image_limits: ImageLimits | None = None,
+        allow_truncated: bool = False,
     ) -> None:
         """Store the parts; see :func:`siglip_onnx.load` for the arguments."""
         self.bundle = bundle
@@ -56,6 +65,8 @@ class SigLIP:
         self._preprocessor = make_preprocessor(bundle, max_num_patches, fast_decode=fast_decode)
         # Four times the target keeps what the resize filter would have seen almost as it is.
         self._draft_size = (_DRAFT * self._preprocessor.largest_side,) * 2 if fast_decode else None
+        self._image_limits = DEFAULT_LIMITS if image_limits is None else image_limits
+        self._allow_truncated = allow_truncated
         self._labels = LabelCache(self.embedding_space, self.embedding_dim, cache)
         self._towers: dict[str, Session] = {}
         self._lock = threading.Lock()
@@ -128,6 +139,11 @@ class SigLIP:
         Pictures are taken as they are needed, never more than a few at once. On the CPU each runs by itself, so that
         a vector never depends on its neighbours; on other providers pictures of fixed resolution run in batches.
         """
+        found = self.stream_embeddings(images)
+        return (one if isinstance(one, ImageError) else one.embedding for one in found)
+
+    def stream_embeddings(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[EmbeddedImage | ImageError]:
+        """Do as :meth:`stream_images`, and say of each picture whether it was truncated."""
         if self._batch_size == 1:
             return map_in_order(self._embed_image, _as_images(images), self._workers)
         return self._stream_batches(_as_images(images))
@@ -175,7 +191,7 @@ class SigLIP:
         Fixed resolution: ``pixel_values`` f32 ``(1, 3, S, S)``. NaFlex: see
         :class:`siglip_onnx.preprocess.NaflexPreprocessor`.
         """
-        return [self._preprocess_one(image) for image in _as_images(images)]
+        return [self._preprocessor(self._open(image).rgb) for image in _as_images(images)]
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the text tower's ``input_ids`` i64 ``(M, T)``."""
@@ -186,30 +202,42 @@ class SigLIP:
         prompts = {prompt: None for row in fill_templates(template, texts) for prompt in row}
         return [prompt for prompt in prompts if self._labels.get(prompt) is None]
 
-    def _preprocess_one(self, image: ImageSource) -> Inputs:
-        return self._preprocessor(load_image(image, draft_size=self._draft_size))
+    def _open(self, image: ImageSource) -> Picture:
+        return open_picture(
+            image,
+            limits=self._image_limits,
+            allow_truncated=self._allow_truncated,
+            draft_size=self._draft_size,
+        )
 
-    def _embed_image(self, image: ImageSource) -> Floats | ImageError:
-        inputs = self._try_preprocess(image)
-        return inputs if isinstance(inputs, ImageError) else self._run("vision", inputs)[0]
+    def _embed_image(self, image: ImageSource) -> EmbeddedImage | ImageError:
+        prepared = self._try_preprocess(image)
+        if isinstance(prepared, ImageError):
+            return prepared
+        inputs, truncated = prepared
+        return EmbeddedImage(self._run("vision", inputs)[0], truncated)
 
-    def _try_preprocess(self, image: ImageSource) -> Inputs | ImageError:
+    def _try_preprocess(self, image: ImageSource) -> tuple[Inputs, bool] | ImageError:
+        """Return the vision tower's inputs, and whether the picture was truncated."""
         try:
-            return self._preprocess_one(image)
+            picture = self._open(image)
         except ImageError as error:
             return error
+        return self._preprocessor(picture.rgb), picture.truncated
 
     @property
     def _batch_size(self) -> int:
         """How many pictures run at once: int8 on the CPU would give each other vectors in company."""
         return 1 if self.providers == [CPU_PROVIDER] or self.bundle.config.model_type == NAFLEX else _BATCH
 
-    def _stream_batches(self, images: Iterable[ImageSource]) -> Iterator[Floats | ImageError]:
+    def _stream_batches(self, images: Iterable[ImageSource]) -> Iterator[EmbeddedImage | ImageError]:
         prepared = map_in_order(self._try_preprocess, images, self._workers)
         for batch in in_batches(prepared, self._batch_size):
-            good = [inputs["pixel_values"] for inputs in batch if not isinstance(inputs, ImageError)]
+            good = [found[0]["pixel_values"] for found in batch if not isinstance(found, ImageError)]
             rows = iter(self._run("vision", {"pixel_values": np.concatenate(good)}) if good else ())
-            yield from (inputs if isinstance(inputs, ImageError) else next(rows) for inputs in batch)
+            yield from (
+                found if isinstance(found, ImageError) else EmbeddedImage(next(rows), found[1]) for found in batch
+            )
 
     def _run(self, tower: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         """Return the unit embeddings f32 ``(N, D)`` of one run."""

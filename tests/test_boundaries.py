@@ -15,7 +15,8 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"config", "prompts", "streaming"},
+    {"config", "prompts", "streaming", "image_limits", "pillow_warnings"},
+    {"picture_headers"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
     {"label_cache", "classifier"},
     {"model"},

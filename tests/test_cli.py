@@ -138,7 +138,11 @@ def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path
     some = run("classify", empty, RED_STAR, *arguments)
     assert some.exit_code == 3
     broken, good = json.loads(some.stdout)["results"]
-    assert broken == {"image": str(empty), "error": f"{empty} is empty (0 bytes); expected a picture file."}
+    assert broken == {
+        "image": str(empty),
+        "error": f"{empty} is empty (0 bytes); expected a picture file.",
+        "status": "decode_error",
+    }
     assert good["matches"]
     assert some.stderr == f"siglip-onnx: {broken['error']}\n"
     assert run("classify", empty, *arguments).exit_code == 1

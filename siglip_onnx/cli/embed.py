@@ -49,8 +49,8 @@ def embed(
     rows_path = _check_out(out)
     siglip = choice.open(num_inputs=len(images or all_texts))
     if images:
-        results = tell_errors(siglip.stream_images(images))
-        good = [result for result in results if not isinstance(result, ImageError)]
+        results = tell_errors(siglip.stream_embeddings(images))
+        good = [result.embedding for result in results if not isinstance(result, ImageError)]
         vectors = np.array(good, np.float32).reshape(len(good), siglip.embedding_dim)
         lines = _describe_rows(images, results)
         code = exit_code(results)
@@ -102,8 +102,8 @@ def _describe_rows(images: Sequence[str], results: Sequence[Any]) -> list[dict[s
     row = 0
     for image, result in zip(images, results, strict=True):
         if isinstance(result, ImageError):
-            lines.append({"row": None, "image": image, "error": str(result)})
+            lines.append({"row": None, "image": image, "error": str(result), "status": result.status})
         else:
-            lines.append({"row": row, "image": image})
+            lines.append({"row": row, "image": image} | ({"truncated": True} if result.truncated else {}))
             row += 1
     return lines
