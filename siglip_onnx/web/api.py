@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -98,12 +98,11 @@ class Api:
 
     async def models(self) -> Response:
         """Say which models are served, and the limits of a request."""
-        limits = {name: value for name, value in asdict(self.settings.limits).items() if isinstance(value, int)}
         return JSONResponse(
             {
                 "version": __version__,
                 "models": self.served.describe(),
-                "limits": limits,
+                "limits": self.settings.limits.for_clients(),
                 "url_fetch": self.settings.url_fetch,
                 "samples": sorted(path.name for path in SAMPLE_PICTURES_PATH.glob("*.png")),
             }

@@ -32,7 +32,7 @@ def as_request_error(error: SiglipOnnxError) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, ImageError):
-        return RequestError(422, getattr(error, "status", "decode_error"), str(error))
+        return RequestError(422, error.status, str(error))
     if isinstance(error, TextError):
         return RequestError(422, "invalid_text", str(error))
     # Its message may name folders of this machine.

@@ -91,7 +91,7 @@ class Fetcher:
         dial: Dial = dial_address,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._max_bytes = limits.picture_bytes
+        self._max_bytes = limits.picture.max_bytes
         self._domains = tuple(domain.lower().strip(".") for domain in domains)
         self._resolve = resolve
         self._dial = dial

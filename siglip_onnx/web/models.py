@@ -170,13 +170,9 @@ class ServedModels:
         self._decode(data)
 
     def _decode(self, data: bytes) -> tuple[Image.Image, float]:
-        if len(data) > self._limits.picture_bytes:
-            raise RequestError(
-                422, "too_large", f"The picture has {len(data):,} bytes; {self._limits.picture_bytes:,} are allowed."
-            )
         started = time.perf_counter()
         try:
-            picture = load_image(data, max_pixels=self._limits.picture_pixels)
+            picture = load_image(data, limits=self._limits.picture)
         except ImageError as error:
             raise as_request_error(error) from error
         seconds = time.perf_counter() - started

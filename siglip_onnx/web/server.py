@@ -34,6 +34,8 @@ def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[
         failures.append(error)
         server.should_exit = True
 
+    # Its warnings quote the texts that they are about.
+    logging.getLogger("siglip_onnx.tokenizer").setLevel(logging.ERROR)
     bound = bind(settings.host, settings.port)
     server = uvicorn.Server(
         uvicorn.Config(

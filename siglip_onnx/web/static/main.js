@@ -9,7 +9,7 @@ import { preferred, speak, t } from "./i18n.js";
 import { drawSamples, startPictures } from "./pictures.js";
 import { startPresets } from "./presets.js";
 import { addTexts, canUndo, changed, listen, setRows, setTemplate, state, undo } from "./store.js";
-import { offerUndo, shortName, startTable } from "./table.js";
+import { offerUndo, startTable } from "./table.js";
 import { tell } from "./toast.js";
 import { startTransfer } from "./transfer.js";
 
@@ -109,8 +109,10 @@ async function start() {
   byId("url-form").hidden = !canFetch;
   byId("url-off").hidden = canFetch;
   byId("models").textContent = models.map(({ name, variant }) => `${name} ${variant}`).join(", ");
-  const knows = models.map((model) => model.knows).find(Boolean);
+  // Only the demo model's own words about itself can be said in both languages.
+  const knowing = models.find((model) => model.knows);
   listen(() => {
+    const knows = knowing?.name === "demo" ? t("knows_demo") : knowing?.knows;
     byId("knows").textContent = knows ? t("knows", { knows }) : "";
   });
   await startPresets(samples);
