@@ -246,7 +246,12 @@ def test_only_allowed_domains_are_fetched() -> None:
 
     for url in ("http://pictures.example/", "http://a.pictures.example/", "http://PICTURES.example./"):
         assert asyncio.run(run(url)) == b"x"
-    for url in ("http://example/", "http://evilpictures.example/", "http://pictures.example.evil/", f"http://{PUBLIC}/"):
+    for url in (
+        "http://example/",
+        "http://evilpictures.example/",
+        "http://pictures.example.evil/",
+        f"http://{PUBLIC}/",
+    ):
         with pytest.raises(RequestError, match="other domains"):
             asyncio.run(run(url))
 
