@@ -143,7 +143,7 @@ def check_key(headers: Headers, key: str) -> None:
     """
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-    if not hmac.compare_digest(given.encode(), key.encode()):
+    if not hmac.compare_digest(given.encode("latin-1"), key.encode()):  # headers are read as Latin-1
         raise RequestError(
             401, "unauthorized", "This server wants its API key, in the header Authorization: Bearer KEY."
         )

@@ -1,4 +1,4 @@
-// Making elements without markup in strings: the page's policy forbids innerHTML.
+// Making elements without markup in strings: the page's policy forbids that.
 
 export const byId = (id) => document.getElementById(id);
 
