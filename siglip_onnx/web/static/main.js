@@ -87,6 +87,7 @@ function startTheme() {
 
 async function start() {
   await speak(preferred());
+  document.documentElement.classList.remove("loading");
   const { models, limits, url_fetch: canFetch, samples } = await getModels();
   state.models = models.map(({ id }) => id);
   state.limits = limits;
@@ -117,7 +118,6 @@ async function start() {
   });
   await startPresets(samples);
   changed();
-  document.documentElement.classList.remove("loading");
 }
 
 start().catch((error) => {

@@ -143,8 +143,9 @@ function editor(row) {
   };
   input.onkeydown = (event) => {
     if (event.isComposing) return; // Enter chooses a word of the input method
-    if (event.key === "Enter") finish(true, true);
-    if (event.key === "Escape") finish(false, true);
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    event.preventDefault(); // or Enter would press the button that gets the focus
+    finish(event.key === "Enter", true);
   };
   input.onblur = () => finish(true, false);
   return input;
@@ -178,7 +179,8 @@ export function drawTable() {
   table.classList.toggle("compare", state.models.length > 1);
   byId("empty").hidden = state.rows.length > 0;
   const shareOf = Object.fromEntries(state.models.map((model) => [model, sharesOf(state.rows, model)]));
-  if (editing === null || !table.contains(document.activeElement) || !rowElement(editing)) {
+  // Answers that arrive while somebody writes in a row must not take the words away.
+  if (editing === null || !table.querySelector("td.text input")) {
     table.tBodies[0].replaceChildren(...sortedRows().map((row) => drawRow(row, shareOf)));
   }
   if (place) focusAction(...place);
