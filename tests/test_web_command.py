@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
@@ -49,33 +52,35 @@ def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subp
         process.communicate()
 
 
-def get(url: str, data: bytes | None = None, **headers: str) -> Any:
-    request = urllib.request.Request(url, data, headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=WATCHDOG_S) as answer:  # noqa: S310
-        return json.loads(answer.read())
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=WATCHDOG_S) as answer:  # noqa: S310
+        found: str = answer.read().decode()
+        return found
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_it_serves_and_stops_gracefully(tmp_path: Path, number: int, exit_code: int) -> None:
-    """What was begun is answered, though the signal comes first; nothing is left on the disk."""
+    """A request that was begun is answered, though the signal comes first; nothing is left on the disk."""
     empty = {name: str(tmp_path) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
+    body = form_of((SAMPLE_PICTURES_PATH / "red_star.png").read_bytes(), ["赤い星", "six eggs"])
     with started(cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1", **empty) as (process, url):
-        boundary = "parts"
-        picture = (SAMPLE_PICTURES_PATH / "red_star.png").read_bytes()
-        body = b"".join(
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'.encode() + value + b"\r\n"
-            for name, extra, value in (
-                ("pictures", '; filename="a.png"', picture),
-                ("texts", "", "赤い星".encode()),
-                ("texts", "", b"six eggs"),
-            )
-        )
-        body += f"--{boundary}--\r\n".encode()
-        kind = f"multipart/form-data; boundary={boundary}"
-        reply = get(f"{url}v1/classify", body, **{"Content-Type": kind})
+        connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port or 0, timeout=WATCHDOG_S)
+        connection.putrequest("POST", "/v1/classify")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=parts")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body[:1000])
+        while "siglip_queue_size 1" not in get(f"{url}metrics"):
+            time.sleep(0.01)
         process.send_signal(number)
+        while is_listening(url):
+            time.sleep(0.01)
+        connection.send(body[1000:])
+        answer = connection.getresponse()
+        reply = json.loads(answer.read())
+        connection.close()
         stdout, stderr = process.communicate(timeout=WATCHDOG_S)
+    assert answer.status == 200
     red, eggs = reply["results"][0]["models"][0]["matches"]
     assert red["probability"] > 0.5 > eggs["probability"]
     assert process.returncode == exit_code
@@ -83,6 +88,21 @@ def test_it_serves_and_stops_gracefully(tmp_path: Path, number: int, exit_code: 
     assert "Traceback" not in stderr
     assert "星" not in stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def form_of(picture: bytes, texts: list[str]) -> bytes:
+    part = b'--parts\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    parts = [part % (b"pictures", b'; filename="a.png"', picture)]
+    parts += [part % (b"texts", b"", text.encode()) for text in texts]
+    return b"".join(parts) + b"--parts--\r\n"
+
+
+def is_listening(url: str) -> bool:
+    try:
+        get(f"{url}healthz")
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
 
 
 def test_a_taken_port_is_said(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -137,19 +137,21 @@ class Api:
             body = await read_body(request, limits)
             kind = request.headers.get("content-type", "")
 
-            def parse() -> Ask:
-                return read_ask(body, kind, schema, limits, pictures=pictures, texts=texts)
-
             def work(ask: Ask) -> Response:
                 return JSONResponse(answer(self.served, ask))
 
-            def gone() -> Any:
+            def parse_and_work() -> Ask | Response:
+                ask = read_ask(body, kind, schema, limits, pictures=pictures, texts=texts)
+                return ask if any(source.url for source in ask.pictures) else work(ask)
+
+            def gone() -> Coroutine[Any, Any, None]:
                 return client_gone(request)
 
-            ask = await self.queue.run(parse, gone)
-            if any(source.url for source in ask.pictures):
-                ask.pictures = [await self._fetched(source, number) for number, source in enumerate(ask.pictures)]
-            return await self.queue.run(lambda: work(ask), gone)
+            done = await self.queue.run(parse_and_work, gone)
+            if isinstance(done, Response):
+                return done
+            done.pictures = [await self._fetched(source, number) for number, source in enumerate(done.pictures)]
+            return await self.queue.run(lambda: work(done), gone)
 
     async def _fetched(self, source: PictureSource, number: int) -> PictureSource:
         if source.url is None:
