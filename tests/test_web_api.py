@@ -309,7 +309,9 @@ def test_health_readiness_and_metrics(client: TestClient) -> None:
         assert f"\n{name}" in answer.text, name
 
 
-def test_a_model_that_fails_tells_nothing_of_the_machine(model: SigLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_tells_the_log_and_not_the_client(
+    model: SigLIP, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def failing(*_: object) -> None:
         raise siglip_onnx.BundleError("/home/somebody/model is damaged")
 
@@ -317,6 +319,7 @@ def test_a_model_that_fails_tells_nothing_of_the_machine(model: SigLIP, monkeypa
         monkeypatch.setattr(SigLIP, "_run", failing)
         answer = client.post("/v1/classify", json={"pictures": [in_base64(STAR)], "texts": ["never asked before"]})
         assert "somebody" not in problem(answer, 500, "model_error")["message"]
+        assert "/home/somebody/model is damaged" in caplog.text
 
 
 def test_mutated_requests_are_refused_or_answered(client: TestClient) -> None:

@@ -221,6 +221,12 @@ def test_what_cannot_be_read_or_fetched_is_said(new_page: NewPage, tmp_path: Pat
     page.press("#url", "Enter")
     expect(page.locator("#toast")).to_contain_text("only http and https addresses of the public internet")
     expect(page.locator("#history-part")).to_be_hidden()
+    choose(page, STAR, EGGS)
+    add(page, "a red star")
+    page.set_input_files("#file", str(text))
+    expect(page.locator("#toast")).to_contain_text("notes.png")
+    expect(page.locator("#picture-facts")).to_contain_text("red_star.png")  # as before, with its table
+    expect(rows(page)).to_have_count(1)
 
 
 def test_a_format_that_browsers_do_not_show(new_page: NewPage, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from .settings import Settings
 from .work import WorkQueue
 
 STATIC_PATH = Path(__file__).parent / "static"
+_log = logging.getLogger(__name__)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -102,7 +104,10 @@ def _tell_errors(app: FastAPI) -> None:
 
     async def tell(_request: Request, error: Exception) -> Response:
         if isinstance(error, SiglipOnnxError):
-            return error_reply(as_request_error(error))
+            refused = as_request_error(error)
+            if refused.status >= 500 and refused is not error:
+                _log.error("%s", error)
+            return error_reply(refused)
         if isinstance(error, HTTPException):
             code = _CODES.get(error.status_code, "bad_request")
             return error_reply(RequestError(error.status_code, code, f"{error.detail}."))

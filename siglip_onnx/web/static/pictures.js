@@ -10,13 +10,11 @@ import { tell } from "./toast.js";
 const MAX_PICTURES = 64; // of this tab
 
 /** Take pictures in, show the first, and let the server see each. */
-export async function addPictures(blobs, { quietly = false, undo } = {}) {
+export async function addPictures(blobs, { quietly = false, undo, showFirst = true } = {}) {
   const added = blobs.slice(0, MAX_PICTURES).map(register);
-  for (const [number, picture] of added.entries()) {
-    if (number === 0) showPicture(picture.key, { quietly, undo });
-    await load(picture);
-  }
-  return added;
+  const before = state.current;
+  if (added.length && showFirst) showPicture(added[0].key, { quietly, undo });
+  for (const picture of added) await load(picture, before);
 }
 
 function register(blob) {
@@ -30,7 +28,7 @@ function register(blob) {
   return picture;
 }
 
-async function load(picture) {
+async function load(picture, before) {
   try {
     if (picture.blob.size > state.limits.picture_bytes) throw new Error(t("error_too_large"));
     const reply = await see(picture.blob);
@@ -39,7 +37,7 @@ async function load(picture) {
     Object.assign(picture, { id, width, height, decodeMs, visionMs });
     changed();
   } catch (error) {
-    drop(picture.key);
+    drop(picture.key, before);
     tell(t("picture_failed", { name: picture.name, problem: error.message }));
   }
 }
@@ -68,18 +66,19 @@ export async function addFromUrl(url, options) {
   }
 }
 
-/** Return sample pictures by file name, as files; what is in the tab already is not loaded twice. */
+/** Take sample pictures in by file name; what is in the tab already is not loaded twice. */
 export async function addSamples(names, options) {
-  const known = names.map((name) => state.pictures.find((picture) => picture.name === name && picture.id));
+  const find = (name) => state.pictures.find((picture) => picture.name === name && picture.id);
+  const missing = names.filter((name) => !find(name));
   const blobs = await Promise.all(
-    names.filter((_, number) => !known[number]).map(async (name) => {
+    missing.map(async (name) => {
       const blob = await (await fetch(`samples/${name}`)).blob();
       return new File([blob], name, { type: blob.type });
     }),
   );
-  if (known[0]) showPicture(known[0].key, options);
-  const added = blobs.length ? await addPictures(blobs, known[0] ? { ...options, keep: true } : options) : [];
-  return [...known.filter(Boolean), ...added];
+  const first = find(names[0]);
+  if (first) showPicture(first.key, options);
+  await addPictures(blobs, { ...options, showFirst: !first });
 }
 
 export const title = (name) => name.replace(/\.[a-z]+$/, "").replaceAll("_", " ");

@@ -34,6 +34,7 @@ export function undo() {
   const before = past.pop();
   if (!before) return;
   ({ current: state.current, rows: state.rows, template: state.template } = before);
+  if (!currentPicture()) state.current = state.pictures.at(-1)?.key ?? null; // it was no picture after all
   tables.clear();
   for (const [key, rows] of before.tables) tables.set(key, rows);
   changed();
@@ -78,11 +79,11 @@ export function show(key) {
   return hidden && state.rows.length === 0;
 }
 
-/** Forget a picture that turned out to be none. */
-export function drop(key) {
+/** Forget a picture that turned out to be none, and show again what was shown before. */
+export function drop(key, before) {
   state.pictures = state.pictures.filter((picture) => picture.key !== key);
   if (state.current === key) {
-    state.current = state.pictures.at(-1)?.key ?? null;
+    state.current = state.pictures.some((picture) => picture.key === before) ? before : null;
     if (state.current !== null) state.rows = tables.get(state.current) ?? state.rows;
   }
   changed();
