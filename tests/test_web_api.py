@@ -233,6 +233,12 @@ def test_urls_are_fetched_where_that_is_allowed(model: SigLIP) -> None:
         assert problem(client.post("/v1/classify", json=ask), 422, "url_refused")["picture"] == 1
         problem(client.post("/v1/fetch", json={"url": 1}), 422, "invalid_request")
         problem(client.post("/v1/fetch", content=b"url"), 415, "unsupported_media_type")
+    with (
+        serving_in_thread(answering(response(STAR)), internet),
+        client_of([model], Settings(limits=Limits(body_bytes=2 * len(STAR) + 1)), fetcher=internet.fetcher()) as client,
+    ):
+        ask["pictures"] = [{"url": f"http://example.com/{number}.png"} for number in range(3)]
+        assert problem(client.post("/v1/classify", json=ask), 422, "limit_exceeded")["picture"] == 2
     with client_of([model], Settings(url_fetch=False), fetcher=internet.fetcher()) as client:
         problem(client.post("/v1/classify", json=ask), 403, "url_fetch_off")
         assert client.get("/v1/models").json()["url_fetch"] is False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -92,8 +91,9 @@ class Api:
         limits = self.settings.limits
         with place_for(request, self.queue, limits):
             url = read_url(await read_body(request, limits), request.headers.get("content-type", ""))
-            data = await self._fetch(url)
-            await self.queue.run(lambda: self.served.check_decodes(data), lambda: client_gone(request))
+            with self.queue.hold(limits.picture.max_bytes):
+                data = await self._fetch(url)
+                await self.queue.run(lambda: self.served.check_decodes(data), lambda: client_gone(request))
         return Response(data, media_type="application/octet-stream")
 
     async def models(self) -> Response:
@@ -150,17 +150,25 @@ class Api:
             done = await self.queue.run(parse_and_work, gone)
             if isinstance(done, Response):
                 return done
-            done.pictures = [await self._fetched(source, number) for number, source in enumerate(done.pictures)]
-            return await self.queue.run(lambda: work(done), gone)
+            with self.queue.hold(limits.body_bytes):
+                await self._fetch_pictures(done)
+                return await self.queue.run(lambda: work(done), gone)
 
-    async def _fetched(self, source: PictureSource, number: int) -> PictureSource:
-        if source.url is None:
-            return source
-        try:
-            return replace(source, url=None, data=await self._fetch(source.url))
-        except RequestError as error:
-            error.picture = number
-            raise
+    async def _fetch_pictures(self, ask: Ask) -> None:
+        """Put the bytes in the place of each URL; together they may have as many as a body."""
+        total = 0
+        for number, source in enumerate(ask.pictures):
+            if source.url is None:
+                continue
+            try:
+                data = await self._fetch(source.url)
+                total += len(data)
+                if total > self.settings.limits.body_bytes:
+                    raise RequestError(422, "limit_exceeded", "The pictures of this request are too large together.")
+            except RequestError as error:
+                error.picture = number
+                raise
+            ask.pictures[number] = PictureSource(data=data)
 
     async def _fetch(self, url: str) -> bytes:
         if not self.settings.url_fetch:

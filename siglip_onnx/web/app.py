@@ -31,6 +31,7 @@ from .work import WorkQueue
 
 STATIC_PATH = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
+_REVALIDATE = {"Cache-Control": "no-cache"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -82,9 +83,6 @@ async def _load(api: Api, on_failure: Callable[[SiglipOnnxError], None]) -> None
         on_failure(error)
     else:
         api.ready = True
-
-
-_REVALIDATE = {"Cache-Control": "no-cache"}
 
 
 class _Files(StaticFiles):

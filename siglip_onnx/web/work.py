@@ -37,18 +37,35 @@ class WorkQueue:
         Raises:
             RequestError: there is no place; the answer says when to try again.
         """
-        if self._requests >= self._limits.requests or self._bytes + body_bytes > self._limits.pending_bytes:
-            raise RequestError(
-                429, "queue_full", "The server has as many requests as it takes; try again.",
-                retry_after_s=self.retry_after_s(),
-            )  # fmt: skip
-        self._requests += 1
-        self._bytes += body_bytes
+        if self._requests >= self._limits.requests:
+            raise self._full()
+        with self.hold(body_bytes):
+            self._requests += 1
+            try:
+                yield
+            finally:
+                self._requests -= 1
+
+    @contextlib.contextmanager
+    def hold(self, size_bytes: int) -> Iterator[None]:
+        """Hold memory for so many bytes.
+
+        Raises:
+            RequestError: requests hold too much already.
+        """
+        if self._bytes + size_bytes > self._limits.pending_bytes:
+            raise self._full()
+        self._bytes += size_bytes
         try:
             yield
         finally:
-            self._requests -= 1
-            self._bytes -= body_bytes
+            self._bytes -= size_bytes
+
+    def _full(self) -> RequestError:
+        return RequestError(
+            429, "queue_full", "The server has as many requests as it takes; try again.",
+            retry_after_s=self.retry_after_s(),
+        )  # fmt: skip
 
     def retry_after_s(self) -> int:
         """Return in how many seconds what is waiting should be done."""
