@@ -47,6 +47,11 @@ def test_every_sentence_is_used_and_every_used_one_is_there() -> None:
     assert used == set(LANGUAGES["en"])
 
 
+def test_every_sample_has_a_name_in_both() -> None:
+    samples = {f"sample_{path.stem}" for path in (ROOT / "siglip_onnx/demo/pictures").glob("*.png")}
+    assert {key for key in LANGUAGES["en"] if key.startswith("sample_")} == samples
+
+
 def test_the_demo_model_knows_the_same_in_both() -> None:
     manifest = json.loads((ROOT / "siglip_onnx/demo/bundle/manifest.json").read_text(encoding="utf-8"))
     assert LANGUAGES["en"]["knows_demo"] == manifest["knows"]

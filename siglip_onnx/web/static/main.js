@@ -6,7 +6,7 @@ import { startCamera } from "./camera.js";
 import { byId } from "./dom.js";
 import { startHeat } from "./heat.js";
 import { preferred, speak, t } from "./i18n.js";
-import { drawSamples, startPictures } from "./pictures.js";
+import { startPictures } from "./pictures.js";
 import { startPresets } from "./presets.js";
 import { addTexts, canUndo, changed, listen, setRows, setTemplate, state, undo } from "./store.js";
 import { offerUndo, startTable } from "./table.js";
@@ -97,7 +97,7 @@ async function start() {
   });
   startTheme();
   startTable();
-  startPictures(undoAction);
+  startPictures(samples, undoAction);
   startCamera(undoAction);
   startTexts();
   startTemplate();
@@ -106,7 +106,6 @@ async function start() {
   startTransfer();
   startAsking();
   offerUndo(undoAction);
-  drawSamples(samples, undoAction);
   byId("url-form").hidden = !canFetch;
   byId("url-off").hidden = canFetch;
   byId("models").textContent = models.map(({ name, variant }) => `${name} ${variant}`).join(", ");

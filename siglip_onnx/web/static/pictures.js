@@ -3,7 +3,7 @@
 import { fetchPicture, see } from "./api.js";
 import { byId, make } from "./dom.js";
 import { milliseconds } from "./format.js";
-import { t } from "./i18n.js";
+import { known, language, t } from "./i18n.js";
 import { changed, currentPicture, drop, listen, newKey, setRows, show, state, newRow } from "./store.js";
 import { tell } from "./toast.js";
 
@@ -56,8 +56,7 @@ export async function addFromUrl(url, options) {
   button.disabled = true;
   try {
     const blob = await fetchPicture(url);
-    const name = decodeURIComponent(new URL(url).pathname.split("/").pop() || url);
-    await addPictures([new File([blob], name)], options);
+    await addPictures([new File([blob], new URL(url).pathname.split("/").pop() || url)], options);
     byId("url").value = "";
   } catch (error) {
     tell(t("picture_failed", { name: url, problem: error.message }));
@@ -81,7 +80,11 @@ export async function addSamples(names, options) {
   await addPictures(blobs, { ...options, showFirst: !first });
 }
 
-export const title = (name) => name.replace(/\.[a-z]+$/, "").replaceAll("_", " ");
+/** Return what a picture is called: samples in the page's language, others as their file. */
+export function title(name) {
+  const stem = name.replace(/\.[a-z]+$/, "");
+  return known(`sample_${stem}`) ? t(`sample_${stem}`) : stem.replaceAll("_", " ");
+}
 
 function drawPicture() {
   const picture = currentPicture();
@@ -117,15 +120,18 @@ function drawHistory(undo) {
   if (focused) thumbs.find((button) => button.dataset.name === focused)?.focus();
 }
 
-export function drawSamples(names, undo) {
+function drawSamples(names, undo) {
+  if (byId("samples").lang === language) return; // pictures that are there need not be made again
+  byId("samples").lang = language;
   byId("samples").replaceChildren(
     ...names.map((name) => thumb(name, `samples/${name}`, null, () => addSamples([name], { undo }))),
   );
 }
 
-/** Connect file input, dropping, pasting and the URL. */
-export function startPictures(undo) {
+/** Connect file input, dropping, pasting, the URL and the samples. */
+export function startPictures(samples, undo) {
   listen(drawPicture);
+  listen(() => drawSamples(samples, undo));
   listen(() => drawHistory(undo));
   byId("picture").onerror = () => {
     const picture = currentPicture();
