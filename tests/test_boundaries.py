@@ -25,6 +25,7 @@ LAYERS = (
     {"hub", "golden"},
     {"bulk", "doctor"},
     {"export"},
+    {"web"},
     {"cli"},
 )
 

@@ -24,6 +24,7 @@ from .info import info
 from .models import models
 from .search import search
 from .verify import verify
+from .web import web
 
 INTERRUPTED = 130
 
@@ -89,5 +90,5 @@ def main(cache_dir: Path | None) -> None:
     logging.getLogger("siglip_onnx").handlers = [logs]
 
 
-for command in (classify, embed, search, index, info, export, verify, compile_, doctor, models):
+for command in (classify, embed, search, index, web, info, export, verify, compile_, doctor, models):
     main.add_command(command)
