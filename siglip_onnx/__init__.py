@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from .errors import (
         AccuracyError,
+        BenchmarkError,
         BundleError,
         CheckpointError,
         ImageError,
@@ -40,6 +41,7 @@ _HOMES = {
     "sigmoid": "head",
     "SiglipOnnxError": "errors",
     "AccuracyError": "errors",
+    "BenchmarkError": "errors",
     "BundleError": "errors",
     "CheckpointError": "errors",
     "ImageError": "errors",
@@ -51,6 +53,7 @@ _HOMES = {
 
 __all__ = [
     "AccuracyError",
+    "BenchmarkError",
     "BundleError",
     "CheckpointError",
     "ImageError",

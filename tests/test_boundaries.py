@@ -21,6 +21,7 @@ LAYERS = (
     {"model"},
     {"hub"},
     {"export"},
+    {"bench"},
     {"cli"},
 )
 

@@ -13,6 +13,7 @@ import click
 
 from .. import __version__
 from ..errors import SiglipOnnxError
+from .bench import bench
 from .classify import classify
 from .compile import compile_
 from .embed import embed
@@ -78,5 +79,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, info, export, verify, compile_):
+for command in (classify, embed, info, export, verify, compile_, bench):
     main.add_command(command)
