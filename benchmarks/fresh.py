@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Call ``function`` in a new interpreter, so that nothing done before is in its memory."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    """Call ``function`` in a new interpreter, so that nothing done before is in its memory.
+
+    One that dies, as native code may, raises here.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

@@ -18,12 +18,13 @@ def measure_commands(bundle: Path, picture: Path, work: Path, rounds: int) -> di
     work.mkdir(parents=True, exist_ok=True)
     cache = work / "label_cache"
     shutil.rmtree(cache, ignore_errors=True)
-    classify = ["classify", str(picture), *TEXTS, "--model", str(bundle)]
+    model = ["--model", str(bundle)]
+    classify = ["classify", str(picture), *TEXTS, *model]
     commands: dict[str, Sequence[str]] = {
         "classify, one picture and two texts": classify,
         "classify, texts known from the cache": [*classify, "--cache", str(cache)],
-        "embed one text (text tower alone)": ["embed", *TEXTS[:2], "--out", str(work / "text.npy"), "--model", str(bundle)],
-        "embed one picture (vision tower alone)": ["embed", str(picture), "--out", str(work / "picture.npy"), "--model", str(bundle)],
+        "embed one text (text tower alone)": ["embed", *TEXTS[:2], "--out", str(work / "text.npy"), *model],
+        "embed one picture (vision tower alone)": ["embed", str(picture), "--out", str(work / "one.npy"), *model],
         "--help": ["--help"],
     }  # fmt: skip
     run_command([*classify, "--cache", str(cache)])  # fills it

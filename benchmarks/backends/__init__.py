@@ -1,4 +1,6 @@
-"""The peers. To add one, write a module here with these names, and nothing else:
+"""The peers.
+
+To add one, write a module here with these names, and nothing else:
 
     VARIANTS: dict[str, tuple[str, str]]
         For each variant its name in tables, and how it is set up: which documented configuration it is.

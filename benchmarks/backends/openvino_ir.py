@@ -43,9 +43,7 @@ class OpenVINO(FrontEnd):
             "NUM_STREAMS": str(configuration.workers),
             "INFERENCE_NUM_THREADS": str(configuration.threads * configuration.workers),
         } | PROPERTIES[configuration.variant]
-        self._towers = {
-            tower: core.compile_model(ir_of(configuration, tower), "CPU", settings) for tower in TOWERS
-        }
+        self._towers = {tower: core.compile_model(ir_of(configuration, tower), "CPU", settings) for tower in TOWERS}
         self._requests = threading.local()
 
     def vision(self, inputs: Inputs) -> Floats:

@@ -74,8 +74,8 @@ def fidelity_of_card(bundle: Bundle, variant: str) -> Fidelity:
              "logit_error_max")  # fmt: skip
     if not set(names) <= card.keys():
         raise BenchmarkError(
-            f"{bundle.path} has neither an fp32 variant to compare {variant} with nor its accuracy card. Export it with "
-            "--precision fp32 too, or give the checkpoint: --reference CHECKPOINT"
+            f"{bundle.path} has neither an fp32 variant to compare {variant} with nor its accuracy card. Export it "
+            "with --precision fp32 too, or give the checkpoint: --reference CHECKPOINT"
         )
     return Fidelity(f"{card['reference']}, by {_CARD}", **{name: card[name] for name in names})
 

@@ -16,7 +16,8 @@ from ..session import available_threads
 
 BUSY = 0.3  # load average per CPU above which something else was running
 _FLAGS = (
-    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "fma", "asimddp", "i8mm", "sve",
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "fma", "asimddp", "i8mm",
+    "sve",
 )  # fmt: skip
 _VNNI = {"avx_vnni", "avx512_vnni"}
 _PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime")

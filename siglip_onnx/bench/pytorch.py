@@ -21,7 +21,7 @@ FP32 = "fp32"
 
 
 class PyTorch:
-    """A checkpoint as transformers documents it: its own slow processors, scaled dot product attention, no gradients."""
+    """A checkpoint as transformers documents it: its slow processors, scaled dot product attention, no gradients."""
 
     def __init__(self, configuration: Configuration) -> None:
         torch.set_num_threads(configuration.threads)

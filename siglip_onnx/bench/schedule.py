@@ -122,7 +122,9 @@ def measure_throughput(
                 folder = Path(temporary) / "rates"
                 rates[number].append(run_job(configuration, job, folder, plan.search_path)["rates"])
                 with np.load(folder / ANSWERS) as file:
-                    worst[number] = min(worst[number], float(cosines(file["vision"], reference.vision).min()))
+                    worst[number] = min(
+                        worst[number], float(cosines(file["vision"], reference.vision[: len(plan.paths)]).min())
+                    )
                 shutil.rmtree(folder)
             report(f"round {turn + 1} of the throughput")
     return [
