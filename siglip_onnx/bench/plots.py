@@ -28,7 +28,7 @@ STAGE_COLOURS = {
 # Where a point's name may stand, in typographic points from it: the nearest first.
 _OFFSETS = [(right, up) for far in range(0, 120, 3) for right in (8, -8) for up in {far, -far}]
 _SMALLEST_LOSS = 1e-7  # what f32 arithmetic in another order costs; exact zeros have no logarithm
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "siglip_onnx", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.edgecolor": INK, "axes.spines.top": False, "axes.spines.right": False,
     "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6,
@@ -221,7 +221,7 @@ def _label_points(figure: Figure, axes: Any, points: Sequence[tuple[float, float
 
 
 def _renderer(figure: Figure) -> Any:
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return canvas.get_renderer()
 

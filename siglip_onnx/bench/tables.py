@@ -113,10 +113,10 @@ def explain(document: Document) -> str:
     settings = document.settings
     references = sorted({row.fidelity.reference for row in document.rows})
     return (
-        f"Times are min / median / p90 of single calls on distinct pictures, {settings['rounds']} rounds in "
-        f'alternating order, a fresh process for each; "unstable" says that rounds differ by more than 10 %. Cosines and logit '
-        f"errors are to {' and '.join(references)}, of the answers given while they were timed. Start: process start "
-        f"to the first answer of both towers; memory: its peak by then. {describe_briefly(dict(document.machine))}"
+        f"Single calls on distinct pictures, {settings['rounds']} rounds in alternating order, a fresh process for "
+        'each; "unstable" says that rounds differ by more than 10 %. Three values are min / median / p90. Cosines and '
+        f"logit errors are to {' and '.join(references)}, of the answers given while they were timed. Start: process "
+        f"start to the first answer of both towers; memory: its peak by then. {describe_briefly(dict(document.machine))}"
     )
 
 

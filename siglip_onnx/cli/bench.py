@@ -65,7 +65,7 @@ def bench() -> None:
 )
 @click.option("--threads", type=click.IntRange(1, 512), help="CPU threads; all this process may use.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Fresh processes for each.")
-@click.option("--quick", is_flag=True, help="A glance: 2 rounds of 8 samples or half a second.")
+@click.option("--quick", is_flag=True, help="A glance: 2 rounds of 8 samples or half a second; no workers.")
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), metavar="FILE.json", help="Keep results with all samples."
 )
