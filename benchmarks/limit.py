@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from siglip_onnx.bundle import Bundle
 from siglip_onnx.config import EncoderConfig, NaflexVisionConfig, SiglipConfig
 from siglip_onnx.errors import BenchmarkError
-from siglip_onnx.session import Session, share_thread_pool
+from siglip_onnx.session import Session
 
 SOURCE = Path(__file__).parent / "peak.c"
 GEMM_SIZE = 1536  # all three sides; 7 GOP, so that packing and threads cost nothing that shows
@@ -75,17 +75,16 @@ def measure_instructions(threads: int) -> dict[str, float]:
 
 def measure_gemm(threads: int) -> dict[str, float]:
     """Return operations per second of one large product by onnxruntime: u8 x s8 (MatMulInteger), and f32."""
-    share_thread_pool(threads)
     rng = np.random.default_rng(0)
     shape = (GEMM_SIZE, GEMM_SIZE)
     operands: dict[str, tuple[str, Any, Any]] = {
         "int8": ("MatMulInteger", rng.integers(0, 255, shape, np.uint8), rng.integers(-127, 127, shape, np.int8)),
         "fp32": ("MatMul", rng.random(shape, np.float32), rng.random(shape, np.float32)),
     }
-    return {kind: time_gemm(*found) for kind, found in operands.items()}
+    return {kind: time_gemm(*found, threads) for kind, found in operands.items()}
 
 
-def time_gemm(operator: str, left: Any, right: Any) -> float:
+def time_gemm(operator: str, left: Any, right: Any, threads: int) -> float:
     """Return the best operations per second of ``left @ right``, the right operand being constant as weights are."""
     out = TensorProto.INT32 if operator == "MatMulInteger" else TensorProto.FLOAT
     graph = helper.make_graph(
@@ -98,7 +97,7 @@ def time_gemm(operator: str, left: Any, right: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gemm.onnx"
         onnx.save(model, path)
-        session = Session(path)
+        session = Session(path, threads=threads)
     best, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < GEMM_SECONDS:
         before = time.perf_counter()

@@ -5,6 +5,7 @@ python compiled_classifier.py FILE PICTURE
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -12,7 +13,9 @@ from PIL import Image, ImageOps
 
 classifier, picture = sys.argv[1:]
 options = onnxruntime.SessionOptions()
-options.add_session_config_entry("session.x64quantprecision", "1")  # or int8 is wrong on x86 CPUs without VNNI
+cpu = Path("/proc/cpuinfo")
+if not (cpu.exists() and "vnni" in cpu.read_text(encoding="utf-8")):  # without VNNI the fast int8 instructions saturate
+    options.add_session_config_entry("session.x64quantprecision", "1")
 session = onnxruntime.InferenceSession(classifier, options, providers=["CPUExecutionProvider"])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["siglip_onnx"])
 image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")

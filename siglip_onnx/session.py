@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from .errors import BundleError, ProviderError
 CPU_PROVIDER = "CPUExecutionProvider"
 MAX_THREADS = 512
 _LOG_FATAL_ONLY = 4  # what fails is raised; onnxruntime need not print it as well
-
-_shared_pool_threads: int | None = None
+_INT8_PROBE = Path(__file__).parent / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
 
 
 class Session:
@@ -40,21 +40,17 @@ class Session:
             path: the graph; its weights lie beside it and are mapped, not copied.
             providers: execution providers in onnxruntime's spelling; the CPU by default.
             threads: intra-op threads; by default what the process may use, see :func:`available_threads`.
-            saturation_safe: its int8 weights are within 7 bits, so that the fast instructions of x86 CPUs without VNNI
-                do not saturate; otherwise slower, exact ones are used there.
+            saturation_safe: its int8 weights are within 7 bits, so that no CPU's fast int8 instructions saturate;
+                otherwise slower, exact ones are used where they would, see :func:`int8_saturates`.
 
         Raises:
-            ProviderError: a provider is not part of this onnxruntime, or ``threads`` contradicts the shared pool.
+            ProviderError: a provider is not part of this onnxruntime, or ``threads`` is no number above 0.
             BundleError: onnxruntime cannot load the graph.
         """
         self.providers = _check_providers(providers)
-        self.threads = _shared_pool_threads or available_threads() if threads is None else threads
-        _check_threads(self.threads)
+        self.threads = available_threads() if threads is None else threads
         self._path = path
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _LOG_FATAL_ONLY
-        options.add_session_config_entry("session.x64quantprecision", "0" if saturation_safe else "1")
-        _set_threads(options, self.threads)
+        options = _options(self.threads, exact_int8=not saturation_safe and int8_saturates())
         if CPU_PROVIDER not in self.providers:
             # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -93,18 +89,19 @@ class Session:
         return self.run_many([output], inputs)[0]
 
 
-def share_thread_pool(threads: int | None = None) -> None:
-    """Let every session of this process use one pool of ``threads``: both towers run up to a fifth faster.
+@cache
+def int8_saturates() -> bool:
+    """Say whether this CPU's fast int8 instructions saturate, as those of x86 without VNNI do; measured, not looked up.
 
-    Call it once, before the first model is loaded, and only where no other library uses onnxruntime: its sessions
-    would then fail, because onnxruntime allows no other pools beside a global one.
+    They add two products in 16 bits, and so give about half of a sum of large ones. onnxruntime's slower kernels are
+    exact everywhere, but take twice the time where the fast ones would have been exact too.
     """
-    global _shared_pool_threads  # noqa: PLW0603 - onnxruntime's pool belongs to the process as well
-    if _shared_pool_threads is None:
-        size = available_threads() if threads is None else threads
-        _check_threads(size)
-        onnxruntime.set_global_thread_pool_sizes(size, 1)
-        _shared_pool_threads = size
+    rows, depth = 4, 32
+    probe = onnxruntime.InferenceSession(
+        str(_INT8_PROBE), _options(1, exact_int8=False), providers=[CPU_PROVIDER], enable_fallback=0
+    )
+    (sums,) = probe.run(["product"], {"x": np.ones((rows, depth), np.float32)})
+    return not np.allclose(sums, depth, rtol=0.05)
 
 
 def return_free_memory() -> None:
@@ -149,31 +146,25 @@ def _check_providers(providers: Sequence[str] | None) -> list[str]:
     return list(providers)
 
 
-def _check_threads(threads: int) -> None:
-    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise ProviderError(f"threads is {threads!r}, expected a number from 1 to {MAX_THREADS}.")
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
 
 
-def _set_threads(options: Any, threads: int) -> None:
-    """Give a session the shared pool, or one of its own.
+def _options(threads: int, *, exact_int8: bool) -> Any:
+    """Return options for a session with so many threads of its own.
 
-    Threads of an own pool do not spin: one tower's spinning threads take the CPUs from the other tower's.
+    They wait for each other spinning while the session runs, and stop when it ends: spinning on, one tower's threads
+    would take the CPUs from the other tower's.
     """
-    if _shared_pool_threads is None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    elif threads == _shared_pool_threads:
-        options.use_per_session_threads = False
-    else:
-        raise ProviderError(
-            f"{threads} threads were asked for, but this process shares one pool of {_shared_pool_threads} threads. "
-            "Leave threads out, or give the same number."
-        )
+    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise ProviderError(f"threads is {threads!r}, expected a number from 1 to {MAX_THREADS}.")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _LOG_FATAL_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.x64quantprecision", "1" if exact_int8 else "0")
+    return options
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -29,9 +29,8 @@ RED_STAR = str(SAMPLE_PICTURES_PATH / "red_star.png")
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands must not depend on the user's settings, and must not give this process the one shared pool."""
+    """Commands must not depend on the user's settings."""
     monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
 
 
 @pytest.fixture

@@ -30,9 +30,8 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "compiled_classifier.py"
 
 
 @pytest.fixture(autouse=True)
-def _no_shared_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)  # it would outlive the test
 
 
 def run(*arguments: object) -> Result:

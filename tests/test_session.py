@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import onnx_ir
 import pytest
 
+import siglip_onnx
+from make_int8_probe import int8_probe
 from siglip_onnx import session
-from siglip_onnx.errors import BundleError
+from siglip_onnx.errors import BundleError, ProviderError
 
 
 @pytest.mark.parametrize(
@@ -52,20 +59,60 @@ def test_damaged_graph_is_a_bundle_error(tmp_path: Path) -> None:
         session.Session(graph)
 
 
-def test_shared_pool_serves_every_session_and_refuses_other_sizes(small_bundle: Path) -> None:
-    code = f"""
-import siglip_onnx, siglip_onnx.session as session
-session.share_thread_pool(2)
-print(siglip_onnx.load({str(small_bundle)!r}).encode_texts(["a"]).shape)
-print(siglip_onnx.load({str(small_bundle)!r}, threads=2).encode_texts(["a"]).shape)
-try:
-    siglip_onnx.load({str(small_bundle)!r}, threads=1).encode_texts(["a"])
-except siglip_onnx.ProviderError as error:
-    print(error)
+def test_the_probe_is_what_its_script_makes() -> None:
+    made = onnx_ir.serde.serialize_model(int8_probe()).SerializeToString()
+    assert session._INT8_PROBE.read_bytes() == made
+
+
+def test_saturating_instructions_are_found_and_avoided() -> None:
+    """On an emulated CPU without VNNI; the kernels that onnxruntime then takes are real."""
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None or platform.machine() != "x86_64":
+        pytest.skip("qemu-x86_64, which emulates CPUs without VNNI, is not installed")
+    code = """
+import siglip_onnx
+from siglip_onnx.hub import SAMPLE_PICTURES_PATH
+from siglip_onnx.session import int8_saturates
+model = siglip_onnx.load("demo", threads=1)
+image, text = model.encode_images(SAMPLE_PICTURES_PATH / "six_eggs.png"), model.encode_texts(["six eggs"])
+print(int8_saturates(), float(model.logits(image, text)[0, 0]))
 """
-    lines = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
-    assert lines[:2] == ["(1, 64)", "(1, 64)"]
-    assert lines[2].startswith("1 threads were asked for, but this process shares one pool of 2 threads.")
+    here = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    there = subprocess.check_output(
+        [emulator, "-cpu", "Haswell", sys.executable, "-c", code], text=True, stderr=subprocess.DEVNULL, timeout=120
+    ).split()
+    assert there[0] == "True"
+    assert float(there[1]) == pytest.approx(float(here[1]), abs=0.1)
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_exact_kernels_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatch, saturates: bool) -> None:
+    asked = []
+
+    def options(threads: int, *, exact_int8: bool) -> object:
+        asked.append(exact_int8)
+        return real(threads, exact_int8=exact_int8)
+
+    real = session._options
+    monkeypatch.setattr(session, "_options", options)
+    monkeypatch.setattr(session, "int8_saturates", lambda: saturates)
+    for saturation_safe in (False, True):
+        session.Session(session._INT8_PROBE, saturation_safe=saturation_safe)
+    assert asked == [saturates, False]
+
+
+def test_threads_rest_between_runs(small_bundle: Path) -> None:
+    model = siglip_onnx.load(small_bundle, threads=2)
+    model.encode_texts(["a"])
+    cpu = time.process_time()
+    time.sleep(0.1)  # onnxruntime's threads otherwise spin for about 0.04 s more
+    assert time.process_time() - cpu < 0.02
+
+
+@pytest.mark.parametrize("threads", [0, 513, "2"])
+def test_threads_must_be_a_number_in_range(small_bundle: Path, threads: Any) -> None:
+    with pytest.raises(ProviderError, match=f"threads is {threads!r}, expected a number from 1 to 512"):
+        siglip_onnx.load(small_bundle, threads=threads).encode_texts(["a"])
 
 
 def test_other_users_of_onnxruntime_are_left_alone(small_bundle: Path) -> None:

@@ -148,10 +148,7 @@ def test_fast_decode_leaves_small_pictures_as_they_are(small_bundle: Path) -> No
     assert_array_equal(exact.preprocess(small)[0]["pixel_values"], fast.preprocess(small)[0]["pixel_values"])
 
 
-def test_commands_take_workers_and_fast_decode(
-    small_bundle: Path, tmp_path: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)  # it would outlive the test
+def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
     paths = []
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / f"{number}.png")

@@ -12,7 +12,7 @@ from ..bundle import TOWERS, graph_path, open_bundle
 from ..head import Floats, compute_logits, l2_normalize
 from ..image import load_image
 from ..model import draft_size, make_preprocessor
-from ..session import Session, share_thread_pool
+from ..session import Session
 from ..tokenizer import Tokenizer
 from .contestant import Configuration, Inputs
 
@@ -49,16 +49,16 @@ class FrontEnd:
 
 
 class Engine(FrontEnd):
-    """One variant of a bundle, as the commands run it: both towers share one thread pool."""
+    """One variant of a bundle, with the sessions that the commands use."""
 
     def __init__(self, configuration: Configuration) -> None:
         variant, _, option = configuration.variant.partition(", ")
         super().__init__(Path(configuration.bundle), fast_decode=option == FAST_DECODE)
-        share_thread_pool(configuration.threads)
         made = self.bundle.manifest.variants[variant].quantization
         self._vision, self._text = (
             Session(
                 self.bundle.path / graph_path(tower, variant),
+                threads=configuration.threads,
                 saturation_safe=bool(made.get(tower, {}).get("reduce_range")),
             )
             for tower in TOWERS

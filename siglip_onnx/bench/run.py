@@ -31,7 +31,7 @@ def engine_configuration(bundle: Bundle, variant: str, threads: int, about: str 
     """Return one variant of this engine, ``int8`` or ``int8, fast decode``."""
     return Configuration(
         engine_name(variant), ENGINE, variant, str(bundle.path.resolve()), threads=threads,
-        about=about or "one shared thread pool, as the commands have it",
+        about=about or "as the commands run it",
     )  # fmt: skip
 
 

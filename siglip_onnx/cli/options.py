@@ -41,17 +41,17 @@ class ModelChoice:
         Unless told, so many inputs that it pays are worked on at once.
         """
         from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
-        from ..session import available_threads, share_thread_pool  # noqa: PLC0415
+        from ..session import available_threads  # noqa: PLC0415
 
-        workers = self.workers
-        if workers is None:
-            workers = (self.threads or available_threads()) if num_inputs >= MANY_INPUTS else 1
-        share_thread_pool(self.threads if workers == 1 else 1)
+        workers, threads = self.workers, self.threads
+        if workers is None and num_inputs >= MANY_INPUTS:
+            workers, threads = threads or available_threads(), None
         loaded = load(
             self.model or DEMO,
             variant=self.variant,
             providers=self.providers or None,
-            workers=workers,
+            threads=threads,
+            workers=workers or 1,
             fast_decode=self.fast_decode,
             max_num_patches=self.max_num_patches,
             cache=cache,
