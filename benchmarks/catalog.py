@@ -25,7 +25,7 @@ from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, pytorch_co
 from siglip_onnx.bundle import Bundle, open_bundle
 
 VARIANTS = ("fp32", "int8", "q4", "fp16")
-NUM_PICTURES, NUM_CALIBRATION = 16, 64
+NUM_PICTURES, NUM_CALIBRATION = 12, 64
 
 
 @dataclass(frozen=True)

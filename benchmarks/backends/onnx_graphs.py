@@ -22,7 +22,7 @@ class Graphs(FrontEnd):
     def __init__(self, configuration: Configuration) -> None:
         super().__init__(Path(configuration.bundle))
         self._vision, self._text = (
-            # onnxruntime as it comes: on CPUs without VNNI its fast int8 instructions saturate, and the fidelity shows it.
+            # As onnxruntime comes: where its fast int8 instructions saturate, the fidelity shows it.
             Session(graph_of(configuration, tower), threads=configuration.threads, saturation_safe=True)
             for tower in TOWERS
         )

@@ -14,9 +14,9 @@ from siglip_onnx.bench.contestant import Configuration
 from siglip_onnx.bench.pytorch import PyTorch, files, packages
 from siglip_onnx.errors import BenchmarkError
 
+# In bf16, which is twice as fast as compiled fp32 on CPUs that have it.
 VARIANTS = {
-    "fp32": ("PyTorch torch.compile", "fp32, static shapes, weights frozen; kernels from a warm cache on disk"),
-    "bf16": ("PyTorch torch.compile bf16", "bf16, static shapes, weights frozen; kernels from a warm cache on disk"),
+    "bf16": ("PyTorch torch.compile bf16", "bf16, static shapes, weights frozen; kernels from a warm cache on disk")
 }
 NEEDS = ("torch", "transformers")
 
@@ -35,9 +35,8 @@ def load(configuration: Configuration) -> PyTorch:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = configuration.work
     os.environ["TORCHINDUCTOR_FREEZING"] = "1"
     contestant = PyTorch(configuration)
-    if configuration.variant == "bf16":
-        contestant.model.to(torch.bfloat16)
-        contestant.dtype = torch.bfloat16
+    contestant.model.to(torch.bfloat16)
+    contestant.dtype = torch.bfloat16
     compile_towers(contestant.model)
     return contestant
 

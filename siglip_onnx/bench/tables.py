@@ -116,7 +116,8 @@ def explain(document: Document) -> str:
         f"Single calls on distinct pictures, {settings['rounds']} rounds in alternating order, a fresh process for "
         'each; "unstable" says that rounds differ by more than 10 %. Three values are min / median / p90. Cosines and '
         f"logit errors are to {' and '.join(references)}, of the answers given while they were timed. Start: process "
-        f"start to the first answer of both towers; memory: its peak by then. {describe_briefly(dict(document.machine))}"
+        "start to the first answer of both towers; memory: its peak by then. "
+        f"{describe_briefly(dict(document.machine))}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 WARM_UP = 10
-WARM_UP_SECONDS = 1.0  # enough of it; a slow stage need not be called ten times
+WARM_UP_SECONDS = 0.5  # enough of it; a slow stage need not be called ten times
 
 
 @dataclass(frozen=True)
