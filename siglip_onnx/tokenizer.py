@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,11 @@ import tokenizers
 from numpy.typing import NDArray
 
 from .errors import BundleError, TextError
+from .pieces import PIECES, PieceTable
 
 MAX_CHARACTERS = 20_000
-# A Unigram model of 250,000 pieces takes the tokenizers library 0.5 GB and as long to load as all else together. Its
-# answer for a text depends only on the pieces that occur in the text, so few short texts get a model of just those,
-# from a table that export writes beside tokenizer.json.
-PIECES = "tokenizer_pieces.npz"
-FEW_CHARACTERS = 2_000
 
 _log = logging.getLogger(__name__)
-
-Json = dict[str, Any]
 
 
 class Tokenizer:
@@ -39,10 +31,10 @@ class Tokenizer:
         self._path = path
         self.text_length = text_length
         pieces_path = path.with_name(PIECES)
-        self._pieces = _PieceTable(pieces_path) if pieces_path.exists() else None
+        self._pieces = PieceTable(pieces_path) if pieces_path.exists() else None
         if self._pieces is not None:
-            padding, truncation = self._pieces.document["padding"], self._pieces.document["truncation"]
-            found = [padding["strategy"]["Fixed"], truncation["max_length"]]
+            document = self._pieces.document
+            found = [document["padding"]["strategy"]["Fixed"], document["truncation"]["max_length"]]
         else:
             found = [
                 (self._whole.padding or {}).get("length"),
@@ -73,9 +65,17 @@ class Tokenizer:
         """Return the ids of each text, and whether it was cut."""
         if self._pieces is not None:
             if self._pieces.suits(texts):
-                return self._pieces.encode(texts)
+                return [self._finish(ids, self._pieces.document) for ids in self._pieces.encode(texts)]
             self._pieces = None  # the whole model serves all texts from now on
         return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
+
+    def _finish(self, ids: list[int], document: dict[str, Any]) -> tuple[list[int], bool]:
+        """Cut, end and pad the ids of one text as the document says; also says whether something was cut."""
+        ending = document["post_processor"]
+        end = ending["special_tokens"][ending["single"][-1]["SpecialToken"]["id"]]["ids"]
+        whole = ids[: self.text_length - len(end)] + end
+        padding = [document["padding"]["pad_id"]] * (self.text_length - len(whole))
+        return whole + padding, len(ids) > self.text_length - len(end)
 
     @cached_property
     def _whole(self) -> Any:
@@ -83,65 +83,6 @@ class Tokenizer:
             return tokenizers.Tokenizer.from_file(str(self._path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{self._path} cannot be read: {error}. Export or download the model again.") from error
-
-
-class _PieceTable:
-    """The pieces of a large Unigram model as a table, and models of the few that a text needs."""
-
-    def __init__(self, path: Path) -> None:
-        """Read what :func:`write_pieces` wrote."""
-        try:
-            with np.load(path, allow_pickle=False) as table:
-                self.document: Json = json.loads(table["document"].tobytes())
-                self._pieces = table["pieces"].tobytes().decode().split("\n")
-                self._scores: NDArray[np.float64] = table["scores"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{path} is damaged ({error!r}). Export or download the model again.") from error
-        # It sets the cost of an unknown character.
-        self._rarest = int(self._scores.argmin())
-
-    def suits(self, texts: list[str]) -> bool:
-        """Say whether the texts are few enough, and without a literal special token, which is split off first."""
-        special = [token["content"] for token in self.document["added_tokens"]]
-        return sum(map(len, texts)) <= FEW_CHARACTERS and not any(one in text for one in special for text in texts)
-
-    def encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
-        """Return the ids of each text, and whether it was cut, by a model of only the pieces that occur in them."""
-        document, model = self.document, self.document["model"]
-        cleaner = self._tokenizer({**model, "vocab": [["<unk>", 0.0]], "unk_id": 0, "byte_fallback": False})
-        # Newlines, which cleaning leaves in no text, keep pieces from reaching into the next text.
-        cleaned = "\n".join(cleaner.normalizer.normalize_str(text) for text in texts)
-        always = {model["unk_id"], self._rarest}
-        if model["byte_fallback"]:
-            always |= {number for number, piece in enumerate(self._pieces) if piece.startswith("<0x")}
-        kept = sorted(always | {number for number, piece in enumerate(self._pieces) if piece in cleaned})
-        vocab = [[self._pieces[number], float(self._scores[number])] for number in kept]
-        tokenizer = self._tokenizer({**model, "vocab": vocab, "unk_id": kept.index(model["unk_id"])})
-        length, pad = document["truncation"]["max_length"], document["padding"]["pad_id"]
-        end = document["post_processor"]["special_tokens"]["</s>"]["ids"]
-        results = []
-        for encoding in tokenizer.encode_batch(texts):
-            ids = [kept[number] for number in encoding.ids]
-            whole = ids[: length - len(end)] + end
-            results.append((whole + [pad] * (length - len(whole)), len(ids) > length - len(end)))
-        return results
-
-    def _tokenizer(self, model: Json) -> Any:
-        """Make a tokenizer with the document's cleaning and this model, and nothing added behind it."""
-        bare: Json = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "model": model}
-        return tokenizers.Tokenizer.from_str(json.dumps(self.document | bare, ensure_ascii=False))
-
-
-def write_pieces(document: Json, path: Path) -> None:
-    """Write the table of a Unigram ``tokenizer.json``, given as its parsed document."""
-    vocab = document["model"]["vocab"]
-    rest = document | {"model": document["model"] | {"vocab": []}}
-    np.savez(
-        path,
-        document=np.frombuffer(json.dumps(rest).encode(), np.uint8),
-        pieces=np.frombuffer("\n".join(piece for piece, _ in vocab).encode(), np.uint8),
-        scores=np.array([score for _, score in vocab], np.float64),
-    )
 
 
 def _check_text(text: str, text_length: int) -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"config", "prompts", "streaming"},
+    {"config", "pieces", "prompts", "streaming"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
     {"label_cache", "classifier"},
     {"model"},
@@ -68,7 +68,7 @@ def test_imports_go_one_way() -> None:
 
 @pytest.mark.parametrize(
     ("library", "rooms"),
-    [("onnxruntime", {"session.py"}), ("click", {"cli"}), ("tokenizers", {"tokenizer.py", "export"})],
+    [("onnxruntime", {"session.py"}), ("click", {"cli"}), ("tokenizers", {"tokenizer.py", "pieces.py", "export"})],
 )
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:
     found = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if library in roots_of(path)}

@@ -14,7 +14,8 @@ from transformers import GemmaTokenizerFast, SiglipTokenizer
 
 from siglip_onnx.errors import BundleError, CheckpointError
 from siglip_onnx.export.tokenizer import write_tokenizer
-from siglip_onnx.tokenizer import PIECES, Tokenizer
+from siglip_onnx.pieces import PIECES
+from siglip_onnx.tokenizer import Tokenizer
 
 HARD = [
     "", " ", "  leading", "trailing  ", "!!!", "! hello", "</s>", "hello</s>", "a </s>", "<unk>", "<pad> a", "▁", "▁▁a",
@@ -103,6 +104,25 @@ def test_gemma_vocabulary_is_lower_cased_ended_and_padded(material: Path, tmp_pa
     expected = np.array(reference(lowered, padding="max_length", truncation=True, max_length=64).input_ids)
     found = Tokenizer(tmp_path / "exact.json", 64)(texts)
     assert [text for text, one, other in zip(texts, found, expected, strict=True) if (one != other).any()] == []
+
+
+def test_gemma_vocabulary_pruned(material: Path, tmp_path: Path) -> None:
+    packed = material / "tokenizers/siglip2_gemma_256k/tokenizer.json.xz"
+    (tmp_path / "tokenizer.json").write_bytes(lzma.decompress(packed.read_bytes()))
+    path = tmp_path / "exact" / "tokenizer.json"
+    path.parent.mkdir()
+    write_tokenizer(tmp_path, path, text_length=64, vocab_size=256_000)
+    tokenizer = Tokenizer(path, 64)
+    pieces = tokenizer._pieces
+    assert pieces is not None
+    texts = [text for text in [*HARD, *real_texts(material)[::20]] if pieces.suits([text])]
+    alone = np.concatenate([tokenizer([text]) for text in texts])
+    pairs = [number for number in range(len(texts) - 1) if pieces.suits(texts[number : number + 2])]
+    for number in pairs[::10]:
+        np.testing.assert_array_equal(tokenizer(texts[number : number + 2]), alone[number : number + 2])
+    assert "_whole" not in vars(tokenizer)
+    path.with_name(PIECES).unlink()
+    np.testing.assert_array_equal(alone, Tokenizer(path, 64)(texts))
 
 
 def test_ids_are_always_the_full_length(small_bundle: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import CheckpointError
-from ..tokenizer import PIECES, write_pieces
+from ..pieces import PIECES, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from here on few texts get a model of only their pieces
 SENTENCEPIECE = "spiece.model"
@@ -50,7 +50,7 @@ def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size
     tokenizer.enable_padding(direction="right", pad_id=pad["ids"][0], pad_token=pad["tokens"][0], length=text_length)
     text = tokenizer.to_str(pretty=False)
     out.write_text(text, encoding="utf-8")
-    if document["model"]["type"] == "Unigram" and len(document["model"]["vocab"]) >= LARGE_VOCABULARY:
+    if len(document["model"]["vocab"]) >= LARGE_VOCABULARY:
         write_pieces(json.loads(text), out.with_name(PIECES))
 
 
