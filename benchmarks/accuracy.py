@@ -1,11 +1,13 @@
 """Zero-shot accuracy on labelled pictures: top-1 and top-5 of any variant and backend, and what each loses to fp32.
 
     python benchmarks/accuracy.py DATASET --checkpoint CHECKPOINT --template "a photo of a {}."
+    python benchmarks/accuracy.py DATASET --model BUNDLE
 
 DATASET is a folder per class, named as the class is called, underscores being spaces; --labels FILE gives other words,
 a line `folder<TAB>text` each. ImageNet-V2 (matched-frequency, 10,000 pictures in folders 0 to 999) needs such a file
 with ImageNet's class names. The loss is the difference of paired answers, with a bootstrapped interval of 95 %.
-Needs what benchmarks/suite.py needs, whose folder --work is shared. Writes JSON to --out.
+With --checkpoint the reference is PyTorch fp32, peers can be asked too, and exports are kept in --work as those of
+benchmarks/suite.py are; with --model it is the bundle's fp32 variant, and nothing but this package is needed.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from numpy.typing import NDArray
 
 from siglip_onnx.bench.contestant import Configuration, Contestant
 from siglip_onnx.bench.machine import describe_machine
-from siglip_onnx.bench.run import PYTORCH_FP32
+from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, engine_name
 from siglip_onnx.bench.statistics import bootstrap_mean
 from siglip_onnx.bench.tables import markdown
+from siglip_onnx.bundle import open_bundle
 from siglip_onnx.errors import BenchmarkError
 from siglip_onnx.head import Floats, average_unit, l2_normalize
+from siglip_onnx.hub import find_model
 from siglip_onnx.prompts import fill_templates
 from siglip_onnx.session import available_threads
 
@@ -49,7 +53,8 @@ class Dataset:
 
 @click.command(help=__doc__)
 @click.argument("dataset", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), help="With PyTorch and peers.")
+@click.option("--model", help="An exported model, or demo: its variants alone.")
 @click.option("--labels", type=click.Path(path_type=Path, exists=True), help="Lines of folder<TAB>text.")
 @click.option("--template", "templates", multiple=True, default=["{}"], show_default=True, help="Repeat to average.")
 @click.option("--only", multiple=True, default=["siglip_onnx"], show_default=True, help="Part of names; repeat.")
@@ -59,7 +64,8 @@ class Dataset:
 @click.option("--out", type=click.Path(path_type=Path), help="JSON to write.")
 def main(
     dataset: Path,
-    checkpoint: Path,
+    checkpoint: Path | None,
+    model: str | None,
     labels: Path | None,
     templates: tuple[str, ...],
     only: tuple[str, ...],
@@ -71,19 +77,31 @@ def main(
     """Ask every configuration and print the table."""
     asked = read_dataset(dataset, read_labels(labels))
     calibration = asked.paths[:: max(1, len(asked.paths) // MOST_CALIBRATION)][:MOST_CALIBRATION]
-    catalog = open_catalog(work / name, checkpoint, calibration, threads, only)
+    if (checkpoint is None) == (model is None):
+        raise click.UsageError("Give either --checkpoint or --model.")
+    if checkpoint is not None:
+        catalog = open_catalog(work / name, checkpoint, calibration, threads, only)
+        configurations, absent, reference = catalog.configurations, catalog.absent, PYTORCH_FP32
+    else:
+        configurations, absent, reference = variants_of(str(model), threads), {}, engine_name("fp32")
     correct = {}
-    for configuration in catalog.configurations:
+    for configuration in configurations:
         correct[configuration.name] = in_fresh_process(ask, configuration, asked, templates)
         tell(f"{configuration.name}: top-1 {correct[configuration.name][0].mean():.4f}")
     document = {
         "dataset": dataset.name, "pictures": len(asked.paths), "classes": len(asked.texts), "templates": templates,
-        "reference": PYTORCH_FP32, "machine": describe_machine(("torch", "transformers")),
-        "rows": describe(correct, correct[PYTORCH_FP32]), "absent": catalog.absent,
+        "reference": reference if reference in correct else None, "machine": describe_machine(),
+        "rows": describe(correct, correct.get(reference)), "absent": absent,
     }  # fmt: skip
     if out is not None:
         out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     click.echo(accuracy_table(document))
+
+
+def variants_of(model: str, threads: int) -> list[Configuration]:
+    """Return every variant of an exported model."""
+    bundle = open_bundle(find_model(model))
+    return [engine_configuration(bundle, variant, threads) for variant in bundle.manifest.variants]
 
 
 def read_labels(path: Path | None) -> dict[str, str]:
@@ -140,27 +158,32 @@ def rank_of(logits: Floats, right: int) -> int:
     return int((logits >= logits[right]).sum()) - 1
 
 
-def describe(correct: Mapping[str, NDArray[np.bool_]], reference: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Return accuracy and loss of every configuration, shares from 0 to 1."""
+def describe(correct: Mapping[str, NDArray[np.bool_]], reference: NDArray[np.bool_] | None) -> list[dict[str, Any]]:
+    """Return accuracy and loss of every configuration, shares from 0 to 1; no loss where there is no reference."""
     return [
-        {
-            "name": name, "top1": float(found[0].mean()), "top5": float(found[1].mean()),
-            "agreement": float((found[0] == reference[0]).mean()),
-            "loss_top1": asdict(bootstrap_mean(reference[0].astype(float) - found[0])),
-            "loss_top5": asdict(bootstrap_mean(reference[1].astype(float) - found[1])),
-        }
+        {"name": name, "top1": float(found[0].mean()), "top5": float(found[1].mean())} | losses(found, reference)
         for name, found in correct.items()
-    ]  # fmt: skip
+    ]
+
+
+def losses(found: NDArray[np.bool_], reference: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return how much less often a configuration is right than the reference, on the same pictures."""
+    if reference is None:
+        return {}
+    differences = reference.astype(np.float64) - found
+    return {
+        f"loss_{kind}": asdict(bootstrap_mean(row)) for kind, row in zip(("top1", "top5"), differences, strict=True)
+    }
 
 
 def accuracy_table(document: Mapping[str, Any]) -> str:
     """Return the result as Markdown, in percent."""
     rows = [
         [row["name"], f"{row['top1']:.2%}", f"{row['top5']:.2%}",
-         *(describe_loss(row[loss]) for loss in ("loss_top1", "loss_top5"))]
+         *(describe_loss(row[loss]) if loss in row else "not measured" for loss in ("loss_top1", "loss_top5"))]
         for row in document["rows"]
     ]  # fmt: skip
-    return markdown((("", "top-1", "top-5", f"top-1 loss to {document['reference']}", "top-5 loss"), rows))
+    return markdown((("", "top-1", "top-5", f"top-1 loss to {document['reference'] or 'fp32'}", "top-5 loss"), rows))
 
 
 def describe_loss(loss: Mapping[str, float]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from verdicts import ENGINE, main_rows
 
-from siglip_onnx.bench.schema import Document
+from siglip_onnx.bench.schema import SAME_PICTURE, VISION, Document
+from siglip_onnx.bench.statistics import ratio_of
 from siglip_onnx.bench.tables import Table, explain, markdown, speed_table, stage_table, three_digits, throughput_table
 
 
@@ -26,6 +27,7 @@ def details(document: Document) -> str:
     for inputs in dict.fromkeys(row.inputs for row in document.rows):
         parts += [f"## One picture at a time: {inputs}", markdown(speed_table(document, inputs)),
                   markdown(stage_table(document, inputs))]  # fmt: skip
+    parts += describe_repeats(document)
     parts += [
         *(plot(name, alt) for name, alt in (
             ("speed_and_fidelity", "Speed against fidelity"), ("latency_by_stage", "Latency by stage"),
@@ -38,6 +40,16 @@ def details(document: Document) -> str:
           if document.absent else []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def describe_repeats(document: Document) -> list[str]:
+    """Return whether one picture again and again is faster than distinct ones, as a cache would make it."""
+    return [
+        f"One picture again and again takes {row.name} {ratio.value:.3f} times ({ratio.low:.3f} - {ratio.high:.3f}) as "
+        "long in the vision tower as distinct ones: nothing is remembered."
+        for row in document.rows
+        if SAME_PICTURE in row.stages and (ratio := ratio_of(row.stages[SAME_PICTURE], row.stages[VISION]))
+    ]
 
 
 def plot(name: str, alt: str) -> str:
