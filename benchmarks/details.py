@@ -9,7 +9,16 @@ from verdicts import ENGINE, main_rows
 
 from siglip_onnx.bench.schema import SAME_PICTURE, VISION, Document
 from siglip_onnx.bench.statistics import ratio_of
-from siglip_onnx.bench.tables import Table, explain, markdown, speed_table, stage_table, three_digits, throughput_table
+from siglip_onnx.bench.tables import (
+    Table,
+    explain,
+    markdown,
+    speed_table,
+    stage_table,
+    start_table,
+    three_digits,
+    throughput_table,
+)
 
 
 def details(document: Document) -> str:
@@ -26,7 +35,7 @@ def details(document: Document) -> str:
     ]
     for inputs in dict.fromkeys(row.inputs for row in document.rows):
         parts += [f"## One picture at a time: {inputs}", markdown(speed_table(document, inputs)),
-                  markdown(stage_table(document, inputs))]  # fmt: skip
+                  markdown(stage_table(document, inputs)), markdown(start_table(document, inputs))]  # fmt: skip
     parts += describe_repeats(document)
     parts += [
         *(plot(name, alt) for name, alt in (

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def measure(plan: Plan, catalog: Catalog, folder: Path, *, quick: bool) -> Docum
         raise BenchmarkError(f"{PYTORCH_FP32} is what everything is compared with, and was not measured.")
     if large is not None:
         rows += measure_rows(large, tell)[0]
-    throughput = [] if quick else measure_rates(plan, reference)
+    throughput = [] if quick else measure_rates(plan, reference, absent)
     commands = measure_commands(catalog.bundle.path, plan.paths[0], folder / "commands", 1 if quick else 5)
     return Document(
         model=f"{catalog.bundle.manifest.model_name}, {folder.name}",
@@ -151,11 +151,11 @@ def measure(plan: Plan, catalog: Catalog, folder: Path, *, quick: bool) -> Docum
     )
 
 
-def measure_rates(plan: Plan, reference: Answers) -> list[Throughput]:
+def measure_rates(plan: Plan, reference: Answers, absent: Container[str]) -> list[Throughput]:
     """Measure pictures per second: by all threads one at a time or in a batch, and by workers of one thread."""
     threads = plan.configurations[0].threads
     modes = dict.fromkeys([Mode(1, threads, 1), Mode(1, threads, NUM_RATED), Mode(1, 1, 1), Mode(threads, 1, 1)])
-    rated = [one for one in plan.configurations if one.name in RATED]
+    rated = [one for one in plan.configurations if one.name in RATED and one.name not in absent]
     chosen = replace(plan, configurations=rated, paths=plan.paths[:NUM_RATED])
     return measure_throughput(chosen, list(modes), reference, RATE_SECONDS, tell)
 

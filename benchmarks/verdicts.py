@@ -137,11 +137,17 @@ def describe_fast_decode(document: Document) -> list[str]:
 
 
 def describe_limit(document: Document) -> list[str]:
-    """Return the share of the hardware's arithmetic that each tower uses."""
+    """Return the share of the hardware's arithmetic that each tower uses, and that onnxruntime's kernels can."""
     row = document.row(f"{ENGINE} int8", document.rows[0].inputs)
     if not document.limit or row is None:
         return []
-    shares = [f"{tower} {found['int8_ms'] / row.summary(tower).min:.0%} ({three_digits(found['int8_ms'])} ms)"
-              for tower, found in document.limit["towers"].items()]  # fmt: skip
-    return [f"Share of what the arithmetic of this CPU allows, fastest int8 run: {', '.join(shares)}; see "
-            "[docs/benchmarks.md](docs/benchmarks.md)."]  # fmt: skip
+    shares = ", ".join(
+        f"{tower} {found['int8_ms'] / row.summary(tower).min:.0%} (limit {three_digits(found['int8_ms'])} ms)"
+        for tower, found in document.limit["towers"].items()
+    )
+    instructions, product = (document.limit[key].get("int8") for key in ("instructions", "large_gemm"))
+    kernels = f"; one large int8 product in onnxruntime {product / instructions:.0%}" if instructions else ""
+    return [
+        f"Share of what this CPU's arithmetic allows, fastest int8 run: {shares}{kernels}. See "
+        "[docs/benchmarks.md](docs/benchmarks.md#the-limit)."
+    ]

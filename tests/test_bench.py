@@ -96,10 +96,15 @@ def test_a_failing_reference_leaves_nothing_to_compare_with(measured: Any) -> No
 
 
 def test_answers_that_are_no_numbers_get_no_row(measured: Any) -> None:
-    plan = replace(measured[0], configurations=[configuration("reference"), configuration("numberless")],
-                   limits=Limits(rounds=1, min_samples=1))  # fmt: skip
-    with pytest.raises(BenchmarkError, match="vision_cosine_min is nan"):
-        measure_rows(plan, lambda _: None)
+    both = [configuration("reference"), configuration("numberless")]
+    plan = replace(measured[0], configurations=both, limits=Limits(rounds=1, min_samples=1))
+    rows, absent, reference = measure_rows(plan, lambda _: None)
+    assert [row.name for row in rows] == ["reference"]
+    assert "vision_cosine_min is nan" in absent["numberless"]
+    lines: list[str] = []
+    plan = replace(plan, configurations=both[1:])
+    assert measure_throughput(plan, [Mode(1, 1, 1)], reference, 0.1, lines.append) == []  # type: ignore[arg-type]
+    assert "numberless gave features that are no numbers" in lines[0]
 
 
 def test_workers_give_twice_the_rate_of_one_that_sleeps(measured: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,11 +67,16 @@ def measure_rows(plan: Plan, report: Report) -> tuple[list[Row], dict[str, str],
     with tempfile.TemporaryDirectory(prefix="siglip_onnx_bench_") as temporary:
         results, absent = _run_rounds(plan, Path(temporary), report)
         reference = _find_reference(plan, results, absent)
-        rows = [
-            _make_row(plan, configuration, found, _find_fidelity(plan, configuration, found, reference))
-            for configuration in plan.configurations
-            if (found := results.get(configuration.name))
-        ]
+        rows = []
+        for configuration in plan.configurations:
+            if found := results.get(configuration.name):
+                try:
+                    rows.append(
+                        _make_row(plan, configuration, found, _find_fidelity(plan, configuration, found, reference))
+                    )
+                except BenchmarkError as error:  # its answers are no answers; the others' still are
+                    absent[configuration.name] = str(error)
+                    report(f"{configuration.name}: {error}")
     return rows, absent, reference
 
 
@@ -103,35 +107,51 @@ def measure_throughput(
 ) -> list[Throughput]:
     """Return pictures per second of every configuration in every mode, each round a fresh process.
 
-    Raises:
-        BenchmarkError: a process failed.
+    What fails is reported and left out.
     """
     chosen = [
         (mode, replace(configuration, threads=mode.threads, workers=mode.workers))
         for configuration in plan.configurations
         for mode in modes
     ]
-    rates: dict[int, list[list[float]]] = {number: [] for number in range(len(chosen))}
-    worst = dict.fromkeys(rates, 1.0)
-    with tempfile.TemporaryDirectory(prefix="siglip_onnx_bench_") as temporary:
-        for turn in range(plan.limits.rounds):
-            order = range(len(chosen)) if turn % 2 == 0 else reversed(range(len(chosen)))
-            for number in order:
-                mode, configuration = chosen[number]
-                job = Job(plan.paths, plan.texts, plan.limits, batch=mode.batch, seconds=seconds)
-                folder = Path(temporary) / "rates"
-                rates[number].append(run_job(configuration, job, folder, plan.search_path)["rates"])
-                with np.load(folder / ANSWERS) as file:
-                    worst[number] = min(
-                        worst[number], float(cosines(file["vision"], reference.vision[: len(plan.paths)]).min())
-                    )
-                shutil.rmtree(folder)
-            report(f"round {turn + 1} of the throughput")
+    found: dict[int, list[tuple[list[float], float]]] = {number: [] for number in range(len(chosen))}
+    for turn in range(plan.limits.rounds):
+        for number in sorted(found, reverse=turn % 2 == 1):
+            mode, configuration = chosen[number]
+            job = Job(plan.paths, plan.texts, plan.limits, batch=mode.batch, seconds=seconds)
+            try:
+                found[number].append(_run_rates(configuration, job, reference, plan.search_path))
+            except BenchmarkError as error:
+                del found[number]
+                report(f"{mode}: {error}")
+        report(f"round {turn + 1} of the throughput")
     return [
-        Throughput(configuration.name, **asdict(mode), rates=rates[number], reference=str(plan.reference),
-                   vision_cosine_min=worst[number])
-        for number, (mode, configuration) in enumerate(chosen)
-    ]  # fmt: skip
+        Throughput(
+            chosen[number][1].name,
+            **asdict(chosen[number][0]),
+            rates=[rates for rates, _ in rounds],
+            reference=str(plan.reference),
+            vision_cosine_min=min(worst for _, worst in rounds),
+        )
+        for number, rounds in found.items()
+    ]
+
+
+def _run_rates(
+    configuration: Configuration, job: Job, reference: Answers, search_path: Sequence[Path]
+) -> tuple[list[float], float]:
+    """Return pictures per second of each pass, and the worst cosine of what was answered.
+
+    Raises:
+        BenchmarkError: the process failed, or its answers are no numbers.
+    """
+    with tempfile.TemporaryDirectory(prefix="siglip_onnx_bench_") as folder:
+        rates = run_job(configuration, job, Path(folder), search_path)["rates"]
+        with np.load(Path(folder) / ANSWERS) as file:
+            worst = float(cosines(file["vision"], reference.vision[: len(job.paths)]).min())
+    if not np.isfinite(worst):
+        raise BenchmarkError(f"{configuration.name} gave features that are no numbers.")
+    return rates, worst
 
 
 def _find_reference(

@@ -48,6 +48,23 @@ def stage_table(document: Document, inputs: str | None = None) -> Table:
     return ("median ms", *STAGES), lines
 
 
+def start_table(document: Document, inputs: str | None = None) -> Table:
+    """Return what a process does before its first answer: medians, and the largest memory."""
+    rows = [row for row in document.rows if inputs in (None, row.inputs)]
+    lines = [
+        [
+            row.name,
+            *(
+                f"{statistics.median(getattr(start, part) for start in row.starts):.2f}"
+                for part in ("import_s", "load_s", "first_answer_s")
+            ),
+            f"{start_memory_mb(row):.0f}",
+        ]
+        for row in rows
+    ]
+    return ("seconds", "import", "load", "process start to first answer", "peak memory MB"), lines
+
+
 def throughput_table(document: Document) -> Table:
     """Return pictures per second, decoding included."""
     modes = sorted({(one.workers, one.threads, one.batch) for one in document.throughput})
@@ -101,7 +118,8 @@ def document_markdown(document: Document) -> str:
     """Return every table of a document, and what a reader must know to judge them."""
     parts = []
     for inputs in dict.fromkeys(row.inputs for row in document.rows):
-        parts += [f"## {inputs}", markdown(speed_table(document, inputs)), markdown(stage_table(document, inputs))]
+        parts += [f"## {inputs}", markdown(speed_table(document, inputs))]
+        parts += [markdown(stage_table(document, inputs)), markdown(start_table(document, inputs))]
     if document.throughput:
         parts.append(markdown(throughput_table(document)))
     parts += [f"* {name}: {reason}" for name, reason in document.absent.items()]
