@@ -43,7 +43,7 @@ RATE_SECONDS, NUM_RATED = 1.0, 8
 QUICK, NUM_QUICK = Limits(rounds=1, min_samples=8, min_seconds=0.5), 3
 COMPILED = ("torch.compile", "torchao")  # take longer to start than all else to be measured; not in a glance
 # Whose throughput is measured too: the fastest of each runtime that starts at once.
-RATED = ("PyTorch dynamic int8", "OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
+RATED = ("OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
 
 
 @click.command(help=__doc__)
