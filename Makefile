@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test lint bench report clean
+.PHONY: demo test lint coverage audit constraints bench report clean
 
 ## The main job on the demo model and its sample pictures.
 demo: $(VENV)/.installed
@@ -30,6 +30,20 @@ bench: $(BENCH_VENV)/.installed
 report: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/report.py
 
+## Branch coverage of the runtime, without the exporter and the benchmarks; what is left out stands in pyproject.toml.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+## Known vulnerabilities of what CI installs.
+audit: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+## Pin what is installed now, after an upgrade that passed the tests.
+constraints: $(VENV)/.installed-dev
+	(echo "# What CI installs, pinned; written by: make constraints"; \
+	    $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.txt
+
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) dist .mypy_cache .pytest_cache .ruff_cache
 
@@ -43,6 +57,6 @@ $(BENCH_VENV)/.installed: pyproject.toml
 	$(BENCH_VENV)/bin/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+$(VENV)/.installed-dev: $(VENV)/.installed constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -9,19 +9,25 @@ for match in model.classify("picture.png", ["a red circle", "青い星"]):
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # onnxruntime's Linux wheel reports to its maker as soon as it is imported; only the environment prevents it.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
+ONNXRUNTIME_CAME_FIRST = "onnxruntime" in sys.modules and os.environ.get(TELEMETRY_VARIABLE) != "1"
+os.environ.setdefault(TELEMETRY_VARIABLE, "1")
 
 if TYPE_CHECKING:
     from .errors import (
         AccuracyError,
         BenchmarkError,
         BundleError,
+        CacheError,
         CheckpointError,
+        DownloadError,
         ImageError,
+        JobError,
         MissingExtraError,
         ModelNotFoundError,
         ProviderError,
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .head import Match, sigmoid
     from .hub import load
+    from .image_limits import ImageLimits
     from .model import SigLIP
 
 __version__ = "0.1.0"
@@ -43,8 +50,12 @@ _HOMES = {
     "AccuracyError": "errors",
     "BenchmarkError": "errors",
     "BundleError": "errors",
+    "CacheError": "errors",
     "CheckpointError": "errors",
+    "DownloadError": "errors",
     "ImageError": "errors",
+    "ImageLimits": "image_limits",
+    "JobError": "errors",
     "MissingExtraError": "errors",
     "ModelNotFoundError": "errors",
     "ProviderError": "errors",
@@ -55,8 +66,12 @@ __all__ = [
     "AccuracyError",
     "BenchmarkError",
     "BundleError",
+    "CacheError",
     "CheckpointError",
+    "DownloadError",
     "ImageError",
+    "ImageLimits",
+    "JobError",
     "Match",
     "MissingExtraError",
     "ModelNotFoundError",

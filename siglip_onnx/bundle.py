@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ from .config import (
     read_preprocessor_config,
 )
 from .errors import BundleError
+from .integrity import FileFacts, changed_files, file_facts, find_problem, parse_files
+from .json_file import MAX_JSON_BYTES, read_json_object
+
+__all__ = [
+    "Bundle",
+    "FileFacts",
+    "Manifest",
+    "Variant",
+    "check_head",
+    "file_facts",
+    "graph_path",
+    "open_bundle",
+    "read_manifest",
+    "verify_folder",
+]
 
 FORMAT = "siglip_onnx.bundle"
 FORMAT_VERSION = 1
@@ -30,19 +46,15 @@ POSITIONS = "position_embeddings.npy"  # NaFlex only
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "q4": "_q4"}
 DEFAULT_ORDER = ("int8", "fp32", "fp16", "q4")
 TOWERS = ("vision", "text")
+MANIFEST_HASH = "manifest_sha256"
+_NO_HASH = "0" * 64
+_HASH_LINE = re.compile(rf'"{MANIFEST_HASH}": "([0-9a-f]{{64}})"')
+_SPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it also names folders of caches
 
 
 def graph_path(tower: str, variant: str) -> str:
     """Return a tower's graph file inside a bundle; its weights lie beside it in ``<graph>.data``."""
     return f"onnx/{tower}_model{SUFFIXES[variant]}.onnx"
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """Size and hash of one file, to know that it arrived whole."""
-
-    size_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -85,9 +97,10 @@ class Manifest:
         return files
 
     def to_json(self) -> str:
-        """Return the text of ``manifest.json``."""
-        document = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self)
-        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        """Return the text of ``manifest.json``, with the hash that this text has while zeros stand for it."""
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION, MANIFEST_HASH: _NO_HASH}
+        text = json.dumps(head | asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return text.replace(_NO_HASH, hashlib.sha256(text.encode()).hexdigest(), 1)
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ class Bundle:
         path = self.path / POSITIONS
         expected = (self.config.vision.num_patches, self.manifest.embedding_dim)
         try:
-            positions: NDArray[np.float32] = np.load(path)
+            positions: NDArray[np.float32] = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} cannot be read: {error}. Export the model again.") from error
         if positions.shape != expected or positions.dtype != np.float32:
@@ -137,17 +150,19 @@ class Bundle:
         return name
 
     def verify_files(self) -> list[str]:
-        """Read every file of the manifest and return one line per file that is missing or changed."""
-        facts = self.manifest.all_files().items()
-        return [f"{name}: {problem}" for name, expected in facts if (problem := self._compare(name, expected))]
+        """Read every file and return one line per file that is missing or changed; see :func:`verify_folder`."""
+        return verify_folder(self.path)
 
-    def _compare(self, name: str, expected: FileFacts) -> str:
-        if not (self.path / name).is_file():
-            return "missing"
-        found = file_facts(self.path / name)
-        if found.size_bytes != expected.size_bytes:
-            return f"{found.size_bytes} bytes, expected {expected.size_bytes}"
-        return "" if found == expected else f"sha256 {found.sha256}, expected {expected.sha256}"
+    def check_unchanged(self, variant: str) -> None:
+        """Hash those files of a variant that are not as when they were last verified; see :func:`.changed_files`.
+
+        Raises:
+            BundleError: a file is not as the manifest says.
+        """
+        problems = changed_files(self.path, self.manifest.files | self.manifest.variants[variant].files)
+        if problems:
+            found = "; ".join(f"{self.path / name}: {problem}" for name, problem in problems.items())
+            raise BundleError(f"The model is damaged: {found}. Export or download it again.")
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -156,7 +171,7 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: no bundle, of a newer format, or with files missing or of the wrong size.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     for name, facts in manifest.all_files().items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
@@ -173,6 +188,20 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, config, preprocessor)
 
 
+def verify_folder(path: Path) -> list[str]:
+    """Read every file of a model folder and return one line per file that is missing or changed.
+
+    If it is the manifest, it alone is named: what it says of the others cannot be trusted.
+
+    Raises:
+        BundleError: no bundle, or of a newer format.
+    """
+    if (path / MANIFEST).is_file() and (problem := _manifest_problem(path / MANIFEST)):
+        return [f"{MANIFEST}: {problem}"]
+    facts = read_manifest(path).all_files().items()
+    return [f"{name}: {problem}" for name, expected in facts if (problem := find_problem(path, name, expected))]
+
+
 def check_head(logit_scale: float, logit_bias: float) -> None:
     """Check the head's parameters; raw scales of SigLIP are near 4.7, so one of 100 is exponentiated already.
 
@@ -186,16 +215,29 @@ def check_head(logit_scale: float, logit_bias: float) -> None:
         )
 
 
-def file_facts(path: Path) -> FileFacts:
-    """Measure and hash a file."""
-    with path.open("rb") as file:
-        return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+def _manifest_problem(path: Path) -> str:
+    """Return what is wrong with the manifest's own hash; one written before there was any has nothing to compare."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES).decode("utf-8")
+    except ValueError as error:
+        return str(error)
+    found = _HASH_LINE.search(text)
+    if found is None:
+        return "" if MANIFEST_HASH not in text else f"no hash behind {MANIFEST_HASH}"
+    expected = hashlib.sha256(text.replace(found[1], _NO_HASH, 1).encode()).hexdigest()
+    return "" if found[1] == expected else f"sha256 {expected}, expected {found[1]}"
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a model folder; its files are not looked at.
+
+    Raises:
+        BundleError: there is none, or it is damaged or of a newer format.
+    """
     manifest_path = path / MANIFEST
     try:
-        document = json.loads(manifest_path.read_text(encoding="utf-8"))
+        document = read_json_object(manifest_path)
     except FileNotFoundError as error:
         hint = ""
         if (path / "config.json").exists():
@@ -203,7 +245,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path} is no model bundle: it has no {MANIFEST}.{hint}") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"{manifest_path} cannot be read as JSON: {error}. Export the model again.") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if document.get("format") != FORMAT:
         raise BundleError(f"{manifest_path} is not of format {FORMAT!r}; export the model with siglip-onnx export.")
     version = document.get("format_version")
     if version != FORMAT_VERSION:
@@ -213,15 +255,18 @@ def _read_manifest(path: Path) -> Manifest:
         )
     try:
         return _parse_manifest(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{manifest_path} is incomplete or damaged ({error!r}). Export the model again.") from error
 
 
 def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
+    known = {"format", "format_version", MANIFEST_HASH, *(field.name for field in fields(Manifest))}
+    if strange := document.keys() - known:
+        raise ValueError(f"it has {', '.join(sorted(strange))}, which this version does not know")
     variants = {
         name: Variant(
             embedding_space=entry["embedding_space"],
-            files=_parse_files(entry["files"]),
+            files=parse_files(entry["files"]),
             quantization=entry["quantization"],
             accuracy=entry["accuracy"],
         )
@@ -232,9 +277,14 @@ def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
         raise ValueError(f"variants {sorted(variants)}, expected some of {sorted(SUFFIXES)}")
     for name, variant in variants.items():
         missing = {graph_path(tower, name) for tower in TOWERS} - variant.files.keys()
-        if missing or not isinstance(variant.accuracy, dict) or not isinstance(variant.embedding_space, str):
-            raise ValueError(f"variant {name!r} lacks its graphs, accuracy or embedding space")
+        if missing or not isinstance(variant.accuracy, dict) or not isinstance(variant.quantization, dict):
+            raise ValueError(f"variant {name!r} lacks its graphs, accuracy or quantization")
+        if not isinstance(variant.embedding_space, str) or not _SPACE.fullmatch(variant.embedding_space):
+            raise ValueError(f"variant {name!r} with embedding space {variant.embedding_space!r}")
     check_head(float(document["logit_scale"]), float(document["logit_bias"]))
+    for key, kind in {"model_name": str, "knows": str, "source": dict, "embedding_dim": int}.items():
+        if not isinstance(document[key], kind):
+            raise ValueError(f"{key} is {document[key]!r}")
     return Manifest(
         model_name=document["model_name"],
         source=document["source"],
@@ -242,14 +292,6 @@ def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
         logit_scale=float(document["logit_scale"]),
         logit_bias=float(document["logit_bias"]),
         variants=variants,
-        files=_parse_files(document["files"]),
+        files=parse_files(document["files"]),
         knows=document["knows"],
     )
-
-
-def _parse_files(entries: Mapping[str, Any]) -> dict[str, FileFacts]:
-    files = {name: FileFacts(entry["size_bytes"], entry["sha256"]) for name, entry in entries.items()}
-    for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"file {name!r} outside the bundle")
-    return files

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .config import LevelsConfig, PreprocessorConfig
 from .errors import BundleError
 from .head import Floats, Match, match_texts
-from .image import ImageSource, load_image
+from .image import DEFAULT_LIMITS, ImageLimits, ImageSource, open_picture
 from .preprocess import SquashPreprocessor
 from .session import Session
 
@@ -26,8 +27,16 @@ FORMAT = "siglip_onnx.classifier/1"
 class Classifier:
     """A compiled classifier, loaded."""
 
-    def __init__(self, path: Path, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
-        """Load ``path``.
+    def __init__(
+        self,
+        path: Path,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        image_limits: ImageLimits | None = None,
+        allow_truncated: bool = False,
+    ) -> None:
+        """Load ``path``; see :func:`siglip_onnx.load` for the other arguments.
 
         Raises:
             BundleError: no compiled classifier, or one of another format.
@@ -35,6 +44,8 @@ class Classifier:
         """
         self._session = Session(path, providers=providers, threads=threads)
         self.providers = self._session.providers
+        self._image_limits = DEFAULT_LIMITS if image_limits is None else image_limits
+        self._allow_truncated = allow_truncated
         try:
             facts = json.loads(self._session.metadata[FACTS])
             if facts["format"] != FORMAT:
@@ -60,14 +71,23 @@ class Classifier:
         Raises:
             ImageError: the picture cannot be read.
         """
-        return match_texts(self.logits(image), self.labels)
+        return self.match(image)[0]
+
+    def match(self, image: ImageSource) -> tuple[list[Match], bool]:
+        """Do as :meth:`classify`, and say whether the picture was truncated."""
+        picture = open_picture(image, limits=self._image_limits, allow_truncated=self._allow_truncated)
+        return match_texts(self._run(picture.rgb), self.labels), picture.truncated
 
     def logits(self, image: ImageSource) -> Floats:
         """Return the picture's logits f32 ``(M,)``."""
-        picture = load_image(image)
+        return self._run(open_picture(image, limits=self._image_limits, allow_truncated=self._allow_truncated).rgb)
+
+    def _run(self, picture: Image.Image) -> Floats:
         if self._uint8:
             inputs = {"pixel_values": np.asarray(self._preprocessor.squash(picture))[np.newaxis]}
         else:
             inputs = {"pixel_values": self._preprocessor(picture)["pixel_values"]}
         logits: Floats = self._session.run("logits", inputs)[0]
+        if not np.isfinite(logits).all():
+            raise BundleError("The classifier gave values that are no numbers. Compile it again: siglip-onnx compile")
         return logits

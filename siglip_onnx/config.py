@@ -6,7 +6,6 @@ published files are sparse and rely on the defaults.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import CheckpointError
+from .json_file import read_json_object
 
 SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution is of the first
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
@@ -293,7 +293,7 @@ def _refuse_unknown(document: Mapping[str, Any], known: set[str], path: Path) ->
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} does not exist. A checkpoint is a folder as on the Hugging Face Hub, with config.json, "
@@ -301,6 +301,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(document).__name__}, expected an object.")
-    return document

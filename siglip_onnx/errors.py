@@ -8,11 +8,24 @@ class SiglipOnnxError(Exception):
 
 
 class ImageError(SiglipOnnxError):
-    """A picture that cannot be read, is empty, too large, or of a type that is not supported."""
+    """A picture that cannot be read, is empty, too large, or of a type that is not supported.
+
+    ``status`` says which, in one of the words of ``STATUSES``.
+    """
+
+    STATUSES = ("decode_error", "too_large", "unsupported", "io_error", "truncated")
+
+    def __init__(self, message: str = "", *, status: str = "decode_error") -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class TextError(SiglipOnnxError):
     """A text that cannot be tokenized, or a list of texts that is empty where one is needed."""
+
+
+class JobError(SiglipOnnxError):
+    """A bulk job's folder that belongs to another job, is damaged, in use, or cannot be written."""
 
 
 class ProviderError(SiglipOnnxError):
@@ -31,6 +44,18 @@ class ModelNotFoundError(SiglipOnnxError):
 
 class BundleError(SiglipOnnxError):
     """A model folder that is no bundle, is incomplete, damaged, or of a newer format."""
+
+    exit_code = 4
+
+
+class CacheError(SiglipOnnxError):
+    """The cache folder cannot be read or written."""
+
+    exit_code = 4
+
+
+class DownloadError(SiglipOnnxError):
+    """A model that cannot be fetched: offline, not found, interrupted, or other bytes than promised."""
 
     exit_code = 4
 

@@ -25,9 +25,13 @@ class Match(NamedTuple):
 
 
 def l2_normalize(features: Floats) -> Floats:
-    """Scale each row of ``features``, f32 ``(N, D)``, to length 1; computed in f64, see :func:`compute_logits`."""
+    """Scale each row of ``features``, f32 ``(N, D)``, to length 1; computed in f64, see :func:`compute_logits`.
+
+    A row that has no length, or no finite one, becomes nan.
+    """
     exact = features.astype(np.float64)
-    normalized: Floats = (exact / np.linalg.norm(exact, axis=-1, keepdims=True)).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        normalized: Floats = (exact / np.linalg.norm(exact, axis=-1, keepdims=True)).astype(np.float32)
     return normalized
 
 

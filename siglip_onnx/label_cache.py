@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import threading
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 
 from .errors import SiglipOnnxError
+from .fork import renewed_lock
 from .head import Floats
 
 MAX_IN_MEMORY = 4096
@@ -29,7 +29,7 @@ class LabelCache:
         self._folder = folder / embedding_space if folder else None
         self._embedding_dim = embedding_dim
         self._memory: OrderedDict[str, Floats] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = renewed_lock(self)
 
     def get(self, prompt: str) -> Floats | None:
         """Return a prompt's embedding, or None if it is not known."""

@@ -8,9 +8,9 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from PIL import Image
 from .bundle import Bundle, graph_path
 from .config import NAFLEX, NaflexPreprocessorConfig
 from .errors import BundleError, ImageError, SiglipOnnxError, TextError
+from .fork import renewed_lock
 from .head import Floats, Match, average_unit, compute_logits, l2_normalize, match_texts
-from .image import ImageSource, load_image
+from .image import DEFAULT_LIMITS, ImageLimits, ImageSource, Picture, open_picture
 from .label_cache import LabelCache
 from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
 from .prompts import check_texts, fill_templates
@@ -33,8 +34,20 @@ _DRAFT, _REDUCING_GAP = 4, 3.0
 MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
 
 
+class EmbeddedImage(NamedTuple):
+    """A picture's unit embedding f32 ``(D,)``, whether its file was truncated, and its pixels as decoded, upright."""
+
+    embedding: Floats
+    truncated: bool
+    width: int
+    height: int
+
+
 class SigLIP:
-    """A model ready to use; make one with :func:`siglip_onnx.load`."""
+    """A model ready to use; make one with :func:`siglip_onnx.load`.
+
+    Any number of threads may share one. In a child process that inherits one, its towers load anew when used.
+    """
 
     def __init__(
         self,
@@ -47,6 +60,8 @@ class SigLIP:
         fast_decode: bool = False,
         max_num_patches: int | None = None,
         cache: Path | None = None,
+        image_limits: ImageLimits | None = None,
+        allow_truncated: bool = False,
     ) -> None:
         """Store the parts; see :func:`siglip_onnx.load` for the arguments."""
         self.bundle = bundle
@@ -55,9 +70,39 @@ class SigLIP:
         self._workers, self._threads = check_workers(workers, threads)
         self._preprocessor = make_preprocessor(bundle, max_num_patches, fast_decode=fast_decode)
         self._draft_size = draft_size(self._preprocessor) if fast_decode else None
+        self._image_limits = DEFAULT_LIMITS if image_limits is None else image_limits
+        self._allow_truncated = allow_truncated
         self._labels = LabelCache(self.embedding_space, self.embedding_dim, cache)
         self._towers: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._closed = False
+        self._lock = renewed_lock(self)
+        self._tokenizer_lock = renewed_lock(self, "_tokenizer_lock")
+        self._made_tokenizer: Tokenizer | None = None
+
+    def __enter__(self) -> SigLIP:
+        """Return the model, which is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the model."""
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: threads and mapped weights cannot be sent.
+
+        Raises:
+            SiglipOnnxError: always.
+        """
+        raise SiglipOnnxError(
+            f"A model cannot be sent to another process. Load it there: siglip_onnx.load({str(self.bundle.path)!r})"
+        )
+
+    def close(self) -> None:
+        """Free the model's memory for good; runs of other threads end first. Closing again does nothing."""
+        with self._lock:
+            self._closed = True
+            self._towers.clear()
+        return_free_memory()
 
     @property
     def embedding_dim(self) -> int:
@@ -127,6 +172,11 @@ class SigLIP:
         Pictures are taken as they are needed, never more than a few at once. On the CPU each runs by itself, so that
         a vector never depends on its neighbours; on other providers pictures of fixed resolution run in batches.
         """
+        found = self.stream_embeddings(images)
+        return (one if isinstance(one, ImageError) else one.embedding for one in found)
+
+    def stream_embeddings(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[EmbeddedImage | ImageError]:
+        """Do as :meth:`stream_images`, and say of each picture whether it was truncated."""
         if self._batch_size == 1:
             return map_in_order(self._embed_image, _as_images(images), self._workers)
         return self._stream_batches(_as_images(images))
@@ -174,7 +224,7 @@ class SigLIP:
         Fixed resolution: ``pixel_values`` f32 ``(1, 3, S, S)``. NaFlex: see
         :class:`siglip_onnx.preprocess.NaflexPreprocessor`.
         """
-        return [self._preprocess_one(image) for image in _as_images(images)]
+        return [self._preprocessor(self._open(image).rgb) for image in _as_images(images)]
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the text tower's ``input_ids`` i64 ``(M, T)``."""
@@ -185,30 +235,40 @@ class SigLIP:
         prompts = {prompt: None for row in fill_templates(template, texts) for prompt in row}
         return [prompt for prompt in prompts if self._labels.get(prompt) is None]
 
-    def _preprocess_one(self, image: ImageSource) -> Inputs:
-        return self._preprocessor(load_image(image, draft_size=self._draft_size))
+    def _open(self, image: ImageSource) -> Picture:
+        return open_picture(
+            image,
+            limits=self._image_limits,
+            allow_truncated=self._allow_truncated,
+            draft_size=self._draft_size,
+        )
 
-    def _embed_image(self, image: ImageSource) -> Floats | ImageError:
-        inputs = self._try_preprocess(image)
-        return inputs if isinstance(inputs, ImageError) else self._run("vision", inputs)[0]
+    def _embed_image(self, image: ImageSource) -> EmbeddedImage | ImageError:
+        prepared = self._try_preprocess(image)
+        if isinstance(prepared, ImageError):
+            return prepared
+        inputs, picture = prepared
+        return _embedded(self._run("vision", inputs)[0], picture)
 
-    def _try_preprocess(self, image: ImageSource) -> Inputs | ImageError:
+    def _try_preprocess(self, image: ImageSource) -> tuple[Inputs, Picture] | ImageError:
+        """Return the vision tower's inputs, and the picture that they are made of."""
         try:
-            return self._preprocess_one(image)
+            picture = self._open(image)
         except ImageError as error:
             return error
+        return self._preprocessor(picture.rgb), picture
 
     @property
     def _batch_size(self) -> int:
         """How many pictures run at once: int8 on the CPU would give each other vectors in company."""
         return 1 if self.providers == [CPU_PROVIDER] or self.bundle.config.model_type == NAFLEX else _BATCH
 
-    def _stream_batches(self, images: Iterable[ImageSource]) -> Iterator[Floats | ImageError]:
+    def _stream_batches(self, images: Iterable[ImageSource]) -> Iterator[EmbeddedImage | ImageError]:
         prepared = map_in_order(self._try_preprocess, images, self._workers)
         for batch in in_batches(prepared, self._batch_size):
-            good = [inputs["pixel_values"] for inputs in batch if not isinstance(inputs, ImageError)]
+            good = [found[0]["pixel_values"] for found in batch if not isinstance(found, ImageError)]
             rows = iter(self._run("vision", {"pixel_values": np.concatenate(good)}) if good else ())
-            yield from (inputs if isinstance(inputs, ImageError) else next(rows) for inputs in batch)
+            yield from (found if isinstance(found, ImageError) else _embedded(next(rows), found[1]) for found in batch)
 
     def _run(self, tower: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         """Return the unit embeddings f32 ``(N, D)`` of one run."""
@@ -239,6 +299,8 @@ class SigLIP:
     def _tower(self, name: str) -> Session:
         """Return a tower, loading it on first use; threads that ask at once get the same one."""
         with self._lock:
+            if self._closed:
+                raise SiglipOnnxError("This model is closed. Load it again: siglip_onnx.load(...)")
             if name not in self._towers:
                 path = self.bundle.path / graph_path(name, self.variant)
                 made = self.bundle.manifest.variants[self.variant].quantization.get(name, {})
@@ -250,9 +312,14 @@ class SigLIP:
                 )
             return self._towers[name]
 
-    @cached_property
+    @property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.bundle.tokenizer_path, self.bundle.config.text.max_position_embeddings)
+        # Not the towers' lock: texts are tokenized while a tower loads.
+        with self._tokenizer_lock:
+            if self._made_tokenizer is None:
+                length = self.bundle.config.text.max_position_embeddings
+                self._made_tokenizer = Tokenizer(self.bundle.tokenizer_path, length)
+            return self._made_tokenizer
 
 
 def check_workers(workers: int, threads: int | None) -> tuple[int, int | None]:
@@ -301,6 +368,10 @@ def make_preprocessor(
             "is for NaFlex models only. Leave it out."
         )
     return SquashPreprocessor(config, reducing_gap=reducing_gap)
+
+
+def _embedded(embedding: Floats, picture: Picture) -> EmbeddedImage:
+    return EmbeddedImage(embedding, picture.truncated, *picture.rgb.size)
 
 
 def _as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:

@@ -38,10 +38,12 @@ class PieceTable:
             BundleError: the file is damaged.
         """
         try:
+            _check_archive(path)
             with np.load(path, allow_pickle=False) as table:
                 self.document: Json = json.loads(table["document"].tobytes())
                 self._arrays = {name: table[name] for name in table.files if name != "document"}
             self._model: Json = self.document["model"]
+            self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]
             self._always = self._find_always()
         except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
@@ -58,10 +60,9 @@ class PieceTable:
         cleaned = [self._bare.normalizer.normalize_str(text) for text in texts]
         kept = np.unique(np.concatenate([self._always, *map(self._find, cleaned)]))
         if self._model["type"] == "BPE":
-            tokenizer, numbers = self._tokenizer(self._bpe(kept)), np.arange(self._num_pieces)
-        else:
-            tokenizer, numbers = self._tokenizer(self._unigram(kept)), kept
-        return [numbers[encoding.ids].tolist() for encoding in tokenizer.encode_batch(list(texts))]
+            return [encoding.ids for encoding in self._tokenizer(self._bpe(kept)).encode_batch(list(texts))]
+        encodings = self._tokenizer(self._unigram(kept)).encode_batch(list(texts))
+        return [kept[encoding.ids].tolist() for encoding in encodings]
 
     def _find(self, text: str) -> Numbers:
         """Return the numbers of all pieces that are substrings of ``text``."""
@@ -116,15 +117,19 @@ class PieceTable:
             tokenizer.pre_tokenizer = self._bare.pre_tokenizer
         return tokenizer
 
-    @property
-    def _num_pieces(self) -> int:
-        return len(self._arrays["ends"])
-
     def _piece(self, number: int) -> str:
         ends = self._arrays["ends"]
         start = int(ends[number - 1]) if number else 0
         piece: str = self._arrays["pieces"][start : int(ends[number])].tobytes().decode()
         return piece
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it has: export stores its arrays as they are."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"it would unpack to {unpacked:,} bytes")
 
 
 def write_pieces(document: Json, path: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,18 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from . import ONNXRUNTIME_CAME_FIRST, TELEMETRY_VARIABLE
 from .errors import BundleError, ProviderError
+from .external_data import check_external_data
+from .fork import call_after_fork, renewed_lock
 
 CPU_PROVIDER = "CPUExecutionProvider"
 MAX_THREADS = 512
 _LOG_FATAL_ONLY = 4  # what fails is raised; onnxruntime need not print it as well
 _INT8_PROBE = Path(__file__).parent / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
+
+if ONNXRUNTIME_CAME_FIRST:  # too late for its first message, in time for the others
+    onnxruntime.disable_telemetry_events()
 
 
 class Session:
@@ -45,38 +52,60 @@ class Session:
 
         Raises:
             ProviderError: a provider is not part of this onnxruntime, or ``threads`` is no number above 0.
-            BundleError: onnxruntime cannot load the graph.
+            BundleError: onnxruntime cannot load the graph, or its weights lie outside its folder.
         """
         self.providers = _check_providers(providers)
         self.threads = available_threads() if threads is None else threads
         self._path = path
-        options = _options(self.threads, exact_int8=not saturation_safe and int8_saturates())
+        self._saturation_safe = saturation_safe
+        self._lock = renewed_lock(self)
+        check_external_data(path)
+        self._loaded: Any = self._load()
+        call_after_fork(self, _Abandon(self))
+
+    def _load(self) -> Any:
+        options = _options(self.threads, exact_int8=not self._saturation_safe and int8_saturates())
         if CPU_PROVIDER not in self.providers:
             # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             # Without enable_fallback=0 onnxruntime would print to stdout and retry on other providers.
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=self.providers, enable_fallback=0
+            session = onnxruntime.InferenceSession(
+                str(self._path), options, providers=self.providers, enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions share no other root
-            problem = f"{path} cannot be loaded with {', '.join(self.providers)}: {_first_line(error)}."
+            problem = f"{self._path} cannot be loaded with {', '.join(self.providers)}: {_first_line(error)}."
             if self.providers == [CPU_PROVIDER]:
                 raise BundleError(f"{problem} Check the model with: siglip-onnx info --verify-files") from error
             raise ProviderError(
                 f"{problem} Try {CPU_PROVIDER}, or add it as the last provider, or try variant fp32 or fp16: int8 and "
                 "q4 use operators that few providers have."
             ) from error
+        return session
+
+    def _session(self) -> Any:
+        """Return onnxruntime's session; in a child process, whose parent's threads did not come along, a new one."""
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def abandon(self) -> None:
+        """Give up a session that a child process inherited: to destroy it would wait for its threads for ever."""
+        if self._loaded is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loaded))
+            self._loaded = None
 
     @property
     def metadata(self) -> dict[str, str]:
         """The graph's own metadata entries."""
-        return dict(self._session.get_modelmeta().custom_metadata_map)
+        return dict(self._session().get_modelmeta().custom_metadata_map)
 
     def run_many(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the outputs of those names."""
+        session = self._session()
         try:
-            results: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(inputs))
+            results: list[NDArray[np.float32]] = session.run(list(outputs), dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no other root
             raise BundleError(
                 f"{self._path} failed to run: {_first_line(error)}. Check that there is memory enough, and the model "
@@ -87,6 +116,18 @@ class Session:
     def run(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Return the output of that name."""
         return self.run_many([output], inputs)[0]
+
+
+class _Abandon:
+    """Gives a session up in a child process, without keeping it alive until then."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = weakref.ref(session)
+
+    def __call__(self) -> None:
+        session = self._session()
+        if session is not None:
+            session.abandon()
 
 
 @cache
@@ -119,6 +160,19 @@ def available_threads() -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+
+
+def thread_limits() -> dict[str, float | None]:
+    """Return what bounds the threads: the machine's CPUs, this process's affinity, its cgroup's quota in CPUs."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {"cpus": os.cpu_count(), "affinity": affinity, "cgroup_quota": _cgroup_quota()}
+
+
+def telemetry_state() -> dict[str, Any]:
+    """Return whether onnxruntime's reports to its maker are off, and what was set when it was imported."""
+    variable = os.environ.get(TELEMETRY_VARIABLE)
+    return {"off": variable == "1" and not ONNXRUNTIME_CAME_FIRST, TELEMETRY_VARIABLE: variable,
+            "onnxruntime_imported_first": ONNXRUNTIME_CAME_FIRST}  # fmt: skip
 
 
 def available_providers() -> list[str]:

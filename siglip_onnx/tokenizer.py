@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from .errors import BundleError, TextError
+from .errors import BundleError, SiglipOnnxError, TextError
+from .fork import renewed_lock
 from .pieces import PIECES, PieceTable
 
 MAX_CHARACTERS = 20_000
@@ -29,12 +31,13 @@ class Tokenizer:
             BundleError: the file cannot be read, or does not pad and truncate to ``text_length``.
         """
         self._path = path
+        self._loaded: Any = None
+        self._lock = renewed_lock(self)
         self.text_length = text_length
         pieces_path = path.with_name(PIECES)
         self._pieces = PieceTable(pieces_path) if pieces_path.exists() else None
         if self._pieces is not None:
-            document = self._pieces.document
-            found = [document["padding"]["strategy"]["Fixed"], document["truncation"]["max_length"]]
+            found = self._pieces.lengths
         else:
             found = [
                 (self._whole.padding or {}).get("length"),
@@ -63,9 +66,14 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """Return the ids of each text, and whether it was cut."""
-        if self._pieces is not None:
-            if self._pieces.suits(texts):
-                return [self._finish(ids, self._pieces.document) for ids in self._pieces.encode(texts)]
+        with _library_errors(f"{self._path} cannot tokenize"):
+            return self._encode_as_told(texts)
+
+    def _encode_as_told(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        pieces = self._pieces  # another thread may give it up meanwhile
+        if pieces is not None:
+            if pieces.suits(texts):
+                return [self._finish(ids, pieces.document) for ids in pieces.encode(texts)]
             self._pieces = None  # the whole model serves all texts from now on
         return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
 
@@ -77,12 +85,32 @@ class Tokenizer:
         padding = [document["padding"]["pad_id"]] * (self.text_length - len(whole))
         return whole + padding, len(ids) > self.text_length - len(end)
 
-    @cached_property
+    @property
     def _whole(self) -> Any:
-        try:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> Any:
+        with _library_errors(f"{self._path} cannot be read"):
             return tokenizers.Tokenizer.from_file(str(self._path))
-        except Exception as error:  # the library raises plain Exception
-            raise BundleError(f"{self._path} cannot be read: {error}. Export or download the model again.") from error
+
+
+@contextmanager
+def _library_errors(problem: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises into a bundle's error: plain Exception, or a panic of its Rust code.
+
+    A panic is no Exception. Whatever else is none, as Ctrl-C, passes.
+    """
+    try:
+        yield
+    except SiglipOnnxError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{problem}: {error}. Export or download the model again.") from error
 
 
 def _check_text(text: str, text_length: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,27 @@ from siglip_onnx.export.pipeline import export_bundle
 
 MATERIAL = "SIGLIP_ONNX_MATERIAL"
 torch.set_num_threads(1)  # the models here are tiny; threads would only wait for each other
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--full`` runs the stress tests at the length that is promised, ``--fuzz`` the fuzzing of pictures longer."""
+    parser.addoption("--full", action="store_true", help="stress tests at full length (many minutes)")
+    parser.addoption("--fuzz", type=int, default=int(os.environ.get("SIGLIP_ONNX_FUZZ", "10000")),
+                     metavar="PICTURES", help="how many mutated pictures to decode; also SIGLIP_ONNX_FUZZ")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the stress tests run at full length."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the processes they start, keep nothing in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session", params=sorted(SHAPES))

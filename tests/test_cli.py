@@ -23,6 +23,7 @@ import siglip_onnx
 from siglip_onnx.cli import main
 from siglip_onnx.hub import SAMPLE_PICTURES_PATH
 from siglip_onnx.model import SigLIP
+from siglip_onnx.session import Session
 
 RED_STAR = str(SAMPLE_PICTURES_PATH / "red_star.png")
 
@@ -100,15 +101,21 @@ def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
     assert json.loads(run(*arguments, "--threshold", "1").stdout)["results"][0]["matches"] == []
 
 
-def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path) -> None:
+def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["classify", RED_STAR, "--json", "--text", "cat", "--text", "赤い丸", "--cache", tmp_path / "cache"]
     first = run(*arguments, "--model", small_bundle)
-    without_text = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
-    for name in ("onnx/text_model_quantized.onnx.data", "tokenizer.json"):
-        (without_text / name).write_bytes(bytes((without_text / name).stat().st_size))
-    second = run(*arguments, "--model", without_text)
+
+    def vision_only(model: SigLIP, name: str) -> Session:
+        assert name == "vision"
+        return real(model, name)
+
+    real = SigLIP._tower
+    monkeypatch.setattr(SigLIP, "_tower", vision_only)
+    monkeypatch.setattr("siglip_onnx.model.Tokenizer", None)
+    second = run(*arguments, "--model", small_bundle)
     assert second.exit_code == 0
     assert second.stdout == first.stdout
+    monkeypatch.undo()
     unwritable = tmp_path / "file"
     unwritable.touch()
     refused = run("classify", RED_STAR, "--text", "a", "--model", small_bundle, "--cache", unwritable)
@@ -137,7 +144,11 @@ def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path
     some = run("classify", empty, RED_STAR, *arguments)
     assert some.exit_code == 3
     broken, good = json.loads(some.stdout)["results"]
-    assert broken == {"image": str(empty), "error": f"{empty} is empty (0 bytes); expected a picture file."}
+    assert broken == {
+        "image": str(empty),
+        "error": f"{empty} is empty (0 bytes); expected a picture file.",
+        "status": "decode_error",
+    }
     assert good["matches"]
     assert some.stderr == f"siglip-onnx: {broken['error']}\n"
     assert run("classify", empty, *arguments).exit_code == 1
@@ -344,4 +355,4 @@ def test_picture_without_a_tower_to_read_it_is_our_error(small_bundle: Path, tmp
     result = run("classify", picture, "--text", "a", "--model", copy)
     assert result.exit_code == 4
     assert result.stderr.count("siglip-onnx:") == 1
-    assert "cannot be loaded" in result.stderr
+    assert "is damaged" in result.stderr

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from siglip_onnx.errors import ImageError
-from siglip_onnx.image import FORMATS, load_image
+from siglip_onnx.image import FORMATS, ImageLimits, load_image
 
 
 def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -94,16 +94,10 @@ def test_common_formats(format_: str) -> None:
     assert load_image(encode(Image.new("RGB", (32, 32), "red"), format_)).size == (32, 32)
 
 
-def test_truncated_picture_is_an_error(picture: Image.Image) -> None:
-    data = encode(picture, "JPEG")
-    with pytest.raises(ImageError, match="damaged"):
-        load_image(data[: len(data) // 2])
-
-
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     data = encode(Image.new("1", (3000, 3000)))
     with pytest.raises(ImageError, match="3000x3000 pixels, more than the 1,000,000"):
-        load_image(data, max_pixels=1_000_000)
+        load_image(data, limits=ImageLimits(max_pixels=1_000_000))
 
 
 def test_every_real_odd_file_loads_or_raises_our_error(material: Path) -> None:

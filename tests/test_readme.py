@@ -50,6 +50,15 @@ def test_plots_of_the_documents_are_those_of_the_results() -> None:
         assert expected in path.read_text(encoding="utf-8"), "run: make report"
 
 
+def test_tables_of_the_bulk_page_are_those_of_the_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import bulk
+
+    page, results = bulk.DOCUMENT.read_text(encoding="utf-8"), json.loads(bulk.RESULTS.read_text(encoding="utf-8"))
+    assert bulk.cost_table(results, bulk.DOLLARS) in page
+    assert bulk.results_table(results) in page
+
+
 def test_parity_of_the_readme_is_that_of_the_results() -> None:
     checkpoints = json.loads((ROOT / "benchmarks/results/parity.json").read_text(encoding="utf-8"))["checkpoints"]
     worst = {stage: max(one[stage] for one in checkpoints.values()) for stage in ("pixels", "ids", "logits")}

@@ -55,6 +55,9 @@ def test_affinity_of_a_real_process() -> None:
 def test_damaged_graph_is_a_bundle_error(tmp_path: Path) -> None:
     graph = tmp_path / "broken.onnx"
     graph.write_bytes(b"\x00\x01 not a graph")
+    with pytest.raises(BundleError, match=r"broken\.onnx is no readable ONNX graph"):
+        session.Session(graph)
+    graph.write_bytes(b"\x08\x01")  # protobuf, but no graph
     with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded with CPUExecutionProvider"):
         session.Session(graph)
 

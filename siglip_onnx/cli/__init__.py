@@ -7,18 +7,24 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
+from ..cache import use_cache
 from ..errors import SiglipOnnxError
 from .bench import bench
 from .classify import classify
 from .compile import compile_
+from .doctor import doctor
 from .embed import embed
 from .export import export
+from .index import index
 from .info import info
+from .models import models
+from .search import search
 from .verify import verify
 
 INTERRUPTED = 130
@@ -65,12 +71,20 @@ def _once() -> Callable[[logging.LogRecord], bool]:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="siglip_onnx", prog_name="siglip-onnx")
-def main() -> None:
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where downloaded models are kept; SIGLIP_ONNX_CACHE if not given, or the system's place for caches.",
+)
+def main(cache_dir: Path | None) -> None:
     """Say how probably texts describe pictures, with SigLIP on onnxruntime.
 
     Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but some
     inputs had errors, 4 model error, 130 interrupted.
     """
+    if cache_dir is not None:
+        use_cache(cache_dir)
     logs = logging.StreamHandler(sys.stderr)
     logs.setFormatter(logging.Formatter("siglip-onnx: %(message)s"))
     logs.addFilter(_once())
@@ -79,5 +93,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, info, export, verify, compile_, bench):
+for command in (classify, embed, search, index, info, export, verify, compile_, bench, doctor, models):
     main.add_command(command)

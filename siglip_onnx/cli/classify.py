@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -23,11 +23,18 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..head import Floats, Match
-    from ..model import SigLIP
+    from ..head import Match
+    from ..model import EmbeddedImage, SigLIP
 
 FIELDS = ("text", "logit", "probability", "relative")
-Results = Sequence[tuple[str, "list[Match] | ImageError"]]
+
+
+class Answer(NamedTuple):
+    """What one picture gave."""
+
+    image: str
+    matches: list[Match] | ImageError
+    truncated: bool = False
 
 
 @click.command()
@@ -88,14 +95,14 @@ def classify(
             "templates": list(templates),
         }
         results = classify_each(siglip, images, all_texts, templates, logit_bias)
-    results = [(image, leave_out(matches, threshold)) for image, matches in results]
+    results = [answer._replace(matches=leave_out(answer.matches, threshold)) for answer in results]
     if format_ == "json":
         _print_json(facts, results)
     elif format_ == "csv":
         _print_csv(results)
     else:
         _print_tables(results)
-    context.exit(exit_code([matches for _, matches in results]))
+    context.exit(exit_code([answer.matches for answer in results]))
 
 
 def leave_out(matches: list[Match] | ImageError, threshold: float) -> list[Match] | ImageError:
@@ -105,19 +112,26 @@ def leave_out(matches: list[Match] | ImageError, threshold: float) -> list[Match
     return [match for match in matches if match.probability >= threshold]
 
 
-def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[str, Any], Results]:
+def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[str, Any], list[Answer]]:
     """Match every picture with the labels of a compiled classifier."""
     from ..classifier import Classifier  # noqa: PLC0415 - keeps --help fast
 
-    classifier = Classifier(Path(str(choice.model)), providers=choice.providers or None, threads=choice.threads)
+    classifier = Classifier(
+        Path(str(choice.model)),
+        providers=choice.providers or None,
+        threads=choice.threads,
+        image_limits=choice.image_limits,
+        allow_truncated=choice.allow_truncated,
+    )
 
-    def match(image: str) -> list[Match] | ImageError:
+    def match(image: str) -> tuple[list[Match], bool] | ImageError:
         try:
-            return classifier.classify(image)
+            return classifier.match(image)
         except ImageError as error:
             return error
 
-    results = list(zip(images, tell_errors(map(match, images)), strict=True))
+    found = zip(images, tell_errors(map(match, images)), strict=True)
+    results = [Answer(image, one) if isinstance(one, ImageError) else Answer(image, *one) for image, one in found]
     facts = {
         "model": classifier.model_name,
         "variant": classifier.variant,
@@ -130,7 +144,7 @@ def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[
 
 def classify_each(
     siglip: SigLIP, images: Sequence[str], texts: list[str], templates: Sequence[str], logit_bias: float | None
-) -> Results:
+) -> list[Answer]:
     """Match every picture with every text; a picture that cannot be read gives its error."""
     import numpy as np  # noqa: PLC0415 - keeps --help fast
 
@@ -141,23 +155,24 @@ def classify_each(
     siglip.preload("vision")
     if missing:
         siglip.tokenize(missing)
-    found = tell_errors(siglip.stream_images(images))
+    found = tell_errors(siglip.stream_embeddings(images))
     siglip.unload("vision")
     labels = siglip.encode_labels(texts, template=templates)
 
-    def match(embedding: Floats | ImageError) -> list[Match] | ImageError:
-        if isinstance(embedding, ImageError):
-            return embedding
-        return match_texts(siglip.logits(embedding[np.newaxis], labels, logit_bias=logit_bias)[0], texts)
+    def match(image: str, found: EmbeddedImage | ImageError) -> Answer:
+        if isinstance(found, ImageError):
+            return Answer(image, found)
+        logits = siglip.logits(found.embedding[np.newaxis], labels, logit_bias=logit_bias)
+        return Answer(image, match_texts(logits[0], texts), found.truncated)
 
-    return [(image, match(embedding)) for image, embedding in zip(images, found, strict=True)]
+    return [match(image, one) for image, one in zip(images, found, strict=True)]
 
 
-def _print_tables(results: Results) -> None:
+def _print_tables(results: Sequence[Answer]) -> None:
     from .table import format_table, printable, three_digits  # noqa: PLC0415 - keeps --help fast
 
     tables = []
-    for image, matches in results:
+    for image, matches, _ in results:
         if isinstance(matches, ImageError):
             continue
         rows = [(m.text, f"{m.logit:.2f}", three_digits(m.probability), three_digits(m.relative)) for m in matches]
@@ -166,23 +181,23 @@ def _print_tables(results: Results) -> None:
         click.echo("\n\n".join(tables))
 
 
-def _print_json(facts: dict[str, Any], results: Results) -> None:
-    document = facts | {
-        "results": [
-            {"image": image, "error": str(matches)}
-            if isinstance(matches, ImageError)
-            else {"image": image, "matches": [match._asdict() for match in matches]}
-            for image, matches in results
-        ],
-    }
-    click.echo(to_json(document, indent=2))
+def _print_json(facts: dict[str, Any], results: Sequence[Answer]) -> None:
+    click.echo(to_json(facts | {"results": [_describe(answer) for answer in results]}, indent=2))
 
 
-def _print_csv(results: Results) -> None:
+def _describe(answer: Answer) -> dict[str, Any]:
+    image, matches, truncated = answer
+    if isinstance(matches, ImageError):
+        return {"image": image, "error": str(matches), "status": matches.status}
+    row: dict[str, Any] = {"image": image, "matches": [match._asdict() for match in matches]}
+    return row | {"truncated": True} if truncated else row
+
+
+def _print_csv(results: Sequence[Answer]) -> None:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(("image", *FIELDS))
-    for image, matches in results:
+    for image, matches, _ in results:
         if not isinstance(matches, ImageError):
             writer.writerows((image, *match) for match in matches)
     click.echo(lines.getvalue(), nl=False)

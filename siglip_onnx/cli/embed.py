@@ -1,4 +1,4 @@
-"""``siglip-onnx embed``: vectors of pictures or texts as ``.npy``, and what each row is as JSON lines."""
+"""``siglip-onnx embed``: vectors of pictures or texts as ``.npy`` with JSON lines that name the rows; or of folders."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Any
 import click
 
 from ..errors import ImageError, SiglipOnnxError
+from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
 from .options import ModelChoice, exit_code, model_options, read_texts, tell_errors, text_options, to_json
 
 
 @click.command()
-@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@click.argument("images", nargs=-1, metavar="[IMAGE... | FOLDER | LIST.txt | -]")
 @text_options
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path),
     required=True,
-    metavar="PATH.npy",
-    help="Where the vectors go, f32 (N, D), length 1; PATH.jsonl tells the rows.",
+    metavar="PATH.npy|FOLDER",
+    help="Where the vectors go, f32 (N, D), length 1; PATH.jsonl tells the rows. Jobs: a folder, to begin or to go on.",
 )
+@job_options
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON summary.")
 @click.pass_context
@@ -34,23 +36,37 @@ def embed(
     texts: tuple[str, ...],
     texts_file: Path | None,
     out: Path,
+    job: JobChoice,
     choice: ModelChoice,
     as_json: bool,
 ) -> None:
-    """Write the embeddings of IMAGEs, or of texts.
+    """Write the embeddings of IMAGEs, or of texts, or of whole folders.
 
     The JSON lines name each input in order; "row" is its row in the .npy file, null where a picture could not be read.
-    """  # fmt: skip
-    import numpy as np  # noqa: PLC0415 - keeps --help fast
 
+    A FOLDER of any size, a LIST.txt (or @LIST) of one path per line, or - for a list on stdin, is a job: it can be
+    stopped and run again, goes on where it was, and embeds what is new. docs/bulk.md says what it writes.
+    """  # fmt: skip
     all_texts = read_texts(texts, texts_file)
     if bool(images) == bool(all_texts):
         raise click.UsageError("Give either pictures, or texts with --text or --texts-file.")
+    if any(map(is_source, images)):
+        if not all(map(is_source, images)):
+            raise click.UsageError("Give either single pictures, or folders and lists, not both.")
+        context.exit(embed_job(choice, job, images, out, as_json=as_json))
+    check_no_job_options(context)
+    context.exit(_embed_each(images, all_texts, out, choice, as_json=as_json))
+
+
+def _embed_each(images: Sequence[str], all_texts: list[str], out: Path, choice: ModelChoice, *, as_json: bool) -> int:
+    """Embed single pictures or texts into one file; return the exit code."""
+    import numpy as np  # noqa: PLC0415 - keeps --help fast
+
     rows_path = _check_out(out)
     siglip = choice.open(num_inputs=len(images or all_texts))
     if images:
-        results = tell_errors(siglip.stream_images(images))
-        good = [result for result in results if not isinstance(result, ImageError)]
+        results = tell_errors(siglip.stream_embeddings(images))
+        good = [result.embedding for result in results if not isinstance(result, ImageError)]
         vectors = np.array(good, np.float32).reshape(len(good), siglip.embedding_dim)
         lines = _describe_rows(images, results)
         code = exit_code(results)
@@ -66,7 +82,7 @@ def embed(
     summary = {"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape),
                "errors": len(lines) - len(vectors)}  # fmt: skip
     click.echo(to_json(summary, indent=2) if as_json else f"{out}: {len(vectors)} vectors of {vectors.shape[1]}")
-    context.exit(code)
+    return code
 
 
 def _check_out(out: Path) -> Path:
@@ -102,8 +118,8 @@ def _describe_rows(images: Sequence[str], results: Sequence[Any]) -> list[dict[s
     row = 0
     for image, result in zip(images, results, strict=True):
         if isinstance(result, ImageError):
-            lines.append({"row": None, "image": image, "error": str(result)})
+            lines.append({"row": None, "image": image, "error": str(result), "status": result.status})
         else:
-            lines.append({"row": row, "image": image})
+            lines.append({"row": row, "image": image} | ({"truncated": True} if result.truncated else {}))
             row += 1
     return lines

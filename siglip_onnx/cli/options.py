@@ -13,6 +13,7 @@ import click
 
 from ..errors import ImageError, TextError
 from ..export import MIN_COSINE
+from ..image_limits import MOST_PIXELS, ImageLimits
 
 if TYPE_CHECKING:
     from ..model import SigLIP
@@ -34,6 +35,16 @@ class ModelChoice:
     workers: int | None
     fast_decode: bool
     max_num_patches: int | None
+    max_megapixels: float | None
+    allow_truncated: bool
+    offline: bool
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What a picture may have at most."""
+        if self.max_megapixels is None:
+            return ImageLimits()
+        return ImageLimits(max_pixels=round(self.max_megapixels * 1e6))
 
     def open(self, cache: Path | None = None, *, num_inputs: int = 1) -> SigLIP:
         """Load the model; without a name the demo model, which says what it knows.
@@ -55,6 +66,10 @@ class ModelChoice:
             fast_decode=self.fast_decode,
             max_num_patches=self.max_num_patches,
             cache=cache,
+            image_limits=self.image_limits,
+            allow_truncated=self.allow_truncated,
+            offline=self.offline,
+            report=lambda line: click.echo(line, err=True),
         )
         if not self.model:
             click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
@@ -71,9 +86,9 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
     for option in reversed(
         [
-            click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="FOLDER",
-                         help="Exported model, or for classify a compiled classifier; the demo model if neither this "
-                              "nor SIGLIP_ONNX_MODEL is given."),
+            click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL",
+                         help="Exported model, name on the Hugging Face Hub, or for classify a compiled classifier; "
+                              "the demo model if neither this nor SIGLIP_ONNX_MODEL is given."),
             click.option("--variant", metavar="NAME", help="int8, fp32, ...; int8 where present."),
             click.option("--provider", "providers", multiple=True, metavar="NAME",
                          help="onnxruntime execution provider; CPUExecutionProvider if not given."),
@@ -85,6 +100,11 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="Decode large JPEGs at a fraction of their size: faster, not quite the same pixels."),
             click.option("--max-num-patches", type=click.IntRange(1, 4096),
                          help="NaFlex models: patches a picture may have; what the checkpoint says."),
+            click.option("--max-megapixels", type=click.FloatRange(0.000001, MOST_PIXELS / 1e6),
+                         help="Refuse larger pictures, by their header; 89.5 if not given."),
+            click.option("--allow-truncated", is_flag=True,
+                         help="Take pictures whose files end early as far as they go; refused otherwise."),
+            click.option("--offline", is_flag=True, help="Open no socket, even if the model is not in the cache."),
         ]
     ):  # fmt: skip
         with_choice = option(with_choice)

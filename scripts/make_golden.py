@@ -1,0 +1,58 @@
+"""Store the demo model's answers for the self-test of ``siglip-onnx doctor``.
+
+    python scripts/make_golden.py CHECKPOINT_OR_BUNDLE
+
+A checkpoint is exported to fp32 first. Of a bundle the fp32 variant is taken; if it has none, its int8 variant with
+onnxruntime's exact kernels, which the file then says of itself. Pictures are the demo's samples, texts those of
+``demo/texts.txt``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+import onnxruntime
+
+import siglip_onnx
+from siglip_onnx.bundle import MANIFEST, Bundle, open_bundle
+from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.golden import Golden, answer, write_golden
+from siglip_onnx.hub import DEMO_PATH, GOLDEN_PATH, SAMPLE_PICTURES_PATH
+
+
+@click.command(help=__doc__)
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", type=click.Path(path_type=Path), default=GOLDEN_PATH, show_default=True)
+def main(source: Path, out: Path) -> None:
+    """Write the file; see the module's docstring."""
+    if (source / MANIFEST).exists():
+        golden = make_golden(open_bundle(source))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            export_bundle(source, Path(folder) / "fp32", precisions=["fp32"])
+            golden = make_golden(open_bundle(Path(folder) / "fp32"))
+    write_golden(golden, out)
+    click.echo(f"{out}: {len(golden.pictures)} pictures, {len(golden.texts)} texts, from {golden.provenance}")
+
+
+def make_golden(bundle: Bundle) -> Golden:
+    """Run the most exact variant that the bundle has."""
+    exact = "fp32" in bundle.manifest.variants
+    variant = "fp32" if exact else bundle.choose_variant("int8")
+    pictures = sorted(SAMPLE_PICTURES_PATH.iterdir())
+    texts = (DEMO_PATH.parent / "texts.txt").read_text(encoding="utf-8").splitlines()
+    images, rows = answer(bundle, variant, pictures, texts, saturation_safe=None if exact else False)
+    provenance = {
+        "variant": variant,
+        "kernels": "fp32" if exact else "int8, exact (session.x64quantprecision=1)",
+        "weights_sha256": bundle.manifest.source.get("weights_sha256"),
+        "siglip_onnx": siglip_onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    return Golden(tuple(path.name for path in pictures), tuple(texts), images, rows, provenance)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""From an input's path to its bytes; what is no file is never waited for."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..errors import ImageError
+from ..image_limits import ImageLimits
+
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def read_file(path: str, limits: ImageLimits) -> bytes:
+    """Read a file as a whole, so that what is decoded is what is hashed, whoever writes to it meanwhile.
+
+    Raises:
+        ImageError: it is no file, cannot be read, or has more bytes than allowed.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
+                raise ImageError(f"{path} is a {kind}; expected a picture file.", status="io_error")
+            limits.check_bytes(found.st_size, path)
+            content = file.read()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        problem = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path} cannot be read: {problem}.", status="io_error") from error
+    limits.check_bytes(len(content), path)
+    return content

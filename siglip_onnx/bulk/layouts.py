@@ -1,0 +1,198 @@
+"""How a shard's vectors are stored: ``.npy``, the layout of clip-retrieval, or Parquet."""
+
+from __future__ import annotations
+
+import functools
+import io
+import mmap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import JobError, MissingExtraError
+from .records import OK, Row
+
+_HEADER_BYTES = 128  # what numpy writes before small arrays
+
+
+class Layout:
+    """Vectors of readable pictures in ``vectors/NNNNNN.npy``; the base of the others."""
+
+    folders: ClassVar[tuple[str, ...]] = ("vectors",)
+
+    def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
+        """Store vectors of so many dimensions as float32 or float16."""
+        self.embedding_dim = embedding_dim
+        self.dtype = dtype
+
+    def file_names(self, shard: int) -> list[str]:
+        """Return a shard's files beside its rows."""
+        return [f"vectors/{shard:06}.npy"]
+
+    def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
+        """Return a shard's files; ``vectors`` are those of the rows that are ok."""
+        del rows
+        return {self.file_names(shard)[0]: _to_npy(vectors.astype(self.dtype, copy=False))}
+
+    def read(self, folder: Path, shard: int) -> NDArray[Any]:
+        """Return a shard's vectors, mapped.
+
+        Raises:
+            JobError: they are missing, damaged or of another shape.
+        """
+        path = folder / self.file_names(shard)[0]
+        try:
+            return self._check(path, _map_npy(path))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+
+    def _check(self, path: Path, vectors: NDArray[Any]) -> NDArray[Any]:
+        if vectors.dtype != self.dtype or vectors.shape[1:] != (self.embedding_dim,):
+            raise _unreadable(path, f"{vectors.dtype} of shape {vectors.shape}")
+        return vectors
+
+
+class ClipRetrievalLayout(Layout):
+    """Two files per shard, whose rows are the same pictures: what clip-retrieval writes and autofaiss reads."""
+
+    folders = ("img_emb", "metadata")
+
+    def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
+        """See :class:`Layout`."""
+        super().__init__(embedding_dim, dtype)
+        _import_pyarrow()
+
+    def file_names(self, shard: int) -> list[str]:
+        """Return the vectors' file and the metadata's."""
+        return [f"img_emb/img_emb_{shard:06}.npy", f"metadata/metadata_{shard:06}.parquet"]
+
+    def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
+        """Return both files; pictures without a vector are in neither."""
+        arrow = _import_pyarrow()
+        readable = [row for row in rows if row.status == OK]
+        columns = {
+            "image_path": arrow.array([_as_text(row.path) for row in readable], arrow.string()),
+            "width": arrow.array([row.width for row in readable], arrow.int32()),
+            "height": arrow.array([row.height for row in readable], arrow.int32()),
+            "sha256": arrow.array([row.sha256 for row in readable], arrow.string()),
+        }
+        names = self.file_names(shard)
+        return {names[0]: _to_npy(vectors.astype(self.dtype, copy=False)), names[1]: _to_parquet(arrow.table(columns))}
+
+
+class ParquetLayout(Layout):
+    """One Parquet file per shard with every row; ``embedding`` is a fixed-size list, null where there is no vector."""
+
+    folders = ("parquet",)
+
+    def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
+        """See :class:`Layout`."""
+        super().__init__(embedding_dim, dtype)
+        _import_pyarrow()
+
+    def file_names(self, shard: int) -> list[str]:
+        """Return the one file."""
+        return [f"parquet/{shard:06}.parquet"]
+
+    def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
+        """Return the one file."""
+        arrow = _import_pyarrow()
+        lines = [asdict(row) | {"path": _as_text(row.path), "message": _as_text(row.message)} for row in rows]
+        table = arrow.Table.from_pylist(lines, schema=_row_schema(arrow))
+        filled = np.zeros((len(rows), self.embedding_dim), self.dtype)
+        missing = np.array([row.row is None for row in rows], bool)
+        filled[~missing] = vectors
+        embedding = arrow.FixedSizeListArray.from_arrays(
+            arrow.array(filled.reshape(-1)), self.embedding_dim, mask=arrow.array(missing)
+        )
+        return {self.file_names(shard)[0]: _to_parquet(table.append_column("embedding", embedding))}
+
+    def read(self, folder: Path, shard: int) -> NDArray[Any]:
+        """Return a shard's vectors, decoded; see :class:`Layout`."""
+        arrow = _import_pyarrow()
+        from pyarrow import parquet  # noqa: PLC0415 - an optional package
+
+        path = folder / self.file_names(shard)[0]
+        try:
+            column = parquet.read_table(path, columns=["embedding"])["embedding"].combine_chunks().drop_null()
+        except (OSError, KeyError, arrow.ArrowException) as error:
+            raise _unreadable(path, error) from error
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        return self._check(path, values if len(values) else np.empty((0, self.embedding_dim), self.dtype))
+
+
+LAYOUTS: dict[str, type[Layout]] = {
+    "npy": Layout,
+    "clip-retrieval": ClipRetrievalLayout,
+    "parquet": ParquetLayout,
+}
+
+
+def _map_npy(path: Path) -> NDArray[Any]:
+    """Map a ``.npy`` file of two dimensions, as ``np.load`` does: that costs more than scoring the vectors inside."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+        shape, dtype = _read_header(header)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    count = shape[0] * shape[1]
+    return np.frombuffer(mapped, dtype, count, offset=_HEADER_BYTES).reshape(shape)
+
+
+@functools.lru_cache(64)  # full shards have the same header
+def _read_header(header: bytes) -> tuple[tuple[int, int], np.dtype[Any]]:
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another version of .npy")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order or len(shape) != 2 or file.tell() != _HEADER_BYTES or dtype.hasobject:
+        raise ValueError(f"shape {shape} of {dtype}, expected the rows of a shard")
+    return (shape[0], shape[1]), dtype
+
+
+def _to_npy(vectors: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    return buffer.getvalue()
+
+
+def _to_parquet(table: Any) -> bytes:
+    from pyarrow import parquet  # noqa: PLC0415 - an optional package
+
+    buffer = io.BytesIO()
+    # Embeddings do not compress, and dictionaries of them only cost.
+    parquet.write_table(table, buffer, compression="zstd", use_dictionary=False)
+    return buffer.getvalue()
+
+
+def _row_schema(arrow: Any) -> Any:
+    text, large, small = arrow.string(), arrow.int64(), arrow.int32()
+    kinds = {
+        "path": text, "size_bytes": large, "mtime_ns": large, "status": text, "row": small, "width": small,
+        "height": small, "sha256": text, "truncated": arrow.bool_(), "message": text,
+    }  # fmt: skip
+    return arrow.schema(list(kinds.items()))
+
+
+def _as_text(name: str) -> str:
+    """Return a name as valid Unicode, its bytes that are none escaped; the JSON lines keep it as it is."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _import_pyarrow() -> Any:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an optional package
+    except ImportError as error:
+        raise MissingExtraError(
+            'Parquet files need pyarrow; install it with: pip install "siglip-onnx[parquet]"'
+        ) from error
+    return pa
+
+
+def _unreadable(path: Path, problem: object) -> JobError:
+    return JobError(f"{path} cannot be read: {problem}. Run the embed command again, which makes it anew.")

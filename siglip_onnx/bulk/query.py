@@ -1,0 +1,44 @@
+"""One vector to search with, of texts and pictures that are wanted, and those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import SiglipOnnxError
+from ..head import Floats, l2_normalize
+from ..image import ImageSource
+from ..model import SigLIP
+
+
+class Term(NamedTuple):
+    """A text or a picture, and how much of it is wanted; less than 0: how little."""
+
+    weight: float
+    text: str | None = None
+    image: ImageSource | None = None
+
+
+def encode_query(model: SigLIP, terms: Sequence[Term], *, template: str | Sequence[str] = "{}") -> Floats:
+    """Return the unit vector f32 ``(D,)`` of the weighted sum of the terms' embeddings.
+
+    Raises:
+        SiglipOnnxError: there are no terms, or nothing is left of them.
+        ImageError: a picture cannot be read.
+        TextError: a text cannot be tokenized.
+    """
+    texts = [term.text for term in terms if term.text is not None]
+    of_texts = iter(model.encode_labels(texts, template=template))
+    of_images = iter(model.encode_images([term.image for term in terms if term.image is not None]))
+    total = np.zeros(model.embedding_dim, np.float32)
+    for term in terms:
+        total += np.float32(term.weight) * next(of_images if term.text is None else of_texts)
+    if not np.isfinite(total).all() or np.linalg.norm(total) < 1e-6:
+        raise SiglipOnnxError("Nothing is left of the query: its terms are none or cancel out. Change their weights.")
+    if len(terms) == 1 and terms[0].weight > 0:
+        total /= np.float32(terms[0].weight)
+        return total
+    unit: Floats = l2_normalize(total[np.newaxis])[0]
+    return unit

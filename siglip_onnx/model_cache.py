@@ -1,0 +1,174 @@
+"""The models in the cache: ``models/<owner>--<name>/<revision>/`` is a bundle, beside it a record of where it is from.
+
+A bundle appears under its revision whole or not at all; what is being made lies in ``<revision>.partial``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from .bundle import MANIFEST
+from .cache import CACHE_VARIABLE, models_folder
+from .errors import CacheError, ModelNotFoundError
+from .json_file import read_json_object
+
+RECORD = ".json"
+PARTIAL = ".partial"
+CORRUPT = ".corrupt-"
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """One model in the cache.
+
+    ``kind`` is what it was on the Hub, ``pulled`` in seconds since 1970, ``asked`` the branch or tag by which it was
+    asked for, if any.
+    """
+
+    name: str
+    revision: str
+    kind: str
+    pulled: float
+    asked: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Its bundle."""
+        return repository_folder(self.name) / self.revision
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of its files."""
+        return folder_size(self.folder)
+
+
+def repository_folder(name: str) -> Path:
+    """Return where the revisions of a repository lie; ``name`` is checked to be ``owner/name``."""
+    return models_folder() / name.replace("/", "--")
+
+
+def cached_models() -> list[CachedModel]:
+    """Return all models in the cache, by name, the newest first."""
+    found = []
+    for record in models_folder().glob(f"*/*{RECORD}"):
+        model = _read_record(record)
+        if model is not None and (model.folder / MANIFEST).is_file():
+            found.append(model)
+    return sorted(found, key=lambda model: (model.name, -model.pulled))
+
+
+def find_cached(name: str, revision: str | None) -> CachedModel | None:
+    """Return a model of the cache: of a commit (or its beginning), branch or tag, or else the one pulled last."""
+    for model in cached_models():
+        if model.name == name and (revision in (None, model.asked) or model.revision.startswith(str(revision))):
+            return model
+    return None
+
+
+def keep(model: CachedModel, partial: Path) -> None:
+    """Give a finished bundle its place, and write its record.
+
+    Raises:
+        CacheError: the cache cannot be written.
+    """
+    with cache_errors():
+        if model.folder.exists():
+            shutil.rmtree(model.folder)
+        partial.rename(model.folder)
+        with tempfile.NamedTemporaryFile("w", dir=model.folder.parent, suffix=".part", delete=False) as file:
+            json.dump(asdict(model), file)
+        os.replace(file.name, model.folder.with_name(model.revision + RECORD))  # noqa: PTH105 - atomic
+
+
+def set_aside(model: CachedModel) -> Path:
+    """Rename a damaged model, so that it can be fetched again and still be looked at."""
+    with cache_errors():
+        aside = model.folder.with_name(f"{model.revision}{CORRUPT}{time.strftime('%Y%m%d-%H%M%S')}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        return model.folder.rename(aside)
+
+
+def remove(name: str, revision: str | None) -> int:
+    """Delete a model, all its revisions if none is given, and what is left of its downloads; return the bytes freed.
+
+    Raises:
+        ModelNotFoundError: it is not in the cache.
+        CacheError: it cannot be deleted.
+    """
+    folder = repository_folder(name)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"{name} is not in the cache. See what is: siglip-onnx models list")
+    wanted = "" if revision is None else revision
+    with locked(name), cache_errors():
+        doomed = [path for path in folder.iterdir() if path.name.startswith(wanted)]
+        if not doomed:
+            raise ModelNotFoundError(f"{name} has no revision {revision} in the cache. See: siglip-onnx models list")
+        freed = sum(folder_size(path) for path in doomed)
+        for path in sorted(doomed, key=lambda path: path.suffix != RECORD):  # first what says that it is there
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return freed
+
+
+def leftovers() -> list[Path]:
+    """Return interrupted downloads and damaged models that were set aside."""
+    paths = models_folder().glob("*/*")
+    return sorted(path for path in paths if path.name.endswith(PARTIAL) or CORRUPT in path.name)
+
+
+def folder_size(path: Path) -> int:
+    """Return the bytes in a file, or in all files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Let one process at a time change a repository's folder; the others wait.
+
+    Raises:
+        CacheError: the cache cannot be written.
+    """
+    with cache_errors():
+        locks = models_folder().parent / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / (name.replace("/", "--") + ".lock"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def cache_errors() -> Iterator[None]:
+    """Turn what the file system says into an error that names the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"The cache {models_folder().parent} cannot be used: {error.strerror or error}. Choose another folder with "
+            f"{CACHE_VARIABLE}, or free space: siglip-onnx models list"
+        ) from error
+
+
+def _read_record(path: Path) -> CachedModel | None:
+    try:
+        document = read_json_object(path)
+        model = CachedModel(**document)
+    except (OSError, ValueError, TypeError):
+        return None  # a record that cannot be read is of no model; doctor tells the files
+    return model if path.stem == model.revision and path.parent == repository_folder(model.name) else None

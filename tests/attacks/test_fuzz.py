@@ -1,0 +1,158 @@
+"""Thousands of damaged pictures, configs and manifests: our own error or an answer, never a crash or a hang."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MATERIAL, make_picture
+from mutate import mutate, mutate_json
+from PIL import Image
+
+from siglip_onnx.bundle import open_bundle
+from siglip_onnx.config import read_config, read_preprocessor_config
+from siglip_onnx.errors import ImageError, SiglipOnnxError
+from siglip_onnx.image import FORMATS, ImageLimits, open_picture
+from siglip_onnx.tokenizer import Tokenizer
+
+# A mutated header may promise anything: what is decoded is kept small, so that many are.
+LIMITS = ImageLimits(max_pixels=2_000_000, max_side=5_000, max_bytes=1_000_000)
+SLOW_S = 2.0
+LARGEST = 30_000  # bytes of a file that is mutated
+PER_TASK = 250
+TIMEOUT_S = 300
+DOCUMENTS = 400
+Finding = tuple[int, str]
+
+
+def corpus() -> list[bytes]:
+    """Small pictures of every format and of many modes, and the odd real ones that are at hand."""
+    rng = np.random.default_rng(3)
+    pictures = [make_picture(rng, size) for size in ((31, 17), (64, 64))]
+    found = []
+    for picture in pictures:
+        found += [encode(picture, format_) for format_ in sorted(set(FORMATS) - {"PSD"})]  # which Pillow cannot write
+        found += [encode(picture.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
+        found += [encode(picture.convert(mode), "TIFF") for mode in ("1", "L", "P", "CMYK", "F", "YCbCr")]
+        found += [
+            encode(picture, "TIFF", compression=kind) for kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+        ]
+        found += [encode(picture.convert("L"), "JPEG"), encode(picture.convert("CMYK"), "JPEG")]
+        found += [encode(picture, "JPEG", progressive=True), encode(picture, "JPEG2000", no_jp2=True)]
+        found += [encode(picture, "WEBP", lossless=True), encode(picture, "GIF", save_all=True, append_images=pictures)]
+        found += [encode(picture, "PNG", save_all=True, append_images=pictures), encode(picture, "TGA", rle=True)]
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        found.append(encode(picture, "JPEG", exif=exif))
+    folder = os.environ.get(MATERIAL)
+    if folder:
+        odd = sorted((Path(folder) / "images" / "odd").rglob("*"))
+        found += [path.read_bytes() for path in odd if path.is_file() and 0 < path.stat().st_size <= LARGEST]
+    return found
+
+
+def encode(picture: Image.Image, format_: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def decode_many(seed: int) -> tuple[Counter[str], list[Finding], float]:
+    """Decode mutants; return how each ended, what must not happen, and the longest time."""
+    warnings.simplefilter("error")
+    rng, seeds = random.Random(seed), corpus()
+    outcomes: Counter[str] = Counter()
+    bad: list[Finding] = []
+    longest = 0.0
+    for number in range(PER_TASK):
+        data = mutate(rng.choice(seeds), seeds, rng)
+        began = time.perf_counter()
+        try:
+            picture = open_picture(data, limits=LIMITS, allow_truncated=number % 2 == 0)
+            assert picture.rgb.mode == "RGB"
+            outcomes["truncated, allowed" if picture.truncated else "decoded"] += 1
+        except ImageError as error:
+            outcomes[error.status] += 1
+        except BaseException as error:
+            bad.append((number, repr(error)))
+        seconds = time.perf_counter() - began
+        longest = max(longest, seconds)
+        if seconds > SLOW_S:
+            bad.append((number, f"{seconds:.1f} s"))
+    return outcomes, bad, longest
+
+
+def test_mutated_pictures(request: pytest.FixtureRequest) -> None:
+    """A worker that crashes breaks the pool, one that hangs runs into the time limit; the seed says which picture."""
+    tasks = max(1, request.config.getoption("--fuzz") // PER_TASK)
+    outcomes: Counter[str] = Counter()
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for seed, found in enumerate(pool.map(decode_many, range(tasks), timeout=TIMEOUT_S + tasks)):
+            assert found[1] == [], f"seed {seed}"
+            outcomes += found[0]
+    assert outcomes.total() == tasks * PER_TASK
+    assert outcomes.keys() >= {"decoded", "decode_error", "too_large", "truncated"}, outcomes
+
+
+@pytest.fixture
+def json_file(small_bundle: Path, tmp_path: Path) -> Callable[[str], tuple[Path, Any]]:
+    def give(name: str) -> tuple[Path, Any]:
+        for file in ("config.json", "preprocessor_config.json", "tokenizer.json"):
+            (tmp_path / file).write_bytes((small_bundle / file).read_bytes())
+        return tmp_path / name, json.loads((small_bundle / name).read_text(encoding="utf-8"))
+
+    return give
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_mutated_configs(name: str, json_file: Callable[[str], tuple[Path, Any]]) -> None:
+    path, document = json_file(name)
+    if name == "tokenizer.json":  # a shorter vocabulary leaves room for the rest
+        document["model"]["vocab"] = document["model"]["vocab"][:40]
+    rng = random.Random(7)
+    refused = 0
+    for number in range(DOCUMENTS):
+        path.write_bytes(mutate_json(document, rng).encode("utf-8", errors="surrogateescape"))
+        try:
+            config = read_config(path.with_name("config.json"))
+            read_preprocessor_config(path.with_name("preprocessor_config.json"), config)
+            Tokenizer(path.with_name("tokenizer.json"), 16)(["a cat", "犬"])
+        except SiglipOnnxError:
+            refused += 1
+        except BaseException as error:
+            raise AssertionError(f"document {number} of {name}") from error
+    assert refused > DOCUMENTS / 4
+
+
+def test_mutated_manifests(small_bundle: Path, tmp_path: Path) -> None:
+    """The manifest may say anything; the folder's other files stay as they are."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in small_bundle.iterdir():
+        (copy / path.name).symlink_to(path)
+    manifest = copy / "manifest.json"
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.unlink()
+    rng = random.Random(8)
+    refused = 0
+    for number in range(DOCUMENTS):
+        manifest.write_bytes(mutate_json(document, rng).encode("utf-8", errors="surrogateescape"))
+        try:
+            open_bundle(copy).verify_files()
+        except SiglipOnnxError:
+            refused += 1
+        except BaseException as error:
+            raise AssertionError(f"manifest {number}") from error
+    assert refused > DOCUMENTS / 4

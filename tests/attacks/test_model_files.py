@@ -1,0 +1,277 @@
+"""Broken and hostile model folders: found, named, and refused before onnxruntime sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import siglip_onnx
+from siglip_onnx import integrity
+from siglip_onnx.bundle import open_bundle, verify_folder
+from siglip_onnx.cache import cache_folder
+from siglip_onnx.classifier import Classifier
+from siglip_onnx.errors import BundleError, SiglipOnnxError
+from siglip_onnx.external_data import check_external_data
+from siglip_onnx.integrity import check_name
+from siglip_onnx.session import Session
+
+FLIPS, CUTS = 200, 50
+
+
+@pytest.fixture
+def copy(small_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+
+
+def damage(folder: Path, times: int, change: Callable[[random.Random, bytes], bytes]) -> None:
+    """Change one file after another, each as likely as every other, and check that it alone is named."""
+    rng = random.Random(times)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for _ in range(times):
+        path = rng.choice(paths)
+        sound = path.read_bytes()
+        path.write_bytes(change(rng, sound))
+        try:
+            found = "; ".join(verify_folder(folder))
+        except SiglipOnnxError as error:
+            found = str(error)
+        assert path.relative_to(folder).as_posix() in found
+        path.write_bytes(sound)
+    assert verify_folder(folder) == []
+
+
+def test_every_flipped_byte_is_found_and_its_file_named(copy: Path) -> None:
+    def flip(rng: random.Random, sound: bytes) -> bytes:
+        place = rng.randrange(len(sound))
+        return sound[:place] + bytes([sound[place] ^ rng.randrange(1, 256)]) + sound[place + 1 :]
+
+    damage(copy, FLIPS, flip)
+
+
+def test_every_truncation_is_found_and_its_file_named(copy: Path) -> None:
+    damage(copy, CUTS, lambda rng, sound: sound[: rng.randrange(len(sound))])
+
+
+def test_a_changed_file_is_hashed_at_the_next_load_and_no_other(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    original = integrity.file_facts
+    monkeypatch.setattr(integrity, "file_facts", lambda path: hashed.append(path.name) or original(path))
+    siglip_onnx.load(copy)
+    first = len(hashed)
+    assert first == len(open_bundle(copy).manifest.files) + 4
+    siglip_onnx.load(copy)
+    assert len(hashed) == first
+    weights = copy / "onnx" / "text_model_quantized.onnx.data"
+    os.utime(weights)
+    siglip_onnx.load(copy)
+    assert hashed[first:] == [weights.name]
+    content = bytearray(weights.read_bytes())
+    content[100] ^= 1
+    weights.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(BundleError, match=r"text_model_quantized\.onnx\.data: sha256"):
+            siglip_onnx.load(copy)
+    siglip_onnx.load(copy, variant="fp32")
+    assert {path.name for path in copy.rglob("*") if path.is_file()} == {
+        path.name for path in map(Path, open_bundle(copy).manifest.all_files())
+    } | {"manifest.json"}
+    assert list((cache_folder() / "verified").iterdir())
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy.parent / "file").touch()
+    monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(copy.parent / "file"))
+    assert siglip_onnx.load(copy).encode_texts(["a"]).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/../../x", "/etc/passwd", "C:\\x", "..\\x", "a\\..\\..\\x", "\\\\host\\share", "", ".", "a\0b"],
+)
+def test_names_that_leave_the_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="outside the bundle"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "onnx/vision_model.onnx.data", "..hidden", "a b/ä.onnx"])
+def test_names_that_stay(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("embedding_space", "../../escape"),
+        ("embedding_space", ""),
+        ("quantization", []),
+        ("files", {"x": {"size_bytes": -1, "sha256": "0" * 64}}),
+        ("files", {"x": {"size_bytes": 1.5, "sha256": "0" * 64}}),
+        ("files", {"x": {"size_bytes": 1, "sha256": "short"}}),
+        ("files", {f"f{number}": {"size_bytes": 1, "sha256": "0" * 64} for number in range(1001)}),
+        ("files", {"\\\\host\\x": {"size_bytes": 1, "sha256": "0" * 64}}),
+    ],
+)
+def test_hostile_manifest_entries(copy: Path, key: str, value: object) -> None:
+    path = copy / "manifest.json"
+    document = json.loads(path.read_text())
+    document["variants"]["int8"][key] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"manifest\.json is incomplete or damaged"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"format": "siglip_onnx.bundle", "x": ' + "9" * 10_000 + "}",
+        '{"a": "' + "x" * 10_000_001 + '"}',
+        "[]",
+        "NaN",
+        "\ud800".encode("utf-8", "surrogatepass"),
+    ],
+    ids=["deep", "digits", "large", "list", "nan", "surrogate"],
+)
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "preprocessor_config.json"])
+def test_hostile_json(copy: Path, name: str, text: str | bytes) -> None:
+    content = text if isinstance(text, bytes) else text.encode()
+    edit_manifest_size(copy, name, len(content))
+    (copy / name).write_bytes(content)
+    with pytest.raises(SiglipOnnxError, match=name.replace(".", r"\.")):
+        open_bundle(copy)
+
+
+def edit_manifest_size(folder: Path, name: str, size_bytes: int) -> None:
+    document = json.loads((folder / "manifest.json").read_text())
+    if name in document["files"]:
+        document["files"][name]["size_bytes"] = size_bytes
+        (folder / "manifest.json").write_text(json.dumps(document))
+
+
+def test_links_out_of_the_folder_are_named_and_snapshots_of_the_hub_are_not(copy: Path, tmp_path: Path) -> None:
+    name = "tokenizer.json"
+    outside = tmp_path / "outside.json"
+    (copy / name).rename(outside)
+    (copy / name).symlink_to(outside)
+    assert "a link to" in verify_folder(copy)[0]
+    blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.parent.mkdir()
+    (copy / name).unlink()
+    outside.rename(copy / name)
+    shutil.copytree(copy, snapshot)
+    for number, path in enumerate(path for path in sorted(snapshot.rglob("*")) if path.is_file()):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert verify_folder(snapshot) == []
+    assert siglip_onnx.load(snapshot).encode_texts(["a"]).shape[0] == 1
+
+
+def graph_with(location: str, *, offset: int | None = None, length: int | None = None, inside: str = "top") -> bytes:
+    """A small graph whose one weight lies in ``location``, at the top, in a branch of an If, or in a constant."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        if value is not None:
+            tensor.external_data.add(key=key, value=str(value))
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    if inside == "top":
+        graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [out], [tensor])
+    elif inside == "constant":
+        graph = helper.make_graph([helper.make_node("Constant", [], ["y"], value=tensor)], "g", [], [out])
+    else:
+        branch = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "b", [], [out], [tensor])
+        condition = helper.make_tensor("c", TensorProto.BOOL, [], [True])
+        node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+        graph = helper.make_graph([node], "g", [], [out], [condition])
+    return helper.make_model(graph).SerializeToString()
+
+
+INSIDE = ("top", "branch", "constant")
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../secret", "..\\secret", "*/_ORT_MEM_ADDR_/*"])
+def test_external_data_outside_the_folder(tmp_path: Path, location: str, inside: str) -> None:
+    (tmp_path / "secret").write_bytes(bytes(16))
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "m.onnx"
+    path.write_bytes(graph_with(location, inside=inside))
+    with pytest.raises(BundleError, match=r"outside its folder|missing"):
+        Session(path)
+    with pytest.raises(BundleError, match=r"outside its folder|missing"):
+        Classifier(path)
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+def test_external_data_beside_the_graph(tmp_path: Path, inside: str) -> None:
+    path = tmp_path / "m.onnx"
+    (tmp_path / "w.data").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    path.write_bytes(graph_with("w.data", offset=0, length=16, inside=inside))
+    assert check_external_data(path) == {"w.data"}
+    if inside != "constant":  # which onnxruntime itself does not take
+        assert Session(path).run("y", {}).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 17), (8, 16), (-1, 4), (1 << 70, 4), (0, 1 << 70)])
+def test_external_data_beyond_the_file(tmp_path: Path, offset: int, length: int) -> None:
+    path = tmp_path / "m.onnx"
+    (tmp_path / "w.data").write_bytes(bytes(16))
+    path.write_bytes(graph_with("w.data", offset=offset, length=length))
+    with pytest.raises(BundleError, match="which has 16 bytes"):
+        Session(path)
+
+
+def test_external_data_that_links_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(16))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "w.data").symlink_to(tmp_path / "secret")
+    (folder / "m.onnx").write_bytes(graph_with("w.data"))
+    with pytest.raises(BundleError, match="a link to"):
+        Session(folder / "m.onnx")
+
+
+def test_every_location_that_onnx_finds_is_found(bundle: Path) -> None:
+    for path in (bundle / "onnx").glob("*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        expected = {
+            entry.value
+            for tensor in model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        assert check_external_data(path) == expected
+
+
+def test_random_bytes_are_no_graph(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    path = tmp_path / "m.onnx"
+    sound = graph_with("w.data")
+    (tmp_path / "w.data").write_bytes(bytes(16))
+    for number in range(2000):
+        content = bytearray(sound if number % 2 else rng.bytes(int(rng.integers(1, 300))))
+        content[int(rng.integers(len(content)))] = int(rng.integers(256))
+        path.write_bytes(content)
+        with contextlib.suppress(BundleError):
+            check_external_data(path)
+
+
+def test_nan_weights_and_infinite_outputs_are_told(small_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+    weights = copy / "onnx" / "vision_model.onnx.data"
+    content = np.fromfile(weights, np.float32)
+    content[:] = np.nan
+    content.tofile(weights)
+    model = siglip_onnx.SigLIP(open_bundle(copy), variant="fp32")
+    with pytest.raises(BundleError, match="gave values that are no numbers"):
+        model.encode_images(np.zeros((8, 8, 3), np.uint8))

@@ -1,0 +1,139 @@
+"""No socket and no file that nobody asked for; no code in data."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import siglip_onnx
+from siglip_onnx.hub import SAMPLE_PICTURES_PATH
+
+PACKAGE = Path(siglip_onnx.__file__).parent
+PICTURE = str(SAMPLE_PICTURES_PATH / "red_star.png")
+# Runs a command of the package and tells every socket and every file that was opened for writing or made.
+WATCH = """
+import json, os, sys
+seen = {"sockets": [], "files": []}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+def watch(event, arguments):
+    if event.startswith("socket.") and event != "socket.gethostname":
+        seen["sockets"].append(f"{event} {arguments[1:]!r}")
+    elif event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING and arguments[0] != os.devnull:
+        seen["files"].append(str(arguments[0]))
+    elif event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link"):
+        seen["files"].append(str(arguments[0]))
+sys.addaudithook(watch)
+from siglip_onnx.cli import main
+try:
+    main(sys.argv[2:])
+except SystemExit as end:
+    seen["code"] = end.code
+open(sys.argv[1], "w").write(json.dumps(seen))
+"""
+
+
+def watch(tmp_path: Path, *arguments: object, **environment: str) -> dict[str, object]:
+    """Run a command with an empty home; return what it opened, and the files that are in the home afterwards."""
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("SIGLIP", "HF_", "XDG"))}
+    subprocess.run(
+        [sys.executable, "-c", WATCH, tmp_path / "seen.json", *map(str, arguments)],
+        env=variables | {"HOME": str(home)} | environment, capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    seen["files"].remove(str(tmp_path / "seen.json"))
+    seen["home"] = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+    return dict(seen)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("classify", PICTURE, "--text", "a red star"),
+        ("classify", PICTURE, "--text", "a red star", "--offline", "--json"),
+        ("info", "--verify-files"),
+        ("doctor", "--json"),
+        ("models", "list"),
+        ("models", "list", "--known"),
+    ],
+    ids=" ".join,
+)
+def test_commands_on_the_demo_open_no_socket_and_write_no_file(tmp_path: Path, command: tuple[str, ...]) -> None:
+    assert watch(tmp_path, *command) == {"sockets": [], "files": [], "home": [], "code": 0}
+
+
+@pytest.mark.parametrize("how", [("--offline",), ("HF_HUB_OFFLINE",)])
+def test_offline_opens_no_socket(tmp_path: Path, how: tuple[str, ...]) -> None:
+    options = [one for one in how if one.startswith("--")]
+    environment = {one: "1" for one in how if not one.startswith("--")}
+    for command in (("models", "pull"), ("classify", PICTURE, "--text", "a", "--model")):
+        found = watch(tmp_path, *command, "siglip2-base-patch16-224", *options, **environment)
+        assert found == {"sockets": [], "files": [], "home": [], "code": 4}
+
+
+def test_a_models_folder_stays_as_it_is(tmp_path: Path, small_bundle: Path) -> None:
+    found = watch(tmp_path, "classify", PICTURE, "--text", "a", "--model", small_bundle)
+    cache = str(tmp_path / "home" / ".cache" / "siglip_onnx")
+    assert found["code"] == 0
+    assert found["sockets"] == []
+    assert found["files"]
+    assert all(str(path).startswith((cache, str(Path(cache).parent))) for path in found["files"])  # type: ignore[attr-defined]
+    assert all(path.startswith(".cache/siglip_onnx/verified/") for path in found["home"])  # type: ignore[attr-defined]
+
+
+def test_the_watch_sees_what_it_is_for(tmp_path: Path) -> None:
+    """Otherwise the tests above could not fail."""
+    found = watch(tmp_path, "models", "pull", "a/b", HF_ENDPOINT="http://127.0.0.1:9")
+    assert found["sockets"]
+
+
+# What runs code, or trusts data as if it were code.
+FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "xml", "telnetlib", "ftplib"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "mktemp"}
+
+
+def test_no_data_is_run_as_code() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not {name.name.split(".")[0] for name in node.names} & FORBIDDEN_IMPORTS, path
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                assert node.module.split(".")[0] not in FORBIDDEN_IMPORTS, path
+            elif isinstance(node, ast.Call):
+                check_call(node, path)
+
+
+def check_call(node: ast.Call, path: Path) -> None:
+    function = node.func
+    if isinstance(function, ast.Name):
+        assert function.id not in FORBIDDEN_CALLS, path
+    elif isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "os":
+        assert function.attr not in FORBIDDEN_CALLS, path
+    for keyword in node.keywords:
+        if keyword.arg in ("allow_pickle", "shell", "trust_remote_code") and isinstance(keyword.value, ast.Constant):
+            assert keyword.value.value is False, path
+
+
+NETWORK = {"socket", "http", "urllib", "requests", "httpx", "aiohttp", "huggingface_hub", "ftplib", "smtplib", "ssl"}
+NETWORK_ROOMS = {"hub_download.py", "web", "bench"}
+
+
+def test_the_network_has_its_rooms() -> None:
+    """The rest of the package cannot open a socket."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in NETWORK_ROOMS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found = set()
+            if isinstance(node, ast.Import):
+                found = {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                found = {node.module.split(".")[0]}
+            assert not found & NETWORK, path

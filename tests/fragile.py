@@ -1,0 +1,53 @@
+"""A model that some pictures kill, for the tests of bulk jobs; worker processes import it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from siglip_onnx.bulk.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class FragileSpec(ModelSpec):
+    """A model that dies in a way of its own at files of these hashes; ``once`` at the first time only."""
+
+    killers: tuple[tuple[str, str], ...] = ()
+    once: str | None = None
+
+    def open(self) -> Any:
+        """Load the model."""
+        return _Fragile(super().open(), dict(self.killers), self.once)
+
+
+class _Fragile:
+    def __init__(self, model: Any, killers: dict[str, str], once: str | None) -> None:
+        self._model, self._killers, self._once = model, killers, once
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def stream_embeddings(self, images: Iterable[bytes]) -> Iterator[Any]:
+        for image in images:
+            end = self._killers.get(hashlib.sha256(image).hexdigest())
+            if end and not (self._once and Path(self._once).exists()):
+                if self._once:
+                    Path(self._once).touch()
+                die(end)
+            yield from self._model.stream_embeddings([image])
+
+
+def die(how: str) -> None:
+    if how == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "exit":
+        os._exit(7)
+    if how == "hang":
+        time.sleep(600)
+    raise RuntimeError("out of luck")
