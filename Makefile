@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH_VENV := .venv-bench
 
-.PHONY: demo web test lint coverage audit constraints clean
+.PHONY: demo web test lint coverage audit constraints bench report clean
 
 ## The main job on the demo model and its sample pictures.
 demo: $(VENV)/.installed
@@ -23,6 +24,16 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+## The full benchmark: every peer, in an environment of its own; about 20 minutes on two cores after exports and
+## conversions. IMAGES is a folder of photographs; SPIECE a SentencePiece model, or CHECKPOINT a checkpoint to measure.
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python benchmarks/suite.py --images "$(IMAGES)" $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
+	    $(if $(SPIECE),--spiece "$(SPIECE)") $(BENCH_OPTIONS)
+
+## Tables and plots of the documents, from benchmarks/results/.
+report: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/report.py
+
 ## Branch coverage of the runtime, without the exporter and the benchmarks; what is left out stands in pyproject.toml.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --cov --cov-report=term-missing
@@ -38,7 +49,7 @@ constraints: $(VENV)/.installed-dev
 	    $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.txt
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) dist .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +58,11 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-web: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[web]"
+	touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed constraints.txt

@@ -1,7 +1,7 @@
 """Measure bulk jobs: what they promise when killed or fed bad files, memory, rates, Ray, and search.
 
     python benchmarks/bulk.py kills faults memory search
-    python benchmarks/bulk.py throughput --bundle BUNDLE --shapes NAME    # of true shapes, see base_multilingual.py
+    python benchmarks/bulk.py throughput --bundle BUNDLE --shapes NAME    # of true shapes, see checkpoint.py
     python benchmarks/bulk.py cost                                        # the tables of docs/bulk.md
 
 Promises are checked with a small random bundle that is made here, rates with the bundle given. Every part writes its
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -25,16 +24,16 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import numpy as np
-from base_multilingual import describe_machine
+from fresh import in_fresh_process
 from PIL import Image
 
 import siglip_onnx
+from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.bulk.facts import JobFacts, Receipt
 from siglip_onnx.bulk.job import begin_job
 from siglip_onnx.bulk.listing import Listing
@@ -48,7 +47,6 @@ from siglip_onnx.streaming import map_in_order
 
 RESULTS = Path(__file__).parent / "results" / "bulk.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bulk.md"
-Result = TypeVar("Result")
 DOLLARS = 0.03  # about what large clouds ask for idle machines
 SEED = 0
 
@@ -324,12 +322,6 @@ def run(*arguments: str) -> int:
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode in (0, 3), done.stderr
     return done.returncode
-
-
-def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Call ``function`` in a new interpreter, which may have workers of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def timed(function: Callable[[], object]) -> float:

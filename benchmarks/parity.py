@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import torch
-from base_multilingual import RESULTS, describe_machine, in_fresh_process
+from fresh import RESULTS, in_fresh_process
 from transformers import (
     Siglip2Config,
     Siglip2ImageProcessor,
@@ -28,6 +28,7 @@ from transformers import (
 )
 
 import siglip_onnx
+from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.checkpoints import BASE, GEMMA, PUBLISHED, PublishedCheckpoint
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.export.reference import compare_with_pytorch
@@ -52,8 +53,12 @@ def main(spiece: Path, gemma: Path, images: Path, only: tuple[str, ...]) -> None
             results[checkpoint.name] = in_fresh_process(compare, checkpoint, vocabulary, pictures)
             click.echo(f"{checkpoint.name}: {json.dumps(results[checkpoint.name])}")
     if not only:
-        document = {"machine": describe_machine(), "pictures": len(pictures), "texts": len(SAMPLE_TEXTS)}
-        path = RESULTS.with_name("parity.json")
+        document = {
+            "machine": describe_machine(("torch", "transformers")),
+            "pictures": len(pictures),
+            "texts": len(SAMPLE_TEXTS),
+        }
+        path = RESULTS / "parity.json"
         path.write_text(json.dumps(document | {"checkpoints": results}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,7 @@
 Shapes of google/siglip-base-patch16-256-multilingual with random weights: plain; with outliers of 60x in six channels
 of every LayerNorm and of the values, PyTorch's answer unchanged; and with outliers behind GELU, which nothing can fold
 away. Cosines are to fp32 on 16 photographs and 16 texts, none of them used to calibrate. Writes
-benchmarks/results/quantization.json and its table in the README.
+benchmarks/results/quantization.json, of which `make report` makes the README's table.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-from base_multilingual import RESULTS, describe_machine, in_fresh_process, make_checkpoint, replace_in_readme
+from checkpoint import make_checkpoint
+from fresh import RESULTS, in_fresh_process
+from report import quantization_table
 
 import siglip_onnx
+from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.bundle import graph_path, open_bundle
 from siglip_onnx.export.pipeline import export_bundle
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from outliers import add_gelu_outliers, add_outliers
 
-OWN_RESULTS = RESULTS.with_name("quantization.json")
-MARK = "quantization"
+OWN_RESULTS = RESULTS / "quantization.json"
 VARIANTS = ("fp32", "int8", "fp16", "q4")
 TEXTS = [
     "a photo of shoes", "a long sleeved shirt on a bed", "黒い帽子", "a person on a skateboard", "two dogs and a cat",
@@ -59,10 +61,14 @@ def main(images: Path, spiece: Path, work: Path) -> None:
             in_fresh_process(make, plain, checkpoint)
         weights[kind] = in_fresh_process(measure, checkpoint, work / "bundle_of_kind", pictures)
         click.echo(f"{kind}: {json.dumps(weights[kind])}")
-    results = {"machine": describe_machine(), "pictures": len(pictures), "texts": len(TEXTS), "weights": weights}
+    results = {
+        "machine": describe_machine(("torch", "transformers")),
+        "pictures": len(pictures),
+        "texts": len(TEXTS),
+        "weights": weights,
+    }
     OWN_RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    replace_in_readme(MARK, markdown(results))
-    click.echo(markdown(results))
+    click.echo(quantization_table(results))
 
 
 def measure(checkpoint: Path, out: Path, pictures: list[str]) -> dict[str, Any]:
@@ -120,19 +126,6 @@ def write_plain_int8(checkpoint: Path, bundle: Path) -> None:
         for file in (path, f"{path}.data"):
             document["variants"]["int8"]["files"][file]["size_bytes"] = (bundle / file).stat().st_size
     (bundle / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """Return the results as the table that stands in the README."""
-    kinds = results["weights"]
-    lines = [f"| smallest cosine to fp32, vision / text | MB | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
-    for variant in ("int8", "int8, not equalized", "fp16", "q4"):
-        cells = [
-            f"{one[variant]['vision_cosine_min']:.4f} / {one[variant]['text_cosine_min']:.4f}" for one in kinds.values()
-        ]
-        size = kinds["plain"][variant].get("megabytes")
-        lines.append(f"| {variant} | {'' if size is None else f'{size:.0f}'} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from base_multilingual import RESULTS, describe_machine
 
 import siglip_onnx
+from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.hub import SAMPLE_PICTURES_PATH
 
-OWN_RESULTS = RESULTS.with_name("web.json")
+OWN_RESULTS = Path(__file__).parent / "results" / "web.json"
 STATIC = Path(siglip_onnx.__file__).parent / "web" / "static"
 STARTS, TEXTS = 7, 60
 CAPACITY_SECONDS, CLIENTS = 6.0, 8

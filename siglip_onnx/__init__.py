@@ -21,6 +21,7 @@ os.environ.setdefault(TELEMETRY_VARIABLE, "1")
 if TYPE_CHECKING:
     from .errors import (
         AccuracyError,
+        BenchmarkError,
         BundleError,
         CacheError,
         CheckpointError,
@@ -47,6 +48,7 @@ _HOMES = {
     "sigmoid": "head",
     "SiglipOnnxError": "errors",
     "AccuracyError": "errors",
+    "BenchmarkError": "errors",
     "BundleError": "errors",
     "CacheError": "errors",
     "CheckpointError": "errors",
@@ -62,6 +64,7 @@ _HOMES = {
 
 __all__ = [
     "AccuracyError",
+    "BenchmarkError",
     "BundleError",
     "CacheError",
     "CheckpointError",

@@ -68,3 +68,7 @@ class CheckpointError(SiglipOnnxError):
     """A checkpoint that cannot be exported: another family, or missing or misshapen parts."""
 
     exit_code = 4
+
+
+class BenchmarkError(SiglipOnnxError):
+    """A benchmark that cannot be run, read or compared, or whose outputs are wrong."""

@@ -69,8 +69,7 @@ class SigLIP:
         self._providers = providers
         self._workers, self._threads = check_workers(workers, threads)
         self._preprocessor = make_preprocessor(bundle, max_num_patches, fast_decode=fast_decode)
-        # Four times the target keeps what the resize filter would have seen almost as it is.
-        self._draft_size = (_DRAFT * self._preprocessor.largest_side,) * 2 if fast_decode else None
+        self._draft_size = draft_size(self._preprocessor) if fast_decode else None
         self._image_limits = DEFAULT_LIMITS if image_limits is None else image_limits
         self._allow_truncated = allow_truncated
         self._labels = LabelCache(self.embedding_space, self.embedding_dim, cache)
@@ -340,6 +339,14 @@ def check_workers(workers: int, threads: int | None) -> tuple[int, int | None]:
             f"{workers} workers of {threads} threads each were asked for; each worker is one thread. Give either."
         )
     return workers, 1
+
+
+def draft_size(preprocessor: SquashPreprocessor | NaflexPreprocessor) -> tuple[int, int]:
+    """Return the width and height, in pixels, below which fast decoding does not go.
+
+    Four times the target keeps what the resize filter would have seen almost as it is.
+    """
+    return (_DRAFT * preprocessor.largest_side,) * 2
 
 
 def make_preprocessor(

@@ -25,7 +25,7 @@ LAYERS = (
     {"hub", "golden"},
     {"bulk", "doctor"},
     {"export"},
-    {"web"},
+    {"bench", "web"},
     {"cli"},
 )
 

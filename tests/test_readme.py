@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import siglip_onnx
 
 ROOT = Path(__file__).parent.parent
@@ -23,16 +25,29 @@ def test_python_of_the_readme_runs() -> None:
     assert output.split() == ["ndarray", "ImageError"]
 
 
-def test_figures_of_the_readme_are_those_of_the_results() -> None:
+def test_figures_of_the_documents_are_those_of_the_results() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import base_multilingual
-    import quantization
-    import runtime
+    import report
 
-    for results in (base_multilingual.RESULTS, base_multilingual.NO_VNNI_RESULTS):
-        assert base_multilingual.markdown(json.loads(results.read_text(encoding="utf-8"))) in README
-    for benchmark in (quantization, runtime):
-        assert benchmark.markdown(json.loads(benchmark.OWN_RESULTS.read_text(encoding="utf-8"))) in README
+    from siglip_onnx.bench.schema import read_document
+
+    document = read_document(report.SUITE)
+    assert report.with_tables(README) == README, "run: make report"
+    assert report.details(document) == report.DETAILS.read_text(encoding="utf-8"), "run: make report"
+
+
+def test_plots_of_the_documents_are_those_of_the_results() -> None:
+    pytest.importorskip("matplotlib")
+    from siglip_onnx.bench.plots import fingerprint
+    from siglip_onnx.bench.schema import read_document
+
+    expected = fingerprint(read_document(ROOT / "benchmarks/results/base_multilingual.json"))
+    plots = ROOT / "docs/plots"
+    drawn = sorted(plots.glob("*.svg"))
+    assert [path.stem for path in drawn] == sorted(path.stem for path in plots.glob("*.png"))
+    assert len(drawn) == 4
+    for path in drawn:
+        assert expected in path.read_text(encoding="utf-8"), "run: make report"
 
 
 def test_tables_of_the_bulk_page_are_those_of_the_results() -> None:
@@ -57,9 +72,9 @@ def test_parity_of_the_readme_is_that_of_the_results() -> None:
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), target
+            assert ((ROOT / document).parent / target).exists(), target
 
 
 def test_changelog_and_version() -> None:

@@ -119,7 +119,6 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[Any, st
     """Return the settings that the command makes of options, and what it says."""
     found: list[Any] = []
     monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: found.append(settings))
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
     monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
     result = CliRunner().invoke(main, ["web", *options], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
@@ -158,8 +157,7 @@ def test_the_key_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert "Everybody" not in said
 
 
-def test_models_and_variants_are_multiplied(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
+def test_models_and_variants_are_multiplied(small_bundle: Path) -> None:
     models = open_models((str(small_bundle), str(small_bundle)), ("int8", "fp32"), ())
     assert [model.variant for model in models] == ["int8", "fp32", "int8", "fp32"]
     result = CliRunner().invoke(main, ["web", *["--variant", "int8"] * 5])
@@ -177,8 +175,7 @@ def test_models_and_variants_are_multiplied(small_bundle: Path, monkeypatch: pyt
         (("--port", "70000"), 2, "70000"),
     ],
 )
-def test_wrong_options(options: tuple[str, ...], code: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siglip_onnx.session.share_thread_pool", lambda _threads: None)
+def test_wrong_options(options: tuple[str, ...], code: int, words: str) -> None:
     result = CliRunner().invoke(main, ["web", *options])
     assert result.exit_code == code
     assert words in result.stderr

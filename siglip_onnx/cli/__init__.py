@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from ..cache import use_cache
 from ..errors import SiglipOnnxError
+from .bench import bench
 from .classify import classify
 from .compile import compile_
 from .doctor import doctor
@@ -90,5 +91,5 @@ def main(cache_dir: Path | None) -> None:
     logging.getLogger("siglip_onnx").handlers = [logs]
 
 
-for command in (classify, embed, search, index, web, info, export, verify, compile_, doctor, models):
+for command in (classify, embed, search, index, web, info, export, verify, compile_, bench, doctor, models):
     main.add_command(command)

@@ -100,9 +100,8 @@ def web(
         raise MissingExtraError(
             f'web needs a package that is not installed ({error.name}). Run: pip install "siglip-onnx[web]"'
         ) from error
-    from ..session import available_threads, share_thread_pool  # noqa: PLC0415 - keeps --help fast
+    from ..session import available_threads  # noqa: PLC0415 - keeps --help fast
 
-    share_thread_pool(threads)
     settings = Settings(
         host=host,
         port=port,
@@ -114,18 +113,20 @@ def web(
         limits=Limits(requests=max_requests),
     )
     _warn(settings, is_local=is_loopback(host))
-    models = open_models(names, variants, providers)
+    models = open_models(names, variants, providers, threads)
     serve(models, settings, listening=lambda url: click.echo(f"The page is at {url} (Ctrl-C stops it)", err=True))
 
 
-def open_models(names: tuple[str, ...], variants: tuple[str, ...], providers: tuple[str, ...]) -> list[SigLIP]:
+def open_models(
+    names: tuple[str, ...], variants: tuple[str, ...], providers: tuple[str, ...], threads: int | None = None
+) -> list[SigLIP]:
     """Open every variant of every model; the demo model says what it knows."""
     from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
 
     chosen = list(itertools.product(names or (DEMO,), variants or (None,)))
     if len(chosen) > MAX_MODELS:
         raise click.UsageError(f"{len(chosen)} models and variants to compare; at most {MAX_MODELS} fit on the page.")
-    models = [load(name, variant=variant, providers=providers or None) for name, variant in chosen]
+    models = [load(name, variant=variant, providers=providers or None, threads=threads) for name, variant in chosen]
     if not names:
         click.echo(f"Using the demo model, which knows only {models[0].bundle.manifest.knows}.", err=True)
     return models

@@ -12,7 +12,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from ..config import NAFLEX
+from ..config import NAFLEX, SiglipConfig
 from ..errors import CheckpointError
 from ..head import Floats
 from ..image import ImageSource, load_image
@@ -53,8 +53,8 @@ def compare_with_pytorch(
     """
     try:
         reference = transformers.AutoModel.from_pretrained(checkpoint, local_files_only=True).eval()
-        processor = _image_processor(checkpoint, model)
-        tokenize = _tokenizer(checkpoint, model)
+        processor = image_processor(checkpoint, model.bundle.config)
+        tokenize = tokenizer(checkpoint, model.bundle.config)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"transformers cannot load {checkpoint}: {error}") from error
     ids = np.array([tokenize(text) for text in texts], np.int64)
@@ -81,19 +81,19 @@ def compare_with_pytorch(
     ]
 
 
-def _image_processor(checkpoint: Path, model: SigLIP) -> Any:
+def image_processor(checkpoint: Path, config: SiglipConfig) -> Any:
     """Return the slow processor: the fast one differs, and needs torchvision."""
-    naflex = model.bundle.config.model_type == NAFLEX
+    naflex = config.model_type == NAFLEX
     kind = transformers.Siglip2ImageProcessor if naflex else transformers.SiglipImageProcessor
     return kind.from_pretrained(checkpoint, local_files_only=True)
 
 
-def _tokenizer(checkpoint: Path, model: SigLIP) -> Any:
+def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     """Return the function from a text to its ids: SigLIP's slow tokenizer, or Gemma's after lower-casing."""
     settings = {
         "padding": "max_length",
         "truncation": True,
-        "max_length": model.bundle.config.text.max_position_embeddings,
+        "max_length": config.text.max_position_embeddings,
     }
     if (checkpoint / SENTENCEPIECE).exists():
         slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE))

@@ -1,0 +1,195 @@
+"""Zero-shot accuracy on labelled pictures: top-1 and top-5 of any variant and backend, and what each loses to fp32.
+
+    python benchmarks/accuracy.py DATASET --checkpoint CHECKPOINT --template "a photo of a {}."
+    python benchmarks/accuracy.py DATASET --model BUNDLE
+
+DATASET is a folder per class, named as the class is called, underscores being spaces; --labels FILE gives other words,
+a line `folder<TAB>text` each. ImageNet-V2 (matched-frequency, 10,000 pictures in folders 0 to 999) needs such a file
+with ImageNet's class names. The loss is the difference of paired answers, with a bootstrapped interval of 95 %.
+With --checkpoint the reference is PyTorch fp32, peers can be asked too, and exports are kept in --work as those of
+benchmarks/suite.py are; with --model it is the bundle's fp32 variant, and nothing but this package is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from catalog import open_catalog, tell
+from fresh import in_fresh_process
+from numpy.typing import NDArray
+
+from siglip_onnx.bench.contestant import Configuration, Contestant
+from siglip_onnx.bench.machine import describe_machine
+from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, engine_name
+from siglip_onnx.bench.statistics import bootstrap_mean
+from siglip_onnx.bench.tables import markdown
+from siglip_onnx.bundle import open_bundle
+from siglip_onnx.errors import BenchmarkError
+from siglip_onnx.head import Floats, average_unit, l2_normalize
+from siglip_onnx.hub import find_model
+from siglip_onnx.prompts import fill_templates
+from siglip_onnx.session import available_threads
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+MOST_CALIBRATION = 64
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures, the class of each, and what the classes are called."""
+
+    paths: list[Path]
+    classes: list[int]
+    texts: list[str]
+
+
+@click.command(help=__doc__)
+@click.argument("dataset", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), help="With PyTorch and peers.")
+@click.option("--model", help="An exported model, or demo: its variants alone.")
+@click.option("--labels", type=click.Path(path_type=Path, exists=True), help="Lines of folder<TAB>text.")
+@click.option("--template", "templates", multiple=True, default=["{}"], show_default=True, help="Repeat to average.")
+@click.option("--only", multiple=True, default=["siglip_onnx"], show_default=True, help="Part of names; repeat.")
+@click.option("--name", default="accuracy", show_default=True, help="Of the folder in --work.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "siglip_onnx_bench")
+@click.option("--threads", type=click.IntRange(1, 512), default=available_threads)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON to write.")
+def main(
+    dataset: Path,
+    checkpoint: Path | None,
+    model: str | None,
+    labels: Path | None,
+    templates: tuple[str, ...],
+    only: tuple[str, ...],
+    name: str,
+    work: Path,
+    threads: int,
+    out: Path | None,
+) -> None:
+    """Ask every configuration and print the table."""
+    asked = read_dataset(dataset, read_labels(labels))
+    calibration = asked.paths[:: max(1, len(asked.paths) // MOST_CALIBRATION)][:MOST_CALIBRATION]
+    if (checkpoint is None) == (model is None):
+        raise click.UsageError("Give either --checkpoint or --model.")
+    if checkpoint is not None:
+        catalog = open_catalog(work / name, checkpoint, calibration, threads, only)
+        configurations, absent, reference = catalog.configurations, catalog.absent, PYTORCH_FP32
+    else:
+        configurations, absent, reference = variants_of(str(model), threads), {}, engine_name("fp32")
+    correct = {}
+    for configuration in configurations:
+        correct[configuration.name] = in_fresh_process(ask, configuration, asked, templates)
+        tell(f"{configuration.name}: top-1 {correct[configuration.name][0].mean():.4f}")
+    document = {
+        "dataset": dataset.name, "pictures": len(asked.paths), "classes": len(asked.texts), "templates": templates,
+        "reference": reference if reference in correct else None, "machine": describe_machine(),
+        "rows": describe(correct, correct.get(reference)), "absent": absent,
+    }  # fmt: skip
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    click.echo(accuracy_table(document))
+
+
+def variants_of(model: str, threads: int) -> list[Configuration]:
+    """Return every variant of an exported model."""
+    bundle = open_bundle(find_model(model))
+    return [engine_configuration(bundle, variant, threads) for variant in bundle.manifest.variants]
+
+
+def read_labels(path: Path | None) -> dict[str, str]:
+    """Return what folders are called, where they are not called by their own name."""
+    if path is None:
+        return {}
+    lines = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    wrong = next((line for line in lines if len(line) != 2), None)
+    if wrong is not None:
+        raise click.UsageError(f"{path} has the line {wrong[0]!r}; expected folder<TAB>text.")
+    return {folder.strip(): text.strip() for folder, text in lines}
+
+
+def read_dataset(folder: Path, labels: Mapping[str, str]) -> Dataset:
+    """Return the pictures of a folder per class."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    found = [
+        (path, number)
+        for number, one in enumerate(classes)
+        for path in sorted(one.rglob("*"))
+        if path.suffix.lower() in PICTURES
+    ]
+    if len(classes) < 2 or not found:
+        raise click.UsageError(f"{folder} holds {len(classes)} folders with {len(found)} pictures; expected classes.")
+    texts = [labels.get(one.name, one.name.replace("_", " ")) for one in classes]
+    return Dataset([path for path, _ in found], [number for _, number in found], texts)
+
+
+def ask(configuration: Configuration, dataset: Dataset, templates: Sequence[str]) -> NDArray[np.bool_]:
+    """Return whether each picture's class is the first, and whether it is among the first five: ``(2, N)``."""
+    backend: Any = import_module(configuration.backend)
+    contestant: Contestant = backend.load(configuration)
+    texts = embed_classes(contestant, dataset.texts, templates)
+    ranks = [
+        rank_of(contestant.head(contestant.vision(contestant.preprocess(contestant.decode(path))), texts)[0], right)
+        for path, right in zip(dataset.paths, dataset.classes, strict=True)
+    ]
+    return np.array([[rank < 1 for rank in ranks], [rank < 5 for rank in ranks]])
+
+
+def embed_classes(contestant: Contestant, texts: Sequence[str], templates: Sequence[str]) -> Floats:
+    """Return a unit embedding per class, the mean over templates: f32 ``(M, D)``."""
+    rows = [
+        [l2_normalize(contestant.text(contestant.tokenize(prompt)))[0] for prompt in prompts]
+        for prompts in fill_templates(list(templates), list(texts))
+    ]
+    return average_unit(np.array(rows, np.float32))
+
+
+def rank_of(logits: Floats, right: int) -> int:
+    """Return how many classes stand before the right one; those that equal it do."""
+    if not np.isfinite(logits).all():
+        raise BenchmarkError("A configuration gave logits that are no numbers.")
+    return int((logits >= logits[right]).sum()) - 1
+
+
+def describe(correct: Mapping[str, NDArray[np.bool_]], reference: NDArray[np.bool_] | None) -> list[dict[str, Any]]:
+    """Return accuracy and loss of every configuration, shares from 0 to 1; no loss where there is no reference."""
+    return [
+        {"name": name, "top1": float(found[0].mean()), "top5": float(found[1].mean())} | losses(found, reference)
+        for name, found in correct.items()
+    ]
+
+
+def losses(found: NDArray[np.bool_], reference: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return how much less often a configuration is right than the reference, on the same pictures."""
+    if reference is None:
+        return {}
+    differences = reference.astype(np.float64) - found
+    return {
+        f"loss_{kind}": asdict(bootstrap_mean(row)) for kind, row in zip(("top1", "top5"), differences, strict=True)
+    }
+
+
+def accuracy_table(document: Mapping[str, Any]) -> str:
+    """Return the result as Markdown, in percent."""
+    rows = [
+        [row["name"], f"{row['top1']:.2%}", f"{row['top5']:.2%}",
+         *(describe_loss(row[loss]) if loss in row else "not measured" for loss in ("loss_top1", "loss_top5"))]
+        for row in document["rows"]
+    ]  # fmt: skip
+    return markdown((("", "top-1", "top-5", f"top-1 loss to {document['reference'] or 'fp32'}", "top-5 loss"), rows))
+
+
+def describe_loss(loss: Mapping[str, float]) -> str:
+    """Return a loss with its interval, in percent."""
+    return f"{loss['value']:.2%} ({loss['low']:.2%} to {loss['high']:.2%})"
+
+
+if __name__ == "__main__":
+    main()

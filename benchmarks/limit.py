@@ -1,0 +1,138 @@
+"""The limit: how fast this machine's arithmetic could run the towers, by counted operations.
+
+Two peaks are measured: that of the instructions, from registers alone (``peak.c``, needs a C compiler and x86), and
+that of one large matrix product through onnxruntime's own kernels. A tower's limit is its linear layers at the int8 (or
+f32) peak plus its attention and patch embedding at the f32 peak; its share is that time over the measured one. A
+multiply-add counts as two operations. Only operations that the answer needs are counted: the text tower pools the last
+position, so its last layer needs only that one.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from siglip_onnx.bundle import Bundle
+from siglip_onnx.config import EncoderConfig, NaflexVisionConfig, SiglipConfig
+from siglip_onnx.errors import BenchmarkError
+from siglip_onnx.session import Session
+
+SOURCE = Path(__file__).parent / "peak.c"
+GEMM_SIZE = 1536  # all three sides; 7 GOP, so that packing and threads cost nothing that shows
+GEMM_SECONDS = 1.5
+
+
+def measure_limit(bundle: Bundle, threads: int) -> dict[str, Any]:
+    """Return both peaks in operations per second, on one thread and on all, and what they allow each tower."""
+    from fresh import in_fresh_process  # noqa: PLC0415 - each in a process of its own
+
+    gemm = in_fresh_process(measure_gemm, threads)
+    peaks = measure_instructions(threads)
+    best = {kind: max(peaks.get(kind, 0.0), gemm[kind]) for kind in gemm}
+    return {
+        "instructions": peaks,
+        "instructions_one_thread": measure_instructions(1),
+        "large_gemm": gemm,
+        "towers": {
+            tower: operations | {
+                "int8_ms": 1000 * (operations["linear"] / best["int8"] + operations["other"] / best["fp32"]),
+                "fp32_ms": 1000 * (operations["linear"] + operations["other"]) / best["fp32"],
+            }
+            for tower, operations in count_operations(bundle.config).items()
+        },
+    }  # fmt: skip
+
+
+def measure_instructions(threads: int) -> dict[str, float]:
+    """Return the peak of int8 and f32 instructions; nothing where there is no C compiler, or no x86.
+
+    Raises:
+        BenchmarkError: the program cannot be compiled or run.
+    """
+    compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "peak")
+        try:
+            subprocess.run([compiler, "-O2", "-pthread", "-o", program, str(SOURCE)], check=True, capture_output=True)  # noqa: S603
+            output = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout  # noqa: S603
+        except subprocess.CalledProcessError as error:
+            raise BenchmarkError(f"{SOURCE.name} cannot be compiled or run: {error.stderr!r}") from error
+    int8, fp32 = map(float, output.split())
+    return {"int8": int8, "fp32": fp32}
+
+
+def measure_gemm(threads: int) -> dict[str, float]:
+    """Return operations per second of one large product by onnxruntime: u8 x s8 (MatMulInteger), and f32."""
+    rng = np.random.default_rng(0)
+    shape = (GEMM_SIZE, GEMM_SIZE)
+    operands: dict[str, tuple[str, Any, Any]] = {
+        "int8": ("MatMulInteger", rng.integers(0, 255, shape, np.uint8), rng.integers(-127, 127, shape, np.int8)),
+        "fp32": ("MatMul", rng.random(shape, np.float32), rng.random(shape, np.float32)),
+    }
+    return {kind: time_gemm(*found, threads) for kind, found in operands.items()}
+
+
+def time_gemm(operator: str, left: Any, right: Any, threads: int) -> float:
+    """Return the best operations per second of ``left @ right``, the right operand being constant as weights are."""
+    out = TensorProto.INT32 if operator == "MatMulInteger" else TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["left", "right"], ["product"])], "gemm",
+        [helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(left.dtype), left.shape)],
+        [helper.make_tensor_value_info("product", out, left.shape)],
+        [onnx.numpy_helper.from_array(right, "right")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gemm.onnx"
+        onnx.save(model, path)
+        session = Session(path, threads=threads)
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < GEMM_SECONDS:
+        before = time.perf_counter()
+        session.run("product", {"left": left})
+        best = min(best, time.perf_counter() - before)
+    return float(2 * GEMM_SIZE**3 / best)
+
+
+def count_operations(config: SiglipConfig) -> Mapping[str, dict[str, float]]:
+    """Return the operations of each tower for one input: of its linear layers, and of all else that multiplies."""
+    vision, text = config.vision, config.text
+    side = 0 if isinstance(vision, NaflexVisionConfig) else vision.image_size // vision.patch_size
+    patches = vision.num_patches if isinstance(vision, NaflexVisionConfig) else side**2
+    width, length = vision.hidden_size, text.max_position_embeddings
+    layers = vision.num_hidden_layers
+    linear, other = layers * layer_linear(vision, patches, patches), layers * attention(vision, patches, patches)
+    linear += layer_linear(vision, 1, patches)  # the MAP head is a layer with one query
+    other += attention(vision, 1, patches) + 2.0 * patches * vision.num_channels * vision.patch_size**2 * width
+    full, last = text.num_hidden_layers - 1, 1
+    return {
+        "vision": {"linear": linear, "other": other},
+        "text": {
+            "linear": full * layer_linear(text, length, length) + layer_linear(text, last, length)
+            + 2.0 * text.hidden_size * text.embedding_dim,
+            "other": full * attention(text, length, length) + attention(text, last, length),
+        },
+    }  # fmt: skip
+
+
+def layer_linear(shape: EncoderConfig, queries: int, tokens: int) -> float:
+    """Return the operations of a layer's linear layers: q, out and MLP on the queries, k and v on all tokens."""
+    width = shape.hidden_size
+    return 2.0 * (queries * (2 * width**2 + 2 * width * shape.intermediate_size) + tokens * 2 * width**2)
+
+
+def attention(shape: EncoderConfig, queries: int, tokens: int) -> float:
+    """Return the operations of both products of attention."""
+    return 2.0 * 2 * queries * tokens * shape.hidden_size

@@ -1,0 +1,164 @@
+"""The full suite: this engine beside every peer, on one checkpoint and the same pictures, in one run.
+
+    python benchmarks/suite.py --images FOLDER --spiece spiece.model
+    python benchmarks/suite.py --images FOLDER --checkpoint CHECKPOINT --name demo
+
+Without --checkpoint a random one of the shapes of google/siglip-base-patch16-256-multilingual is made. Exports and
+conversions are made first, once, and kept in --work; --prepare-only ends there. Writes benchmarks/results/NAME.json;
+`make report` turns that into tables and plots.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Container, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from catalog import NUM_PICTURES, Catalog, choose_pictures, open_catalog, random_checkpoint, tell
+from fresh import RESULTS
+from limit import measure_limit
+from PIL import Image
+from processes import measure_commands
+
+from siglip_onnx.bench.contestant import Configuration
+from siglip_onnx.bench.engine import FAST_DECODE
+from siglip_onnx.bench.fidelity import Answers
+from siglip_onnx.bench.machine import describe_machine
+from siglip_onnx.bench.run import PYTORCH_FP32, describe_settings, engine_configuration, engine_name
+from siglip_onnx.bench.schedule import Mode, Plan, measure_rows, measure_throughput
+from siglip_onnx.bench.schema import Document, Throughput
+from siglip_onnx.bench.timer import Limits
+from siglip_onnx.errors import BenchmarkError
+from siglip_onnx.export.verify import SAMPLE_TEXTS
+from siglip_onnx.session import available_threads
+
+HERE = Path(__file__).parent
+PHOTOGRAPHS, LARGE = "photographs", "12-megapixel photographs"
+LARGE_SIZE, NUM_LARGE = (4000, 3000), 6
+RATE_SECONDS, NUM_RATED = 1.0, 8
+QUICK, NUM_QUICK = Limits(rounds=1, min_samples=8, min_seconds=0.5), 3
+COMPILED = ("torch.compile", "torchao")  # take longer to start than all else to be measured; not in a glance
+# Whose throughput is measured too: the fastest of each runtime that starts at once.
+RATED = ("OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
+
+
+@click.command(help=__doc__)
+@click.option("--images", type=click.Path(path_type=Path, exists=True), required=True, help="A folder of photographs.")
+@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), help="Instead of a random one.")
+@click.option("--spiece", type=click.Path(path_type=Path, exists=True), help="A SentencePiece model, to make one.")
+@click.option("--name", default="base_multilingual", show_default=True, help="Of the results.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "siglip_onnx_bench")
+@click.option("--threads", type=click.IntRange(1, 512), default=available_threads, help="All this process may use.")
+@click.option("--only", multiple=True, help="Part of the names of configurations; repeat for more.")
+@click.option("--quick", is_flag=True, help="A glance: 1 round, few pictures, no throughput.")
+@click.option("--prepare-only", is_flag=True, help="Make exports and conversions, and measure nothing.")
+@click.option("--out", type=click.Path(path_type=Path), help="Instead of benchmarks/results/NAME.json.")
+def main(
+    images: Path,
+    checkpoint: Path | None,
+    spiece: Path | None,
+    name: str,
+    work: Path,
+    threads: int,
+    only: tuple[str, ...],
+    quick: bool,
+    prepare_only: bool,
+    out: Path | None,
+) -> None:
+    """Prepare, measure, write."""
+    folder = work / name
+    checkpoint = checkpoint or random_checkpoint(folder / "checkpoint", spiece)
+    paths = choose_pictures(images)
+    catalog = open_catalog(folder, checkpoint, paths[NUM_PICTURES:], threads, only)
+    if prepare_only:
+        return
+    pictures, limits = (NUM_QUICK, QUICK) if quick else (NUM_PICTURES, Limits())
+    chosen = [one for one in catalog.configurations if not quick or not any(part in one.name for part in COMPILED)]
+    read_files(chosen)
+    plan = Plan(
+        chosen, paths[:pictures], SAMPLE_TEXTS[: NUM_QUICK if quick else None], PYTORCH_FP32, PHOTOGRAPHS, limits,
+        repeated=frozenset({engine_name("int8")}), search_path=(HERE,),
+    )  # fmt: skip
+    document = measure(plan, catalog, folder, quick=quick)
+    path = out or RESULTS / f"{name}.json"
+    path.write_text(document.to_json(), encoding="utf-8")
+    tell(f"wrote {path} after {document.seconds:.0f} s of measuring")
+
+
+def read_files(configurations: Sequence[Configuration]) -> None:
+    """Read every file once, so that the first round does not wait for the disk where others find it in memory."""
+    folders = {Path(folder) for one in configurations for folder in (one.bundle, one.checkpoint, one.work) if folder}
+    for path in sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()}):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def large_plan(plan: Plan, catalog: Catalog, folder: Path) -> Plan:
+    """Return the plan of 12-megapixel pictures: what fast decode is for, beside exact decoding and PyTorch."""
+    large = [enlarge(path, folder / "large") for path in plan.paths[:NUM_LARGE]]
+    fast = replace(engine_configuration(catalog.bundle, f"int8, {FAST_DECODE}", plan.configurations[0].threads),
+                   about="JPEGs decoded at four times the model's size, resized with reducing_gap")  # fmt: skip
+    chosen = [one for one in plan.configurations if one.name in (PYTORCH_FP32, engine_name("int8"))]
+    return replace(plan, configurations=[*chosen, fast], paths=large, texts=plan.texts[:NUM_LARGE], inputs=LARGE,
+                   repeated=frozenset())  # fmt: skip
+
+
+def enlarge(path: Path, folder: Path) -> Path:
+    """Return a photograph as a 12-megapixel JPEG."""
+    out = folder / f"{path.stem}.jpg"
+    if not out.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        Image.open(path).convert("RGB").resize(LARGE_SIZE, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=92)
+        out.write_bytes(buffer.getvalue())
+    return out
+
+
+def measure(plan: Plan, catalog: Catalog, folder: Path, *, quick: bool) -> Document:
+    """Measure everything.
+
+    Raises:
+        BenchmarkError: the reference could not be measured.
+    """
+    machine = describe_machine(("torch", "transformers", "torchao", "optimum-onnx", "openvino", "nncf"))
+    if machine["busy"]:
+        tell(f"the load average is {machine['load_average'][0]:.1f}: something else is running")
+    large = None if quick else large_plan(plan, catalog, folder)
+    began = time.perf_counter()
+    limit = measure_limit(catalog.bundle, plan.configurations[0].threads)
+    rows, absent, reference = measure_rows(plan, tell)
+    if reference is None:
+        raise BenchmarkError(f"{PYTORCH_FP32} is what everything is compared with, and was not measured.")
+    if large is not None:
+        rows += measure_rows(large, tell)[0]
+    throughput = [] if quick else measure_rates(plan, reference, absent)
+    commands = measure_commands(catalog.bundle.path, plan.paths[0], folder / "commands", 1 if quick else 5)
+    return Document(
+        model=f"{catalog.bundle.manifest.model_name}, {folder.name}",
+        machine=machine,
+        settings=describe_settings(plan) | {"quick": quick, "conversion_seconds": catalog.conversion_seconds},
+        rows=tuple(rows),
+        throughput=tuple(throughput),
+        absent=catalog.absent | absent,
+        limit=limit,
+        processes=commands | catalog.export,
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def measure_rates(plan: Plan, reference: Answers, absent: Container[str]) -> list[Throughput]:
+    """Measure pictures per second: by all threads one at a time or in a batch, and by workers of one thread."""
+    threads = plan.configurations[0].threads
+    modes = dict.fromkeys([Mode(1, threads, 1), Mode(1, threads, NUM_RATED), Mode(1, 1, 1), Mode(threads, 1, 1)])
+    rated = [one for one in plan.configurations if one.name in RATED and one.name not in absent]
+    chosen = replace(plan, configurations=rated, paths=plan.paths[:NUM_RATED])
+    return measure_throughput(chosen, list(modes), reference, RATE_SECONDS, tell)
+
+
+if __name__ == "__main__":
+    main()

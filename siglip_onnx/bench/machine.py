@@ -1,0 +1,114 @@
+"""What a reader must know of the machine to judge a figure."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..session import available_threads
+
+BUSY = 0.3  # load average per CPU above which something else was running
+_FLAGS = (
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "fma", "asimddp", "i8mm",
+    "sve",
+)  # fmt: skip
+_VNNI = {"avx_vnni", "avx512_vnni"}
+_PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime")
+
+
+def describe_machine(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the CPU, its int8 and bf16 instructions, threads, memory, load, versions and commit."""
+    cpus = available_threads()
+    return {
+        "cpu": _cpu_fact("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_flags()],
+        "threads": cpus,
+        "memory_gb": round(_memory_bytes() / 1e9, 1),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not visible",
+        "hypervisor": "hypervisor" in _cpu_flags(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in dict.fromkeys([*_PACKAGES, *packages])},
+        "siglip_onnx": __version__,
+        "commit": _commit(),
+        "load_average": list(load_average()),
+        "busy": load_average()[0] > BUSY * cpus,
+    }
+
+
+def describe_briefly(machine: dict[str, Any]) -> str:
+    """Return what the foot of a table says."""
+    flags = ", ".join(flag for flag in machine["cpu_flags"] if flag not in ("fma", "avx512f"))
+    packages = ", ".join(f"{name} {found}" for name, found in machine["packages"].items() if found)
+    busy = " Something else was running when it began." if machine["busy"] else ""
+    return (
+        f"Machine: {machine['cpu']}, {machine['threads']} cores, {flags}; Python {machine['python']}, {packages}.{busy}"
+    )
+
+
+def has_vnni(cpu_flags: Iterable[str]) -> bool:
+    """Say whether an x86 CPU has int8 instructions that do not saturate."""
+    return not _VNNI.isdisjoint(cpu_flags)
+
+
+def load_average() -> tuple[float, float, float]:
+    """Return the load average of 1, 5 and 15 minutes; zeros where the system has none."""
+    return os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0)
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory that this process ever had, mapped files included; 0 where unknown.
+
+    Not from ``getrusage``: a process that was just started counts the memory of the one that started it there.
+    """
+    status = _read("/proc/self/status")
+    peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0")
+    return round(int(peak) / 1024, 1)
+
+
+def _cpu_fact(name: str) -> str:
+    lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
+    return next((value.strip() for key, _, value in lines if key.strip() == name), "")
+
+
+def _cpu_flags() -> set[str]:
+    return set((_cpu_fact("flags") or _cpu_fact("Features")).split())
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this package lies in, with a plus sign if files were changed."""
+    git, root = shutil.which("git"), Path(__file__).parents[2]
+    if git is None or not (root / ".git").exists():
+        return None
+    commands = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    head, changed = (
+        subprocess.run([git, "-C", str(root), *command], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+        for command in commands
+    )
+    return f"{head}+" if head and changed else head or None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

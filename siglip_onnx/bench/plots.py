@@ -1,0 +1,235 @@
+"""Results as plots, PNG and SVG: transparent, in tones that light and dark pages both show. Needs matplotlib."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from .schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Row
+from .tables import NEAR, describe_mode, start_memory_mb, start_seconds, three_digits
+
+INK = "#767676"  # 4.5 to 1 on white, 4.2 to 1 on the black of dark pages
+OURS, PEERS = "#d9622b", "#3f7fc1"
+STAGE_COLOURS = {
+    "decode + preprocess": ((DECODE, PREPROCESS), "#3b9b6d"),
+    "vision tower": ((VISION,), "#d9622b"),
+    "text tower": ((TEXT,), "#3f7fc1"),
+    "tokenize + head": ((TOKENIZE, HEAD), "#a05fb5"),
+}
+# Where a point's name may stand, in typographic points from it: the nearest first.
+_OFFSETS = [(right, up) for far in range(0, 120, 3) for right in (8, -8) for up in {far, -far}]
+_SMALLEST_LOSS = 1e-7  # what f32 arithmetic in another order costs; exact zeros have no logarithm
+_STYLE: Any = {
+    "svg.hashsalt": "siglip_onnx", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.edgecolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6,
+}  # fmt: skip
+
+
+def draw_plots(document: Document, folder: Path) -> list[Path]:
+    """Write every plot that the document has samples for; returns the files.
+
+    The SVG names the results that it was drawn from, see :func:`fingerprint`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plots: dict[str, Callable[[Document], Figure]] = {
+        "speed_and_fidelity": draw_pareto,
+        "latency_by_stage": draw_stages,
+        "start_and_memory": draw_starts,
+    }
+    if document.throughput:
+        plots["throughput"] = draw_throughput
+    written = []
+    with mpl.rc_context(_STYLE):
+        for name, draw in plots.items():
+            figure = draw(document)
+            for kind, metadata in (("svg", {"Date": None, "Description": fingerprint(document)}), ("png", {})):
+                path = folder / f"{name}.{kind}"
+                figure.savefig(path, transparent=True, dpi=144, bbox_inches="tight", metadata=metadata)
+                written.append(path)
+    return written
+
+
+def fingerprint(document: Document) -> str:
+    """Return what tells results from others: the SHA-256 of their JSON."""
+    return f"results sha256 {hashlib.sha256(document.to_json().encode()).hexdigest()}"
+
+
+def draw_pareto(document: Document) -> Figure:
+    """Vision latency against what the worst picture's embedding loses, both logarithmic; the best are top left."""
+    rows = _rows(document)
+    figure, axes = _figure(5.2)
+    points = [(row.summary(VISION).median, max(_SMALLEST_LOSS, 1 - row.fidelity.vision_cosine_min)) for row in rows]
+    for (x, y), row in zip(points, rows, strict=True):
+        axes.plot(x, y, "o", color=_colour(row), markersize=6)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.75 * min(x for x, _ in points), 1.9 * max(x for x, _ in points))
+    axes.set_ylim(5 * max(y for _, y in points), _SMALLEST_LOSS / 10)  # upwards is better
+    _plain_ticks(axes.xaxis, [x for x, _ in points])
+    axes.axhline(1 - NEAR, color=INK, linewidth=0.8, linestyle=":")
+    axes.text(axes.get_xlim()[1], 1 - NEAR, f"cosine {NEAR}", ha="right", va="bottom", fontsize=8)
+    axes.set_xlabel(f"vision tower, one picture, median ms ({rows[0].threads} threads)")
+    axes.set_ylabel("1 - cosine to the reference, worst picture")
+    axes.grid(visible=True, which="major")
+    _label_points(figure, axes, points, rows)
+    return figure
+
+
+def draw_stages(document: Document) -> Figure:
+    """Where the time of one picture and one text goes, medians."""
+    rows = sorted(_rows(document), key=lambda row: -_total(row))
+    figure, axes = _figure(0.6 + 0.27 * len(rows))
+    left = [0.0] * len(rows)
+    for stages, colour in STAGE_COLOURS.values():
+        widths = [sum(row.summary(stage).median for stage in stages) for row in rows]
+        axes.barh(range(len(rows)), widths, left=left, color=colour, height=0.7)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for number, end in enumerate(left):
+        axes.text(end + 0.01 * max(left), number, three_digits(end), va="center")
+    _name_rows(axes, rows)
+    axes.set_xlim(0, 1.12 * max(left))
+    axes.set_xlabel("one picture and one text, median ms of each stage")
+    _colour_key(figure, axes, {name: colour for name, (_, colour) in STAGE_COLOURS.items()})
+    return figure
+
+
+def draw_starts(document: Document) -> Figure:
+    """Process start to the first answer, and the memory that it took."""
+    rows = sorted(_rows(document), key=lambda row: -start_seconds(row))
+    figure = Figure(figsize=(8, 0.6 + 0.27 * len(rows)))
+    panels: Sequence[Any] = figure.subplots(1, 2, sharey=True)
+    values = ([start_seconds(row) for row in rows], [start_memory_mb(row) for row in rows])
+    titles = ("process start to first answer, s", "peak memory by then, MB")
+    for axes, found, title in zip(panels, values, titles, strict=True):
+        axes.barh(range(len(rows)), found, color=[_colour(row) for row in rows], height=0.7)
+        for number, value in enumerate(found):
+            axes.text(value + 0.015 * max(found), number, three_digits(value), va="center")
+        axes.set_xlim(0, 1.2 * max(found))
+        axes.set_xlabel(title)
+    _name_rows(panels[0], rows)
+    panels[1].tick_params(axis="y", length=0)
+    figure.subplots_adjust(wspace=0.08)
+    return figure
+
+
+def draw_throughput(document: Document) -> Figure:
+    """Pictures per second, decoding included, of each way to use the threads."""
+    modes = sorted({(one.workers, one.threads, one.batch) for one in document.throughput}, key=_mode_order)
+    names = list(dict.fromkeys(one.name for one in document.throughput))
+    rates = {(one.name, (one.workers, one.threads, one.batch)): one.summary.median for one in document.throughput}
+    figure, axes = _figure(4.6)
+    for name in names:
+        found = [(number, rates[name, mode]) for number, mode in enumerate(modes) if (name, mode) in rates]
+        axes.plot(*zip(*found, strict=True), "o-", color=_name_colour(name), markersize=5, linewidth=1.2)
+    axes.set_xticks(range(len(modes)), [describe_mode(*mode).replace(", ", ",\n") for mode in modes])
+    axes.set_ylabel("pictures per second, decoding included")
+    axes.set_ylim(0, None)
+    axes.set_xlim(-0.2, len(modes) - 0.95)
+    axes.grid(visible=True, axis="y")
+    ends = [(name, rates[name, modes[-1]]) for name in names]
+    for (name, _), height in zip(ends, _spread([rate for _, rate in ends], axes.get_ylim()[1] / 20), strict=True):
+        axes.text(len(modes) - 0.93, height, name, color=_name_colour(name), va="center", fontweight=_weight(name))
+    return figure
+
+
+def _rows(document: Document) -> list[Row]:
+    """Return the rows of the first kind of inputs, which are those that every configuration has."""
+    return [row for row in document.rows if row.inputs == document.rows[0].inputs]
+
+
+def _total(row: Row) -> float:
+    return sum(row.summary(stage).median for stages, _ in STAGE_COLOURS.values() for stage in stages)
+
+
+def _figure(height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(8, height))
+    return figure, figure.subplots()
+
+
+def _colour(row: Row) -> str:
+    return _name_colour(row.name)
+
+
+def _name_colour(name: str) -> str:
+    return OURS if name.startswith("siglip_onnx") else PEERS
+
+
+def _weight(name: str) -> str:
+    return "bold" if name.startswith("siglip_onnx") else "normal"
+
+
+def _mode_order(mode: tuple[int, int, int]) -> tuple[int, int, int]:
+    workers, threads, batch = mode
+    return threads * workers, batch, workers
+
+
+def _name_rows(axes: Any, rows: Sequence[Row]) -> None:
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.tick_params(axis="y", length=0)
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontweight(_weight(row.name))
+
+
+def _colour_key(figure: Figure, axes: Any, colours: dict[str, str]) -> None:
+    """Write the names in their colours over the axes, one after the other."""
+    x = 0.0
+    for name, colour in colours.items():
+        word = axes.text(x, 1.02, name, color=colour, transform=axes.transAxes, fontweight="bold", va="bottom")
+        box = word.get_window_extent(_renderer(figure)).transformed(axes.transAxes.inverted())
+        x = box.x1 + 0.03
+
+
+def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Mark 1, 2 and 5 of each power of ten in plain numbers."""
+    low, high = math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in (1, 2, 5)]
+    left, right = sorted(axis.get_view_interval())
+    shown = [tick for tick in ticks if left <= tick <= right]
+    axis.set_ticks(shown, [f"{tick:g}" for tick in shown])
+    axis.set_ticks([], minor=True)
+
+
+def _label_points(figure: Figure, axes: Any, points: Sequence[tuple[float, float]], rows: Sequence[Row]) -> None:
+    """Name each point beside it, where its name covers no other name and no point."""
+    renderer = _renderer(figure)
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in (axes.transData.transform(point) for point in points)]
+    inside = axes.get_window_extent(renderer)
+    for row, point in zip(rows, points, strict=True):
+        word = axes.annotate(
+            row.name, point, (0, 0), textcoords="offset points", va="center", fontsize=8, color=_colour(row),
+            fontweight=_weight(row.name), arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6},
+        )  # fmt: skip
+        for right, up in _OFFSETS:
+            word.set_position((right, up))
+            word.set_horizontalalignment("left" if right > 0 else "right")
+            word.update_positions(renderer)
+            box = Text.get_window_extent(word, renderer)  # without the line to its point
+            fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if fits and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+
+
+def _renderer(figure: Figure) -> Any:
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Return the values moved apart so far that no two are nearer than ``gap``, in their order."""
+    order = sorted(range(len(values)), key=lambda number: values[number])
+    placed: dict[int, float] = {}
+    for number in order:
+        placed[number] = max([values[number], *(height + gap for height in placed.values())])
+    return [placed[number] for number in range(len(values))]

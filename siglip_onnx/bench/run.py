@@ -1,0 +1,122 @@
+"""What ``siglip-onnx bench`` measures: every variant of a model, and PyTorch where its checkpoint is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..errors import BenchmarkError, MissingExtraError
+from ..export.verify import REFERENCE as FP32
+from .contestant import Configuration
+from .machine import describe_machine
+from .schedule import Mode, Plan, Report, measure_rows, measure_throughput
+from .schema import Document
+from .timer import Limits
+
+ENGINE, PYTORCH = "siglip_onnx.bench.engine", "siglip_onnx.bench.pytorch"
+PYTORCH_FP32 = "PyTorch fp32"
+QUICK = Limits(rounds=2, min_samples=16, min_seconds=1.0)
+RATE_SECONDS = 1.0
+
+
+def engine_name(variant: str) -> str:
+    """Return what a variant of this engine is called in tables."""
+    return f"siglip_onnx {variant}"
+
+
+def engine_configuration(bundle: Bundle, variant: str, threads: int, about: str = "") -> Configuration:
+    """Return one variant of this engine, ``int8`` or ``int8, fast decode``."""
+    return Configuration(
+        engine_name(variant), ENGINE, variant, str(bundle.path.resolve()), threads=threads,
+        about=about or "as the commands run it",
+    )  # fmt: skip
+
+
+def pytorch_configuration(bundle: Bundle, checkpoint: Path, threads: int) -> Configuration:
+    """Return the reference.
+
+    Raises:
+        MissingExtraError: torch or transformers are not installed.
+    """
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f'--reference needs {" and ".join(missing)}, not installed. Run: pip install "siglip-onnx[train]", or '
+            "leave --reference out to compare with fp32 only."
+        )
+    return Configuration(
+        PYTORCH_FP32, PYTORCH, "fp32", str(bundle.path.resolve()), checkpoint=str(checkpoint.resolve()),
+        threads=threads, about="transformers, slow processors, scaled dot product attention, inference mode",
+    )  # fmt: skip
+
+
+def plan_bundle(
+    bundle: Bundle,
+    variants: Sequence[str],
+    paths: Sequence[Path],
+    texts: Sequence[str],
+    *,
+    checkpoint: Path | None,
+    threads: int,
+    limits: Limits,
+) -> Plan:
+    """Return the plan for a bundle: PyTorch is the reference, or the fp32 variant, or else its accuracy card."""
+    configurations = [engine_configuration(bundle, variant, threads) for variant in variants]
+    names = [configuration.name for configuration in configurations]
+    reference = engine_name(FP32) if engine_name(FP32) in names else None
+    if checkpoint is not None:
+        configurations.insert(0, pytorch_configuration(bundle, checkpoint, threads))
+        reference = PYTORCH_FP32
+    elif reference is None and FP32 in bundle.manifest.variants:
+        configurations.insert(0, engine_configuration(bundle, FP32, threads))
+        reference = engine_name(FP32)
+    return Plan(configurations, paths, texts, reference, limits=limits, repeated=frozenset(names))
+
+
+def run_plan(plan: Plan, bundle: Bundle, report: Report) -> Document:
+    """Measure a plan and return its document.
+
+    Raises:
+        BenchmarkError: nothing could be measured.
+    """
+    began = time.perf_counter()
+    machine = describe_machine(("torch", "transformers"))
+    if machine["busy"]:
+        report(f"the load average is {machine['load_average'][0]:.1f}: something else is running")
+    rows, absent, reference = measure_rows(plan, report)
+    if not rows:
+        raise BenchmarkError(f"Nothing could be measured: {'; '.join(absent.values())}")
+    throughput = []
+    if reference is not None and plan.limits != QUICK:
+        throughput = measure_throughput(plan, _modes(plan), reference, RATE_SECONDS, report)
+    return Document(
+        model=bundle.manifest.model_name,
+        machine=machine,
+        settings=describe_settings(plan),
+        rows=tuple(rows),
+        throughput=tuple(throughput),
+        absent=absent,
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def describe_settings(plan: Plan) -> dict[str, object]:
+    """Return how it was measured."""
+    return {
+        "rounds": plan.limits.rounds,
+        "min_samples": plan.limits.min_samples,
+        "min_seconds": plan.limits.min_seconds,
+        "pictures": len(plan.paths),
+        "texts": len(plan.texts),
+        "reference": plan.reference,
+    }
+
+
+def _modes(plan: Plan) -> list[Mode]:
+    """Return one run at a time by all threads, and as many at once as there are threads, of one each."""
+    threads = plan.configurations[0].threads
+    modes = [Mode(1, threads, 1), Mode(1, threads, 8), Mode(1, 1, 1), Mode(threads, 1, 1)]
+    return list(dict.fromkeys(modes))
