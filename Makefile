@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test lint coverage audit constraints bench report clean
+.PHONY: demo web test lint coverage audit constraints bench report clean
 
 ## The main job on the demo model and its sample pictures.
 demo: $(VENV)/.installed
 	$(BIN)/siglip-onnx classify siglip_onnx/demo/pictures/never_shown_red_circle.png siglip_onnx/demo/pictures/six_eggs.png \
 	    siglip_onnx/demo/pictures/word_open.png --texts-file siglip_onnx/demo/texts.txt
+
+## The page, at http://127.0.0.1:5678/ until Ctrl-C.
+web: $(VENV)/.installed-web
+	$(BIN)/siglip-onnx web
 
 ## The whole test suite, with PyTorch as the reference.
 test: $(VENV)/.installed-dev
@@ -50,6 +54,10 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-web: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[web]"
 	touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml

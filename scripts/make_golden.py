@@ -46,7 +46,7 @@ def make_golden(bundle: Bundle) -> Golden:
     images, rows = answer(bundle, variant, pictures, texts, saturation_safe=None if exact else False)
     provenance = {
         "variant": variant,
-        "kernels": "fp32" if exact else "int8, exact (session.x64quantprecision=1)",
+        "kernels": "fp32" if exact else "int8, exact",
         "weights_sha256": bundle.manifest.source.get("weights_sha256"),
         "siglip_onnx": siglip_onnx.__version__,
         "onnxruntime": onnxruntime.__version__,

@@ -224,9 +224,21 @@ def _manifest_problem(path: Path) -> str:
         return str(error)
     found = _HASH_LINE.search(text)
     if found is None:
-        return "" if MANIFEST_HASH not in text else f"no hash behind {MANIFEST_HASH}"
-    expected = hashlib.sha256(text.replace(found[1], _NO_HASH, 1).encode()).hexdigest()
-    return "" if found[1] == expected else f"sha256 {expected}, expected {found[1]}"
+        strange = _strange_keys(text)
+        return f"no hash, and unknown keys: {', '.join(sorted(strange))}" if strange else ""
+    hashed = text[: found.start(1)] + _NO_HASH + text[found.end(1) :]
+    sha256 = hashlib.sha256(hashed.encode()).hexdigest()
+    return "" if found[1] == sha256 else f"sha256 {sha256}, expected {found[1]}"
+
+
+def _strange_keys(text: str) -> set[str]:
+    """Return the keys of a manifest that this version does not know: one of them may have been the hash."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return set()  # which reading it says better
+    known = {"format", "format_version", *(field.name for field in fields(Manifest))}
+    return set(document) - known if isinstance(document, dict) else set()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -260,9 +272,6 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
-    known = {"format", "format_version", MANIFEST_HASH, *(field.name for field in fields(Manifest))}
-    if strange := document.keys() - known:
-        raise ValueError(f"it has {', '.join(sorted(strange))}, which this version does not know")
     variants = {
         name: Variant(
             embedding_space=entry["embedding_space"],
@@ -281,6 +290,8 @@ def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
             raise ValueError(f"variant {name!r} lacks its graphs, accuracy or quantization")
         if not isinstance(variant.embedding_space, str) or not _SPACE.fullmatch(variant.embedding_space):
             raise ValueError(f"variant {name!r} with embedding space {variant.embedding_space!r}")
+    if absent := {"config.json", "preprocessor_config.json", TOKENIZER} - document["files"].keys():
+        raise ValueError(f"it does not list {', '.join(sorted(absent))}")
     check_head(float(document["logit_scale"]), float(document["logit_bias"]))
     for key, kind in {"model_name": str, "knows": str, "source": dict, "embedding_dim": int}.items():
         if not isinstance(document[key], kind):

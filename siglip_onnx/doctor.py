@@ -14,11 +14,11 @@ from typing import Any
 from .bundle import TOWERS, Bundle, open_bundle, verify_folder
 from .cache import cache_folder
 from .cpu import Cpu, int8_kernels, read_cpu
-from .errors import SiglipOnnxError
+from .errors import CacheError, SiglipOnnxError
 from .golden import MIN_COSINE, Agreement, answer, compare, read_golden
 from .hub import DEMO_PATH, GOLDEN_PATH, SAMPLE_PICTURES_PATH
 from .model_cache import cached_models, folder_size, leftovers
-from .session import available_providers, available_threads, telemetry_state, thread_limits
+from .session import available_providers, available_threads, int8_saturates, telemetry_state, thread_limits
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 PACKAGES = ("siglip_onnx", "onnxruntime", "numpy", "pillow", "tokenizers", "huggingface_hub", "click")
@@ -64,9 +64,17 @@ def int8(cpu: Cpu, bundle: Bundle) -> Finding:
     kernels = int8_kernels(cpu, saturation_safe=safe)
     speed = "fast" if kernels.fast else "slow"
     state = OK if kernels.fast else WARNING
-    facts = {"cpu": asdict(cpu), "kernels": asdict(kernels), "demo_reduce_range": safe}
+    saturates = int8_saturates()
+    facts = {
+        "cpu": asdict(cpu),
+        "kernels": asdict(kernels),
+        "demo_reduce_range": safe,
+        "measured_saturation": saturates,
+    }
     flags = ", ".join(cpu.flags) or "unknown instructions"
-    return Finding("int8", state, f"{speed} and exact on {cpu.name} ({flags}). {kernels.why}", "", facts)
+    measured = "saturate, and are not used where they would" if saturates else "do not saturate"
+    answer_ = f"{speed} and exact on {cpu.name} ({flags}). {kernels.why} Measured: the fast instructions {measured}."
+    return Finding("int8", state, answer_, "", facts)
 
 
 def threads() -> Finding:
@@ -140,7 +148,10 @@ def _fallback(exact: Agreement, cpu: Cpu) -> str:
 
 def cache() -> Finding:
     """Say whether the cache can be used, and whether its models are whole."""
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except CacheError as error:
+        return Finding("cache", WARNING, str(error), "", {})
     writable = _is_writable(folder)
     models = cached_models()
     problems = {f"{model.name}@{model.revision[:12]}": _problems(model.folder) for model in models}

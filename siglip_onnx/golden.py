@@ -90,7 +90,7 @@ def answer(
 ) -> tuple[Floats, Floats]:
     """Return unit embeddings f32 ``(N, D)`` of pictures and texts.
 
-    ``saturation_safe`` chooses the int8 kernels instead of the manifest: False takes the exact ones on every CPU.
+    ``saturation_safe`` chooses the int8 kernels instead of the manifest: False takes exact ones on every CPU.
     """
     model = SigLIP(bundle, variant=variant)
     if saturation_safe is None:

@@ -191,7 +191,8 @@ def _heal(
             f"{problem} It was downloaded and can be fetched again, but the network is not to be used. Run where it "
             f"may: siglip-onnx models pull {cached.name}@{cached.revision}"
         ) from problem
-    report(f"{problem} Fetching it again; the damaged files are kept in {set_aside(cached)}")
+    set_aside(cached)
+    report(f"{problem} Fetching it again; the damaged files are kept beside {cached.folder}")
     again = pull(cached.name, cached.revision, [] if variant is None else [variant], report)
     bundle = open_bundle(again.folder)
     bundle.check_unchanged(bundle.choose_variant(variant))

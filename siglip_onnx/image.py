@@ -242,7 +242,11 @@ def _means_truncated(error: Exception) -> bool:
 
 
 def _truncated(name: str, allow_truncated: bool) -> ImageError:
-    advice = "no part of it can be decoded" if allow_truncated else "get it again, or allow truncated pictures"
+    advice = (
+        "no part of it can be decoded"
+        if allow_truncated
+        else "get it again, or allow truncated pictures (--allow-truncated)"
+    )
     return ImageError(f"{name} is truncated: its data ends early; {advice}.", status="truncated")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .cache import cache_folder
+from .errors import CacheError
 from .json_file import read_json_object
 
 MAX_FILES = 1000
@@ -97,8 +98,8 @@ def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str
     Returns what is wrong by name. What was verified is kept in the cache folder, never in the model's own; where the
     cache cannot be written, all is hashed each time.
     """
-    stamp_path = cache_folder() / "verified" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()}.json"
-    stamps = _read_stamps(stamp_path)
+    stamp_path = _stamp_path(folder)
+    stamps = {} if stamp_path is None else _read_stamps(stamp_path)
     problems, verified = {}, {}
     for name, expected in files.items():
         stamp = _stamp(folder / name, expected)
@@ -108,9 +109,17 @@ def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str
             problems[name] = problem
         elif stamp is not None:
             verified[name] = stamp
-    if verified:
+    if verified and stamp_path is not None:
         _write_stamps(stamp_path, {name: stamp for name, stamp in stamps.items() if name not in problems} | verified)
     return problems
+
+
+def _stamp_path(folder: Path) -> Path | None:
+    try:
+        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+        return cache_folder() / "verified" / f"{name}.json"
+    except CacheError:
+        return None
 
 
 def _stamp(path: Path, expected: FileFacts) -> list[Any] | None:

@@ -303,12 +303,14 @@ class SigLIP:
                 raise SiglipOnnxError("This model is closed. Load it again: siglip_onnx.load(...)")
             if name not in self._towers:
                 path = self.bundle.path / graph_path(name, self.variant)
-                made = self.bundle.manifest.variants[self.variant].quantization.get(name, {})
+                variant = self.bundle.manifest.variants[self.variant]
+                made = variant.quantization.get(name, {})
                 self._towers[name] = Session(
                     path,
                     providers=self._providers,
                     threads=self._threads,
                     saturation_safe=bool(made.get("reduce_range")),
+                    weight_files=[Path(file).name for file in variant.files],
                 )
             return self._towers[name]
 

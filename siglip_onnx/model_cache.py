@@ -17,9 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .bundle import MANIFEST
+from .bundle import MANIFEST, verify_folder
 from .cache import CACHE_VARIABLE, models_folder
-from .errors import CacheError, ModelNotFoundError
+from .errors import BundleError, CacheError, ModelNotFoundError
 from .json_file import read_json_object
 
 RECORD = ".json"
@@ -90,13 +90,25 @@ def keep(model: CachedModel, partial: Path) -> None:
         os.replace(file.name, model.folder.with_name(model.revision + RECORD))  # noqa: PTH105 - atomic
 
 
-def set_aside(model: CachedModel) -> Path:
-    """Rename a damaged model, so that it can be fetched again and still be looked at."""
-    with cache_errors():
+def set_aside(model: CachedModel) -> None:
+    """Rename a model that is damaged, so that it can be fetched again and still be looked at.
+
+    Another process may have done so, and have fetched it again already.
+    """
+    with locked(model.name), cache_errors():
+        if not model.folder.exists() or _is_sound(model.folder):
+            return
         aside = model.folder.with_name(f"{model.revision}{CORRUPT}{time.strftime('%Y%m%d-%H%M%S')}")
         if aside.exists():
             shutil.rmtree(aside)
-        return model.folder.rename(aside)
+        model.folder.rename(aside)
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        return not verify_folder(folder)
+    except BundleError:
+        return False
 
 
 def remove(name: str, revision: str | None) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 from typing import IO
 
 from PIL import Image
@@ -20,10 +19,14 @@ MAX_SCANS = 64  # an encoder's progressive JPEG has about ten; each costs a pass
 MAX_J2K_TILES = 4096  # each costs 11 kB, however small it is
 MAX_PNG_TEXTS = 16  # compressed texts, each of up to a megabyte
 MAX_BOXES = 1000
+MAX_SEGMENTS = 10_000  # of a JPEG, and
+MAX_PNG_CHUNKS = 200_000  # of a PNG: reading their headers alone takes time
+MAX_ICONS = 256
 _FARTHEST = 1 << 62  # what a file can seek to
 _PNG = b"\x89PNG\r\n\x1a\n"
 _J2K = b"\xff\x4f\xff\x51"
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_ALONE, _END, _SCAN, _PROGRESSIVE = 0x01, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)  # markers; one has no length
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
@@ -36,7 +39,8 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     prefix = _read_at(file, 0, 26)
     try:
         if prefix.startswith(_PNG):
-            _check_png(file, 0, limits, name)
+            _check_png_size(file, 0, limits, name)
+            _check_png_texts(file, name)
         elif prefix.startswith(b"\xff\xd8"):
             _check_jpeg(file, name)
         elif prefix.startswith((_J2K, b"\0\0\0\x0cjP  ")):
@@ -65,39 +69,46 @@ def check_tiles(image: Image.Image, name: str) -> None:
         raise _bomb(name, f"tiles of {width}x{height} pixels for a picture of {image.width}x{image.height}")
 
 
-def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
+def _check_png_size(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
     width, height = struct.unpack(">II", _read_at(file, start + 16, 8))
     limits.check_size(width, height, name)
-    texts = sum(kind in (b"zTXt", b"iTXt", b"iCCP") for kind in _png_chunks(file, start + len(_PNG)))
-    if texts > MAX_PNG_TEXTS:
-        raise _bomb(name, f"{texts} compressed texts")
 
 
-def _png_chunks(file: IO[bytes], position: int) -> Iterator[bytes]:
-    while len(header := _read_at(file, position, 8)) == 8:
+def _check_png_texts(file: IO[bytes], name: str) -> None:
+    position, texts = len(_PNG), 0
+    for _ in range(MAX_PNG_CHUNKS):
+        header = _read_at(file, position, 8)
+        if len(header) < 8:
+            return
         length, kind = struct.unpack(">I4s", header)
-        yield kind
         position += 12 + length
+        texts += kind in (b"zTXt", b"iTXt", b"iCCP")
+        if texts > MAX_PNG_TEXTS:
+            raise _bomb(name, f"more than {MAX_PNG_TEXTS} compressed texts")
+    raise _bomb(name, f"more than {MAX_PNG_CHUNKS:,} chunks")
 
 
 def _check_jpeg(file: IO[bytes], name: str) -> None:
     """Count the scans up to the end of the first picture; others, or a video, may follow it."""
     scans, progressive, position = 0, False, 2
-    while len(header := _read_at(file, position, 4)) == 4:
-        _, marker, length = struct.unpack(">BBH", header)
-        if marker == 0xD9 or (marker == 0xDA and not progressive):
+    for _ in range(MAX_SEGMENTS):
+        position = _next_marker(file, position)
+        header = _read_at(file, position, 4)
+        if len(header) < 4:
             return
-        progressive = progressive or marker in (0xC2, 0xC6, 0xCA, 0xCE)
-        position += 2 + length
-        if marker == 0xDA:
-            scans += 1
-            position = _next_marker(file, position)
+        _, marker, length = struct.unpack(">BBH", header)
+        if marker == _END or (marker == _SCAN and not progressive):
+            return
+        progressive = progressive or marker in _PROGRESSIVE
+        position += 2 if marker == _ALONE else 2 + length
+        scans += marker == _SCAN
         if scans > MAX_SCANS:
             raise _bomb(name, f"more than {MAX_SCANS} scans")
+    raise _bomb(name, f"more than {MAX_SEGMENTS:,} segments")
 
 
 def _next_marker(file: IO[bytes], position: int) -> int:
-    """Return where the next marker is; entropy-coded data escapes what looks like one."""
+    """Return where the next marker is, behind fill bytes; entropy-coded data escapes what looks like one."""
     while block := _read_at(file, position, 1 << 16):
         if match := _JPEG_MARKER.search(block):
             return position + match.start()
@@ -138,11 +149,13 @@ def _check_icon(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     A bitmap's height is doubled, for the mask below it.
     """
     count = struct.unpack("<H", _read_at(file, 4, 2))[0]
+    if count > MAX_ICONS:
+        raise _bomb(name, f"{count} pictures")
     for number in range(count):
         start = struct.unpack("<I", _read_at(file, 6 + 16 * number + 12, 4))[0]
         header = _read_at(file, start, 16)
         if header.startswith(_PNG):
-            _check_png(file, start, limits, name)
+            _check_png_size(file, start, limits, name)
         elif header[:4] == b"\x0c\0\0\0":
             width, height = struct.unpack("<HH", header[4:8])
             limits.check_size(width, max(1, height // 2), name)

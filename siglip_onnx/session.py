@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Session:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         saturation_safe: bool = False,
+        weight_files: Collection[str] | None = None,
     ) -> None:
         """Load ``path``.
 
@@ -49,6 +50,7 @@ class Session:
             threads: intra-op threads; by default what the process may use, see :func:`available_threads`.
             saturation_safe: its int8 weights are within 7 bits, so that no CPU's fast int8 instructions saturate;
                 otherwise slower, exact ones are used where they would, see :func:`int8_saturates`.
+            weight_files: names of the only files beside the graph that its weights may lie in; any if None.
 
         Raises:
             ProviderError: a provider is not part of this onnxruntime, or ``threads`` is no number above 0.
@@ -59,7 +61,12 @@ class Session:
         self._path = path
         self._saturation_safe = saturation_safe
         self._lock = renewed_lock(self)
-        check_external_data(path)
+        found = check_external_data(path)
+        if weight_files is not None and (strange := found - set(weight_files)):
+            raise BundleError(
+                f"{path} keeps weights in {', '.join(sorted(strange))}, which the manifest does not list, so that "
+                "nobody has verified them. Export or download the model again."
+            )
         self._loaded: Any = self._load()
         call_after_fork(self, _Abandon(self))
 

@@ -15,7 +15,8 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"cache", "cpu", "fork", "json_file", "image_limits", "pillow_warnings"},
+    {"cpu", "fork", "json_file", "image_limits", "pillow_warnings"},
+    {"cache"},
     {"config", "pieces", "prompts", "streaming", "integrity", "picture_headers"},
     {"external_data"},
     {"checkpoints", "bundle", "image", "preprocess", "tokenizer", "session", "head"},
@@ -24,7 +25,7 @@ LAYERS = (
     {"hub", "golden"},
     {"bulk", "doctor"},
     {"export"},
-    {"bench"},
+    {"bench", "web"},
     {"cli"},
 )
 

@@ -165,7 +165,7 @@ def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, picture: 
 
 
 def test_unknown_names_say_what_there_is(small_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="was not found; expected 'demo' or the folder"):
+    with pytest.raises(ModelNotFoundError, match="was not found; expected 'demo', the folder"):
         siglip_onnx.load(tmp_path / "nowhere")
     with pytest.raises(ModelNotFoundError, match="is a file"):
         siglip_onnx.load(small_bundle / "manifest.json")

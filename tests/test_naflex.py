@@ -17,6 +17,7 @@ from transformers.models.siglip2.image_processing_siglip2 import get_image_size_
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 import siglip_onnx
+from siglip_onnx.bundle import open_bundle
 from siglip_onnx.config import LevelsConfig, NaflexPreprocessorConfig
 from siglip_onnx.errors import BundleError, CheckpointError, SiglipOnnxError
 from siglip_onnx.export.pipeline import export_bundle
@@ -136,7 +137,7 @@ def test_wrong_patches_and_positions_are_refused(bundle: Path, small_bundle: Pat
     try:
         np.save(positions, np.zeros((48, 36), np.float32))
         with pytest.raises(BundleError, match=r"shape \(48, 36\), expected float32 of \(36, 48\)"):
-            siglip_onnx.load(bundle)
+            siglip_onnx.SigLIP(open_bundle(bundle))
     finally:
         positions.write_bytes(content)
 

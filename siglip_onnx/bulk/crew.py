@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -197,6 +198,9 @@ class _Hand:
 
 def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
     """Do shards until there are no more or nobody listens."""
+    logging.getLogger("siglip_onnx").addHandler(
+        logging.NullHandler()
+    )  # the rows say it, and stderr has a progress line
     try:
         job, model = open_job(job_path), spec.open()
         watch = Watch(lambda place: connection.send(("begin", place)), lambda status: connection.send(("end", status)))

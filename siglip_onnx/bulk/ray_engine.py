@@ -68,11 +68,11 @@ class RayEngine:
             cpus = (self._workers or available_threads()) + 1
             options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
-            self._ray.init(self._address, runtime_env={"env_vars": _ENVIRONMENT}, **options)
+            self._ray.init(self._address or "local", runtime_env={"env_vars": _ENVIRONMENT}, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise JobError(
                 f"Ray at {self._address or 'this machine'} does not answer: {_first_line(error)}. Check --ray-address, "
-                "and that all machines have the same versions of Ray and Python."
+                "RAY_AUTH_MODE (see docs/bulk.md), and that all machines have the same versions of Ray and Python."
             ) from error
 
     def _check_shared(self, job: Job, model: ModelSpec) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from .info import info
 from .models import models
 from .search import search
 from .verify import verify
+from .web import web
 
 INTERRUPTED = 130
 
@@ -81,7 +81,7 @@ def main(cache_dir: Path | None) -> None:
     """Say how probably texts describe pictures, with SigLIP on onnxruntime.
 
     Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but some
-    inputs had errors, 4 model error, 130 interrupted.
+    inputs had errors, 4 model or cache error, 130 interrupted.
     """
     if cache_dir is not None:
         use_cache(cache_dir)
@@ -89,9 +89,7 @@ def main(cache_dir: Path | None) -> None:
     logs.setFormatter(logging.Formatter("siglip-onnx: %(message)s"))
     logs.addFilter(_once())
     logging.getLogger("siglip_onnx").handlers = [logs]
-    # Pillow warns where the package raises an error of its own.
-    warnings.filterwarnings("ignore", module="PIL")
 
 
-for command in (classify, embed, search, index, info, export, verify, compile_, bench, doctor, models):
+for command in (classify, embed, search, index, web, info, export, verify, compile_, bench, doctor, models):
     main.add_command(command)

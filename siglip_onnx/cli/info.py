@@ -12,7 +12,7 @@ from .options import human_size, to_json
 
 
 @click.command()
-@click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="FOLDER", help="Exported model; the demo model if none.")
+@click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL", help="Model; the demo model if none.")
 @click.option("--verify-files", is_flag=True, help="Read every file and compare its hash with the manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def info(model: str | None, verify_files: bool, as_json: bool) -> None:

@@ -136,7 +136,9 @@ def _engine(choice: ModelChoice, job: JobChoice) -> Any:
 
     if choice.workers is not None and choice.threads is not None:
         raise click.UsageError("In a job each worker is one thread; give --workers or --threads, not both.")
-    workers = choice.workers or choice.threads
+    # A GPU serves one worker, which gives it batches.
+    on_cpu = set(choice.providers) <= {"CPUExecutionProvider"}
+    workers = choice.workers or choice.threads or (None if on_cpu else 1)
     if job.engine == "ray":
         from ..bulk.ray_engine import RayEngine  # noqa: PLC0415 - an optional package
 

@@ -51,6 +51,13 @@ def png_of_texts() -> bytes:
     return png(8, 8, *texts)
 
 
+def png_of_many_chunks() -> bytes:
+    """A million empty chunks."""
+    small = png(8, 8)
+    empty = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
+    return small[:33] + empty * 1_000_000 + small[33:]
+
+
 def gif_of_many_pixels() -> bytes:
     """A frame larger than the screen it is said to be drawn on."""
     data = bytearray(encode(Image.new("P", (8, 8)), "GIF"))
@@ -89,6 +96,17 @@ def jpeg_of_many_scans() -> bytes:
     data = encode(Image.new("L", (6000, 6000), 128), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * 400 + b"\xff\xd9"
+
+
+def jpeg_of_hidden_scans() -> bytes:
+    """The same behind fill bytes and a marker without a length, which decoders skip."""
+    return jpeg_of_many_scans().replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda")
+
+
+def jpeg_of_many_segments() -> bytes:
+    """Two million comments: reading their headers alone takes seconds."""
+    data = encode(Image.new("L", (8, 8)), "JPEG")
+    return data[:2] + b"\xff\xfe\0\2" * 2_000_000 + data[2:]
 
 
 def jpeg2000(tile: int, size: int, *, boxed: bool) -> bytes:
@@ -144,6 +162,13 @@ def icon_of_a_large_bitmap() -> bytes:
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inside), 22) + inside
 
 
+def icon_of_many_pictures() -> bytes:
+    """65,535 of them, all the same one."""
+    inside = png(8, 8)
+    entry = struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 32, len(inside), 6 + 16 * 65_535)
+    return b"\0\0\1\0\xff\xff" + entry * 65_535 + inside
+
+
 def psd_of_many_rows() -> bytes:
     """So many rows that counting them while opening takes seconds."""
     rows = 5_000_000
@@ -176,7 +201,8 @@ def tga_of_many_pixels() -> bytes:
 
 BOMBS: tuple[Callable[[], bytes], ...] = (
     png_of_many_pixels, png_whose_size_overflows, png_long_and_thin, png_of_texts, gif_of_many_pixels,
-    webp_of_many_pixels, avif_of_many_pixels, jpeg_of_many_pixels, jpeg_of_many_scans, jpeg2000_of_many_tiles,
+    webp_of_many_pixels, avif_of_many_pixels, jpeg_of_many_pixels, jpeg_of_many_scans, jpeg_of_hidden_scans,
+    jpeg_of_many_segments, png_of_many_chunks, icon_of_many_pictures, jpeg2000_of_many_tiles,
     jp2_that_hides_its_size, tiff_of_many_pixels, tiff_of_a_large_tile, icon_of_many_pixels, icon_of_a_large_bitmap,
     psd_of_many_rows, bmp_of_many_pixels, ppm_of_many_pixels, qoi_of_many_pixels, tga_of_many_pixels,
 )  # fmt: skip

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +88,48 @@ def test_a_changed_file_is_hashed_at_the_next_load_and_no_other(copy: Path, monk
         path.name for path in map(Path, open_bundle(copy).manifest.all_files())
     } | {"manifest.json"}
     assert list((cache_folder() / "verified").iterdir())
+
+
+def test_weights_that_nobody_has_verified(copy: Path) -> None:
+    """A graph whose weights lie in a file of its folder that the manifest does not list."""
+    graph = copy / "onnx" / "text_model_quantized.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    (copy / "onnx" / "other.data").write_bytes((copy / "onnx" / "text_model_quantized.onnx.data").read_bytes())
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "other.data" if entry.key == "location" else entry.value
+    graph.write_bytes(model.SerializeToString())
+    make_manifest_true(copy)
+    with pytest.raises(BundleError, match=r"other\.data, which the manifest does not list"):
+        siglip_onnx.load(copy).encode_texts(["a"])
+
+
+def make_manifest_true(folder: Path) -> None:
+    """Enter sizes and hashes anew after files were changed, as an attacker would."""
+    document = json.loads((folder / "manifest.json").read_text())
+    for files in (document["files"], *(variant["files"] for variant in document["variants"].values())):
+        for name in files:
+            facts = integrity.file_facts(folder / name)
+            files[name] = {"size_bytes": facts.size_bytes, "sha256": facts.sha256}
+    del document["manifest_sha256"]
+    (folder / "manifest.json").write_text(json.dumps(document))
+    assert verify_folder(folder) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_files_that_the_manifest_must_list(copy: Path, name: str) -> None:
+    document = json.loads((copy / "manifest.json").read_text())
+    del document["files"][name]
+    (copy / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=f"does not list {name}"):
+        open_bundle(copy)
+
+
+def test_without_a_home_everything_is_hashed_each_time(copy: Path) -> None:
+    code = f"import siglip_onnx; print(siglip_onnx.load({str(copy)!r}).encode_texts(['a']).shape[0])"
+    patch = "import pathlib\ndef home(): raise RuntimeError('no home')\npathlib.Path.home = home\n"
+    environment = {key: value for key, value in os.environ.items() if "CACHE" not in key}
+    assert subprocess.check_output([sys.executable, "-c", patch + code], env=environment, text=True).strip() == "1"
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""Take the pictures of the page in docs: ``python scripts/draw_page.py``; needs chromium and a Japanese font."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+DOCS = Path(__file__).parent.parent / "docs"
+PICTURES = Path(__file__).parent.parent / "siglip_onnx/demo/pictures"
+WIDTH, HEIGHT = 1180, 760
+TEXTS = ["something red", "a star", "a red star", "a red star on a light background", "a blue star", "six eggs"]
+
+
+def main() -> None:
+    """Start the server and take both pictures."""
+    command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    address = next(found[0] for line in server.stderr or () if (found := re.search(r"http://\S+", line)))
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            draw_english(browser, address)
+            draw_japanese(browser, address)
+            browser.close()
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def draw_english(browser: Browser, address: str) -> None:
+    """One picture and some texts, sorted, light."""
+    page = open_page(browser, address, "en-US", "light")
+    page.set_input_files("#file", [PICTURES / "red_star.png"])
+    page.fill("#text", "\n".join(TEXTS))
+    page.press("#text", "Enter")
+    expect(page.locator("#table tbody tr:not(.pending)")).to_have_count(len(TEXTS))
+    save(page, "page_en.png")
+
+
+def draw_japanese(browser: Browser, address: str) -> None:
+    """Counting, with the heat map, dark."""
+    page = open_page(browser, address, "ja-JP", "dark")
+    page.locator("#presets button").first.click()
+    expect(page.locator("#heat tbody tr")).to_have_count(6)
+    expect(page.locator("#table tbody tr:not(.pending)")).to_have_count(6)
+    save(page, "page_ja.png")
+
+
+def open_page(browser: Browser, address: str, locale: str, scheme: str) -> Page:
+    """Return a page that is ready."""
+    context = browser.new_context(
+        locale=locale, color_scheme="dark" if scheme == "dark" else "light", viewport={"width": WIDTH, "height": HEIGHT}
+    )
+    page = context.new_page()
+    page.goto(address)
+    expect(page.locator("#presets button")).not_to_have_count(0)
+    return page
+
+
+def save(page: Page, name: str) -> None:
+    """Write the whole page in few colours."""
+    page.mouse.move(0, 0)
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The application: routes, page, guards and metrics put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import __version__
+from ..errors import SiglipOnnxError
+from ..hub import SAMPLE_PICTURES_PATH
+from ..model import SigLIP
+from .api import Api
+from .errors import RequestError, as_request_error, error_reply
+from .fetch import Fetcher
+from .guards import Guard
+from .metrics import Metrics
+from .models import ServedModels
+from .settings import Settings
+from .work import WorkQueue
+
+STATIC_PATH = Path(__file__).parent / "static"
+_log = logging.getLogger(__name__)
+_REVALIDATE = {"Cache-Control": "no-cache"}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(
+    models: Sequence[SigLIP],
+    settings: Settings,
+    *,
+    fetcher: Fetcher | None = None,
+    on_failure: Callable[[SiglipOnnxError], None] = lambda _: None,
+) -> ASGIApp:
+    """Return the ASGI application.
+
+    Args:
+        models: what to serve, side by side.
+        settings: how.
+        fetcher: instead of one made from the settings.
+        on_failure: called if the models cannot be loaded.
+    """
+    queue = WorkQueue(settings.limits, settings.workers)
+    served = ServedModels(models, settings.limits, queue.metrics)
+    api = Api(settings, served, queue, fetcher or Fetcher(settings.limits, settings.url_domains))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.ensure_future(_load(api, on_failure))
+        yield
+        loading.cancel()
+        queue.close()
+
+    # FastAPI's own documentation pages would load scripts from elsewhere.
+    app = FastAPI(
+        title="siglip_onnx", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="How probably texts describe pictures. Errors have one form: ErrorReply.",
+    )  # fmt: skip
+    app.include_router(api.router())
+    app.add_api_route(
+        "/", lambda: FileResponse(STATIC_PATH / "index.html", headers=_REVALIDATE), include_in_schema=False
+    )
+    app.mount("/static", _Files(STATIC_PATH))
+    app.mount("/samples", _Files(SAMPLE_PICTURES_PATH))
+    _tell_errors(app)
+    return _Measure(Guard(app, settings), queue.metrics)
+
+
+async def _load(api: Api, on_failure: Callable[[SiglipOnnxError], None]) -> None:
+    try:
+        await asyncio.to_thread(api.served.warm_up)
+    except SiglipOnnxError as error:
+        on_failure(error)
+    else:
+        api.ready = True
+
+
+class _Files(StaticFiles):
+    """Files that a browser keeps, but asks about each time: a new version of the package shows at once."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory=directory)
+
+    def file_response(self, *args: object, **options: object) -> Response:
+        response = super().file_response(*args, **options)  # type: ignore[arg-type]
+        response.headers.update(_REVALIDATE)
+        return response
+
+
+def _tell_errors(app: FastAPI) -> None:
+    """Give every error the one form."""
+
+    async def tell(_request: Request, error: Exception) -> Response:
+        if isinstance(error, SiglipOnnxError):
+            refused = as_request_error(error)
+            if refused.status >= 500 and refused is not error:
+                _log.error("%s", error)
+            return error_reply(refused)
+        if isinstance(error, HTTPException):
+            code = _CODES.get(error.status_code, "bad_request")
+            return error_reply(RequestError(error.status_code, code, f"{error.detail}."))
+        return error_reply(RequestError(500, "internal", "The server failed on this request; its log says why."))
+
+    for kind in (SiglipOnnxError, HTTPException, Exception):
+        app.add_exception_handler(kind, tell)
+
+
+class _Measure:
+    """Counts and times every request by its route."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+
+        async def watch(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.start":
+                self._count(scope, message["status"], time.perf_counter() - started)
+
+        await self._app(scope, receive, watch)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", None) or "other"
+        self._metrics.count("siglip_request_count", route=route, status=str(status))
+        if status < 400:
+            self._metrics.count("siglip_request_success", route=route)
+        else:
+            self._metrics.count("siglip_request_failure", route=route, status=str(status))
+        self._metrics.observe("siglip_request_duration", seconds, route=route)

@@ -1,0 +1,281 @@
+"""Fetching a picture that a URL names, without reaching inside this machine's networks.
+
+The only network client of the package. Every address that a host resolves to must be public; the address that was
+checked is the one that is dialled; each redirect is checked again. Size is counted after decoding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import h11
+
+from .addresses import Address, is_ambiguous, is_public
+from .errors import RequestError
+from .limits import Limits
+
+PORTS = {"http": 80, "https": 443}
+MAX_REDIRECTS = 3
+CONNECT_SECONDS = 5.0
+TOTAL_SECONDS = 15.0
+MAX_URL_CHARACTERS = 2048
+_CHUNK = 65536
+_GZIP_OR_ZLIB = 47
+_REDIRECTS = (301, 302, 303, 307, 308)
+_HEADERS = (
+    ("User-Agent", "siglip-onnx"),
+    ("Accept", "image/*"),
+    ("Accept-Encoding", "identity"),
+    ("Connection", "close"),
+)
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+Dial = Callable[[Address, int], Awaitable[socket.socket]]
+
+
+async def resolve_host(host: str, port: int) -> list[str]:
+    """Return every address that the system's resolver gives for a host."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
+async def dial_address(address: Address, port: int) -> socket.socket:
+    """Return a socket connected to exactly this address."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, (str(address), port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one request goes: what the URL says, and the addresses that were checked."""
+
+    url: SplitResult
+    host: str  # ASCII, without brackets
+    addresses: tuple[Address, ...]
+
+    @property
+    def path(self) -> str:
+        """The request target."""
+        return (self.url.path or "/") + (f"?{self.url.query}" if self.url.query else "")
+
+    @property
+    def host_header(self) -> str:
+        """The host as the header wants it; ports are the usual ones and left out."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+
+class Fetcher:
+    """Fetches pictures from public addresses; from ``domains`` and their subdomains alone if any are given."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        domains: Sequence[str] = (),
+        *,
+        resolve: Resolve = resolve_host,
+        dial: Dial = dial_address,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._max_bytes = limits.picture.max_bytes
+        self._domains = tuple(domain.lower().strip(".") for domain in domains)
+        self._resolve = resolve
+        self._dial = dial
+        self._tls = tls
+
+    async def fetch(self, url: str) -> bytes:
+        """Return the bytes that ``url`` names.
+
+        Raises:
+            RequestError: the URL is refused, or it cannot be fetched within the limits.
+        """
+        try:
+            async with asyncio.timeout(TOTAL_SECONDS):
+                return await self._follow(url)
+        except TimeoutError as error:
+            raise _failed(f"it took more than {TOTAL_SECONDS:.0f} seconds") from error
+        except (OSError, h11.ProtocolError, zlib.error) as error:
+            raise _failed(_reason(error)) from error
+
+    async def _follow(self, url: str) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            target = await self.check(url)
+            async with self._connect(target) as (reader, writer):
+                response = await _Exchange(reader, writer, self._max_bytes).get(target)
+            if isinstance(response, bytes):
+                return response
+            url = urljoin(url, response.location)
+        raise _failed(f"it redirects more than {MAX_REDIRECTS} times")
+
+    async def check(self, url: str) -> Target:
+        """Return where a URL leads, every address of it checked.
+
+        Raises:
+            RequestError: it must not be fetched.
+        """
+        parts, host = parse_url(url)
+        if self._domains and not any(host == domain or host.endswith(f".{domain}") for domain in self._domains):
+            raise _refused("this server fetches from other domains only")
+        try:
+            found = await self._resolve(host, PORTS[parts.scheme])
+        except (OSError, UnicodeError) as error:
+            raise _failed("its host was not found") from error
+        addresses = tuple(ipaddress.ip_address(address) for address in found)
+        # One bad answer among good ones is how a name is rebound between a check and its use.
+        if not addresses or not all(is_public(address) for address in addresses):
+            raise _refused("its host is not at a public address")
+        return Target(parts, host, addresses)
+
+    @contextlib.asynccontextmanager
+    async def _connect(self, target: Target) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                connection = await self._dial_any(target)
+                tls = self._tls_context() if target.url.scheme == "https" else None
+                reader, writer = await asyncio.open_connection(
+                    sock=connection, ssl=tls, server_hostname=target.host if tls else None, limit=_CHUNK
+                )
+        except TimeoutError as error:
+            raise _failed(f"no connection within {CONNECT_SECONDS:.0f} seconds") from error
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    async def _dial_any(self, target: Target) -> socket.socket:
+        problem: OSError | None = None
+        for address in target.addresses:
+            try:
+                return await self._dial(address, PORTS[target.url.scheme])
+            except OSError as error:
+                problem = error
+        raise problem or OSError("no address")
+
+
+@dataclass(frozen=True)
+class _Redirect:
+    location: str
+
+
+class _Exchange:
+    """One request and its response on a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, max_bytes: int) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._max_bytes = max_bytes
+        self._http = h11.Connection(h11.CLIENT)
+
+    async def get(self, target: Target) -> bytes | _Redirect:
+        headers = [("Host", target.host_header), *_HEADERS]
+        sent = self._http.send(h11.Request(method="GET", target=target.path, headers=headers))
+        self._writer.write((sent or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+        await self._writer.drain()
+        response = await self._next()
+        while isinstance(response, h11.InformationalResponse):
+            response = await self._next()
+        if not isinstance(response, h11.Response):
+            raise _failed("the connection was closed without an answer")
+        answered = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
+        if response.status_code in _REDIRECTS and "location" in answered:
+            return _Redirect(answered["location"])
+        if response.status_code != 200:
+            raise _failed(f"its server answered {response.status_code}")
+        return await self._read(answered.get("content-encoding", "identity").strip().lower())
+
+    async def _read(self, encoding: str) -> bytes:
+        decode = _decoder(encoding)
+        body = bytearray()
+        while isinstance(event := await self._next(), h11.Data):
+            body += decode(bytes(event.data), self._max_bytes + 1 - len(body))
+            if len(body) > self._max_bytes:
+                raise RequestError(422, "too_large", f"The picture has more than {self._max_bytes:,} bytes.")
+        if not isinstance(event, h11.EndOfMessage):
+            raise _failed("its server closed the connection early")
+        return bytes(body)
+
+    async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(await self._reader.read(_CHUNK))
+        return event
+
+
+def parse_url(url: str) -> tuple[SplitResult, str]:
+    """Return the parts of a URL and its host in ASCII.
+
+    Raises:
+        RequestError: not http or https, another port, a user name, or a host that can be read in several ways.
+    """
+    if len(url) > MAX_URL_CHARACTERS or any(character <= " " or character in "\\\x7f" for character in url):
+        raise _refused("it is too long, or has spaces, control characters or backslashes")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        if not host.isascii():
+            host = host.encode("idna").decode("ascii")
+        host = host.removesuffix(".")
+    except ValueError as error:
+        raise _refused("it is malformed") from error
+    if parts.scheme not in PORTS:
+        raise _refused("only http and https are fetched")
+    if "@" in parts.netloc:
+        raise _refused("it has a user name")
+    if port not in (None, PORTS[parts.scheme]):
+        raise _refused("only the ports 80 for http and 443 for https are fetched")
+    if not host or "%" in host or is_ambiguous(host):
+        raise _refused("its host is no name and no usual address")
+    return parts._replace(path=_ascii(parts.path), query=_ascii(parts.query)), host
+
+
+def _ascii(part: str) -> str:
+    return "".join(
+        character if character.isascii() else "".join(f"%{byte:02X}" for byte in character.encode())
+        for character in part
+    )
+
+
+def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
+    """Return what decodes the next part of a body, to at most so many bytes."""
+    if encoding in ("", "identity"):
+        return lambda data, _limit: data
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise _failed("its server compressed it, which was not asked for")
+    inflate = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
+    return inflate.decompress
+
+
+def _refused(reason: str) -> RequestError:
+    return RequestError(422, "url_refused", f"The URL is not fetched: {reason}.")
+
+
+def _failed(reason: str) -> RequestError:
+    return RequestError(422, "fetch_failed", f"The URL could not be fetched: {reason}.")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"its TLS certificate or connection is not trusted ({error.reason or type(error).__name__})"
+    if isinstance(error, h11.ProtocolError):
+        return "its server does not speak HTTP as it should"
+    if isinstance(error, zlib.error):
+        return "its compression is damaged"
+    return "its server cannot be reached"

@@ -1,0 +1,59 @@
+// A picture from the camera, or a plain word about why the browser gives none.
+
+import { byId } from "./dom.js";
+import { t } from "./i18n.js";
+import { addPictures } from "./pictures.js";
+
+let stream = null;
+
+async function open() {
+  const dialog = byId("camera-dialog");
+  explain(null);
+  dialog.showModal();
+  // Browsers give the camera to https and localhost alone.
+  if (!window.isSecureContext || !navigator.mediaDevices) return explain("camera_insecure");
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    return explain({ NotAllowedError: "camera_denied", NotFoundError: "camera_none" }[error.name] ?? "camera_failed");
+  }
+  if (!dialog.open) return stop();
+  byId("video").srcObject = stream;
+  byId("camera-take").focus();
+}
+
+/** Show why there is no camera, and a phone's own way to take a picture. */
+function explain(key) {
+  const problem = byId("camera-problem");
+  problem.hidden = key === null;
+  problem.textContent = key === null ? "" : t(key);
+  byId("video").hidden = byId("camera-take").hidden = key !== null;
+  byId("capture-label").hidden = key === null;
+  byId("capture").disabled = key === null;
+}
+
+function stop() {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+  stream = null;
+  byId("video").srcObject = null;
+}
+
+export function startCamera(undo) {
+  const dialog = byId("camera-dialog");
+  byId("camera").onclick = open;
+  byId("camera-close").onclick = () => dialog.close();
+  dialog.onclose = stop;
+  byId("camera-take").onclick = () => {
+    const video = byId("video");
+    if (!video.videoWidth) return;
+    const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+    canvas.getContext("2d").drawImage(video, 0, 0);
+    dialog.close();
+    canvas.convertToBlob({ type: "image/png" }).then((blob) => addPictures([new File([blob], `${t("camera")}.png`, { type: blob.type })], { undo }));
+  };
+  byId("capture").onchange = (event) => {
+    dialog.close();
+    addPictures([...event.target.files], { undo });
+    event.target.value = "";
+  };
+}

@@ -1,0 +1,125 @@
+// Where the parts of the page meet.
+
+import { getModels } from "./api.js";
+import { startAsking } from "./asking.js";
+import { startCamera } from "./camera.js";
+import { byId } from "./dom.js";
+import { startHeat } from "./heat.js";
+import { preferred, speak, t } from "./i18n.js";
+import { startPictures } from "./pictures.js";
+import { startPresets } from "./presets.js";
+import { addTexts, canUndo, changed, listen, setRows, setTemplate, state, undo } from "./store.js";
+import { offerUndo, startTable } from "./table.js";
+import { tell } from "./toast.js";
+import { startTransfer } from "./transfer.js";
+
+const THEMES = ["auto", "light", "dark"];
+const undoAction = () => [t("undo"), undo];
+
+function startTexts() {
+  const text = byId("text");
+  byId("text-form").onsubmit = (event) => {
+    event.preventDefault();
+    const most = state.limits.text_characters;
+    const lines = text.value.split("\n").map((line) => line.trim()).filter(Boolean);
+    if (lines.some(({ length }) => length > most)) return tell(t("text_too_long", { most }));
+    const present = lines.length && addTexts(lines);
+    if (present) tell(t("already_there", { number: present }));
+    text.value = "";
+    text.focus();
+  };
+  text.onkeydown = (event) => {
+    // While an input method composes, Enter belongs to it.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    byId("text-form").requestSubmit();
+  };
+}
+
+function startTemplate() {
+  const input = byId("template");
+  const problem = byId("template-problem");
+  input.onchange = () => {
+    const template = input.value.trim() || "{}";
+    problem.hidden = template.includes("{}");
+    problem.textContent = problem.hidden ? "" : t("template_problem");
+    if (problem.hidden && template !== state.template) setTemplate(template);
+  };
+  listen(() => {
+    if (document.activeElement !== input) input.value = state.template;
+    if (state.template !== "{}") byId("options").open = true;
+  });
+}
+
+function startTools() {
+  byId("undo").onclick = undo;
+  byId("clear").onclick = () => {
+    setRows([]);
+    tell(t("cleared"), undoAction());
+    byId("text").focus();
+  };
+  document.addEventListener("keydown", (event) => {
+    const writes = event.target.matches("input, textarea") && event.target.value !== "";
+    if (!(event.ctrlKey || event.metaKey) || event.shiftKey || event.key.toLowerCase() !== "z" || writes) return;
+    event.preventDefault();
+    undo();
+  });
+  listen(() => {
+    byId("undo").disabled = !canUndo();
+    byId("clear").disabled = state.rows.length === 0;
+  });
+}
+
+function startTheme() {
+  const button = byId("theme");
+  const apply = () => {
+    const theme = localStorage.getItem("theme") ?? "auto";
+    document.documentElement.dataset.theme = theme;
+    button.textContent = t("theme", { theme: t(`theme_${theme}`) });
+  };
+  button.onclick = () => {
+    const theme = document.documentElement.dataset.theme;
+    localStorage.setItem("theme", THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
+    apply();
+  };
+  listen(apply);
+}
+
+async function start() {
+  await speak(preferred());
+  document.documentElement.classList.remove("loading");
+  const { models, limits, url_fetch: canFetch, samples } = await getModels();
+  state.models = models.map(({ id }) => id);
+  state.limits = limits;
+  document.addEventListener("speak", async (event) => {
+    await speak(event.detail);
+    changed();
+  });
+  startTheme();
+  startTable();
+  startPictures(samples, undoAction);
+  startCamera(undoAction);
+  startTexts();
+  startTemplate();
+  startTools();
+  startHeat();
+  startTransfer();
+  startAsking();
+  offerUndo(undoAction);
+  byId("url-form").hidden = !canFetch;
+  byId("url-off").hidden = canFetch;
+  byId("models").textContent = models.map(({ name, variant }) => `${name} ${variant}`).join(", ");
+  // Only the demo model's own words about itself can be said in both languages.
+  const knowing = models.find((model) => model.knows);
+  listen(() => {
+    const knows = knowing?.name === "demo" ? t("knows_demo") : knowing?.knows;
+    byId("knows").textContent = knows ? t("knows", { knows }) : "";
+  });
+  await startPresets(samples);
+  changed();
+}
+
+start().catch((error) => {
+  document.documentElement.classList.remove("loading");
+  tell(error.message);
+});

@@ -1,0 +1,205 @@
+// The table of texts: one row each, in each cell one line per model, so that models can be compared by eye.
+
+import { retry } from "./asking.js";
+import { byId, make } from "./dom.js";
+import { milliseconds, shares, sigmoid, threeDigits } from "./format.js";
+import { t } from "./i18n.js";
+import { changed, listen, newRow, setRows, state } from "./store.js";
+import { tell } from "./toast.js";
+
+const COLUMNS = ["text", "probability", "logit", "share", "ms"];
+let editing = null; // key of the row
+
+export const shortName = (model) =>
+  new Set(state.models.map((id) => id.split("/")[0])).size > 1 ? model : model.split("/").slice(1).join("/");
+
+/** Return each answered row's softmax share within the table, by model. */
+export function sharesOf(rows, model) {
+  const answered = rows.filter(({ results }) => results?.[model]);
+  const found = answered.length ? shares(answered.map(({ results }) => results[model].logit)) : [];
+  return new Map(answered.map((row, number) => [row.key, found[number]]));
+}
+
+/** Return the rows as they are shown. */
+export function sortedRows() {
+  const { by, down } = state.sort;
+  if (by === "added") return state.rows;
+  const model = state.models[0];
+  const value = (row) => (by === "text" ? row.text : by === "ms" ? row.results?.[model]?.ms : row.results?.[model]?.logit);
+  const compare = (a, b) => (by === "text" ? a.localeCompare(b, document.documentElement.lang) : a - b);
+  return state.rows.toSorted((a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
+    return down ? compare(y, x) : compare(x, y);
+  });
+}
+
+function sortBy(column) {
+  const first = column !== "text"; // numbers begin with the largest
+  if (state.sort.by !== column) state.sort = { by: column, down: first };
+  else if (state.sort.down === first) state.sort = { by: column, down: !first };
+  else state.sort = { by: "added", down: false };
+  changed();
+}
+
+function drawHead() {
+  const row = byId("table").tHead.rows[0];
+  if (!row.cells.length) {
+    const cells = COLUMNS.map((column) =>
+      make(
+        "th",
+        { role: "columnheader", scope: "col", className: ["logit", "share", "ms"].includes(column) ? "number" : "" },
+        make("button", { type: "button", onclick: () => sortBy(column), "data-column": column }),
+      ),
+    );
+    const model = make("th", { role: "columnheader", scope: "col", className: "model" });
+    const actions = make("th", { role: "columnheader", scope: "col" }, make("span", { className: "visually-hidden" }));
+    row.append(cells[0], model, ...cells.slice(1), actions);
+  }
+  for (const button of row.querySelectorAll("button")) {
+    const { by, down } = state.sort;
+    button.textContent = t(`column_${button.dataset.column}`);
+    button.parentElement.ariaSort = by !== button.dataset.column ? "none" : down ? "descending" : "ascending";
+  }
+  const [, model] = row.cells;
+  model.textContent = t("model");
+  model.hidden = state.models.length < 2;
+  row.cells[row.cells.length - 1].firstChild.textContent = t("actions");
+}
+
+/** Return one line per model, which screen readers hear with the model's name. */
+function lines(row, draw) {
+  return state.models.map((model) => {
+    const name = state.models.length > 1 ? make("span", { className: "visually-hidden", textContent: `${shortName(model)}: ` }) : null;
+    const result = row.results?.[model];
+    return make("span", { className: "line" }, name, result ? draw(result, model) : "…");
+  });
+}
+
+function bar({ logit }) {
+  const probability = sigmoid(logit);
+  const fill = make("div", { className: "fill" });
+  fill.style.setProperty("--p", probability[0]);
+  return make(
+    "span",
+    { className: "bar" },
+    make("span", { className: "track", "aria-hidden": "true" }, fill),
+    make("span", { textContent: threeDigits(probability) }),
+  );
+}
+
+function drawRow(row, shareOf) {
+  const cell = (className, column, ...content) =>
+    make("td", { role: "cell", className, "data-label": t(`column_${column}`) }, ...content);
+  const element = make("tr", { role: "row", className: row.results ? "" : "pending", "data-key": row.key });
+  element.append(cell("text", "text", editing === row.key ? editor(row) : row.text));
+  if (row.problem) {
+    const again = make("button", { type: "button", textContent: t("try_again"), onclick: () => retry(row.key) });
+    const width = COLUMNS.length - 1 + (state.models.length > 1);
+    element.append(make("td", { role: "cell", className: "problem", colspan: width }, row.problem, " ", again));
+  } else {
+    if (state.models.length > 1) element.append(cell("model", "text", ...lines(row, (_, model) => shortName(model))));
+    element.append(
+      cell("probability", "probability", ...lines(row, bar)),
+      cell("number", "logit", ...lines(row, ({ logit }) => logit.toFixed(2))),
+      cell("number", "share", ...lines(row, (_, model) => threeDigits(shareOf[model].get(row.key)))),
+      cell("number", "ms", ...lines(row, ({ ms }) => (ms ? milliseconds(ms) : t("kept")))),
+    );
+  }
+  element.append(make("td", { role: "cell", className: "actions" }, ...actions(row)));
+  return element;
+}
+
+function actions(row) {
+  const button = (action, onclick) =>
+    make("button", {
+      type: "button",
+      textContent: t(action),
+      onclick,
+      "aria-label": t(`${action}_row`, { text: row.text }),
+      "data-action": action,
+    });
+  return [button("edit", () => edit(row.key)), button("delete", () => remove(row))];
+}
+
+function edit(key) {
+  editing = key;
+  changed();
+  const input = rowElement(key).querySelector("input");
+  input.focus();
+  input.select();
+}
+
+function editor(row) {
+  const input = make("input", { type: "text", value: row.text, "aria-label": t("edit_row", { text: row.text }), maxLength: state.limits.text_characters ?? 4096 });
+  const finish = (save, focus) => {
+    if (editing !== row.key) return;
+    editing = null;
+    const text = input.value.trim();
+    if (save && text && text !== row.text) {
+      setRows(state.rows.map((one) => (one.key === row.key ? { ...newRow(text), key: row.key } : one)));
+    } else changed();
+    if (focus) focusAction(row.key, "edit");
+  };
+  input.onkeydown = (event) => {
+    if (event.isComposing) return; // Enter chooses a word of the input method
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    event.preventDefault(); // or Enter would press the button that gets the focus
+    finish(event.key === "Enter", true);
+  };
+  input.onblur = () => finish(true, false);
+  return input;
+}
+
+function remove(row) {
+  const shown = sortedRows();
+  const index = shown.findIndex(({ key }) => key === row.key);
+  const next = shown[index + 1] ?? shown[index - 1];
+  setRows(state.rows.filter(({ key }) => key !== row.key));
+  tell(t("deleted", { text: row.text }), undoAction());
+  if (next) focusAction(next.key, "delete");
+  else byId("text").focus();
+}
+
+let undoAction = () => null;
+/** Tell how the offer to undo looks; it belongs to the page's main module. */
+export const offerUndo = (action) => {
+  undoAction = action;
+};
+
+const rowElement = (key) => byId("table").querySelector(`tr[data-key="${key}"]`);
+const focusAction = (key, action) => rowElement(key)?.querySelector(`[data-action="${action}"]`)?.focus();
+
+export function drawTable() {
+  const table = byId("table");
+  const focused = document.activeElement?.closest("#table tbody tr") && document.activeElement;
+  const place = focused?.dataset.action && [focused.closest("tr").dataset.key, focused.dataset.action];
+  drawHead();
+  table.hidden = state.rows.length === 0;
+  table.classList.toggle("compare", state.models.length > 1);
+  byId("empty").hidden = state.rows.length > 0;
+  const shareOf = Object.fromEntries(state.models.map((model) => [model, sharesOf(state.rows, model)]));
+  // Answers that arrive while somebody writes in a row must not take the words away.
+  if (editing === null || !table.querySelector("td.text input")) {
+    table.tBodies[0].replaceChildren(...sortedRows().map((row) => drawRow(row, shareOf)));
+  }
+  if (place) focusAction(...place);
+  drawDifference();
+}
+
+/** Say by how much the models' probabilities differ at most. */
+function drawDifference() {
+  const largest = state.rows.reduce((most, { results }) => {
+    const found = state.models.map((model) => results?.[model] && sigmoid(results[model].logit)[0]);
+    if (found.length < 2 || found.includes(undefined) || found.includes(null)) return most;
+    return Math.max(most, Math.max(...found) - Math.min(...found));
+  }, -1);
+  const note = byId("difference");
+  note.hidden = largest < 0;
+  if (largest >= 0) {
+    const value = largest === 0 ? "0" : threeDigits([largest, 1 - largest]);
+    note.textContent = t("difference", { models: state.models.map(shortName).join(", "), value });
+  }
+}
+
+export const startTable = () => listen(drawTable);

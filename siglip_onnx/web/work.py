@@ -1,0 +1,103 @@
+"""The bounded queue: who may come in, and the threads that decode and run the models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from .errors import RequestError
+from .limits import Limits
+from .metrics import Metrics
+
+Result = TypeVar("Result")
+_MAX_RETRY_S = 60
+
+
+class WorkQueue:
+    """Lets in a bounded number of requests and bytes, and works on them first come, first served."""
+
+    def __init__(self, limits: Limits, workers: int) -> None:
+        self._limits = limits
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="siglip_onnx.web")
+        self._requests = 0
+        self._bytes = 0
+        self._mean_s = 0.1  # of the work of one request
+        self.metrics = Metrics(lambda: self._requests)
+
+    @contextlib.contextmanager
+    def admit(self, body_bytes: int) -> Iterator[None]:
+        """Hold a place for one request whose body has at most so many bytes.
+
+        Raises:
+            RequestError: there is no place; the answer says when to try again.
+        """
+        if self._requests >= self._limits.requests:
+            raise self._full()
+        with self.hold(body_bytes):
+            self._requests += 1
+            try:
+                yield
+            finally:
+                self._requests -= 1
+
+    @contextlib.contextmanager
+    def hold(self, size_bytes: int) -> Iterator[None]:
+        """Hold memory for so many bytes.
+
+        Raises:
+            RequestError: requests hold too much already.
+        """
+        if self._bytes + size_bytes > self._limits.pending_bytes:
+            raise self._full()
+        self._bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._bytes -= size_bytes
+
+    def _full(self) -> RequestError:
+        return RequestError(
+            429, "queue_full", "The server has as many requests as it takes; try again.",
+            retry_after_s=self.retry_after_s(),
+        )  # fmt: skip
+
+    def retry_after_s(self) -> int:
+        """Return in how many seconds what is waiting should be done."""
+        return min(_MAX_RETRY_S, max(1, math.ceil(self._requests * self._mean_s / self._workers)))
+
+    async def run(self, work: Callable[[], Result], gone: Callable[[], Awaitable[None]]) -> Result:
+        """Return what ``work`` gives in a worker thread; when the client is ``gone`` before its turn, leave it out.
+
+        Raises:
+            RequestError: the client went away.
+        """
+        submitted = time.perf_counter()
+
+        def timed() -> Result:
+            started = time.perf_counter()
+            self.metrics.observe("siglip_request_queue_duration", started - submitted)
+            try:
+                return work()
+            finally:
+                self._mean_s += 0.1 * (time.perf_counter() - started - self._mean_s)
+
+        future = asyncio.get_running_loop().run_in_executor(self._pool, timed)
+        watch = asyncio.ensure_future(gone())
+        try:
+            await asyncio.wait((future, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                future.cancel()
+                raise RequestError(499, "client_gone", "The client went away before its turn.")
+            return future.result()
+        finally:
+            watch.cancel()
+
+    def close(self) -> None:
+        """Drop what waits; what is being computed ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
