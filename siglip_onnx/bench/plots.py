@@ -27,6 +27,7 @@ STAGE_COLOURS = {
 }
 # Where a point's name may stand, in typographic points from it: the nearest first.
 _OFFSETS = [(right, up) for far in range(0, 120, 3) for right in (8, -8) for up in {far, -far}]
+_ENGINE = "siglip_onnx"
 _SMALLEST_LOSS = 1e-7  # what f32 arithmetic in another order costs; exact zeros have no logarithm
 _STYLE: Any = {
     "svg.hashsalt": "siglip_onnx", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
@@ -161,11 +162,11 @@ def _colour(row: Row) -> str:
 
 
 def _name_colour(name: str) -> str:
-    return OURS if name.startswith("siglip_onnx") else PEERS
+    return OURS if name.startswith(_ENGINE) else PEERS
 
 
 def _weight(name: str) -> str:
-    return "bold" if name.startswith("siglip_onnx") else "normal"
+    return "bold" if name.startswith(_ENGINE) else "normal"
 
 
 def _mode_order(mode: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -204,7 +205,9 @@ def _label_points(figure: Figure, axes: Any, points: Sequence[tuple[float, float
     renderer = _renderer(figure)
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in (axes.transData.transform(point) for point in points)]
     inside = axes.get_window_extent(renderer)
-    for row, point in zip(rows, points, strict=True):
+    line = axes.transData.transform((1, 1 - NEAR))[1]
+    taken.append(Bbox.from_extents(inside.x0, line - 3, inside.x1, line + 3))
+    for row, point in sorted(zip(rows, points, strict=True), key=lambda pair: not pair[0].name.startswith(_ENGINE)):
         word = axes.annotate(
             row.name, point, (0, 0), textcoords="offset points", va="center", fontsize=8, color=_colour(row),
             fontweight=_weight(row.name), arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6},
