@@ -41,7 +41,7 @@ def draw_english(browser: Browser, address: str) -> None:
     page.fill("#text", "\n".join(TEXTS))
     page.press("#text", "Enter")
     expect(page.locator("#table tbody tr:not(.pending)")).to_have_count(len(TEXTS))
-    save(page, "page_en.png")
+    save(page, "page_en.webp")
 
 
 def draw_japanese(browser: Browser, address: str) -> None:
@@ -50,7 +50,7 @@ def draw_japanese(browser: Browser, address: str) -> None:
     page.locator("#presets button").first.click()
     expect(page.locator("#heat tbody tr")).to_have_count(6)
     expect(page.locator("#table tbody tr:not(.pending)")).to_have_count(6)
-    save(page, "page_ja.png")
+    save(page, "page_ja.webp")
 
 
 def open_page(browser: Browser, address: str, locale: str, scheme: str) -> Page:
@@ -65,10 +65,9 @@ def open_page(browser: Browser, address: str, locale: str, scheme: str) -> Page:
 
 
 def save(page: Page, name: str) -> None:
-    """Write the whole page in few colours."""
+    """Write the whole page."""
     page.mouse.move(0, 0)
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
+    Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB").save(DOCS / name, lossless=True, method=6)
 
 
 if __name__ == "__main__":
