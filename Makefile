@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-## The full benchmark: every peer, in an environment of its own; about 20 minutes on two cores after exports and
+## The full benchmark: every peer, in an environment of its own; 20 to 25 minutes on two cores after exports and
 ## conversions. IMAGES is a folder of photographs; SPIECE a SentencePiece model, or CHECKPOINT a checkpoint to measure.
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python benchmarks/suite.py --images "$(IMAGES)" $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \

@@ -118,7 +118,7 @@ def test_a_drawn_set_has_a_folder_per_class(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "100 pictures of 100 classes" in done.stderr
-    dataset = accuracy.read_dataset(tmp_path / "set", {"red star": "a star, red"})
+    dataset = accuracy.read_dataset(tmp_path / "set", {"a red star": "a star, red"})
     assert len(dataset.paths) == len(dataset.texts) == 100
     assert "a star, red" in dataset.texts
     assert [dataset.texts[number] for number in dataset.classes] == dataset.texts
