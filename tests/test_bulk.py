@@ -425,7 +425,7 @@ def test_a_model_that_fails_ends_the_job_with_its_own_error(folder: Path, small_
     graph.write_bytes(bytes(graph.stat().st_size))
     found = run("embed", folder, "--out", tmp_path / "out", "--model", broken)
     assert found.exit_code == 4
-    assert "cannot be loaded" in found.stderr
+    assert "vision_model_quantized.onnx" in found.stderr
     assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0
 
 
