@@ -16,6 +16,7 @@ import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from catalog import NUM_PICTURES, Catalog, choose_pictures, open_catalog, random_checkpoint, tell
@@ -70,6 +71,9 @@ def main(
     out: Path | None,
 ) -> None:
     """Prepare, measure, write."""
+    machine = describe_machine(("torch", "transformers", "torchao", "optimum-onnx", "openvino", "nncf"))
+    if machine["busy"]:  # asked before the suite itself makes the machine busy
+        tell(f"the load average is {machine['load_average'][0]:.1f}: something else is running")
     folder = work / name
     checkpoint = checkpoint or random_checkpoint(folder / "checkpoint", spiece)
     paths = choose_pictures(images)
@@ -83,7 +87,7 @@ def main(
         chosen, paths[:pictures], SAMPLE_TEXTS[: NUM_QUICK if quick else None], PYTORCH_FP32, PHOTOGRAPHS, limits,
         repeated=frozenset({engine_name("int8")}), search_path=(HERE,),
     )  # fmt: skip
-    document = measure(plan, catalog, folder, quick=quick)
+    document = measure(plan, catalog, folder, machine, quick=quick)
     path = out or RESULTS / f"{name}.json"
     path.write_text(document.to_json(), encoding="utf-8")
     tell(f"wrote {path} after {document.seconds:.0f} s of measuring")
@@ -119,15 +123,12 @@ def enlarge(path: Path, folder: Path) -> Path:
     return out
 
 
-def measure(plan: Plan, catalog: Catalog, folder: Path, *, quick: bool) -> Document:
+def measure(plan: Plan, catalog: Catalog, folder: Path, machine: dict[str, Any], *, quick: bool) -> Document:
     """Measure everything.
 
     Raises:
         BenchmarkError: the reference could not be measured.
     """
-    machine = describe_machine(("torch", "transformers", "torchao", "optimum-onnx", "openvino", "nncf"))
-    if machine["busy"]:
-        tell(f"the load average is {machine['load_average'][0]:.1f}: something else is running")
     large = None if quick else large_plan(plan, catalog, folder)
     began = time.perf_counter()
     limit = measure_limit(catalog.bundle, plan.configurations[0].threads)

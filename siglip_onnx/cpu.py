@@ -20,11 +20,15 @@ _DOT = {"asimddp", "i8mm"}
 
 @dataclass(frozen=True)
 class Cpu:
-    """Architecture, name and the instruction sets that matter; ``flags`` is empty where the system does not tell."""
+    """Architecture, name and the instruction sets that matter; ``flags`` is empty where the system does not tell.
+
+    ``virtual`` if it says that it is a virtual machine's.
+    """
 
     architecture: str
     name: str
     flags: tuple[str, ...]
+    virtual: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ def read_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
             key, _, value = line.partition(":")
             entries.setdefault(key.strip().lower(), value.strip())
     listed = set((entries.get("flags") or entries.get("features") or "").split())
-    name = entries.get("model name") or platform.processor() or "unknown"
-    return Cpu(platform.machine(), name, tuple(flag for flag in FLAGS if flag in listed))
+    name = entries.get("model name") or platform.processor() or platform.machine() or "unknown"
+    flags = tuple(flag for flag in FLAGS if flag in listed)
+    return Cpu(platform.machine(), name, flags, virtual="hypervisor" in listed)
 
 
 def int8_kernels(cpu: Cpu, *, saturation_safe: bool) -> Int8Kernels:

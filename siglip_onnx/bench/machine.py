@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..cpu import read_cpu
 from ..session import available_threads
 
 BUSY = 0.3  # load average per CPU above which something else was running
@@ -19,20 +20,19 @@ _FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "fma", "asimddp", "i8mm",
     "sve",
 )  # fmt: skip
-_VNNI = {"avx_vnni", "avx512_vnni"}
 _PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime")
 
 
 def describe_machine(packages: Iterable[str] = ()) -> dict[str, Any]:
     """Return the CPU, its int8 and bf16 instructions, threads, memory, load, versions and commit."""
-    cpus = available_threads()
+    cpu, cpus = read_cpu(), available_threads()
     return {
-        "cpu": _cpu_fact("model name") or platform.processor() or platform.machine(),
-        "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_flags()],
+        "cpu": cpu.name,
+        "cpu_flags": [flag for flag in _FLAGS if flag in cpu.flags],
         "threads": cpus,
         "memory_gb": round(_memory_bytes() / 1e9, 1),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not visible",
-        "hypervisor": "hypervisor" in _cpu_flags(),
+        "hypervisor": cpu.virtual,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": {name: package_version(name) for name in dict.fromkeys([*_PACKAGES, *packages])},
@@ -51,11 +51,6 @@ def describe_briefly(machine: dict[str, Any]) -> str:
     return (
         f"Machine: {machine['cpu']}, {machine['threads']} cores, {flags}; Python {machine['python']}, {packages}.{busy}"
     )
-
-
-def has_vnni(cpu_flags: Iterable[str]) -> bool:
-    """Say whether an x86 CPU has int8 instructions that do not saturate."""
-    return not _VNNI.isdisjoint(cpu_flags)
 
 
 def load_average() -> tuple[float, float, float]:
@@ -79,15 +74,6 @@ def peak_memory_mb() -> float:
     status = _read("/proc/self/status")
     peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0")
     return round(int(peak) / 1024, 1)
-
-
-def _cpu_fact(name: str) -> str:
-    lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
-    return next((value.strip() for key, _, value in lines if key.strip() == name), "")
-
-
-def _cpu_flags() -> set[str]:
-    return set((_cpu_fact("flags") or _cpu_fact("Features")).split())
 
 
 def _memory_bytes() -> int:
