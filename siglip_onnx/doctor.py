@@ -17,7 +17,7 @@ from .cpu import Cpu, int8_kernels, read_cpu
 from .errors import CacheError, SiglipOnnxError
 from .golden import MIN_COSINE, Agreement, answer, compare, read_golden
 from .hub import DEMO_PATH, GOLDEN_PATH, SAMPLE_PICTURES_PATH
-from .model_cache import cached_models, folder_size, leftovers
+from .hub.cache import cached_models, folder_size, leftovers
 from .session import available_providers, available_threads, int8_saturates, telemetry_state, thread_limits
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"

@@ -22,7 +22,7 @@ from siglip_onnx.cpu import Cpu, int8_kernels, read_cpu
 from siglip_onnx.errors import BundleError
 from siglip_onnx.golden import MIN_COSINE, Agreement, compare, read_golden, write_golden
 from siglip_onnx.hub import DEMO_PATH, GOLDEN_PATH
-from siglip_onnx.model_cache import PARTIAL, models_folder, repository_folder
+from siglip_onnx.hub.cache import PARTIAL, models_folder, repository_folder
 
 X86, ARM = "x86_64", "aarch64"
 

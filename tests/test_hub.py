@@ -22,7 +22,7 @@ from siglip_onnx.bundle import open_bundle, verify_folder
 from siglip_onnx.cli import main
 from siglip_onnx.errors import BundleError, CacheError, DownloadError, ModelNotFoundError
 from siglip_onnx.hub import parse_hub_name
-from siglip_onnx.model_cache import cached_models, leftovers
+from siglip_onnx.hub.cache import cached_models, leftovers
 
 NAME = "someone/tiny-siglip"
 WEIGHTS = "onnx/vision_model_quantized.onnx.data"

@@ -198,7 +198,7 @@ def test_warnings_of_the_host_still_show_in_other_threads() -> None:
             done.wait(10)
             return super().read(count)
 
-    from siglip_onnx.pillow_warnings import no_pillow_warnings
+    from siglip_onnx.image_warnings import no_pillow_warnings
 
     def decode() -> None:
         with no_pillow_warnings():

@@ -11,7 +11,7 @@ from ..errors import BundleError, SiglipOnnxError
 from .options import human_size, to_json
 
 if TYPE_CHECKING:
-    from ..model_cache import CachedModel
+    from ..hub.cache import CachedModel
 
 VARIANTS = ("int8", "fp32", "fp16", "q4")
 
@@ -27,7 +27,7 @@ def models() -> None:
 def list_(known: bool, as_json: bool) -> None:
     """List the models in the cache."""
     from ..cache import models_folder  # noqa: PLC0415 - keeps --help fast
-    from ..model_cache import cached_models  # noqa: PLC0415
+    from ..hub.cache import cached_models  # noqa: PLC0415
 
     if known:
         _list_known(as_json)
@@ -55,9 +55,9 @@ def pull(name: str, variants: tuple[str, ...], offline: bool, as_json: bool) -> 
     """  # fmt: skip
     from ..errors import DownloadError  # noqa: PLC0415 - keeps --help fast
     from ..hub import parse_hub_name  # noqa: PLC0415
-    from ..hub_pull import offline_message  # noqa: PLC0415
-    from ..hub_pull import pull as pull_model  # noqa: PLC0415
-    from ..model_cache import find_cached  # noqa: PLC0415
+    from ..hub.pull import offline_message  # noqa: PLC0415
+    from ..hub.pull import pull as pull_model  # noqa: PLC0415
+    from ..hub.cache import find_cached  # noqa: PLC0415
 
     hub_name = parse_hub_name(name)
     if offline:
@@ -79,7 +79,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
     """Read every file of the NAMEd models, or folders, or of all in the cache, and compare it with its hash."""
     from ..bundle import verify_folder  # noqa: PLC0415 - keeps --help fast
     from ..hub import find_model  # noqa: PLC0415
-    from ..model_cache import cached_models  # noqa: PLC0415
+    from ..hub.cache import cached_models  # noqa: PLC0415
 
     folders = {name: find_model(name) for name in names}
     if not names:
@@ -104,7 +104,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
 def rm(name: str) -> None:
     """Delete NAME from the cache, or one revision of it: owner/name@revision."""
     from ..hub import parse_hub_name  # noqa: PLC0415 - keeps --help fast
-    from ..model_cache import remove  # noqa: PLC0415
+    from ..hub.cache import remove  # noqa: PLC0415
 
     hub_name = parse_hub_name(name)
     freed = remove(hub_name.name, hub_name.revision)

@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import Bundle, open_bundle
-from .checkpoints import PUBLISHED
-from .errors import BundleError, DownloadError, ModelNotFoundError
-from .hub_download import is_offline
-from .hub_pull import Report, offline_message, pull
-from .image_limits import ImageLimits
-from .model import SigLIP
-from .model_cache import CachedModel, find_cached, set_aside
+from ..bundle import Bundle, open_bundle
+from ..checkpoints import PUBLISHED
+from ..errors import BundleError, DownloadError, ModelNotFoundError
+from .download import is_offline
+from .pull import Report, offline_message, pull
+from ..image_limits import ImageLimits
+from ..model import SigLIP
+from .cache import CachedModel, find_cached, set_aside
 
 DEMO = "demo"
-DEMO_PATH = Path(__file__).parent / "demo" / "bundle"
-SAMPLE_PICTURES_PATH = Path(__file__).parent / "demo" / "pictures"
-GOLDEN_PATH = Path(__file__).parent / "demo" / "golden.npz"
+_PACKAGE = Path(__file__).parents[1]
+DEMO_PATH = _PACKAGE / "demo" / "bundle"
+SAMPLE_PICTURES_PATH = _PACKAGE / "demo" / "pictures"
+GOLDEN_PATH = _PACKAGE / "demo" / "golden.npz"
 OWNER = "google"  # of the checkpoints that are known by their short names
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.][\w./-]{0,99}))?", re.ASCII)
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from .bundle import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest, verify_folder
-from .errors import BundleError, DownloadError, MissingExtraError
-from .hub_download import Repository, fetch, is_offline, look_up
-from .model_cache import PARTIAL, CachedModel, cache_errors, find_cached, keep, locked, repository_folder
+from ..bundle import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest, verify_folder
+from ..errors import BundleError, DownloadError, MissingExtraError
+from .download import Repository, fetch, is_offline, look_up
+from .cache import PARTIAL, CachedModel, cache_errors, find_cached, keep, locked, repository_folder
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .bundle import MANIFEST, verify_folder
-from .cache import CACHE_VARIABLE, models_folder
-from .errors import BundleError, CacheError, ModelNotFoundError
-from .json_file import read_json_object
+from ..bundle import MANIFEST, verify_folder
+from ..cache import CACHE_VARIABLE, models_folder
+from ..errors import BundleError, CacheError, ModelNotFoundError
+from ..json_file import read_json_object
 
 RECORD = ".json"
 PARTIAL = ".partial"
