@@ -81,11 +81,14 @@ def unfold_probe(probe_key: Floats, weights: Mapping[str, Floats]) -> dict[str, 
     query_bias[:, 0], key[:, 0] = np.sqrt(head_dim), probe_key.T
     value = weights[f"{_HEAD}.attention.in_proj_weight"].transpose(0, 2, 1).reshape(dim, dim)
     value_bias = weights[f"{_HEAD}.attention.in_proj_bias"]
+    biases = np.concatenate([query_bias.reshape(-1), np.zeros_like(value_bias), value_bias])
     nothing = np.zeros((dim, dim), np.float32)
     return {
         f"{_HEAD}.probe": np.zeros((1, 1, dim), np.float32),
         f"{_HEAD}.attention.in_proj_weight": np.concatenate([nothing, key.reshape(dim, dim), value]),
-        f"{_HEAD}.attention.in_proj_bias": np.concatenate([query_bias.reshape(-1), np.zeros_like(value_bias), value_bias]),
+        f"{_HEAD}.attention.in_proj_bias": np.concatenate(
+            [query_bias.reshape(-1), np.zeros_like(value_bias), value_bias]
+        ),
     }
 
 

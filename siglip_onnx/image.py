@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
-from .image_limits import SERVER_LIMITS, ImageLimits
 from .image_headers import check_header, check_tiles
+from .image_limits import SERVER_LIMITS, ImageLimits
 from .image_warnings import no_pillow_warnings
 
 __all__ = ["FORMATS", "SERVER_LIMITS", "ImageLimits", "ImageSource", "Picture", "load_image", "open_picture"]

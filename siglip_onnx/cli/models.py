@@ -55,9 +55,9 @@ def pull(name: str, variants: tuple[str, ...], offline: bool, as_json: bool) -> 
     """  # fmt: skip
     from ..errors import DownloadError  # noqa: PLC0415 - keeps --help fast
     from ..hub import parse_hub_name  # noqa: PLC0415
+    from ..hub.cache import find_cached  # noqa: PLC0415
     from ..hub.pull import offline_message  # noqa: PLC0415
     from ..hub.pull import pull as pull_model  # noqa: PLC0415
-    from ..hub.cache import find_cached  # noqa: PLC0415
 
     hub_name = parse_hub_name(name)
     if offline:

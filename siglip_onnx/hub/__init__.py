@@ -13,11 +13,11 @@ from pathlib import Path
 from ..bundle import Bundle, open_bundle
 from ..checkpoints import PUBLISHED
 from ..errors import BundleError, DownloadError, ModelNotFoundError
-from .download import is_offline
-from .pull import Report, offline_message, pull
 from ..image_limits import ImageLimits
 from ..model import SigLIP
 from .cache import CachedModel, find_cached, set_aside
+from .download import is_offline
+from .pull import Report, offline_message, pull
 
 DEMO = "demo"
 _PACKAGE = Path(__file__).parents[1]

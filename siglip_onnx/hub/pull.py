@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..bundle import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest, verify_folder
 from ..errors import BundleError, DownloadError, MissingExtraError
-from .download import Repository, fetch, is_offline, look_up
 from .cache import PARTIAL, CachedModel, cache_errors, find_cached, keep, locked, repository_folder
+from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
