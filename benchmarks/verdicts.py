@@ -61,11 +61,15 @@ def verdicts(document: Document) -> list[str]:
 def small_leads(rows: Sequence[Row]) -> list[str]:
     """Name peers that this engine's fastest vision tower is not as far ahead of as is aimed at, with the interval."""
     ours = min((row for row in rows if is_ours(row)), key=COLUMNS["vision"])
-    leads = {row.name: ratio_of(row.stages[VISION], ours.stages[VISION]) for row in rows if not is_ours(row)}
-    missed = sorted((lead.value, lead.low, lead.high, name) for name, lead in leads.items() if lead.value < AHEAD)
+    missed = []
+    for row in rows:
+        value = COLUMNS["vision"](row) / COLUMNS["vision"](ours)
+        if not is_ours(row) and value < AHEAD:
+            lead = ratio_of(row.stages[VISION], ours.stages[VISION])
+            missed.append((value, lead.low, lead.high, row.name))
     if not missed:
         return [f"The vision tower is at least {AHEAD} times ahead of every peer that gives the same answer."]
-    said = ", ".join(f"{name} {value:.2f} ({low:.2f} - {high:.2f})" for value, low, high, name in missed)
+    said = ", ".join(f"{name} {value:.2f} ({low:.2f} - {high:.2f})" for value, low, high, name in sorted(missed))
     return [
         f"The aim, a vision tower {AHEAD} times ahead of every peer that gives the same answer, is missed; times of "
         f"{ours.name}, with 95 % intervals: {said}."

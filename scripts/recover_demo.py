@@ -86,9 +86,7 @@ def unfold_probe(probe_key: Floats, weights: Mapping[str, Floats]) -> dict[str, 
     return {
         f"{_HEAD}.probe": np.zeros((1, 1, dim), np.float32),
         f"{_HEAD}.attention.in_proj_weight": np.concatenate([nothing, key.reshape(dim, dim), value]),
-        f"{_HEAD}.attention.in_proj_bias": np.concatenate(
-            [query_bias.reshape(-1), np.zeros_like(value_bias), value_bias]
-        ),
+        f"{_HEAD}.attention.in_proj_bias": biases,
     }
 
 
