@@ -41,8 +41,12 @@ HERE = Path(__file__).parent
 PHOTOGRAPHS, LARGE = "photographs", "12-megapixel photographs"
 LARGE_SIZE, NUM_LARGE = (4000, 3000), 6
 RATE_SECONDS, NUM_RATED = 1.0, 8
-QUICK, NUM_QUICK = Limits(rounds=1, min_samples=8, min_seconds=0.5), 3
-COMPILED = ("torch.compile", "torchao")  # take longer to start than all else to be measured; not in a glance
+QUICK, NUM_QUICK = Limits(rounds=1, min_samples=6, min_seconds=0.3), 3
+COMPILED = (
+    "torch.compile",
+    "torchao",
+    "dynamic int8",
+)  # take longer to start than all else to be measured; not in a glance
 # Whose throughput is measured too: the fastest of each runtime that starts at once.
 RATED = ("OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
 
