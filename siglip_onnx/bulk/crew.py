@@ -198,9 +198,8 @@ class _Hand:
 
 def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
     """Do shards until there are no more or nobody listens."""
-    logging.getLogger("siglip_onnx").addHandler(
-        logging.NullHandler()
-    )  # the rows say it, and stderr has a progress line
+    # What is logged stands in the rows, and stderr has a progress line.
+    logging.getLogger("siglip_onnx").addHandler(logging.NullHandler())
     try:
         job, model = open_job(job_path), spec.open()
         watch = Watch(lambda place: connection.send(("begin", place)), lambda status: connection.send(("end", status)))
