@@ -8,8 +8,8 @@ BENCH_VENV := .venv-bench
 
 ## The main job on the demo model and its sample pictures.
 demo: $(VENV)/.installed
-	$(BIN)/siglip-onnx classify siglip_onnx/demo/pictures/never_shown_red_circle.png siglip_onnx/demo/pictures/six_eggs.png \
-	    siglip_onnx/demo/pictures/word_open.png --texts-file siglip_onnx/demo/texts.txt
+	$(BIN)/siglip-onnx classify siglip_onnx/demo/images/never_shown_red_circle.png siglip_onnx/demo/images/six_eggs.png \
+	    siglip_onnx/demo/images/word_open.png --texts-file siglip_onnx/demo/texts.txt
 
 ## The page, at http://127.0.0.1:5678/ until Ctrl-C.
 web: $(VENV)/.installed-web

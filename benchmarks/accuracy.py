@@ -31,12 +31,12 @@ from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, engine_name
 from siglip_onnx.bench.statistics import bootstrap_mean
 from siglip_onnx.bench.tables import markdown
-from siglip_onnx.bundle import open_bundle
+from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.errors import BenchmarkError
 from siglip_onnx.head import Floats, average_unit, l2_normalize
-from siglip_onnx.hub import find_model
-from siglip_onnx.prompts import fill_templates
-from siglip_onnx.session import available_threads
+from siglip_onnx.hub.loading import find_model
+from siglip_onnx.system.threads import available_threads
+from siglip_onnx.text.templates import fill_templates
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MOST_CALIBRATION = 64

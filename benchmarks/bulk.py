@@ -43,7 +43,7 @@ from siglip_onnx.bulk.search import open_collection
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.cli.progress import OFF, Progress, human_seconds
 from siglip_onnx.head import l2_normalize
-from siglip_onnx.streaming import map_in_order
+from siglip_onnx.system.workers import map_in_order
 
 RESULTS = Path(__file__).parent / "results" / "bulk.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bulk.md"
@@ -250,7 +250,7 @@ def make_small_bundle(work: Path) -> Path:
 
 def _export_small(work: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from checkpoints import make_checkpoint  # noqa: PLC0415 - needs torch
+    from support.checkpoints import make_checkpoint  # noqa: PLC0415 - needs torch
 
     from siglip_onnx.export.pipeline import export_bundle  # noqa: PLC0415
 

@@ -22,7 +22,7 @@ from processes import measure_export
 
 from siglip_onnx.bench.contestant import Configuration
 from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, pytorch_configuration
-from siglip_onnx.bundle import Bundle, open_bundle
+from siglip_onnx.bundle.folder import Bundle, open_bundle
 
 VARIANTS = ("fp32", "int8", "q4", "fp16")
 NUM_PICTURES, NUM_CALIBRATION = 12, 64

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from siglip_onnx.bundle import Bundle
+from siglip_onnx.bundle.folder import Bundle
 from siglip_onnx.config import EncoderConfig, NaflexVisionConfig, SiglipConfig
 from siglip_onnx.errors import BenchmarkError
 from siglip_onnx.session import Session

@@ -29,7 +29,7 @@ from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.bench.run import PYTORCH_FP32
 from siglip_onnx.errors import MissingExtraError
 from siglip_onnx.head import Floats
-from siglip_onnx.session import available_threads
+from siglip_onnx.system.threads import available_threads
 
 SCENARIOS = ("SingleStream", "Offline")
 LABEL = "Measured with MLCommons LoadGen, unofficial; not an MLPerf result."

@@ -29,11 +29,11 @@ from transformers import (
 
 import siglip_onnx
 from siglip_onnx.bench.machine import describe_machine
-from siglip_onnx.checkpoints import BASE, GEMMA, PUBLISHED, PublishedCheckpoint
 from siglip_onnx.export.pipeline import export_bundle
-from siglip_onnx.export.reference import compare_with_pytorch
-from siglip_onnx.export.verify import SAMPLE_TEXTS
-from siglip_onnx.image import load_image
+from siglip_onnx.hub.published import BASE, GEMMA, PUBLISHED, PublishedCheckpoint
+from siglip_onnx.image.decode import load_image
+from siglip_onnx.verify.pytorch import compare_with_pytorch
+from siglip_onnx.verify.samples import SAMPLE_TEXTS
 
 LAYERS_KEPT = 2
 

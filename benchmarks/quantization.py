@@ -26,11 +26,12 @@ from report import quantization_table
 
 import siglip_onnx
 from siglip_onnx.bench.machine import describe_machine
-from siglip_onnx.bundle import graph_path, open_bundle
+from siglip_onnx.bundle.folder import open_bundle
+from siglip_onnx.bundle.manifest import graph_path
 from siglip_onnx.export.pipeline import export_bundle
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from outliers import add_gelu_outliers, add_outliers
+from support.outliers import add_gelu_outliers, add_outliers
 
 OWN_RESULTS = RESULTS / "quantization.json"
 VARIANTS = ("fp32", "int8", "fp16", "q4")
@@ -114,7 +115,7 @@ def write_plain_int8(checkpoint: Path, bundle: Path) -> None:
     """Replace the int8 graphs by those of a plain dynamic quantizer, everything else being the same."""
     from siglip_onnx.export.checkpoint import open_checkpoint  # noqa: PLC0415 - beside what is measured
     from siglip_onnx.export.graph import save_graph  # noqa: PLC0415
-    from siglip_onnx.export.quantize import Int8Choices, quantize_int8  # noqa: PLC0415
+    from siglip_onnx.export.int8 import Int8Choices, quantize_int8  # noqa: PLC0415
     from siglip_onnx.export.towers import build_towers  # noqa: PLC0415
 
     opened = open_checkpoint(checkpoint)

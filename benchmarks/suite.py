@@ -34,8 +34,8 @@ from siglip_onnx.bench.schedule import Mode, Plan, measure_rows, measure_through
 from siglip_onnx.bench.schema import Document, Throughput
 from siglip_onnx.bench.timer import Limits
 from siglip_onnx.errors import BenchmarkError
-from siglip_onnx.export.verify import SAMPLE_TEXTS
-from siglip_onnx.session import available_threads
+from siglip_onnx.system.threads import available_threads
+from siglip_onnx.verify.samples import SAMPLE_TEXTS
 
 HERE = Path(__file__).parent
 PHOTOGRAPHS, LARGE = "photographs", "12-megapixel photographs"

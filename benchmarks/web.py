@@ -25,7 +25,7 @@ import click
 
 import siglip_onnx
 from siglip_onnx.bench.machine import describe_machine
-from siglip_onnx.hub import SAMPLE_PICTURES_PATH
+from siglip_onnx.demo import IMAGES_PATH
 
 OWN_RESULTS = Path(__file__).parent / "results" / "web.json"
 STATIC = Path(siglip_onnx.__file__).parent / "web" / "static"
@@ -34,7 +34,7 @@ CAPACITY_SECONDS, CLIENTS = 6.0, 8
 OVERLOAD = 3
 PICTURES = 8  # of one request: the demo model is too fast for one to be work
 MAX_IN_FLIGHT = 512
-_PICTURE = (SAMPLE_PICTURES_PATH / "red_star.png").read_bytes()
+_PICTURE = (IMAGES_PATH / "red_star.png").read_bytes()
 _numbers = itertools.count()
 
 

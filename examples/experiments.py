@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 import siglip_onnx
-from siglip_onnx.hub import SAMPLE_PICTURES_PATH
+from siglip_onnx.demo import IMAGES_PATH
 
 RICHER = {
     "English": ["something red", "a star", "a red star", "a red star on a light background", "a blue star"],
@@ -28,13 +28,13 @@ READ_AS = {"English": 'the word "{}"', "Japanese": "「{}」という文字"}
 def richer_description(model: siglip_onnx.SigLIP, texts: list[str]) -> None:
     """Print the probability of ever richer texts of one picture, and of a wrong one."""
     print("red_star.png")
-    for match in model.classify(SAMPLE_PICTURES_PATH / "red_star.png", texts):
+    for match in model.classify(IMAGES_PATH / "red_star.png", texts):
         print(f"{match.probability:10.3g}  {match.text}")
 
 
 def compare_all(model: siglip_onnx.SigLIP, pictures: list[str], texts: list[str], columns: list[str]) -> None:
     """Print the probability of every text for every picture; * marks the best text of each."""
-    images = model.encode_images(SAMPLE_PICTURES_PATH / f"{name}.png" for name in pictures)
+    images = model.encode_images(IMAGES_PATH / f"{name}.png" for name in pictures)
     probabilities = siglip_onnx.sigmoid(model.logits(images, model.encode_texts(texts)))
     print(" " * 12 + "".join(f"{column:>10}" for column in columns))
     for name, row in zip(pictures, probabilities, strict=True):

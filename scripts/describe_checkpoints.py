@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from siglip_onnx.checkpoints import PUBLISHED, PublishedCheckpoint
 from siglip_onnx.config import SiglipConfig
 from siglip_onnx.export.checkpoint import Weights, expected_shapes
-from siglip_onnx.export.four_bit import quantize_4bit
-from siglip_onnx.export.half import to_fp16
-from siglip_onnx.export.quantize import Int8Choices, quantize_int8
+from siglip_onnx.export.fp16 import to_fp16
+from siglip_onnx.export.int8 import Int8Choices, quantize_int8
+from siglip_onnx.export.q4 import quantize_4bit
 from siglip_onnx.export.towers import build_towers
+from siglip_onnx.hub.published import PUBLISHED, PublishedCheckpoint
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "checkpoints.md"
 HEADER = ("google/...", "family", "pixels / patch", "patches", "vocabulary", "text length", "embedding",

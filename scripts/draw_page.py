@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 DOCS = Path(__file__).parent.parent / "docs"
-PICTURES = Path(__file__).parent.parent / "siglip_onnx/demo/pictures"
+PICTURES = Path(__file__).parent.parent / "siglip_onnx/demo/images"
 WIDTH, HEIGHT = 1180, 760
 TEXTS = ["something red", "a star", "a red star", "a red star on a light background", "a blue star", "six eggs"]
 

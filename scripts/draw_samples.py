@@ -1,4 +1,4 @@
-"""Draw the sample pictures that the package carries: ``python scripts/draw_samples.py siglip_onnx/demo/pictures``.
+"""Draw the sample pictures that the package carries: ``python scripts/draw_samples.py siglip_onnx/demo/images``.
 
 The demo model has not seen them: they are larger than its training pictures and drawn from another seed. Those whose
 name says ``never_shown`` show a pair of colour and shape that was left out of training.

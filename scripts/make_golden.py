@@ -16,10 +16,12 @@ import click
 import onnxruntime
 
 import siglip_onnx
-from siglip_onnx.bundle import MANIFEST, Bundle, open_bundle
+from siglip_onnx.bundle.folder import Bundle, open_bundle
+from siglip_onnx.bundle.manifest import MANIFEST
+from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
+from siglip_onnx.demo import GOLDEN_PATH, IMAGES_PATH
+from siglip_onnx.demo.golden import Golden, answer, write_golden
 from siglip_onnx.export.pipeline import export_bundle
-from siglip_onnx.golden import Golden, answer, write_golden
-from siglip_onnx.hub import DEMO_PATH, GOLDEN_PATH, SAMPLE_PICTURES_PATH
 
 
 @click.command(help=__doc__)
@@ -41,7 +43,7 @@ def make_golden(bundle: Bundle) -> Golden:
     """Run the most exact variant that the bundle has."""
     exact = "fp32" in bundle.manifest.variants
     variant = "fp32" if exact else bundle.choose_variant("int8")
-    pictures = sorted(SAMPLE_PICTURES_PATH.iterdir())
+    pictures = sorted(IMAGES_PATH.iterdir())
     texts = (DEMO_PATH.parent / "texts.txt").read_text(encoding="utf-8").splitlines()
     images, rows = answer(bundle, variant, pictures, texts, saturation_safe=None if exact else False)
     provenance = {

@@ -1,6 +1,6 @@
 """Write the graph by which the runtime learns whether this CPU's fast int8 instructions saturate.
 
-    python scripts/make_int8_probe.py siglip_onnx/int8_probe.onnx
+    python scripts/make_int8_probe.py siglip_onnx/system/int8_probe.onnx
 
 One product of ones with weights of 127, whose sums of two products exceed 16 bits: an instruction that adds them in
 16 bits gives about half the true result.

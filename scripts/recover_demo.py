@@ -19,8 +19,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from siglip_onnx.bundle import TOKENIZER, open_bundle
-from siglip_onnx.hub import DEMO_PATH
+from siglip_onnx.bundle.folder import open_bundle
+from siglip_onnx.bundle.manifest import
+from siglip_onnx.config import TOKENIZER
+from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 
 Floats = NDArray[np.float32]
 _INT8, _SCALE = "_int8", "_scale"

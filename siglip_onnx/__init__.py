@@ -1,91 +1,51 @@
-"""Run SigLIP with onnxruntime: probabilities that texts match pictures, without PyTorch.
+"""Run SigLIP with onnxruntime, without PyTorch: probabilities that texts match images.
 
 import siglip_onnx
+
 model = siglip_onnx.load("demo")
-for match in model.classify("picture.png", ["a red circle", "青い星"]):
+for match in model.classify("image.png", ["a red circle", "青い星"]):
     print(match.text, match.probability)
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# onnxruntime's Linux wheel reports to its maker as soon as it is imported; only the environment prevents it.
-TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
-ONNXRUNTIME_CAME_FIRST = "onnxruntime" in sys.modules and os.environ.get(TELEMETRY_VARIABLE) != "1"
-os.environ.setdefault(TELEMETRY_VARIABLE, "1")
+from ._version import __version__ as __version__
+from .errors import AccuracyError as AccuracyError
+from .errors import BenchmarkError as BenchmarkError
+from .errors import BundleError as BundleError
+from .errors import CacheError as CacheError
+from .errors import CheckpointError as CheckpointError
+from .errors import DownloadError as DownloadError
+from .errors import ImageError as ImageError
+from .errors import JobError as JobError
+from .errors import MissingExtraError as MissingExtraError
+from .errors import ModelNotFoundError as ModelNotFoundError
+from .errors import ProviderError as ProviderError
+from .errors import SiglipOnnxError as SiglipOnnxError
+from .errors import TextError as TextError
+from .options import ImageLimits as ImageLimits
+from .system import telemetry as _telemetry  # noqa: F401 - switched off before onnxruntime is imported
 
 if TYPE_CHECKING:
-    from .errors import (
-        AccuracyError,
-        BenchmarkError,
-        BundleError,
-        CacheError,
-        CheckpointError,
-        DownloadError,
-        ImageError,
-        JobError,
-        MissingExtraError,
-        ModelNotFoundError,
-        ProviderError,
-        SiglipOnnxError,
-        TextError,
-    )
-    from .head import Match, sigmoid
-    from .hub import load
-    from .image_limits import ImageLimits
-    from .model import SigLIP
+    from .head import Match as Match
+    from .head import sigmoid as sigmoid
+    from .head import softmax as softmax
+    from .hub.loading import load as load
+    from .model import SigLIP as SigLIP
 
-__version__ = "0.1.0"
-
-_HOMES = {
-    "load": "hub",
-    "SigLIP": "model",
-    "Match": "head",
-    "sigmoid": "head",
-    "SiglipOnnxError": "errors",
-    "AccuracyError": "errors",
-    "BenchmarkError": "errors",
-    "BundleError": "errors",
-    "CacheError": "errors",
-    "CheckpointError": "errors",
-    "DownloadError": "errors",
-    "ImageError": "errors",
-    "ImageLimits": "image_limits",
-    "JobError": "errors",
-    "MissingExtraError": "errors",
-    "ModelNotFoundError": "errors",
-    "ProviderError": "errors",
-    "TextError": "errors",
-}
-
-__all__ = [
-    "AccuracyError",
-    "BenchmarkError",
-    "BundleError",
-    "CacheError",
-    "CheckpointError",
-    "DownloadError",
-    "ImageError",
-    "ImageLimits",
-    "JobError",
-    "Match",
-    "MissingExtraError",
-    "ModelNotFoundError",
-    "ProviderError",
-    "SigLIP",
-    "SiglipOnnxError",
-    "TextError",
-    "load",
-    "sigmoid",
-]
+# Imported at first use, so that `siglip-onnx --help` does not load numpy.
+_LAZY = {"load": "hub.loading", "SigLIP": "model", "Match": "head", "sigmoid": "head", "softmax": "head"}
+__all__ = [*_LAZY, "ImageLimits", *(name for name in globals() if name.endswith("Error"))]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that ``siglip-onnx --help`` need not load numpy."""
-    if name not in _HOMES:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*sorted(__all__), "__version__"]

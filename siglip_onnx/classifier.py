@@ -16,8 +16,8 @@ from PIL import Image
 from .config import LevelsConfig, PreprocessorConfig
 from .errors import BundleError
 from .head import Floats, Match, match_texts
-from .image import DEFAULT_LIMITS, ImageLimits, ImageSource, open_picture
-from .preprocess import SquashPreprocessor
+from .image.decode import DEFAULT_LIMITS, ImageLimits, ImageSource, open_image
+from .image.preprocess import SquashPreprocessor
 from .session import Session
 
 FACTS = "siglip_onnx"
@@ -75,12 +75,12 @@ class Classifier:
 
     def match(self, image: ImageSource) -> tuple[list[Match], bool]:
         """Do as :meth:`classify`, and say whether the picture was truncated."""
-        picture = open_picture(image, limits=self._image_limits, allow_truncated=self._allow_truncated)
+        picture = open_image(image, limits=self._image_limits, allow_truncated=self._allow_truncated)
         return match_texts(self._run(picture.rgb), self.labels), picture.truncated
 
     def logits(self, image: ImageSource) -> Floats:
         """Return the picture's logits f32 ``(M,)``."""
-        return self._run(open_picture(image, limits=self._image_limits, allow_truncated=self._allow_truncated).rgb)
+        return self._run(open_image(image, limits=self._image_limits, allow_truncated=self._allow_truncated).rgb)
 
     def _run(self, picture: Image.Image) -> Floats:
         if self._uint8:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import CheckpointError
-from .json_file import read_json_object
+from .system.files import read_json_object
+
+# Files of a checkpoint, as on the Hugging Face Hub; a bundle has those of CONFIGS and TOKENIZER too.
+CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"
+CONFIGS = (CONFIG, PREPROCESSOR_CONFIG)
+WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
+SENTENCEPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
 
 SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution is of the first
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")

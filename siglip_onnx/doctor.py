@@ -11,14 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .bundle import TOWERS, Bundle, open_bundle, verify_folder
-from .cache import cache_folder
-from .cpu import Cpu, int8_kernels, read_cpu
+from .bundle.folder import Bundle, open_bundle, verify_folder
+from .bundle.manifest import TOWERS
+from .demo import BUNDLE_PATH as DEMO_PATH
+from .demo import GOLDEN_PATH, IMAGES_PATH
+from .demo.golden import MIN_COSINE, Agreement, answer, compare, read_golden
 from .errors import CacheError, SiglipOnnxError
-from .golden import MIN_COSINE, Agreement, answer, compare, read_golden
-from .hub import DEMO_PATH, GOLDEN_PATH, SAMPLE_PICTURES_PATH
 from .hub.cache import cached_models, folder_size, leftovers
-from .session import available_providers, available_threads, int8_saturates, telemetry_state, thread_limits
+from .session import available_providers, int8_saturates
+from .system.cache_dir import cache_folder
+from .system.cpu import Cpu, int8_kernels, read_cpu
+from .system.telemetry import telemetry_state
+from .system.threads import available_threads, thread_limits
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 PACKAGES = ("siglip_onnx", "onnxruntime", "numpy", "pillow", "tokenizers", "huggingface_hub", "click")
@@ -117,7 +121,7 @@ def self_test(bundle: Bundle, cpu: Cpu) -> Finding:
     """Compare the demo model's answers with stored ones; where int8 is off, say which kernels are not."""
     try:
         golden = read_golden(GOLDEN_PATH)
-        pictures, texts = [SAMPLE_PICTURES_PATH / name for name in golden.pictures], list(golden.texts)
+        pictures, texts = [IMAGES_PATH / name for name in golden.pictures], list(golden.texts)
         variant = bundle.choose_variant(None)
         found = compare(golden, *answer(bundle, variant, pictures, texts))
         exact = (

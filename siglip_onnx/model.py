@@ -16,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .bundle import Bundle, graph_path
+from .bundle.folder import Bundle
+from .bundle.manifest import graph_path
 from .config import NAFLEX, NaflexPreprocessorConfig
 from .errors import BundleError, ImageError, SiglipOnnxError, TextError
-from .fork import renewed_lock
 from .head import Floats, Match, average_unit, compute_logits, l2_normalize, match_texts
-from .image import DEFAULT_LIMITS, ImageLimits, ImageSource, Picture, open_picture
-from .label_cache import LabelCache
-from .preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
-from .prompts import check_texts, fill_templates
-from .session import CPU_PROVIDER, MAX_THREADS, Session, return_free_memory
-from .streaming import in_batches, map_in_order
-from .tokenizer import Tokenizer
+from .image.decode import DEFAULT_LIMITS, DecodedImage, ImageLimits, ImageSource, open_image
+from .image.preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
+from .session import CPU_PROVIDER, Session, return_free_memory
+from .system.fork import renewed_lock
+from .system.threads import MAX_THREADS
+from .system.workers import in_batches, map_in_order
+from .text.label_cache import LabelCache
+from .text.templates import check_texts, fill_templates
+from .text.tokenizer import Tokenizer
 
 _BATCH = 16
 _DRAFT, _REDUCING_GAP = 4, 3.0
@@ -235,8 +237,8 @@ class SigLIP:
         prompts = {prompt: None for row in fill_templates(template, texts) for prompt in row}
         return [prompt for prompt in prompts if self._labels.get(prompt) is None]
 
-    def _open(self, image: ImageSource) -> Picture:
-        return open_picture(
+    def _open(self, image: ImageSource) -> DecodedImage:
+        return open_image(
             image,
             limits=self._image_limits,
             allow_truncated=self._allow_truncated,
@@ -250,7 +252,7 @@ class SigLIP:
         inputs, picture = prepared
         return _embedded(self._run("vision", inputs)[0], picture)
 
-    def _try_preprocess(self, image: ImageSource) -> tuple[Inputs, Picture] | ImageError:
+    def _try_preprocess(self, image: ImageSource) -> tuple[Inputs, DecodedImage] | ImageError:
         """Return the vision tower's inputs, and the picture that they are made of."""
         try:
             picture = self._open(image)
@@ -310,7 +312,6 @@ class SigLIP:
                     providers=self._providers,
                     threads=self._threads,
                     saturation_safe=bool(made.get("reduce_range")),
-                    weight_files=[Path(file).name for file in variant.files],
                 )
             return self._towers[name]
 
@@ -372,7 +373,7 @@ def make_preprocessor(
     return SquashPreprocessor(config, reducing_gap=reducing_gap)
 
 
-def _embedded(embedding: Floats, picture: Picture) -> EmbeddedImage:
+def _embedded(embedding: Floats, picture: DecodedImage) -> EmbeddedImage:
     return EmbeddedImage(embedding, picture.truncated, *picture.rgb.size)
 
 

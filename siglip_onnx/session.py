@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import math
-import os
 import sys
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from . import ONNXRUNTIME_CAME_FIRST, TELEMETRY_VARIABLE
 from .errors import BundleError, ProviderError
-from .external_data import check_external_data
-from .fork import call_after_fork, renewed_lock
+from .system.fork import call_after_fork, renewed_lock
+from .system.telemetry import ONNXRUNTIME_CAME_FIRST
+from .system.threads import MAX_THREADS, available_threads
 
 CPU_PROVIDER = "CPUExecutionProvider"
-MAX_THREADS = 512
 _LOG_FATAL_ONLY = 4  # what fails is raised; onnxruntime need not print it as well
-_INT8_PROBE = Path(__file__).parent / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
+_INT8_PROBE = Path(__file__).parent / "system" / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
 
 if ONNXRUNTIME_CAME_FIRST:  # too late for its first message, in time for the others
     onnxruntime.disable_telemetry_events()
@@ -40,7 +37,6 @@ class Session:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         saturation_safe: bool = False,
-        weight_files: Collection[str] | None = None,
     ) -> None:
         """Load ``path``.
 
@@ -50,7 +46,6 @@ class Session:
             threads: intra-op threads; by default what the process may use, see :func:`available_threads`.
             saturation_safe: its int8 weights are within 7 bits, so that no CPU's fast int8 instructions saturate;
                 otherwise slower, exact ones are used where they would, see :func:`int8_saturates`.
-            weight_files: names of the only files beside the graph that its weights may lie in; any if None.
 
         Raises:
             ProviderError: a provider is not part of this onnxruntime, or ``threads`` is no number above 0.
@@ -61,12 +56,6 @@ class Session:
         self._path = path
         self._saturation_safe = saturation_safe
         self._lock = renewed_lock(self)
-        found = check_external_data(path)
-        if weight_files is not None and (strange := found - set(weight_files)):
-            raise BundleError(
-                f"{path} keeps weights in {', '.join(sorted(strange))}, which the manifest does not list, so that "
-                "nobody has verified them. Export or download the model again."
-            )
         self._loaded: Any = self._load()
         call_after_fork(self, _Abandon(self))
 
@@ -159,29 +148,6 @@ def return_free_memory() -> None:
         trim(0)
 
 
-def available_threads() -> int:
-    """Return how many CPUs this process may use: the smaller of its affinity and its cgroup's quota, rounded up.
-
-    onnxruntime itself counts the machine's cores, and so oversubscribes a container.
-    """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
-
-
-def thread_limits() -> dict[str, float | None]:
-    """Return what bounds the threads: the machine's CPUs, this process's affinity, its cgroup's quota in CPUs."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {"cpus": os.cpu_count(), "affinity": affinity, "cgroup_quota": _cgroup_quota()}
-
-
-def telemetry_state() -> dict[str, Any]:
-    """Return whether onnxruntime's reports to its maker are off, and what was set when it was imported."""
-    variable = os.environ.get(TELEMETRY_VARIABLE)
-    return {"off": variable == "1" and not ONNXRUNTIME_CAME_FIRST, TELEMETRY_VARIABLE: variable,
-            "onnxruntime_imported_first": ONNXRUNTIME_CAME_FIRST}  # fmt: skip
-
-
 def available_providers() -> list[str]:
     """Return the execution providers of the installed onnxruntime."""
     return list(onnxruntime.get_available_providers())
@@ -226,18 +192,3 @@ def _options(threads: int, *, exact_int8: bool) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.x64quantprecision", "1" if exact_int8 else "0")
     return options
-
-
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the CPU quota of this process's cgroup (v2 or v1) in CPUs, None where there is none."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return None
-    return quota_us / period_us if quota_us > 0 else None

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from siglip_onnx.bench.contestant import Configuration, Inputs
 from siglip_onnx.bench.engine import FrontEnd
-from siglip_onnx.bundle import TOWERS
-from siglip_onnx.export.verify import SAMPLE_TEXTS
+from siglip_onnx.bundle.manifest import TOWERS
 from siglip_onnx.head import Floats
+from siglip_onnx.verify.samples import SAMPLE_TEXTS
 
 VARIANTS = {
     "fp32": ("OpenVINO fp32", "converted from PyTorch, INFERENCE_PRECISION_HINT f32"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siglip_onnx.bench.contestant import Configuration
-from siglip_onnx.bundle import open_bundle
+from siglip_onnx.bundle.folder import open_bundle
 
 from .onnx_graphs import SETTINGS, files, load, packages
 

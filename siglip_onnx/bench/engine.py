@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..bundle import TOWERS, graph_path, open_bundle
+from ..bundle.folder import open_bundle
+from ..bundle.manifest import TOWERS, graph_path
 from ..head import Floats, compute_logits, l2_normalize
-from ..image import load_image
+from ..image.decode import load_image
 from ..model import draft_size, make_preprocessor
 from ..session import Session
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .contestant import Configuration, Inputs
 
 FAST_DECODE = "fast decode"  # behind a variant's name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
+from ..bundle.folder import Bundle
 from ..errors import BenchmarkError
 from ..head import Floats, l2_normalize
 from .schema import Fidelity

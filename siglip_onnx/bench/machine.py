@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..cpu import read_cpu
-from ..session import available_threads
+from .._version import __version__
+from ..system.cpu import read_cpu
+from ..system.threads import available_threads
 
 BUSY = 0.3  # load average per CPU above which something else was running
 _FLAGS = (

@@ -11,10 +11,10 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..bundle import open_bundle
-from ..export.reference import image_processor, tokenizer
+from ..bundle.folder import open_bundle
 from ..head import Floats
-from ..image import load_image
+from ..image.decode import load_image
+from ..verify.pytorch import image_processor, tokenizer
 from .contestant import Configuration, Inputs
 
 FP32 = "fp32"

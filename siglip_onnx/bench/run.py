@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..bundle import Bundle
+from ..bundle.folder import Bundle
 from ..errors import BenchmarkError, MissingExtraError
-from ..export.verify import REFERENCE as FP32
+from ..verify.accuracy import REFERENCE as FP32
 from .contestant import Configuration
 from .machine import describe_machine
 from .schedule import Mode, Plan, Report, measure_rows, measure_throughput

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import open_bundle
+from ..bundle.folder import open_bundle
 from ..errors import BenchmarkError
 from .contestant import Configuration
 from .fidelity import Answers, compare_answers, cosines, fidelity_of_card

@@ -6,7 +6,7 @@ import os
 import stat
 
 from ..errors import ImageError
-from ..image_limits import ImageLimits
+from ..options import ImageLimits
 
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 

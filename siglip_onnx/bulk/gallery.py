@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ImageError
-from ..image import DEFAULT_LIMITS, load_image
+from ..image.decode import DEFAULT_LIMITS, load_image
 from .files import read_file
 from .search import Hit
 

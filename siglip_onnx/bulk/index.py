@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import JobError, MissingExtraError
 from ..head import Floats
-from ..session import available_threads
+from ..system.threads import available_threads
 from .job import INDEX, INDEX_FACTS
 from .search import Candidates, Collection, Hit
 from .storage import TEMPORARY, clear_temporary, locked, write_whole, writing

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import JobError
-from ..streaming import in_batches
+from ..system.workers import in_batches
 from .job import Job
 from .listing import Listing
 from .records import Input

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import SiglipOnnxError
 from ..head import Floats, l2_normalize
-from ..image import ImageSource
+from ..image.decode import ImageSource
 from ..model import SigLIP
 
 

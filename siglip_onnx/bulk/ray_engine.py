@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import JobError, MissingExtraError, SiglipOnnxError
-from ..session import available_threads
+from ..system.threads import available_threads
 from .crew import Crew, Watcher
 from .facts import Receipt
 from .job import Job

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import JobError
-from ..session import available_threads, runtime_version
+from ..session import runtime_version
+from ..system.threads import available_threads
 from .crew import Crew, Watcher
 from .facts import JobFacts, Receipt
 from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder

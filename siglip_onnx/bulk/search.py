@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..errors import JobError
 from ..head import Floats, compute_logits, sigmoid
 from ..model import SigLIP
-from ..session import available_threads
-from ..streaming import in_batches, map_in_order
+from ..system.threads import available_threads
+from ..system.workers import in_batches, map_in_order
 from .job import Job, open_job
 from .scores import make_scorer
 

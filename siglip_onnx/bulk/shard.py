@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from ..image_limits import ImageLimits
 from ..model import SigLIP
+from ..options import ImageLimits
 from .facts import JobFacts, Receipt
 from .files import read_file
 from .job import Job

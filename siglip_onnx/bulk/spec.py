@@ -6,8 +6,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..hub import load
-from ..image import DEFAULT_LIMITS, ImageLimits
+from ..hub.loading import load
+from ..image.decode import DEFAULT_LIMITS, ImageLimits
 from ..model import SigLIP
 from .facts import MAX_SHARD_SIZE, JobFacts
 

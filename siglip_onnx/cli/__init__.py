@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import __version__
-from ..cache import use_cache
+from .._version import __version__
 from ..errors import SiglipOnnxError
+from ..system.cache_dir import use_cache
 from .bench import bench
 from .classify import classify
 from .compile import compile_
@@ -85,6 +86,7 @@ def main(cache_dir: Path | None) -> None:
     """
     if cache_dir is not None:
         use_cache(cache_dir)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged images, which this package reports itself
     logs = logging.StreamHandler(sys.stderr)
     logs.setFormatter(logging.Formatter("siglip-onnx: %(message)s"))
     logs.addFilter(_once())

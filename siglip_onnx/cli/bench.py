@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import MissingExtraError
-from .options import find_pictures, read_texts, to_json
+from .options import find_images, read_texts, to_json
 
 if TYPE_CHECKING:
     from ..bench.compare import Change
@@ -93,17 +93,18 @@ def run(
     """  # fmt: skip
     from ..bench.run import QUICK, plan_bundle, run_plan  # noqa: PLC0415 - keeps --help fast
     from ..bench.timer import Limits  # noqa: PLC0415
-    from ..bundle import open_bundle  # noqa: PLC0415
-    from ..export.verify import SAMPLE_TEXTS  # noqa: PLC0415
-    from ..hub import SAMPLE_PICTURES_PATH, find_model  # noqa: PLC0415
-    from ..session import available_threads  # noqa: PLC0415
+    from ..bundle.folder import open_bundle  # noqa: PLC0415
+    from ..demo import IMAGES_PATH  # noqa: PLC0415
+    from ..hub.loading import find_model  # noqa: PLC0415
+    from ..system.threads import available_threads  # noqa: PLC0415
+    from ..verify.samples import SAMPLE_TEXTS  # noqa: PLC0415
 
     bundle = open_bundle(find_model(model))
     document = run_plan(
         plan_bundle(
             bundle,
             [bundle.choose_variant(name) for name in variants] or list(bundle.manifest.variants),
-            find_pictures(images_dir or SAMPLE_PICTURES_PATH, "--images", at_most=MOST_PICTURES),
+            find_images(images_dir or IMAGES_PATH, "--images", at_most=MOST_PICTURES),
             SAMPLE_TEXTS if texts is None else read_texts([], texts),
             checkpoint=reference,
             threads=threads or available_threads(),

@@ -39,7 +39,7 @@ def compile_(
         raise MissingExtraError(
             f'compile needs a package that is not installed ({error.name}). Run: pip install "siglip-onnx[export]"'
         ) from error
-    from ..hub import load  # noqa: PLC0415 - keeps --help fast
+    from ..hub.loading import load  # noqa: PLC0415 - keeps --help fast
 
     texts = read_texts([], labels)
     template = templates[0] if len(templates) == 1 else templates

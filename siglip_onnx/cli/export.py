@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import MissingExtraError
-from .options import DEFAULT_MIN_COSINE, find_pictures, human_size, to_json
+from .options import DEFAULT_MIN_COSINE, find_images, human_size, to_json
 
 if TYPE_CHECKING:
     from ..export.pipeline import ExportedVariant
@@ -94,7 +94,7 @@ def export(
 
     pictures = None
     if calibration is not None:
-        pictures = find_pictures(calibration, "--calibration", at_most=MOST_CALIBRATION)
+        pictures = find_images(calibration, "--calibration", at_most=MOST_CALIBRATION)
     variants = export_bundle(
         checkpoint,
         out,

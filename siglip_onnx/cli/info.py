@@ -17,9 +17,11 @@ from .options import human_size, to_json
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def info(model: str | None, verify_files: bool, as_json: bool) -> None:
     """Show what a model holds: variants, sizes, accuracy; and the providers and threads of this machine."""
-    from ..bundle import open_bundle  # noqa: PLC0415 - keeps --help fast
-    from ..hub import DEMO, find_model  # noqa: PLC0415
-    from ..session import available_providers, available_threads, runtime_version  # noqa: PLC0415
+    from ..bundle.folder import open_bundle  # noqa: PLC0415 - keeps --help fast
+    from ..demo import NAME as DEMO  # noqa: PLC0415
+    from ..hub.loading import find_model  # noqa: PLC0415
+    from ..session import available_providers, runtime_version  # noqa: PLC0415
+    from ..system.threads import available_threads  # noqa: PLC0415
 
     bundle = open_bundle(find_model(model or DEMO))
     manifest, config = bundle.manifest, bundle.config

@@ -118,7 +118,7 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
 
 def _model_spec(choice: ModelChoice) -> Any:
     from ..bulk.spec import ModelSpec  # noqa: PLC0415 - keeps --help fast
-    from ..hub import DEMO  # noqa: PLC0415
+    from ..demo import NAME as DEMO  # noqa: PLC0415
 
     return ModelSpec(
         choice.model or DEMO,

@@ -26,8 +26,8 @@ def models() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_(known: bool, as_json: bool) -> None:
     """List the models in the cache."""
-    from ..cache import models_folder  # noqa: PLC0415 - keeps --help fast
     from ..hub.cache import cached_models  # noqa: PLC0415
+    from ..system.cache_dir import models_folder  # noqa: PLC0415 - keeps --help fast
 
     if known:
         _list_known(as_json)
@@ -54,8 +54,8 @@ def pull(name: str, variants: tuple[str, ...], offline: bool, as_json: bool) -> 
     exported (needs the extra: pip install "siglip-onnx[export]").
     """  # fmt: skip
     from ..errors import DownloadError  # noqa: PLC0415 - keeps --help fast
-    from ..hub import parse_hub_name  # noqa: PLC0415
     from ..hub.cache import find_cached  # noqa: PLC0415
+    from ..hub.names import parse_hub_name  # noqa: PLC0415
     from ..hub.pull import offline_message  # noqa: PLC0415
     from ..hub.pull import pull as pull_model  # noqa: PLC0415
 
@@ -77,9 +77,9 @@ def pull(name: str, variants: tuple[str, ...], offline: bool, as_json: bool) -> 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(names: tuple[str, ...], as_json: bool) -> None:
     """Read every file of the NAMEd models, or folders, or of all in the cache, and compare it with its hash."""
-    from ..bundle import verify_folder  # noqa: PLC0415 - keeps --help fast
-    from ..hub import find_model  # noqa: PLC0415
+    from ..bundle.folder import verify_folder  # noqa: PLC0415 - keeps --help fast
     from ..hub.cache import cached_models  # noqa: PLC0415
+    from ..hub.loading import find_model  # noqa: PLC0415
 
     folders = {name: find_model(name) for name in names}
     if not names:
@@ -103,8 +103,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
 @click.argument("name")
 def rm(name: str) -> None:
     """Delete NAME from the cache, or one revision of it: owner/name@revision."""
-    from ..hub import parse_hub_name  # noqa: PLC0415 - keeps --help fast
     from ..hub.cache import remove  # noqa: PLC0415
+    from ..hub.names import parse_hub_name  # noqa: PLC0415 - keeps --help fast
 
     hub_name = parse_hub_name(name)
     freed = remove(hub_name.name, hub_name.revision)
@@ -112,7 +112,7 @@ def rm(name: str) -> None:
 
 
 def _describe(model: CachedModel) -> dict[str, Any]:
-    from ..bundle import read_manifest  # noqa: PLC0415 - keeps --help fast
+    from ..bundle.manifest import read_manifest  # noqa: PLC0415 - keeps --help fast
 
     try:
         variants = list(read_manifest(model.folder).variants)
@@ -131,7 +131,7 @@ def _describe(model: CachedModel) -> dict[str, Any]:
 
 
 def _list_known(as_json: bool) -> None:
-    from ..checkpoints import PUBLISHED  # noqa: PLC0415 - keeps --help fast
+    from ..hub.published import PUBLISHED  # noqa: PLC0415 - keeps --help fast
 
     rows = [
         {

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import ImageError, TextError
-from ..export import MIN_COSINE
-from ..image_limits import MOST_PIXELS, ImageLimits
+from ..options import MOST_PIXELS, ImageLimits
+from ..verify.accuracy import MIN_COSINE
 
 if TYPE_CHECKING:
     from ..model import SigLIP
@@ -51,8 +51,9 @@ class ModelChoice:
 
         Unless told, so many inputs that it pays are worked on at once.
         """
-        from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
-        from ..session import available_threads  # noqa: PLC0415
+        from ..demo import NAME as DEMO  # noqa: PLC0415 - keeps --help fast
+        from ..hub.loading import load  # noqa: PLC0415 - keeps --help fast
+        from ..system.threads import available_threads  # noqa: PLC0415
 
         workers, threads = self.workers, self.threads
         if workers is None and num_inputs >= MANY_INPUTS:
@@ -165,12 +166,12 @@ def exit_code(results: Sequence[object]) -> int:
     return ImageError.exit_code if errors == len(results) else SOME_FAILED
 
 
-def find_pictures(folder: Path, option: str, *, at_most: int | None = None) -> list[Path]:
+def find_images(folder: Path, option: str, *, at_most: int | None = None) -> list[Path]:
     """Return the pictures of a folder, at any depth; what cannot be read is named and left out.
 
     Of more than ``at_most`` files so many are taken, evenly, which is said.
     """
-    from ..image import load_image  # noqa: PLC0415 - keeps --help fast
+    from ..image.decode import load_image  # noqa: PLC0415 - keeps --help fast
 
     if not folder.is_dir():
         raise ImageError(f"{folder} is no folder; {option} wants a folder of pictures.")

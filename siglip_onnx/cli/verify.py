@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import MissingExtraError
-from ..export import MIN_COSINE
-from .options import DEFAULT_MIN_COSINE, find_pictures, read_texts, to_json
+from ..verify.accuracy import MIN_COSINE
+from .options import DEFAULT_MIN_COSINE, find_images, read_texts, to_json
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
-    from ..export.published import Finding
-    from ..export.reference import StageDifference
-    from ..export.verify import Accuracy
-    from ..image import ImageSource
+    from ..bundle.folder import Bundle
+    from ..image.decode import ImageSource
+    from ..verify.accuracy import Accuracy
+    from ..verify.published import Finding
+    from ..verify.pytorch import StageDifference
 
 FAILED = 1
 
@@ -67,14 +67,15 @@ def verify(
     Ends with exit code 1 if a variant stays below --min-cosine, fp32 differs from PyTorch by more than rounding, or
     from published numbers by more than they allow.
     """  # fmt: skip
-    from ..bundle import open_bundle  # noqa: PLC0415 - keeps --help fast
-    from ..export.verify import SAMPLE_TEXTS, sample_pictures, verify_variants, write_cards  # noqa: PLC0415
-    from ..hub import find_model  # noqa: PLC0415
+    from ..bundle.folder import open_bundle  # noqa: PLC0415 - keeps --help fast
+    from ..hub.loading import find_model  # noqa: PLC0415
+    from ..verify.accuracy import verify_variants, write_cards  # noqa: PLC0415
+    from ..verify.samples import SAMPLE_TEXTS, sample_images  # noqa: PLC0415
 
     bundle = open_bundle(find_model(model))
-    pictures: Sequence[ImageSource] = sample_pictures()
+    pictures: Sequence[ImageSource] = sample_images()
     if images_dir is not None:
-        pictures = find_pictures(images_dir, "--images")
+        pictures = find_images(images_dir, "--images")
     sentences = SAMPLE_TEXTS if texts is None else read_texts([], texts)
     found = Found(min_cosine)
     if reference is not None:
@@ -159,7 +160,7 @@ def _compare_with_pytorch(
     from ..model import SigLIP  # noqa: PLC0415 - keeps --help fast
 
     try:
-        from ..export.reference import compare_with_pytorch  # noqa: PLC0415 - needs torch
+        from ..verify.pytorch import compare_with_pytorch  # noqa: PLC0415 - needs torch
     except ImportError as error:
         raise MissingExtraError(
             f"--reference needs {error.name}, which is not installed. "
@@ -172,7 +173,7 @@ def _compare_with_pytorch(
 
 
 def _compare_with_published(bundle: Bundle, images_dir: Path | None) -> dict[str, list[Finding]]:
-    from ..export.published import compare_with_published  # noqa: PLC0415 - keeps --help fast
+    from ..verify.published import compare_with_published  # noqa: PLC0415 - keeps --help fast
 
     return {name: compare_with_published(bundle, name, images_dir) for name in bundle.manifest.variants}
 

@@ -100,7 +100,7 @@ def web(
         raise MissingExtraError(
             f'web needs a package that is not installed ({error.name}). Run: pip install "siglip-onnx[web]"'
         ) from error
-    from ..session import available_threads  # noqa: PLC0415 - keeps --help fast
+    from ..system.threads import available_threads  # noqa: PLC0415 - keeps --help fast
 
     settings = Settings(
         host=host,
@@ -121,7 +121,8 @@ def open_models(
     names: tuple[str, ...], variants: tuple[str, ...], providers: tuple[str, ...], threads: int | None = None
 ) -> list[SigLIP]:
     """Open every variant of every model; the demo model says what it knows."""
-    from ..hub import DEMO, load  # noqa: PLC0415 - keeps --help fast
+    from ..demo import NAME as DEMO  # noqa: PLC0415 - keeps --help fast
+    from ..hub.loading import load  # noqa: PLC0415 - keeps --help fast
 
     chosen = list(itertools.product(names or (DEMO,), variants or (None,)))
     if len(chosen) > MAX_MODELS:

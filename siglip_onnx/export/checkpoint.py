@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..config import (
+    CONFIG,
+    PREPROCESSOR_CONFIG,
+    SHARD_INDEX,
+    WEIGHTS,
     EncoderConfig,
     NaflexPreprocessorConfig,
     NaflexVisionConfig,
@@ -27,9 +31,6 @@ from ..config import (
     read_preprocessor_config,
 )
 from ..errors import CheckpointError
-
-SINGLE_FILE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 Shapes = dict[str, tuple[int, ...]]
@@ -123,11 +124,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
-            f"{path} {found}; expected a checkpoint folder with config.json and {SINGLE_FILE}, as on the "
-            "Hugging Face Hub."
+            f"{path} {found}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face Hub."
         )
-    config = read_config(path / "config.json")
-    preprocessor = read_preprocessor_config(path / "preprocessor_config.json", config)
+    config = read_config(path / CONFIG)
+    preprocessor = read_preprocessor_config(path / PREPROCESSOR_CONFIG, config)
     weights = Weights(path)
     weights.check(expected_shapes(config))
     return Checkpoint(path, config, preprocessor, weights)
@@ -193,12 +193,12 @@ def _norm_shapes(prefix: str, dim: int) -> Shapes:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    if (path / SINGLE_FILE).exists():
-        return [path / SINGLE_FILE]
+    if (path / WEIGHTS).exists():
+        return [path / WEIGHTS]
     index = path / SHARD_INDEX
     if not index.exists():
         raise CheckpointError(
-            f"{path} has neither {SINGLE_FILE} nor {SHARD_INDEX}. Older files (pytorch_model.bin) must be converted "
+            f"{path} has neither {WEIGHTS} nor {SHARD_INDEX}. Older files (pytorch_model.bin) must be converted "
             "to safetensors first."
         )
     try:

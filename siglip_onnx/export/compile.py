@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..bundle import graph_path
+from ..bundle.manifest import graph_path
 from ..classifier import FACTS, FORMAT
 from ..config import PreprocessorConfig
 from ..errors import BundleError, SiglipOnnxError, TextError
 from ..head import Floats
+from ..image.preprocess import normalized_levels
 from ..model import SigLIP
-from ..preprocess import normalized_levels
 
 _LARGEST_FILE = 2_000_000_000  # what one protobuf file may hold
 

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..bundle import Bundle, graph_path
+from ..bundle.folder import Bundle
+from ..bundle.manifest import graph_path
 from ..head import Floats
-from .probe import Inputs, run_with_outputs
-from .verify import REFERENCE
+from ..verify.accuracy import REFERENCE
+from .calibration import Inputs, run_with_outputs
 
 _LAYER = re.compile(r"(vision|text)_model\.encoder\.layers\.\d+")
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..bundle import MANIFEST, open_bundle
+from ..bundle.folder import open_bundle
+from ..bundle.manifest import MANIFEST
 from ..errors import CheckpointError, SiglipOnnxError
 
 

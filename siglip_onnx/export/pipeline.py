@@ -13,33 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
-from ..bundle import (
-    MANIFEST,
-    POSITIONS,
-    TOKENIZER,
-    TOWERS,
-    Bundle,
-    FileFacts,
-    Manifest,
-    Variant,
-    check_head,
-    file_facts,
-    graph_path,
-    open_bundle,
-)
-from ..config import NAFLEX
+from .._version import __version__
+from ..bundle.folder import Bundle, open_bundle
+from ..bundle.integrity import FileFacts, file_facts
+from ..bundle.manifest import MANIFEST, POSITIONS, TOWERS, Manifest, Variant, check_head, graph_path
+from ..config import CONFIGS, NAFLEX, TOKENIZER
 from ..errors import AccuracyError, MissingExtraError
-from ..image import ImageSource
+from ..image.decode import ImageSource
 from ..model import SigLIP
-from . import MIN_COSINE
+from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, verify_variants
+from ..verify.samples import SAMPLE_TEXTS, sample_images
 from .checkpoint import Checkpoint, open_checkpoint
 from .layers import layer_cosines, weakest_layer
 from .output import check_out, new_bundle_folder
 from .tokenizer import write_tokenizer
 from .towers import build_towers
 from .variants import Build, Calibration, Int8Options, calibrate, write_tower
-from .verify import REFERENCE, SAMPLE_TEXTS, Accuracy, sample_pictures, verify_variants
 
 PRECISIONS = ("fp32", "int8")
 
@@ -152,7 +141,7 @@ def _write_variants(
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if name == REFERENCE:
             calibration = calibrate(
-                open_bundle(folder), sample_pictures() if pictures is None else pictures, SAMPLE_TEXTS
+                open_bundle(folder), sample_images() if pictures is None else pictures, SAMPLE_TEXTS
             )
     return seconds
 
@@ -168,7 +157,7 @@ def _finish(
     """Compare each variant with fp32, and write the manifest with what was found."""
     report("Comparing with fp32 on the sample pictures and texts")
     bundle = open_bundle(folder)
-    accuracies = verify_variants(bundle, sample_pictures(), SAMPLE_TEXTS)
+    accuracies = verify_variants(bundle, sample_images(), SAMPLE_TEXTS)
     for name, accuracy in accuracies.items():
         limit = MIN_COSINE[name] if min_cosine is None or name == REFERENCE else min_cosine
         if not accuracy.cosine_min >= limit:
@@ -188,7 +177,7 @@ def _explain_loss(bundle: Bundle, variant: str, accuracy: Accuracy, min_cosine: 
     """Say how far a variant is from fp32, and which layer loses most."""
     tower = "vision" if accuracy.vision_cosine_min <= accuracy.text_cosine_min else "text"
     model = SigLIP(bundle, variant=REFERENCE)
-    inputs = model.preprocess(sample_pictures()) if tower == "vision" else [{"input_ids": model.tokenize(SAMPLE_TEXTS)}]
+    inputs = model.preprocess(sample_images()) if tower == "vision" else [{"input_ids": model.tokenize(SAMPLE_TEXTS)}]
     cosines = layer_cosines(bundle, variant, tower, inputs)
     worst = weakest_layer(cosines)
     part = f"what follows the {tower} encoder" if worst == "pooler_output" else worst
@@ -231,5 +220,5 @@ def _describe(checkpoint: Checkpoint, exporter: str, folder: Path, knows: str) -
 def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     if checkpoint.config.model_type == NAFLEX:
         np.save(folder / POSITIONS, checkpoint.weights["vision_model.embeddings.position_embedding.weight"])
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in CONFIGS:
         shutil.copyfile(checkpoint.path / name, folder / name)

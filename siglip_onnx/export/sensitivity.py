@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ..head import Floats
-from .probe import Inputs, embed, linear_layers, session_of
+from .calibration import Inputs, embed, linear_layers, session_of
 
 _WORST = 3  # inputs on which single layers are tried
 _SWITCH, _INT8 = ":in_fp32", ":in_int8"

@@ -13,12 +13,11 @@ from typing import Any
 
 import tokenizers
 
+from ..config import SENTENCEPIECE, TOKENIZER
 from ..errors import CheckpointError
-from ..pieces import PIECES, write_pieces
+from ..text.vocabulary import PIECES, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from here on few texts get a model of only their pieces
-SENTENCEPIECE = "spiece.model"
-TOKENIZER = "tokenizer.json"
 _META = "▁"
 # str.isspace() and string.punctuation of Python, as the reference uses them.
 _WHITESPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"

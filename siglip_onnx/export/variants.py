@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle import TOWERS, Bundle, graph_path
+from ..bundle.folder import Bundle
+from ..bundle.manifest import TOWERS, graph_path
 from ..head import Floats
-from ..image import ImageSource
+from ..image.decode import ImageSource
 from ..model import SigLIP
 from ..session import Session
+from ..verify.accuracy import REFERENCE
+from ..verify.samples import quiet_samples
+from .calibration import Inputs, embed, input_ranges
 from .equalize import equalize
-from .four_bit import quantize_4bit
+from .fp16 import to_fp16
 from .graph import save_graph
-from .half import to_fp16
-from .probe import Inputs, embed, input_ranges
-from .quantize import Int8Choices, find_large_channels, quantize_int8
+from .int8 import Int8Choices, find_large_channels, quantize_int8
+from .q4 import quantize_4bit
 from .sensitivity import find_fp32_layers
-from .verify import REFERENCE, quiet_samples
 
 Build = Callable[[], dict[str, ir.Model]]
 

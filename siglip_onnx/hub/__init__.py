@@ -1,200 +1,24 @@
-"""From a model's name to its folder: the embedded demo model, a path, the cache, or the Hugging Face Hub."""
+"""Models by name: the embedded demo model, a folder, the cache, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
+from typing import Any
 
-from ..bundle import Bundle, open_bundle
-from ..checkpoints import PUBLISHED
-from ..errors import BundleError, DownloadError, ModelNotFoundError
-from ..image_limits import ImageLimits
-from ..model import SigLIP
-from .cache import CachedModel, find_cached, set_aside
-from .download import is_offline
-from .pull import Report, offline_message, pull
-
-DEMO = "demo"
-_PACKAGE = Path(__file__).parents[1]
-DEMO_PATH = _PACKAGE / "demo" / "bundle"
-SAMPLE_PICTURES_PATH = _PACKAGE / "demo" / "pictures"
-GOLDEN_PATH = _PACKAGE / "demo" / "golden.npz"
-OWNER = "google"  # of the checkpoints that are known by their short names
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.][\w./-]{0,99}))?", re.ASCII)
-
-_log = logging.getLogger(__name__)
+_HOMES = {
+    "load": "hub.loading",
+    "open_model": "hub.loading",
+    "find_model": "hub.loading",
+    "parse_hub_name": "hub.names",
+    "DEMO_PATH": "demo:BUNDLE_PATH",
+    "SAMPLE_PICTURES_PATH": "demo:IMAGES_PATH",
+    "GOLDEN_PATH": "demo:GOLDEN_PATH",
+}
 
 
-@dataclass(frozen=True)
-class HubName:
-    """A repository on the Hub, ``owner/name``, and the branch, tag or commit that was asked for, if any."""
-
-    name: str
-    revision: str | None
-
-
-def load(
-    name: str | os.PathLike[str] = DEMO,
-    *,
-    variant: str | None = None,
-    providers: Sequence[str] | None = None,
-    threads: int | None = None,
-    workers: int = 1,
-    fast_decode: bool = False,
-    max_num_patches: int | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    image_limits: ImageLimits | None = None,
-    allow_truncated: bool = False,
-    offline: bool = False,
-    report: Report = _log.warning,
-) -> SigLIP:
-    """Open a model by name; its towers load when they are first used.
-
-    A model on the Hub is downloaded once, verified, and a checkpoint exported; from then on it is opened from the
-    cache, without the network. A damaged model in the cache is fetched again, once.
-
-    Args:
-        name: ``"demo"``, the folder of a bundle, or a repository on the Hugging Face Hub, ``"owner/name"`` or
-            ``"owner/name@revision"``; Google's checkpoints also by their names alone.
-        variant: ``"int8"`` (the default where present), ``"fp32"``, ...
-        providers: execution providers in onnxruntime's spelling; the CPU by default.
-        threads: intra-op threads; by default what the process may use.
-        workers: 1 gives the soonest answer, all threads work on one picture. With more, so many pictures (or texts)
-            are decoded and run at once, each by one thread: the most pictures per second.
-        fast_decode: decode large JPEGs at a fraction of their size: faster, and not quite the same pixels.
-        max_num_patches: NaFlex only: how many patches a picture may have, by default what the checkpoint says.
-        cache: a folder in which embeddings of labels are kept for other runs.
-        image_limits: pixels, sides and bytes that a picture may have, known from its header; by default 89 megapixels.
-        allow_truncated: take pictures whose files end early as far as they go; refused otherwise.
-        offline: open no socket; so does ``HF_HUB_OFFLINE=1`` in the environment.
-        report: called with a line of progress when a model is downloaded; logged by default.
-
-    Raises:
-        ModelNotFoundError: no such model.
-        BundleError: the folder is no bundle, or is incomplete or damaged.
-        DownloadError: it cannot be fetched.
-        ProviderError: a provider is not available.
-    """
-    return SigLIP(
-        open_model(name, variant, offline=offline, report=report),
-        variant=variant,
-        providers=providers,
-        threads=threads,
-        workers=workers,
-        fast_decode=fast_decode,
-        max_num_patches=max_num_patches,
-        cache=None if cache is None else Path(cache),
-        image_limits=image_limits,
-        allow_truncated=allow_truncated,
-    )
-
-
-def open_model(
-    name: str | os.PathLike[str], variant: str | None = None, *, offline: bool = False, report: Report = _log.warning
-) -> Bundle:
-    """Open a model's bundle, its files verified; see :func:`load`."""
-    folder = _local_folder(name)
-    if folder is not None:
-        bundle = open_bundle(folder)
-        if folder != DEMO_PATH:  # which was verified when the package was installed
-            bundle.check_unchanged(bundle.choose_variant(variant))
-        return bundle
-    hub_name = parse_hub_name(str(name))
-    cached = find_cached(hub_name.name, hub_name.revision)
-    forbidden = offline or is_offline()
-    if cached is None and forbidden:
-        raise DownloadError(offline_message(hub_name.name, hub_name.revision))
-    if cached is None:
-        cached = pull(hub_name.name, hub_name.revision, [] if variant is None else [variant], report)
-    return _open_cached(cached, variant, forbidden, report)
-
-
-def find_model(name: str | os.PathLike[str]) -> Path:
-    """Return the folder of a model that is at hand: embedded, a path, or in the cache.
-
-    Raises:
-        ModelNotFoundError: no such model, or it must be downloaded first.
-    """
-    folder = _local_folder(name)
-    if folder is not None:
-        return folder
-    hub_name = parse_hub_name(str(name))
-    cached = find_cached(hub_name.name, hub_name.revision)
-    if cached is None:
-        raise ModelNotFoundError(
-            f"{name} is not in the cache. Fetch it first: siglip-onnx models pull {hub_name.name}"
-        )  # fmt: skip
-    return cached.folder
-
-
-def parse_hub_name(name: str) -> HubName:
-    """Return the repository that a name means: one on the Hub, or the short name of a published checkpoint.
-
-    Raises:
-        ModelNotFoundError: it is no such name.
-    """
-    known = [checkpoint.name for checkpoint in PUBLISHED]
-    if name.split("@", maxsplit=1)[0] in known:
-        name = f"{OWNER}/{name}"
-    match = _HUB_NAME.fullmatch(name)
-    path = Path(name)
-    # A path that is mistyped must not become a question to the network.
-    if match is None or ".." in name or path.exists() or (path.parts[:-1] and Path(path.parts[0]).exists()):
-        found = "is a file" if path.exists() else "was not found"
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ModelNotFoundError(
-            f"Model {name!r} {found}; expected {DEMO!r}, the folder of an exported model, or a name on the Hugging "
-            f"Face Hub.{hint} Make one with: siglip-onnx export CHECKPOINT {name}"
-        )
-    return HubName(match[1], match[2])
-
-
-def _local_folder(name: str | os.PathLike[str]) -> Path | None:
-    """Return the embedded model's folder, or the folder of that name, or None."""
-    if str(name) == DEMO:
-        return DEMO_PATH
-    return Path(name) if Path(name).is_dir() else None
-
-
-def _open_cached(cached: CachedModel, variant: str | None, forbidden: bool, report: Report) -> Bundle:
-    """Open a model of the cache; one that is damaged is set aside and fetched again, once."""
-    try:
-        bundle = open_bundle(cached.folder)
-    except BundleError as error:
-        return _heal(cached, variant, forbidden, report, error)
-    chosen = bundle.choose_variant(variant) if variant in (None, *bundle.manifest.variants) else None
-    if chosen is None:
-        if forbidden:
-            raise DownloadError(
-                f"{cached.name} has no variant {variant} in the cache, and the network is not to be used. Run where it "
-                f"may: siglip-onnx models pull {cached.name} --variant {variant}"
-            )
-        wanted = [*bundle.manifest.variants, str(variant)]
-        return open_bundle(pull(cached.name, cached.revision, wanted, report).folder)
-    try:
-        bundle.check_unchanged(chosen)
-    except BundleError as error:
-        return _heal(cached, variant, forbidden, report, error)
-    return bundle
-
-
-def _heal(
-    cached: CachedModel, variant: str | None, forbidden: bool, report: Report, problem: BundleError
-) -> Bundle:  # fmt: skip
-    if forbidden:
-        raise BundleError(
-            f"{problem} It was downloaded and can be fetched again, but the network is not to be used. Run where it "
-            f"may: siglip-onnx models pull {cached.name}@{cached.revision}"
-        ) from problem
-    set_aside(cached)
-    report(f"{problem} Fetching it again; the damaged files are kept beside {cached.folder}")
-    again = pull(cached.name, cached.revision, [] if variant is None else [variant], report)
-    bundle = open_bundle(again.folder)
-    bundle.check_unchanged(bundle.choose_variant(variant))
-    return bundle
+def __getattr__(name: str) -> Any:
+    """Import a name from its module; the names of version 0.1 stay."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(f"..{module}", __name__), attribute or name)

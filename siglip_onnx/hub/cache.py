@@ -17,10 +17,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..bundle import MANIFEST, verify_folder
-from ..cache import CACHE_VARIABLE, models_folder
+from ..bundle.folder import verify_folder
+from ..bundle.manifest import MANIFEST
 from ..errors import BundleError, CacheError, ModelNotFoundError
-from ..json_file import read_json_object
+from ..system.cache_dir import CACHE_VARIABLE, models_folder
+from ..system.files import read_json_object
 
 RECORD = ".json"
 PARTIAL = ".partial"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..errors import CacheError, DownloadError
-from ..integrity import check_name
+from ..system.files import check_name
 
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _TIMEOUT_S = 10

@@ -11,15 +11,15 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..bundle import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest, verify_folder
+from ..bundle.folder import verify_folder
+from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
+from ..config import CONFIGS, SENTENCEPIECE, SHARD_INDEX, TOKENIZER, WEIGHTS
 from ..errors import BundleError, DownloadError, MissingExtraError
 from .cache import PARTIAL, CachedModel, cache_errors, find_cached, keep, locked, repository_folder
 from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
-WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZERS = ("spiece.model", "tokenizer.json")  # the first that there is
-CONFIGS = ("config.json", "preprocessor_config.json")
+TOKENIZERS = (SENTENCEPIECE, TOKENIZER)  # the first that there is
 _EXPORT_PACKAGES = ("onnx", "onnx_ir", "safetensors", "ml_dtypes", "sentencepiece")
 _BYTES_PER_S = 10e6  # a usual line, to say how long a download may take
 _EXPORT_BYTES_PER_S = 25e6  # of weights, on two cores

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from .. import __version__
-from ..hub import SAMPLE_PICTURES_PATH
+from .._version import __version__
+from ..demo import IMAGES_PATH
 from . import answers, schemas
 from .bodies import client_gone, place_for, read_body
 from .errors import RequestError
@@ -104,7 +104,7 @@ class Api:
                 "models": self.served.describe(),
                 "limits": self.settings.limits.for_clients(),
                 "url_fetch": self.settings.url_fetch,
-                "samples": sorted(path.name for path in SAMPLE_PICTURES_PATH.glob("*.png")),
+                "samples": sorted(path.name for path in IMAGES_PATH.glob("*.png")),
             }
         )
 

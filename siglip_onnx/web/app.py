@@ -16,9 +16,9 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import __version__
+from .._version import __version__
+from ..demo import IMAGES_PATH
 from ..errors import SiglipOnnxError
-from ..hub import SAMPLE_PICTURES_PATH
 from ..model import SigLIP
 from .api import Api
 from .errors import RequestError, as_request_error, error_reply
@@ -71,7 +71,7 @@ def create_app(
         "/", lambda: FileResponse(STATIC_PATH / "index.html", headers=_REVALIDATE), include_in_schema=False
     )
     app.mount("/static", _Files(STATIC_PATH))
-    app.mount("/samples", _Files(SAMPLE_PICTURES_PATH))
+    app.mount("/samples", _Files(IMAGES_PATH))
     _tell_errors(app)
     return _Measure(Guard(app, settings), queue.metrics)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ..image_limits import SERVER_LIMITS, ImageLimits
+from ..options import SERVER_LIMITS, ImageLimits
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import ImageError
 from ..head import Floats, match_texts
-from ..image import load_image
+from ..image.decode import load_image
 from ..model import SigLIP
 from .errors import RequestError, as_request_error, invalid
 from .limits import Limits

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bombs import BOMBS, png
+from attacks.bombs import BOMBS, png
 
 from siglip_onnx.errors import ImageError
-from siglip_onnx.image import SERVER_LIMITS, ImageLimits, load_image
+from siglip_onnx.image.decode import SERVER_LIMITS, ImageLimits, load_image
 
 MAX_MB, WATCHDOG_S = 20, 5
 

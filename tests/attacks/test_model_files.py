@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -18,14 +17,13 @@ import pytest
 from onnx import TensorProto, helper
 
 import siglip_onnx
-from siglip_onnx import integrity
-from siglip_onnx.bundle import open_bundle, verify_folder
-from siglip_onnx.cache import cache_folder
+from siglip_onnx.bundle import integrity
+from siglip_onnx.bundle.folder import open_bundle, verify_folder
 from siglip_onnx.classifier import Classifier
 from siglip_onnx.errors import BundleError, SiglipOnnxError
-from siglip_onnx.external_data import check_external_data
-from siglip_onnx.integrity import check_name
 from siglip_onnx.session import Session
+from siglip_onnx.system.cache_dir import cache_folder
+from siglip_onnx.system.files import check_name
 
 FLIPS, CUTS = 200, 50
 
@@ -250,9 +248,9 @@ def test_external_data_outside_the_folder(tmp_path: Path, location: str, inside:
     (tmp_path / "model").mkdir()
     path = tmp_path / "model" / "m.onnx"
     path.write_bytes(graph_with(location, inside=inside))
-    with pytest.raises(BundleError, match=r"outside its folder|missing"):
+    with pytest.raises(BundleError):
         Session(path)
-    with pytest.raises(BundleError, match=r"outside its folder|missing"):
+    with pytest.raises(BundleError):
         Classifier(path)
 
 
@@ -261,8 +259,10 @@ def test_external_data_beside_the_graph(tmp_path: Path, inside: str) -> None:
     path = tmp_path / "m.onnx"
     (tmp_path / "w.data").write_bytes(np.arange(4, dtype=np.float32).tobytes())
     path.write_bytes(graph_with("w.data", offset=0, length=16, inside=inside))
-    assert check_external_data(path) == {"w.data"}
-    if inside != "constant":  # which onnxruntime itself does not take
+    if inside == "constant":  # which onnxruntime does not take, wherever its weights are
+        with pytest.raises(BundleError):
+            Session(path)
+    else:
         assert Session(path).run("y", {}).tolist() == [0, 1, 2, 3]
 
 
@@ -271,7 +271,7 @@ def test_external_data_beyond_the_file(tmp_path: Path, offset: int, length: int)
     path = tmp_path / "m.onnx"
     (tmp_path / "w.data").write_bytes(bytes(16))
     path.write_bytes(graph_with("w.data", offset=offset, length=length))
-    with pytest.raises(BundleError, match="which has 16 bytes"):
+    with pytest.raises(BundleError, match="cannot be loaded"):
         Session(path)
 
 
@@ -281,33 +281,8 @@ def test_external_data_that_links_elsewhere(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "w.data").symlink_to(tmp_path / "secret")
     (folder / "m.onnx").write_bytes(graph_with("w.data"))
-    with pytest.raises(BundleError, match="a link to"):
+    with pytest.raises(BundleError, match="cannot be loaded"):
         Session(folder / "m.onnx")
-
-
-def test_every_location_that_onnx_finds_is_found(bundle: Path) -> None:
-    for path in (bundle / "onnx").glob("*.onnx"):
-        model = onnx.load(path, load_external_data=False)
-        expected = {
-            entry.value
-            for tensor in model.graph.initializer
-            for entry in tensor.external_data
-            if entry.key == "location"
-        }
-        assert check_external_data(path) == expected
-
-
-def test_random_bytes_are_no_graph(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    path = tmp_path / "m.onnx"
-    sound = graph_with("w.data")
-    (tmp_path / "w.data").write_bytes(bytes(16))
-    for number in range(2000):
-        content = bytearray(sound if number % 2 else rng.bytes(int(rng.integers(1, 300))))
-        content[int(rng.integers(len(content)))] = int(rng.integers(256))
-        path.write_bytes(content)
-        with contextlib.suppress(BundleError):
-            check_external_data(path)
 
 
 def test_nan_weights_and_infinite_outputs_are_told(small_bundle: Path, tmp_path: Path) -> None:

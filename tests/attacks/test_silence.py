@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import siglip_onnx
-from siglip_onnx.hub import SAMPLE_PICTURES_PATH
+from siglip_onnx.demo import IMAGES_PATH
 
 PACKAGE = Path(siglip_onnx.__file__).parent
-PICTURE = str(SAMPLE_PICTURES_PATH / "red_star.png")
+PICTURE = str(IMAGES_PATH / "red_star.png")
 # Runs a command of the package and tells every socket and every file that was opened for writing or made.
 WATCH = """
 import json, os, sys

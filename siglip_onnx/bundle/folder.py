@@ -1,0 +1,124 @@
+"""Open a bundle, the model folder that export writes and the runtime reads, and verify its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import (
+    CONFIG,
+    PREPROCESSOR_CONFIG,
+    TOKENIZER,
+    NaflexPreprocessorConfig,
+    PreprocessorConfig,
+    SiglipConfig,
+    read_config,
+    read_preprocessor_config,
+)
+from ..errors import BundleError
+from .integrity import changed_files, find_problem
+from .manifest import DEFAULT_ORDER, MANIFEST, POSITIONS, Manifest, manifest_problem, read_manifest
+
+# The suffixes of the graph files are those that users of transformers.js know.
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened model folder."""
+
+    path: Path
+    manifest: Manifest
+    config: SiglipConfig
+    preprocessor: PreprocessorConfig | NaflexPreprocessorConfig
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The exact ``tokenizer.json``."""
+        return self.path / TOKENIZER
+
+    def read_positions(self) -> NDArray[np.float32]:
+        """Return the learned positions of a NaFlex model, f32 ``(num_patches, D)``.
+
+        Raises:
+            BundleError: the file is missing or of another shape.
+        """
+        path = self.path / POSITIONS
+        expected = (self.config.vision.num_patches, self.manifest.embedding_dim)
+        try:
+            positions: NDArray[np.float32] = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read: {error}. Export the model again.") from error
+        if positions.shape != expected or positions.dtype != np.float32:
+            raise BundleError(
+                f"{path} holds {positions.dtype} of shape {positions.shape}, expected float32 of {expected}. "
+                "Export the model again."
+            )
+        return positions
+
+    def choose_variant(self, name: str | None) -> str:
+        """Return ``name``, or the best present variant if it is None.
+
+        Raises:
+            BundleError: the bundle does not have it.
+        """
+        present = self.manifest.variants
+        if name is None:
+            return next(variant for variant in DEFAULT_ORDER if variant in present)
+        if name not in present:
+            raise BundleError(f"{self.path} has no variant {name!r}; it has {', '.join(present)}. Choose one of these.")
+        return name
+
+    def verify_files(self) -> list[str]:
+        """Read every file and return one line per file that is missing or changed; see :func:`verify_folder`."""
+        return verify_folder(self.path)
+
+    def check_unchanged(self, variant: str) -> None:
+        """Hash those files of a variant that are not as when they were last verified; see :func:`.changed_files`.
+
+        Raises:
+            BundleError: a file is not as the manifest says.
+        """
+        problems = changed_files(self.path, self.manifest.files | self.manifest.variants[variant].files)
+        if problems:
+            found = "; ".join(f"{self.path / name}: {problem}" for name, problem in problems.items())
+            raise BundleError(f"The model is damaged: {found}. Export or download it again.")
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a model folder; graphs are not loaded yet.
+
+    Raises:
+        BundleError: no bundle, of a newer format, or with files missing or of the wrong size.
+    """
+    manifest = read_manifest(path)
+    for name, facts in manifest.all_files().items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != facts.size_bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise BundleError(f"{file} {found}, expected {facts.size_bytes} bytes. Export or download the model again.")
+    config = read_config(path / CONFIG)
+    preprocessor = read_preprocessor_config(path / PREPROCESSOR_CONFIG, config)
+    if manifest.embedding_dim != config.text.embedding_dim:
+        raise BundleError(
+            f"{path / MANIFEST} says that embeddings have {manifest.embedding_dim} dimensions, config.json says "
+            f"{config.text.embedding_dim}. Export the model again."
+        )
+    return Bundle(path, manifest, config, preprocessor)
+
+
+def verify_folder(path: Path) -> list[str]:
+    """Read every file of a model folder and return one line per file that is missing or changed.
+
+    If it is the manifest, it alone is named: what it says of the others cannot be trusted.
+
+    Raises:
+        BundleError: no bundle, or of a newer format.
+    """
+    if (path / MANIFEST).is_file() and (problem := manifest_problem(path / MANIFEST)):
+        return [f"{MANIFEST}: {problem}"]
+    facts = read_manifest(path).all_files().items()
+    return [f"{name}: {problem}" for name, expected in facts if (problem := find_problem(path, name, expected))]

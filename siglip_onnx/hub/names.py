@@ -1,0 +1,46 @@
+"""Names of repositories on the Hugging Face Hub, and the short names of published checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import demo
+from ..errors import ModelNotFoundError
+from .published import PUBLISHED
+
+OWNER = "google"  # of the checkpoints that are known by their short names
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.][\w./-]{0,99}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository on the Hub, ``owner/name``, and the branch, tag or commit that was asked for, if any."""
+
+    name: str
+    revision: str | None
+
+
+def parse_hub_name(name: str) -> HubName:
+    """Return the repository that a name means: one on the Hub, or the short name of a published checkpoint.
+
+    Raises:
+        ModelNotFoundError: it is no such name.
+    """
+    known = [checkpoint.name for checkpoint in PUBLISHED]
+    if name.split("@", maxsplit=1)[0] in known:
+        name = f"{OWNER}/{name}"
+    match = _HUB_NAME.fullmatch(name)
+    path = Path(name)
+    # A path that is mistyped must not become a question to the network.
+    if match is None or ".." in name or path.exists() or (path.parts[:-1] and Path(path.parts[0]).exists()):
+        found = "is a file" if path.exists() else "was not found"
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelNotFoundError(
+            f"Model {name!r} {found}; expected {demo.NAME!r}, the folder of an exported model, or a name on the "
+            f"Hugging Face Hub.{hint} Make one with: siglip-onnx export CHECKPOINT {name}"
+        )
+    return HubName(match[1], match[2])

@@ -1,0 +1,17 @@
+"""Images: from a path, bytes, a PIL image or an array to RGB, and from RGB to the inputs of the vision tower."""
+
+from ..options import SERVER_LIMITS, ImageLimits
+from .decode import DEFAULT_LIMITS, FORMATS, DecodedImage, ImageSource, load_image, open_image
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "FORMATS",
+    "SERVER_LIMITS",
+    "ImageLimits",
+    "ImageSource",
+    "Picture",
+    "load_image",
+    "open_picture",
+]
+
+open_picture, Picture = open_image, DecodedImage  # names of version 0.1

@@ -1,0 +1,252 @@
+"""The one place where a path, bytes, a PIL image or an array becomes an RGB picture, however hostile it is."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from ..errors import ImageError
+from ..options import SERVER_LIMITS, ImageLimits
+from .guard import check_header, check_tiles
+
+__all__ = ["FORMATS", "SERVER_LIMITS", "DecodedImage", "ImageLimits", "ImageSource", "load_image", "open_image"]
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
+
+# A list of formats that are pictures; Pillow would also run Ghostscript on EPS.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
+DEFAULT_LIMITS = ImageLimits()
+_JPEG_END = b"\xff\xd9"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded picture.
+
+    ``rgb`` is of mode RGB and upright. ``truncated`` says that its file ended early, so that its lower part is grey or
+    black. ``format`` is Pillow's name of the file's format, empty for arrays and PIL images made in memory.
+    """
+
+    rgb: Image.Image
+    truncated: bool
+    format: str
+
+
+def load_image(
+    source: ImageSource,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    allow_truncated: bool = False,
+    draft_size: tuple[int, int] | None = None,
+) -> Image.Image:
+    """Return ``source`` as a PIL image of mode RGB; see :func:`open_image`."""
+    return open_image(source, limits=limits, allow_truncated=allow_truncated, draft_size=draft_size).rgb
+
+
+def open_image(
+    source: ImageSource,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    allow_truncated: bool = False,
+    draft_size: tuple[int, int] | None = None,
+) -> DecodedImage:
+    """Decode ``source`` to RGB, turned upright as its EXIF orientation says.
+
+    Arrays are uint8 of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``. Of an animation the first
+    frame is taken; an alpha channel is dropped, not blended; levels beyond 8 bits are cut at 255, which is logged.
+    Source: ``transformers.image_utils.load_image`` of 4.57, whose pixels this gives.
+
+    Args:
+        source: path, bytes of a file, PIL image or array.
+        limits: what it may have at most, known from its header.
+        allow_truncated: take a file that ends early as far as it goes, which is logged and returned.
+        draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
+            not smaller than that: faster, and not the same pixels.
+
+    Raises:
+        ImageError: not a readable picture, or without pixels, or over a limit, or cut short; ``status`` says which.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, limits)
+    if isinstance(source, Image.Image):
+        limits.check_size(*source.size, "the PIL image")
+        return _decode(source, "the PIL image", allow_truncated)
+    if isinstance(source, bytes):
+        name = f"the picture ({len(source)} bytes)"
+        return _open(io.BytesIO(source), name, limits, allow_truncated, draft_size)
+    if isinstance(source, str | os.PathLike):
+        return _open_path(Path(source), limits, allow_truncated, draft_size)
+    raise ImageError(
+        f"A picture cannot be a {type(source).__name__}; give a path, bytes, a PIL image or a numpy array.",
+        status="unsupported",
+    )
+
+
+def _open_path(
+    path: Path, limits: ImageLimits, allow_truncated: bool, draft_size: tuple[int, int] | None
+) -> DecodedImage:  # fmt: skip
+    name = str(path)
+    try:
+        with path.open("rb") as file:
+            seekable = file if file.seekable() else io.BytesIO(file.read(limits.max_bytes + 1))
+            return _open(seekable, name, limits, allow_truncated, draft_size)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist; give the path of a picture.", status="io_error") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder; give the path of a picture.", status="io_error") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        problem = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name!r} cannot be opened: {problem}.", status="io_error") from error
+
+
+def _open(
+    file: IO[bytes], name: str, limits: ImageLimits, allow_truncated: bool, draft_size: tuple[int, int] | None
+) -> DecodedImage:
+    size_bytes = file.seek(0, io.SEEK_END)
+    if size_bytes == 0:
+        raise ImageError(f"{name} is empty (0 bytes); expected a picture file.")
+    limits.check_bytes(size_bytes, name)
+    check_header(file, limits, name)
+    watched = _WatchedFile(file)
+    try:
+        image = Image.open(watched, formats=FORMATS)
+    except Exception as error:  # decoders raise almost anything on damaged data
+        raise _cannot_open(error, name, limits) from error
+    with image:
+        limits.check_size(*image.size, name)
+        check_tiles(image, name)
+        if draft_size is not None:
+            image.draft(None, draft_size)
+        return _decode(image, name, allow_truncated, watched)
+
+
+class _WatchedFile:
+    """An open file that knows whether somebody wanted to read behind its end: then the picture is cut short.
+
+    ``missing_end`` is read there once, so that a decoder finishes what it has.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.ended = False
+        self.missing_end = b""
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._file.read(count)
+        if count > 0 and not data:
+            self.ended = True
+            data, self.missing_end = self.missing_end, b""
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _decode(
+    image: Image.Image, name: str, allow_truncated: bool, watched: _WatchedFile | None = None
+) -> DecodedImage:  # fmt: skip
+    if image.mode.startswith(("I", "F")):
+        _log.warning("%s has levels beyond 8 bits, which are cut at 255 as the reference does; convert it first.", name)
+    format_ = image.format or ""
+    image, truncated = _load_pixels(image, name, allow_truncated, watched)
+    try:
+        return DecodedImage(ImageOps.exif_transpose(image).convert("RGB"), truncated, format_)
+    except Exception as error:  # decoders raise almost anything on damaged data
+        raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
+
+
+def _load_pixels(
+    image: Image.Image, name: str, allow_truncated: bool, watched: _WatchedFile | None
+) -> tuple[Image.Image, bool]:
+    """Decode; return the picture, and whether its file ended early, which Pillow's global switch is not asked about."""
+    end = _JPEG_END if allow_truncated and image.format in ("JPEG", "MPO") else b""
+    if watched is not None:
+        watched.ended, watched.missing_end = False, end
+    try:
+        image.load()
+    except Exception as error:  # decoders raise almost anything on damaged data
+        if not (watched is not None and watched.ended) and not _means_truncated(error):
+            raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
+        partial = _decoded_part(image) if allow_truncated else None
+        if partial is None:
+            raise _truncated(name, allow_truncated) from error
+        image = partial
+    else:
+        if watched is None or not watched.ended or not (end or _host_lets_pass(image)):
+            return image, False
+        if not allow_truncated:
+            raise _truncated(name, allow_truncated)
+    _log.warning("%s is truncated; what is missing of it is grey or black.", name)
+    return image, True
+
+
+def _host_lets_pass(image: Image.Image) -> bool:
+    """Say whether the host has told Pillow to let truncated pictures pass; OpenJPEG reads on behind the end anyway."""
+    return ImageFile.LOAD_TRUNCATED_IMAGES and image.format != "JPEG2000"
+
+
+def _decoded_part(image: Image.Image) -> Image.Image | None:
+    """Return what was decoded before the data ended: the rows lie in the image already, only its tiles are not done."""
+    tiles: Any = getattr(image, "tile", None)
+    if tiles is None or getattr(image, "_im", None) is None:
+        return None
+    image.tile = []  # type: ignore[attr-defined]
+    try:
+        return image.copy()
+    finally:
+        image.tile = tiles  # type: ignore[attr-defined]
+
+
+def _from_array(array: np.ndarray[Any, Any], limits: ImageLimits) -> DecodedImage:
+    shape = array.shape
+    grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    if array.dtype != np.uint8 or not (grey or (len(shape) == 3 and shape[2] in (3, 4))):
+        raise ImageError(
+            f"A picture array is {array.dtype} of shape {shape}; expected uint8 (0-255) of shape (H, W), (H, W, 1), "
+            "(H, W, 3) or (H, W, 4). Convert floats with (array * 255).round().astype('uint8').",
+            status="unsupported",
+        )
+    if 0 in shape:
+        raise ImageError(f"A picture array has shape {shape} and so no pixels; expected at least 1x1.")
+    limits.check_size(shape[1], shape[0], f"the picture array of shape {shape}")
+    rgb = Image.fromarray(array[..., 0] if grey and len(shape) == 3 else array).convert("RGB")
+    return DecodedImage(rgb, truncated=False, format="")
+
+
+def _cannot_open(error: Exception, name: str, limits: ImageLimits) -> ImageError:
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(
+            f"{name} has far more than the {limits.max_pixels:,} pixels allowed; make it smaller.", status="too_large"
+        )
+    status = "unsupported" if isinstance(error, UnidentifiedImageError) else "decode_error"
+    return ImageError(
+        f"{name} is not a readable picture: {_cause(error)}. Expected one of {', '.join(FORMATS)}.", status=status
+    )
+
+
+def _means_truncated(error: Exception) -> bool:
+    text = str(error).lower()
+    return "truncated" in text or "not enough image data" in text
+
+
+def _truncated(name: str, allow_truncated: bool) -> ImageError:
+    advice = (
+        "no part of it can be decoded"
+        if allow_truncated
+        else "get it again, or allow truncated pictures (--allow-truncated)"
+    )
+    return ImageError(f"{name} is truncated: its data ends early; {advice}.", status="truncated")
+
+
+def _cause(error: Exception) -> str:
+    text = str(error).split("\n", maxsplit=1)[0].rstrip(".")
+    return "no known format" if isinstance(error, UnidentifiedImageError) else text or type(error).__name__

@@ -1,0 +1,1 @@
+"""This machine: CPU, threads, forks, workers, files and the cache folder. Imports nothing of the package but errors."""

@@ -1,0 +1,1 @@
+"""Texts: templates, tokenization, and the cache of their embeddings."""

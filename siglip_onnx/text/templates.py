@@ -1,0 +1,34 @@
+"""Texts as users give them, and the sentences that templates make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import TextError
+
+
+def fill_templates(template: str | Sequence[str], texts: Sequence[str]) -> list[list[str]]:
+    """Put each text in the place of ``{}``; one row per text, one column per template.
+
+    Raises:
+        TextError: a template has no ``{}``, or there is none.
+    """
+    templates = [template] if isinstance(template, str) else list(template)
+    for one in templates or [""]:
+        if "{}" not in one:
+            raise TextError(f"The template {one!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
+    return [[one.replace("{}", text) for one in templates] for text in check_texts(texts)]
+
+
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """Return the texts as a list.
+
+    Raises:
+        TextError: they are one str, or no sequence.
+    """
+    # A lone string is a sequence of its letters: surely not what was meant. A set has no order.
+    if isinstance(texts, str):
+        raise TextError(f"Texts cannot be one str; give a list: [{texts[:40]!r}].")
+    if not isinstance(texts, Sequence):
+        raise TextError(f"Texts cannot be a {type(texts).__name__}; give a list of str.")
+    return list(texts)

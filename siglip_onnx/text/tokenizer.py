@@ -1,0 +1,134 @@
+"""From text to ``input_ids``, always of the model's full length: SigLIP reads the last position, padding included."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from ..errors import BundleError, SiglipOnnxError, TextError
+from ..system.fork import renewed_lock
+from .vocabulary import PIECES, PieceTable
+
+MAX_CHARACTERS = 20_000
+
+_log = logging.getLogger(__name__)
+
+
+class Tokenizer:
+    """A ``tokenizer.json`` whose cleaning, truncation and padding were made exact at export."""
+
+    def __init__(self, path: Path, text_length: int) -> None:
+        """Read ``path``; ``text_length`` is the number of positions of the text tower.
+
+        Raises:
+            BundleError: the file cannot be read, or does not pad and truncate to ``text_length``.
+        """
+        self._path = path
+        self._loaded: Any = None
+        self._lock = renewed_lock(self)
+        self.text_length = text_length
+        pieces_path = path.with_name(PIECES)
+        self._pieces = PieceTable(pieces_path) if pieces_path.exists() else None
+        if self._pieces is not None:
+            found = self._pieces.lengths
+        else:
+            found = [
+                (self._whole.padding or {}).get("length"),
+                (self._whole.truncation or {}).get("max_length"),
+            ]
+        if found != [text_length, text_length]:
+            raise BundleError(
+                f"{path} pads to {found[0]} and truncates to {found[1]} tokens, but the text tower takes exactly "
+                f"{text_length}. Export the model again with siglip-onnx export."
+            )
+
+    def __call__(self, texts: list[str]) -> NDArray[np.int64]:
+        """Return token ids i64 ``(M, T)``; longer texts are cut, keeping the end token last, which is logged.
+
+        Raises:
+            TextError: an item is no str, has more than ``MAX_CHARACTERS``, or lone surrogates.
+        """
+        for text in texts:
+            _check_text(text, self.text_length)
+        rows = []
+        for text, (ids, cut) in zip(texts, self._encode(texts), strict=True):
+            if cut:
+                _log.warning("Only the first %d tokens of the text %r are read.", self.text_length, _short(text))
+            rows.append(ids)
+        return np.array(rows, np.int64).reshape(len(texts), self.text_length)
+
+    def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        """Return the ids of each text, and whether it was cut."""
+        with _library_errors(f"{self._path} cannot tokenize"):
+            return self._encode_as_told(texts)
+
+    def _encode_as_told(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        pieces = self._pieces  # another thread may give it up meanwhile
+        if pieces is not None:
+            if pieces.suits(texts):
+                return [self._finish(ids, pieces.document) for ids in pieces.encode(texts)]
+            self._pieces = None  # the whole model serves all texts from now on
+        return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
+
+    def _finish(self, ids: list[int], document: dict[str, Any]) -> tuple[list[int], bool]:
+        """Cut, end and pad the ids of one text as the document says; also says whether something was cut."""
+        ending = document["post_processor"]
+        end = ending["special_tokens"][ending["single"][-1]["SpecialToken"]["id"]]["ids"]
+        whole = ids[: self.text_length - len(end)] + end
+        padding = [document["padding"]["pad_id"]] * (self.text_length - len(whole))
+        return whole + padding, len(ids) > self.text_length - len(end)
+
+    @property
+    def _whole(self) -> Any:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> Any:
+        with _library_errors(f"{self._path} cannot be read"):
+            return tokenizers.Tokenizer.from_file(str(self._path))
+
+
+@contextmanager
+def _library_errors(problem: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises into a bundle's error: plain Exception, or a panic of its Rust code.
+
+    A panic is no Exception. Whatever else is none, as Ctrl-C, passes.
+    """
+    try:
+        yield
+    except SiglipOnnxError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{problem}: {error}. Export or download the model again.") from error
+
+
+def _check_text(text: str, text_length: int) -> None:
+    if not isinstance(text, str):
+        raise TextError(f"A text cannot be a {type(text).__name__}; give a str.")
+    if len(text) > MAX_CHARACTERS:
+        raise TextError(
+            f"The text {_short(text)!r} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted, and the "
+            f"model reads only the first {text_length} tokens. Shorten it."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            f"The text {_short(text)!r} has a lone surrogate at position {error.start} and is no valid Unicode; "
+            "decode its bytes with the right encoding."
+        ) from error
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"

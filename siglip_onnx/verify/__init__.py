@@ -1,0 +1,1 @@
+"""Verify a bundle: variants against fp32, stages against PyTorch, answers against published numbers."""

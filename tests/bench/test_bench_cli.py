@@ -1,0 +1,161 @@
+"""``siglip-onnx bench`` as a user types it, on the demo model and on a small checkpoint beside PyTorch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from siglip_onnx.bench.schema import VISION, Throughput, read_document
+from siglip_onnx.cli import main
+from siglip_onnx.demo import IMAGES_PATH
+
+
+def bench(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def results(small_bundle: Path, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both variants beside PyTorch, measured quickly."""
+    out = tmp_path_factory.mktemp("bench") / "results.json"
+    done = bench(small_bundle, "--reference", small_checkpoint, "--quick", "--threads", 1, "--images",
+                 IMAGES_PATH, "-o", out)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "siglip_onnx int8" in done.stdout
+    assert "round 2, photographs: PyTorch fp32" in done.stderr
+    return out
+
+
+def test_every_variant_is_compared_with_pytorch(results: Path) -> None:
+    rows = {row.name: row for row in read_document(results).rows}
+    assert rows.keys() == {"PyTorch fp32", "siglip_onnx fp32", "siglip_onnx int8"}
+    assert {row.fidelity.reference for row in rows.values()} == {"PyTorch fp32"}
+    assert rows["siglip_onnx fp32"].fidelity.vision_cosine_min > 1 - 1e-6
+    assert rows["siglip_onnx fp32"].fidelity.logit_error_max < 1e-3
+    assert 0.9 < rows["siglip_onnx int8"].fidelity.cosine_min < 1
+    assert all(row.fidelity.pixel_error == row.fidelity.ids_different == 0 for row in rows.values())
+    assert rows["siglip_onnx int8"].size_bytes < rows["PyTorch fp32"].size_bytes
+    assert rows["PyTorch fp32"].packages["torch"].startswith("2.")
+    # A process that loads PyTorch takes more memory and time, by far more than chance.
+    memory = {name: row.starts[0].peak_memory_mb for name, row in rows.items()}
+    assert memory["PyTorch fp32"] > 2 * memory["siglip_onnx int8"] > 0
+
+
+def test_throughput_is_measured_for_workers_and_batches(small_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    done = bench(small_bundle, "--variant", "int8", "--rounds", 1, "--threads", 1, "-o", out)
+    assert done.exit_code == 0, done.output
+    document = read_document(out)
+    assert {row.fidelity.reference for row in document.rows} == {"siglip_onnx fp32"}
+    found = document.throughput
+    assert {(one.workers, one.threads, one.batch) for one in found} == {(1, 1, 1), (1, 1, 8)}
+    assert all(one.vision_cosine_min > 0.9 and one.summary.median > 0 for one in found)
+
+
+def test_the_demo_model_has_only_its_card_to_compare_with() -> None:
+    done = bench("demo", "--quick", "--rounds", 1, "--threads", 1, "--json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert {row["fidelity"]["reference"] for row in document["rows"]} == {"fp32, by the model's accuracy card"}
+    assert document["schema_version"] == 1
+
+
+def test_the_same_results_are_no_change(results: Path) -> None:
+    done = bench("compare", results, results, "--fail-if-slower", "10%", "--json")
+    assert done.exit_code == 0, done.output
+    changes = json.loads(done.stdout)["changes"]
+    assert len(changes) == 9
+    assert all(change["ratio"]["value"] == 1 and not change["certain"] for change in changes)
+
+
+def test_a_slower_run_fails(results: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.json"
+    document = read_document(results)
+    rows = [
+        replace(row, stages=dict(row.stages) | {VISION: [[2 * ms for ms in one] for one in row.stages[VISION]]})
+        for row in document.rows
+    ]
+    slow.write_text(replace(document, rows=tuple(rows)).to_json(), encoding="utf-8")
+    done = bench("compare", results, slow, "--fail-if-slower", "10%")
+    assert done.exit_code == 1
+    assert "siglip-onnx: siglip_onnx int8, vision: 100% slower." in done.stderr
+    assert "slower" in done.stdout
+    assert bench("compare", results, slow).exit_code == 0
+    assert bench("compare", results, slow, "--fail-if-slower", "150%").exit_code == 0
+    assert bench("compare", slow, results, "--fail-if-slower", "10%").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "sign"), [("--json", "schema_version"), ("--csv", "vision_cosine_min"), ("--markdown", "|---")]
+)
+def test_results_are_reported_in_every_form(results: Path, option: str, sign: str) -> None:
+    done = bench("report", results, option)
+    assert done.exit_code == 0
+    assert sign in done.stdout.replace("| --- |", "|---|")
+
+
+def test_plots_are_drawn_for_both_backgrounds(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from siglip_onnx.bench.plots import draw_plots
+
+    done = bench("report", results, "--plots", tmp_path)
+    assert done.exit_code == 0, done.output
+    names = {"speed_and_fidelity", "latency_by_stage", "start_and_memory"}
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {path.stem for path in tmp_path.glob("*.png")} == names
+    rates = [Throughput("siglip_onnx int8", workers, 1, 1, ((4.0,),), "PyTorch", 0.9998) for workers in (1, 2)]
+    drawn = draw_plots(replace(read_document(results), throughput=tuple(rates)), tmp_path)
+    assert {path.stem for path in drawn} == names | {"throughput"}
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.mode == "RGBA"
+            assert image.getpixel((0, 0))[3] == 0  # type: ignore[index] # transparent
+
+
+def test_names_in_the_plot_cover_each_other_nowhere(results: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Annotation, Text
+
+    from siglip_onnx.bench.plots import draw_pareto
+
+    document = read_document(results)
+    rows = [
+        replace(document.rows[number % 3], name=f"{document.rows[number % 3].name} {number}") for number in range(12)
+    ]
+    figure = draw_pareto(replace(document, rows=tuple(rows)))
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [Text.get_window_extent(word) for word in figure.axes[0].texts if isinstance(word, Annotation)]
+    assert len(boxes) == 12
+    assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["/nowhere"], 4, "Model '/nowhere' was not found"),
+        (["demo", "--variant", "q9"], 4, "has no variant 'q9'"),
+        (["compare", "/nowhere.json", "/nowhere.json"], 1, "cannot be read as JSON"),
+        (["report", __file__], 1, "cannot be read as JSON"),
+        (["compare", "a", "b", "--fail-if-slower", "much"], 2, "is no percentage"),
+        ([], 2, "Usage"),
+    ],
+)
+def test_what_goes_wrong_is_told(arguments: list[str], code: int, message: str) -> None:
+    done = bench(*arguments)
+    assert done.exit_code == code
+    assert message in done.stderr
+    assert not isinstance(done.exception, AttributeError | TypeError)
+
+
+def test_help_of_the_group_and_of_its_commands() -> None:
+    assert "Commands:" in bench("--help").stdout
+    assert "--reference CHECKPOINT" in bench("run", "--help").stdout
+    assert "--fail-if-slower PERCENT" in bench("compare", "--help").stdout

@@ -1,0 +1,242 @@
+"""Search in embedded folders: exact whatever the storage, and never with vectors of another space."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from numpy.testing import assert_allclose, assert_array_equal
+from support.commands import run_without
+from support.images import make_image
+
+import siglip_onnx
+from siglip_onnx.bulk.facts import JobFacts
+from siglip_onnx.bulk.job import Job, begin_job
+from siglip_onnx.bulk.query import Term, encode_query
+from siglip_onnx.bulk.records import Input, Row
+from siglip_onnx.bulk.scores import make_scorer
+from siglip_onnx.bulk.search import open_collection
+from siglip_onnx.cli import main
+from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.errors import SiglipOnnxError
+from siglip_onnx.head import compute_logits, l2_normalize, sigmoid
+
+DIM = 48
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def write_job(path: Path, vectors: Any, *, dtype: str = "float32", layout: str = "npy", shard_size: int = 100) -> Job:
+    """Write a job of these vectors; the picture of vector 7 is ``/p/7.png``."""
+    facts = JobFacts("made", "int8", "int8-made", vectors.shape[1], 4.7, -12.0, {}, layout, dtype, shard_size)
+    path.mkdir()
+    job = begin_job(path, facts, overwrite=False)
+    for shard, start in enumerate(range(0, len(vectors), shard_size)):
+        stored = vectors[start : start + shard_size]
+        inputs = [Input(f"/p/{start + row}.png", 1, 1) for row in range(len(stored))]
+        rows = [Row(*one, status="ok", row=row) for row, one in enumerate(inputs)]
+        job.write_plan(shard, inputs)
+        job.commit(shard, inputs, rows, stored)
+    return job
+
+
+def unit_vectors(count: int, dim: int = DIM, seed: int = 0) -> Any:
+    return l2_normalize(np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample pictures, embedded with the demo model."""
+    out = tmp_path_factory.mktemp("search") / "out"
+    command = [sys.executable, "-m", "siglip_onnx", "embed", IMAGES_PATH, "--out", out, "--shard-size", "5"]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
+
+
+@pytest.mark.parametrize("layout", ["npy", "clip-retrieval", "parquet"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_search_finds_what_comparing_with_all_finds(layout: str, dtype: str, tmp_path: Path) -> None:
+    if layout != "npy":
+        pytest.importorskip("pyarrow")
+    vectors, (query,) = unit_vectors(1234), unit_vectors(1, seed=9)
+    write_job(tmp_path / "job", vectors, dtype=dtype, layout=layout)
+    stored = vectors.astype(dtype).astype(np.float64)
+    order = np.argsort(-(stored @ query.astype(np.float64)), kind="stable")
+    for count in (1, 10, 300):
+        hits = open_collection(tmp_path / "job").search(query, count)
+        assert [hit.path for hit in hits] == [f"/p/{number}.png" for number in order[:count]]
+    logits = compute_logits(stored.astype(np.float32)[order[:300]], query[np.newaxis], logit_scale=4.7, logit_bias=-12)
+    assert_array_equal(np.array([hit.logit for hit in hits], np.float32), logits[:, 0])
+    assert_allclose([hit.probability for hit in hits], sigmoid(logits[:, 0]))
+
+
+def test_one_thread_finds_what_many_find(tmp_path: Path) -> None:
+    vectors, (query,) = unit_vectors(2000), unit_vectors(1, seed=9)
+    write_job(tmp_path / "job", np.repeat(vectors, 2, axis=0), shard_size=37)  # every score twice
+    collection = open_collection(tmp_path / "job")
+    assert collection.search(query, 25, threads=1) == collection.search(query, 25, threads=4)
+    assert len(collection.search(query, 100_000)) == 4000
+
+
+def test_every_float16_counts_exactly() -> None:
+    values = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = values[np.isfinite(values)]
+    pairs = np.zeros((2 * len(finite), 2), np.float16)
+    pairs[: len(finite), 0] = pairs[len(finite) :, 1] = finite
+    query = np.array([1.0, -0.5], np.float32)
+    scores = make_scorer(pairs.dtype, query)(pairs)
+    assert_array_equal(scores, np.concatenate([finite.astype(np.float32), finite.astype(np.float32) * -0.5]))
+
+
+@pytest.mark.parametrize("dim", [2, 7, 192, 768])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_scores_are_dot_products(dim: int, dtype: Any) -> None:
+    vectors, (query,) = unit_vectors(3000, dim).astype(dtype), unit_vectors(1, dim, seed=3)
+    expected = vectors.astype(np.float64) @ query.astype(np.float64)
+    assert_allclose(make_scorer(np.dtype(dtype), query)(vectors), expected, atol=1e-6)
+
+
+def test_text_finds_its_picture_in_both_languages(embedded: Path) -> None:
+    result = run("search", embedded, "six eggs", "-k", "3", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["embedding_space"] == siglip_onnx.load("demo").embedding_space
+    assert document["query"] == [{"weight": 1, "text": "six eggs"}]
+    assert len(document["results"]) == 3
+    first = document["results"][0]
+    assert first["path"] == str(IMAGES_PATH / "six_eggs.png")
+    (match,) = siglip_onnx.load("demo", threads=1).classify(first["path"], ["six eggs"])
+    assert first["logit"] == pytest.approx(match.logit, abs=1e-4)
+    assert first["probability"] == pytest.approx(match.probability, abs=1e-4)
+    assert "blue_star_on_dark.png" in run("search", embedded, "暗い背景に青い星", "-k", "1").stdout
+
+
+def test_pictures_weights_and_minus(embedded: Path) -> None:
+    model = siglip_onnx.load("demo")
+    star = str(IMAGES_PATH / "red_star.png")
+    result = run("search", embedded, "--image", star, "-k", "2", "--json")
+    like, other = json.loads(result.stdout)["results"]
+    assert like["path"] == star
+    assert like["similarity"] == pytest.approx(1, abs=1e-3)
+    arguments = ("a star", "--minus", "red", "--term", "-0.5", "a circle", "--image-term", "0.25", star)
+    hits = json.loads(run("search", embedded, *arguments, "--json").stdout)["results"]
+    terms = [Term(1, "a star"), Term(-1, "red"), Term(-0.5, "a circle"), Term(0.25, image=star)]
+    query = encode_query(model, terms)
+    text = model.encode_texts(["a star", "red", "a circle"])
+    image = model.encode_images(star)
+    expected = l2_normalize(text[:1] - text[1:2] - np.float32(0.5) * text[2:] + np.float32(0.25) * image)
+    assert_allclose(query, expected[0], atol=1e-6)
+    assert hits == [hit._asdict() for hit in open_collection(embedded).search(query, 10)]
+    assert other["path"] != star
+
+
+def test_a_query_that_cancels_out_is_refused(embedded: Path) -> None:
+    result = run("search", embedded, "a star", "--minus", "a star")
+    assert result.exit_code == 1
+    assert "cancel out" in result.stderr
+    with pytest.raises(SiglipOnnxError, match="Nothing is left"):
+        encode_query(siglip_onnx.load("demo"), [])
+
+
+def test_gallery_shows_the_pictures_and_escapes_names(small_bundle: Path, tmp_path: Path) -> None:
+    folder, page = tmp_path / "pictures", tmp_path / "page.html"
+    folder.mkdir()
+    make_image(np.random.default_rng(1), (900, 600)).save(folder / "<b>&'\".jpg")
+    make_image(np.random.default_rng(2)).save(folder / "gone.png")
+    assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0
+    (folder / "gone.png").unlink()
+    arguments = ("a <script> 夕焼け", "--html", page, "--model", small_bundle)
+    result = run("search", tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.stderr
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<li>") == 2
+    assert text.count('src="data:image/jpeg;base64,') == 1
+    assert "cannot be read" in text
+    assert "<title>a &lt;script&gt; 夕焼け</title>" in text
+    assert "<script" not in text
+    assert "<b>&'" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert (
+        "cannot be written" in run("search", tmp_path / "out", *arguments[:1], *arguments[3:], "--html", folder).stderr
+    )
+
+
+def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path, tmp_path: Path) -> None:
+    result = run("search", embedded, "a star", "--model", small_bundle)
+    assert result.exit_code == 1
+    assert "holds vectors of the embedding space int8-" in result.stderr
+    assert "(demo, variant int8), but the model makes those of int8-" in result.stderr
+    assert result.stdout == ""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    make_image(np.random.default_rng(1)).save(folder / "a.png")
+    arguments = ("--model", small_bundle, "--variant", "fp32")
+    assert run("embed", folder, "--out", tmp_path / "out", *arguments).exit_code == 0
+    assert run("search", tmp_path / "out", "a", "--model", small_bundle).exit_code == 0  # takes the job's variant
+    assert run("search", tmp_path / "out", "a", "--model", small_bundle, "--variant", "int8").exit_code == 1
+
+
+def test_what_is_not_embedded_yet_is_said(embedded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
+    (copy / "receipts" / "000001.json").unlink()
+    (copy / "vectors" / "000002.npy").write_bytes(b"short")
+    result = run("search", copy, "a star", "-k", "50", "--json")
+    assert "2 shards are not embedded yet" in result.stderr
+    assert len(json.loads(result.stdout)["results"]) == 16 - 10
+
+
+def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, code, message in (
+        ([embedded], 2, "There is nothing to look for"),
+        ([tmp_path / "empty", "a"], 1, "holds no vectors; make it with: siglip-onnx embed"),
+        ([tmp_path / "nowhere", "a"], 1, "holds no vectors"),
+        ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),
+        ([embedded, "a", "--approximate"], 1, "has no index; make it with: siglip-onnx index"),
+    ):
+        found = run("search", *arguments)
+        assert found.exit_code == code, found.stderr
+        assert message in found.stderr
+        assert "Traceback" not in found.stderr
+
+
+def test_index_says_its_recall_and_knows_when_it_is_old(tmp_path: Path) -> None:
+    pytest.importorskip("usearch")
+    from siglip_onnx.bulk.index import search_index
+
+    vectors, (query,) = unit_vectors(3000), unit_vectors(1, seed=9)
+    job = write_job(tmp_path / "job", vectors, dtype="float16")
+    result = run("index", tmp_path / "job", "--json")
+    facts = json.loads(result.stdout)
+    assert facts["vectors"] == 3000
+    assert 0.7 < facts["recall_at_10"] <= 1
+    collection = open_collection(tmp_path / "job")
+    exact = [hit.path for hit in collection.search(query, 10)]
+    found = search_index(collection, query, 10)
+    assert len({hit.path for hit in found} & set(exact)) >= 6
+    assert all(hit in collection.search(query, 3000) for hit in found)
+    inputs = job.read_plan(3)[:50]
+    job.commit(3, inputs, [Row(*one, status="ok", row=row) for row, one in enumerate(inputs)], vectors[:50])
+    with pytest.raises(SiglipOnnxError, match="is of other vectors than are there now"):
+        search_index(open_collection(tmp_path / "job"), query, 10)
+
+
+def test_index_without_usearch_says_what_to_install(embedded: Path) -> None:
+    found = run_without("usearch", "index", embedded)
+    assert found.returncode == 1
+    assert 'pip install "siglip-onnx[index]"' in found.stderr
+    assert "Traceback" not in found.stderr

@@ -1,0 +1,361 @@
+"""The command line: exact output, exit codes, and no traceback for any input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import siglip_onnx
+from siglip_onnx.cli import main
+from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.model import SigLIP
+from siglip_onnx.session import Session
+
+RED_STAR = str(IMAGES_PATH / "red_star.png")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands must not depend on the user's settings."""
+    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
+
+
+@pytest.fixture
+def fixed_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def logits(_self: SigLIP, images: Any, _texts: Any, **_options: Any) -> Any:
+        return np.repeat(np.array([[2.0, -1.5, -12.25]], np.float32), len(images), axis=0)
+
+    monkeypatch.setattr(SigLIP, "logits", logits)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.usefixtures("fixed_logits")
+def test_table_is_exact_and_wide_characters_align(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--model", small_bundle, "--text", "a cat", "--text", "赤い丸", "--text", "é")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout == (
+        f"{RED_STAR}\n"
+        "text     logit  probability  relative\n"
+        "a cat     2.00        0.881     0.971\n"
+        "赤い丸   -1.50        0.182    0.0293\n"
+        "é       -12.25     4.79e-06  6.29e-07\n"
+    )
+
+
+@pytest.mark.usefixtures("fixed_logits")
+def test_json_is_one_document(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--json", "--model", small_bundle, "--text", "a", "--text", "赤", "--text", "c")
+    document = json.loads(result.stdout)
+    assert document["model"] == "small"
+    assert document["variant"] == "int8"
+    assert document["templates"] == ["{}"]
+    (found,) = document["results"]
+    assert found["image"] == RED_STAR
+    assert [match["text"] for match in found["matches"]] == ["a", "赤", "c"]
+    assert [match["logit"] for match in found["matches"]] == [2.0, -1.5, -12.25]
+    assert found["matches"][0]["probability"] == pytest.approx(0.880797)
+    assert sum(match["relative"] for match in found["matches"]) == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("fixed_logits")
+def test_csv_has_a_line_per_picture_and_text(small_bundle: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\ufeffa, b\n\n  赤い丸  \nc\n", encoding="utf-8")
+    result = run("classify", RED_STAR, RED_STAR, "--csv", "--model", small_bundle, "--texts-file", texts)
+    rows = list(csv.reader(io.StringIO(result.stdout)))
+    assert rows[0] == ["image", "text", "logit", "probability", "relative"]
+    assert [row[:2] for row in rows[1:]] == [[RED_STAR, text] for text in ("a, b", "赤い丸", "c")] * 2
+    assert float(rows[1][2]) == 2.0
+
+
+def test_numbers_are_those_of_the_library(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--json", "--model", small_bundle, "--text", "cat", "--template", "a {}")
+    (match,) = siglip_onnx.load(small_bundle).classify(RED_STAR, ["cat"], template="a {}")
+    assert json.loads(result.stdout)["results"][0]["matches"] == [match._asdict()]
+
+
+def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
+    arguments = ["classify", RED_STAR, "--json", "--model", small_bundle, "--text", "cat", "--text", "dog"]
+    templates = ["a {}", "my {}."]
+    result = run(*arguments, "--template", templates[0], "--template", templates[1], "--logit-bias", "3.5")
+    expected = siglip_onnx.load(small_bundle).classify(RED_STAR, ["cat", "dog"], template=templates, logit_bias=3.5)
+    assert json.loads(result.stdout)["results"][0]["matches"] == [match._asdict() for match in expected]
+    assert json.loads(run(*arguments, "--threshold", "1").stdout)["results"][0]["matches"] == []
+
+
+def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["classify", RED_STAR, "--json", "--text", "cat", "--text", "赤い丸", "--cache", tmp_path / "cache"]
+    first = run(*arguments, "--model", small_bundle)
+
+    def vision_only(model: SigLIP, name: str) -> Session:
+        assert name == "vision"
+        return real(model, name)
+
+    real = SigLIP._tower
+    monkeypatch.setattr(SigLIP, "_tower", vision_only)
+    monkeypatch.setattr("siglip_onnx.model.Tokenizer", None)
+    second = run(*arguments, "--model", small_bundle)
+    assert second.exit_code == 0
+    assert second.stdout == first.stdout
+    monkeypatch.undo()
+    unwritable = tmp_path / "file"
+    unwritable.touch()
+    refused = run("classify", RED_STAR, "--text", "a", "--model", small_bundle, "--cache", unwritable)
+    assert refused.exit_code == 1
+    assert "cannot be written" in refused.stderr
+
+
+def test_demo_model_answers_and_says_what_it_knows() -> None:
+    result = run("classify", RED_STAR, "--text", "a red star", "--text", "a blue circle")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Using the demo model, which knows only coloured shapes")
+    assert result.stderr.count("\n") == 1
+
+
+def test_model_from_the_environment(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGLIP_ONNX_MODEL", str(small_bundle))
+    result = run("classify", RED_STAR, "--text", "a", "--json")
+    assert json.loads(result.stdout)["model"] == "small"
+    assert result.stderr == ""
+
+
+def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    arguments = ("--model", small_bundle, "--text", "a", "--json")
+    some = run("classify", empty, RED_STAR, *arguments)
+    assert some.exit_code == 3
+    broken, good = json.loads(some.stdout)["results"]
+    assert broken == {
+        "image": str(empty),
+        "error": f"{empty} is empty (0 bytes); expected a picture file.",
+        "status": "decode_error",
+    }
+    assert good["matches"]
+    assert some.stderr == f"siglip-onnx: {broken['error']}\n"
+    assert run("classify", empty, *arguments).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["classify", RED_STAR], 2, "There are no texts to compare with; give --text TEXT or --texts-file FILE."),
+        (["classify", "--text", "a"], 2, "Missing argument 'IMAGE...'"),
+        (["classify", RED_STAR, "--text", "a", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
+        (["classify", RED_STAR, "--text", "a", "--model", "/"], 4, "/ is no model bundle"),
+        (["classify", RED_STAR, "--text", "a", "--variant", "q4"], 4, "has no variant 'q4'; it has int8"),
+        (["classify", RED_STAR, "--text", "a", "--provider", "Nope"], 1, "Execution provider Nope is not available"),
+        (["classify", RED_STAR, "--text", "a", "--template", "x"], 1, "The template 'x' has no {}"),
+        (["classify", RED_STAR, "--text", "x" * 100_000], 1, "has 100,000 characters; at most 20,000"),
+        (["classify", RED_STAR, "--texts-file", "/nowhere.txt"], 1, "/nowhere.txt does not exist"),
+        (["embed", "--out", "x.npy"], 2, "Give either pictures, or texts"),
+        (["embed", RED_STAR, "--out", "vectors.v1"], 2, "give a file name that ends with .npy"),
+        (["classify", RED_STAR, "--text", "a", "--threads", "100000"], 2, "1<=x<=512"),
+        (["classify", RED_STAR, "--text", "a", "--threshold", "2"], 2, "0<=x<=1"),
+        (["classify", RED_STAR, "--text", "a", "--logit-bias", "nan"], 1, "logit_bias is nan"),
+        (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either pictures, or texts"),
+        (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere is no folder; make it first"),
+        (["info", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
+        (["export", "/nowhere", "never"], 4, "/nowhere does not exist; expected a checkpoint folder"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+    ],
+)
+def test_wrong_input_ends_with_one_message(arguments: list[str], exit_code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--text", "x" * 100_000], 1, "has 100,000 characters"),
+        (["--text", "a", "--template", "x"], 1, "has no {}"),
+        (["--text", "a", "--provider", "AzureExecutionProvider"], 1, "AzureExecutionProvider"),
+        (["--text", b"caf\xe9"], 1, "lone surrogate"),
+    ],
+)
+def test_real_processes_end_with_one_message(arguments: list[str | bytes], exit_code: int, message: str) -> None:
+    """The tower that loads in the background must not bring the interpreter down."""
+    command: list[str | bytes] = [sys.executable, "-m", "siglip_onnx", "classify", RED_STAR, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == exit_code
+    assert message in found.stderr
+    assert found.stdout == ""
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.splitlines()) == 2
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to jobs in its background, which ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "siglip_onnx",
+        "classify",
+        *[RED_STAR] * 6000,
+        "--text",
+        "a",
+        "--model",
+        small_bundle,
+    ]
+    for delay in (0.3, 0.6, 1.0):
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509
+        ) as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            error = process.communicate(timeout=60)[1]
+        assert process.returncode in (130, -signal.SIGINT)  # the latter while Python itself still starts
+        assert "terminate called" not in error
+
+
+def test_output_that_cannot_be_written(small_bundle: Path) -> None:
+    command = [sys.executable, "-m", "siglip_onnx", "classify", RED_STAR, "--text", "a", "--model", small_bundle]
+    for format_ in ([], ["--json"], ["--csv"]):
+        with Path("/dev/full").open("w") as full:
+            found = subprocess.run([*command, *format_], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert found.returncode == 1
+        assert "No space left" in found.stderr
+        assert "Traceback" not in found.stderr
+
+
+def test_names_that_are_no_unicode(small_bundle: Path, tmp_path: Path) -> None:
+    picture = os.fsencode(tmp_path) + b"/\xe9\xff.png"
+    with open(picture, "wb") as file:  # noqa: PTH123 - a Path cannot hold these bytes
+        Image.new("RGB", (8, 8)).save(file, "PNG")
+    command = [sys.executable, "-m", "siglip_onnx"]
+    for arguments in (["classify", picture, "--text", "a", "--json"], ["embed", picture, "--out", tmp_path / "v.npy"]):
+        found = subprocess.run([*command, *arguments, "--model", small_bundle], capture_output=True, check=False)
+        assert found.returncode == 0, found.stderr
+    assert json.loads((tmp_path / "v.jsonl").read_text())["row"] == 0
+
+
+def test_a_picture_from_a_pipe(small_bundle: Path) -> None:
+    command = [sys.executable, "-m", "siglip_onnx", "classify", "/dev/stdin", "--text", "a", "--model", small_bundle]
+    found = subprocess.run(command, input=Path(RED_STAR).read_bytes(), capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_form_feed_does_not_end_a_text(small_bundle: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_bytes("a\x0cb\r\n赤\u2028い\n".encode())
+    document = json.loads(run("classify", RED_STAR, "--json", "--model", small_bundle, "--texts-file", texts).stdout)
+    assert [match["text"] for match in document["results"][0]["matches"]] == ["a\x0cb", "赤\u2028い"]
+
+
+def test_texts_file_that_is_empty_or_not_utf8(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n \n")
+    assert "holds no text" in run("classify", RED_STAR, "--texts-file", texts).stderr
+    texts.write_bytes("赤".encode("shift_jis"))
+    assert "is not UTF-8" in run("classify", RED_STAR, "--texts-file", texts).stderr
+
+
+def test_embed_pictures(small_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "vectors.npy"
+    result = run("embed", RED_STAR, "missing.png", RED_STAR, "--model", small_bundle, "--out", out)
+    assert result.exit_code == 3
+    vectors = np.load(out)
+    np.testing.assert_array_equal(vectors, siglip_onnx.load(small_bundle).encode_images([RED_STAR, RED_STAR]))
+    rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == [0, None, 1]
+    assert rows[1]["error"].startswith("missing.png does not exist")
+    assert rows[0]["embedding_space"] == siglip_onnx.load(small_bundle).embedding_space
+
+
+def test_embed_texts(small_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "texts.npy"
+    result = run("embed", "--text", "a cat", "--text", "赤い丸", "--model", small_bundle, "--out", out, "--json")
+    assert json.loads(result.stdout)["shape"] == [2, 64]
+    np.testing.assert_array_equal(np.load(out), siglip_onnx.load(small_bundle).encode_texts(["a cat", "赤い丸"]))
+    rows = out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(rows[1])["text"] == "赤い丸"
+
+
+def test_info_tells_what_a_bundle_holds(small_bundle: Path) -> None:
+    facts = json.loads(run("info", "--model", small_bundle, "--json").stdout)
+    assert facts["embedding_dim"] == 64
+    assert (facts["picture"]["width"], facts["picture"]["height"]) == (32, 32)
+    assert set(facts["variants"]) == {"fp32", "int8"}
+    assert "CPUExecutionProvider" in facts["providers"]
+    result = run("info", "--model", small_bundle, "--verify-files")
+    assert result.exit_code == 0
+    assert "int8 (default)" in result.stdout
+    assert result.stderr == "All files are as the manifest says.\n"
+
+
+def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert run("export", small_checkpoint, out).exit_code == 0
+    tokenizer = out / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("NFKC", "NFKD"))
+    result = run("info", "--model", out, "--verify-files")
+    assert result.exit_code == 4
+    assert "is damaged: tokenizer.json:" in result.stderr
+
+
+def test_help_of_a_real_process() -> None:
+    for command in ([], ["classify"], ["embed"], ["info"], ["export"]):
+        text = subprocess.check_output([sys.executable, "-m", "siglip_onnx", *command, "--help"], text=True)
+        assert text.startswith("Usage: ")
+
+
+def test_cut_texts_are_named_once_on_stderr(small_bundle: Path) -> None:
+    result = run("classify", RED_STAR, "--model", small_bundle, "--text", "word " * 50, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == f"siglip-onnx: Only the first 16 tokens of the text {'word ' * 8 + '…'!r} are read.\n"
+
+
+def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("siglip_onnx.hub.load", interrupt)
+    result = run("classify", RED_STAR, "--text", "a")
+    assert result.exit_code == 130
+    assert result.stderr == "siglip-onnx: interrupted\n"
+
+
+def test_picture_without_a_tower_to_read_it_is_our_error(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that is damaged but of the right size fails in the background load and at its first use, once."""
+    monkeypatch.setattr("siglip_onnx.bundle.Bundle.check_unchanged", lambda *_: None)  # which would find it
+    copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+    graph = copy / "onnx" / "vision_model_quantized.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    result = run("classify", picture, "--text", "a", "--model", copy)
+    assert result.exit_code == 4
+    assert result.stderr.count("siglip-onnx:") == 1
+    assert "is no readable ONNX graph" in result.stderr

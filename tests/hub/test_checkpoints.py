@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+import describe_checkpoints
+from siglip_onnx.config import read_config
+from siglip_onnx.export.checkpoint import expected_shapes
+from siglip_onnx.hub.published import PUBLISHED
+
+# Millions of parameters that the authors and open_clip give (model_profile.csv; README_siglip2 of big_vision).
+PARAMETERS = {
+    "siglip-base-patch16-224": 203.2,
+    "siglip-base-patch16-256-multilingual": 370.6,
+    "siglip-large-patch16-256": 652.2,
+    "siglip-so400m-patch14-224": 877.4,
+    "siglip2-base-patch16-224": 375,
+    "siglip2-large-patch16-256": 882,
+    "siglip2-so400m-patch16-256": 1136,
+    "siglip2-giant-opt-patch16-256": 1870,
+}
+
+
+def test_all_checkpoints_once() -> None:
+    names = [checkpoint.name for checkpoint in PUBLISHED]
+    assert len(names) == len(set(names)) == 27
+    assert [checkpoint.family for checkpoint in PUBLISHED].count("SigLIP") == 10
+
+
+@pytest.mark.parametrize("checkpoint", PUBLISHED, ids=lambda checkpoint: checkpoint.name)
+def test_shapes_fit_together(checkpoint: describe_checkpoints.PublishedCheckpoint) -> None:
+    config = checkpoint.config
+    assert config.vision.hidden_size == config.text.embedding_dim
+    if checkpoint.name in PARAMETERS:
+        import math
+
+        millions = sum(math.prod(shape) for shape in expected_shapes(config).values()) / 1e6
+        assert millions == pytest.approx(PARAMETERS[checkpoint.name], rel=0.01)
+
+
+def test_the_page_is_what_the_table_says() -> None:
+    assert describe_checkpoints.DOCUMENT.read_text(encoding="utf-8") == describe_checkpoints.document()
+
+
+def test_sizes_are_those_of_an_export(small_bundle: Path) -> None:
+    found = describe_checkpoints.sizes_mb(read_config(small_bundle / "config.json"))
+    for variant, suffix in (("fp32", ""), ("int8", "_quantized")):
+        for tower in ("vision", "text"):
+            model = onnx.load(small_bundle / "onnx" / f"{tower}_model{suffix}.onnx")
+            weights = sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer) / 1e6
+            assert found[variant][tower] == pytest.approx(weights, abs=0.001)
+
+
+def test_the_published_config_is_the_table_s(material: Path) -> None:
+    by_name = {checkpoint.name: checkpoint.config for checkpoint in PUBLISHED}
+    for name in ("siglip2-base-patch16-384", "siglip2-base-patch16-naflex"):
+        found, listed = read_config(material / "configs" / f"{name}_config.json"), by_name[name]
+        assert found.vision == listed.vision
+        assert expected_shapes(found) == expected_shapes(listed)

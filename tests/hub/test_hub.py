@@ -1,0 +1,307 @@
+"""Models by name: from the Hub into the cache and back, whatever breaks on the way, and without the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from support.hub_server import Hub, serve
+
+import siglip_onnx
+from siglip_onnx import hub as hub_module
+from siglip_onnx.bundle.folder import open_bundle, verify_folder
+from siglip_onnx.cli import main
+from siglip_onnx.errors import BundleError, CacheError, DownloadError, ModelNotFoundError
+from siglip_onnx.hub.cache import cached_models, leftovers
+from siglip_onnx.hub.names import parse_hub_name
+
+NAME = "someone/tiny-siglip"
+WEIGHTS = "onnx/vision_model_quantized.onnx.data"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub, and an empty cache of one's own."""
+    monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with serve() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+        yield served
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bundle: Path) -> None:
+    commit = hub.add(NAME, small_bundle)
+    pulled = call("models", "pull", NAME)
+    assert pulled.exit_code == 0, pulled.output
+    assert f"{NAME} at revision {commit[:12]}" in pulled.stderr
+    assert "MB/s" in pulled.stderr
+    folder = Path(pulled.stdout.strip())
+    assert folder.name == commit
+    assert verify_folder(folder) == []
+    assert set(open_bundle(folder).manifest.variants) == {"int8"}
+    assert hub.requests["onnx/vision_model.onnx.data"] == 0, "fp32 was not asked for"
+    before = hub.requests.total()
+    again = siglip_onnx.load(NAME).encode_texts(["a"])
+    assert (again == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
+    assert hub.requests.total() == before, "a model in the cache needs no network"
+    listed = json.loads(call("models", "list", "--json").stdout)["models"]
+    assert [(row["model"], row["revision"], row["variants"]) for row in listed] == [(NAME, commit, ["int8"])]
+    assert NAME in call("models", "list").stdout
+    assert call("models", "verify").exit_code == 0
+    assert call("models", "rm", NAME).exit_code == 0
+    assert cached_models() == []
+    assert call("models", "rm", NAME).exit_code == 4
+
+
+def test_load_pulls_what_is_missing_once(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    lines: list[str] = []
+    model = siglip_onnx.load(NAME, report=lines.append)
+    assert model.variant == "int8"
+    assert "files" in lines[0]
+    siglip_onnx.load(NAME, report=lines.append)
+    assert hub.requests[WEIGHTS] == 1
+
+
+def test_another_variant_is_fetched_when_it_is_asked_for(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    siglip_onnx.load(NAME)
+    assert siglip_onnx.load(NAME, variant="fp32").variant == "fp32"
+    assert set(open_bundle(cached_models()[0].folder).manifest.variants) == {"int8", "fp32"}
+    with pytest.raises(BundleError, match="has no variant 'q4'; it has fp32, int8"):
+        siglip_onnx.load(NAME, variant="q4")
+    assert siglip_onnx.load(NAME).variant == "int8"
+
+
+def test_revisions(hub: Hub, small_bundle: Path) -> None:
+    commit = hub.add(NAME, small_bundle)
+    siglip_onnx.load(f"{NAME}@v1")
+    before = hub.requests.total()
+    for revision in ("v1", commit, commit[:10]):
+        siglip_onnx.load(f"{NAME}@{revision}")
+    assert hub.requests.total() == before
+    with pytest.raises(DownloadError, match="has no such revision"):
+        siglip_onnx.load(f"{NAME}@v2")
+    with pytest.raises(DownloadError, match="is not on the Hub, or wants a login"):
+        siglip_onnx.load("someone/nothing")
+
+
+def test_a_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path, small_bundle: Path) -> None:
+    commit = hub.add("google/siglip2-base-patch16-224", small_checkpoint, **{"pytorch_model.bin": bytes(20_000)})
+    done = call("models", "pull", "siglip2-base-patch16-224", "--json")
+    assert done.exit_code == 0, done.output
+    assert "to export it" in done.stderr
+    assert "Writing int8 towers" in done.stderr
+    row = json.loads(done.stdout)
+    assert (row["model"], row["revision"], row["kind"]) == ("google/siglip2-base-patch16-224", commit, "checkpoint")
+    assert hub.requests["pytorch_model.bin"] == 0
+    model = siglip_onnx.load("siglip2-base-patch16-224")
+    source = model.bundle.manifest.source
+    assert (source["checkpoint"], source["revision"]) == ("google/siglip2-base-patch16-224", commit)
+    assert (model.encode_texts(["a"]) == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
+    assert leftovers() == []
+
+
+def test_a_repository_of_something_else(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    hub.add(NAME, tmp_path / "other")
+    with pytest.raises(BundleError, match=r"neither a model of siglip_onnx nor a SigLIP checkpoint: it has no prepro"):
+        siglip_onnx.load(NAME)
+
+
+def test_an_interrupted_download_goes_on(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    hub.cut = {WEIGHTS: 50}
+    failed = call("models", "pull", NAME)
+    assert failed.exit_code == 4
+    assert "could not be downloaded" in failed.stderr
+    assert "run the command again" in failed.stderr
+    assert cached_models() == []
+    text_requests = hub.requests["tokenizer.json"]
+    hub.cut = {}
+    assert call("models", "pull", NAME).exit_code == 0
+    assert hub.requests["tokenizer.json"] == text_requests, "what had arrived is not asked for again"
+    assert verify_folder(cached_models()[0].folder) == []
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
+def test_wrong_bytes_are_asked_for_once_more_and_then_refused(hub: Hub, small_bundle: Path, file: str) -> None:
+    hub.add(NAME, small_bundle)
+    hub.corrupt = {file: 1}
+    assert call("models", "pull", NAME).exit_code == 0
+    assert call("models", "rm", NAME).exit_code == 0
+    hub.corrupt = {file: 2}
+    failed = call("models", "pull", NAME)
+    assert failed.exit_code == 4
+    assert f"{file} of {NAME} arrived damaged twice" in failed.stderr
+    assert cached_models() == []
+
+
+def test_a_bundle_that_contradicts_its_manifest(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle, **{"config.json": b"{}"})
+    failed = call("models", "pull", NAME)
+    assert failed.exit_code == 4
+    assert "is damaged on the Hub: config.json" in failed.stderr
+    assert cached_models() == leftovers() == []
+
+
+def test_a_damaged_model_in_the_cache_is_fetched_again_once(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    siglip_onnx.load(NAME)
+    damage(cached_models()[0].folder)
+    lines: list[str] = []
+    siglip_onnx.load(NAME, report=lines.append).encode_texts(["a"])
+    assert "Fetching it again" in lines[0]
+    assert len(leftovers()) == 1
+    assert verify_folder(cached_models()[0].folder) == []
+    damage(cached_models()[0].folder)
+    hub.corrupt = {WEIGHTS: 99}
+    with pytest.raises(DownloadError, match="arrived damaged twice"):
+        siglip_onnx.load(NAME)
+
+
+def test_a_users_folder_is_never_touched(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copytree(small_bundle, tmp_path / "mine"))
+    damage(mine)
+    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    with pytest.raises(BundleError, match=r"vision_model_quantized\.onnx\.data: sha256"):
+        siglip_onnx.load(mine)
+    assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
+    assert hub.requests.total() == 0
+
+
+def damage(folder: Path) -> None:
+    path = folder / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_offline(hub: Hub, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    hub.add(NAME, small_bundle)
+    if how == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    flag = ["--offline"] if how == "option" else []
+    picture = hub_module.IMAGES_PATH / "red_star.png"
+    for command in (["models", "pull", NAME], ["classify", picture, "--text", "a", "--model", NAME]):
+        failed = call(*command, *flag)
+        assert failed.exit_code == 4
+        assert f"siglip-onnx models pull {NAME}" in failed.stderr
+    assert hub.requests.total() == 0
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    siglip_onnx.load(NAME)
+    before = hub.requests.total()
+    if how == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert call("classify", picture, "--text", "a", "--model", NAME, *flag).exit_code == 0
+    with pytest.raises(DownloadError, match=f"models pull {NAME} --variant fp32"):
+        siglip_onnx.load(NAME, variant="fp32", offline=True)
+    damage(cached_models()[0].folder)
+    with pytest.raises(BundleError, match=f"models pull {NAME}@"):
+        siglip_onnx.load(NAME, offline=True)
+    assert hub.requests.total() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("siglip2-base-patch16-224", ("google/siglip2-base-patch16-224", None)),
+        ("siglip-base-patch16-256-multilingual@abc", ("google/siglip-base-patch16-256-multilingual", "abc")),
+        ("a/b", ("a/b", None)),
+        ("a/b@refs/pr/1", ("a/b", "refs/pr/1")),
+    ],
+)
+def test_names(name: str, expected: tuple[str, str | None]) -> None:
+    found = parse_hub_name(name)
+    assert (found.name, found.revision) == expected
+
+
+@pytest.mark.parametrize("name", ["a", "a/b/c", "../b", "a/..", "-a/b", "a b/c", "a/b@", "a/b@../..", "http://a/b", ""])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        parse_hub_name(name)
+
+
+def test_a_mistyped_path_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="was not found"):
+        parse_hub_name("out/bundel")
+    with pytest.raises(ModelNotFoundError, match="Did you mean 'siglip2-base-patch16-224'"):
+        parse_hub_name("siglip2-base-patch16-24")
+
+
+def test_a_cache_that_cannot_be_written(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+    hub.add(NAME, small_bundle)
+    (tmp_path / "file").touch()
+    failed = call("--cache-dir", tmp_path / "file", "models", "pull", NAME)
+    assert failed.exit_code == CacheError.exit_code == 4
+    assert "SIGLIP_ONNX_CACHE" in failed.stderr
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+LOAD = f"""
+import siglip_onnx
+print(siglip_onnx.load({NAME!r}, report=lambda line: None).encode_texts(["a"]).shape)
+"""
+
+
+def test_eight_processes_that_start_at_once_download_once(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    hub.gate = threading.Event()
+    processes = [start(LOAD) for _ in range(8)]
+    hub.gate.set()
+    for process in processes:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert out.startswith("(1, ")
+    assert hub.requests[WEIGHTS] == 1
+    assert len(cached_models()) == 1
+    assert verify_folder(cached_models()[0].folder) == []
+    assert leftovers() == []
+
+
+def test_a_killed_download_does_no_harm(hub: Hub, small_bundle: Path, full: bool) -> None:
+    """At whatever request it happens."""
+    hub.add(NAME, small_bundle)
+    for requests in range(1, 11) if full else (4,):
+        hub.gate = threading.Event()
+        hub.requests.clear()
+        process = start(LOAD)
+        wait_for(lambda requests=requests: hub.requests.total() >= min(requests, 4))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        hub.gate.set()
+        assert cached_models() == []
+        siglip_onnx.load(NAME).encode_texts(["a"])
+        assert verify_folder(cached_models()[0].folder) == []
+        assert leftovers() == []
+        assert call("models", "rm", NAME).exit_code == 0
+
+
+def wait_for(condition: object) -> None:
+    for _ in range(600):
+        if condition():  # type: ignore[operator]
+            return
+        threading.Event().wait(0.05)
+    pytest.fail("it did not happen within 30 s")

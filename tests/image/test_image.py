@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from siglip_onnx.errors import ImageError
+from siglip_onnx.image.decode import FORMATS, ImageLimits, load_image
+
+
+def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def test_path_bytes_pil_and_array_give_the_same_picture(picture: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encode(picture))
+    for source in (path, str(path), path.read_bytes(), picture, np.asarray(picture)):
+        assert_array_equal(np.asarray(load_image(source)), np.asarray(picture))
+
+
+def test_grey_and_alpha_arrays(picture: Image.Image) -> None:
+    grey = np.asarray(picture.convert("L"))
+    expected = np.repeat(grey[..., np.newaxis], 3, axis=2)
+    assert_array_equal(np.asarray(load_image(grey)), expected)
+    assert_array_equal(np.asarray(load_image(grey[..., np.newaxis])), expected)
+    rgba = np.dstack([np.asarray(picture), np.zeros(grey.shape, np.uint8)])
+    assert_array_equal(np.asarray(load_image(rgba)), np.asarray(picture))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "I", "F", "HSV"])
+def test_every_mode_becomes_rgb(picture: Image.Image, mode: str) -> None:
+    source = picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture.convert(mode)
+    loaded = load_image(source)
+    assert loaded.mode == "RGB"
+    assert loaded.size == picture.size
+
+
+def test_levels_beyond_eight_bits_are_cut_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As transformers does it; the picture loses its grey, which must not happen in silence."""
+    deep = Image.fromarray(np.array([[0, 200, 300, 65535]], np.uint16))
+    assert np.asarray(load_image(deep))[0, :, 0].tolist() == [0, 200, 255, 255]
+    assert "levels beyond 8 bits" in caplog.text
+
+
+def test_exif_orientation_is_applied(picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    turned = load_image(encode(picture, exif=exif))
+    assert turned.size == (picture.height, picture.width)
+    assert_array_equal(np.asarray(turned), np.rot90(np.asarray(picture), k=-1))
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert load_image(data).getpixel((0, 0)) == (254, 0, 0) or load_image(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (b"", "empty"),
+        (b"not a picture", "not a readable picture"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\)"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (Image.new("RGB", (0, 5)), "0x5 pixels"),
+        (None, "NoneType"),
+        (3, "int"),
+        ("no_such_file.png", "does not exist"),
+        (".", "is a folder"),
+    ],
+)
+def test_unreadable_sources_say_what_was_found(source: object, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(source)  # type: ignore[arg-type]
+
+
+def test_every_named_format_is_one_that_pillow_opens() -> None:
+    Image.init()
+    assert set(FORMATS) <= set(Image.OPEN)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "MPO"])
+def test_common_formats(format_: str) -> None:
+    assert load_image(encode(Image.new("RGB", (32, 32), "red"), format_)).size == (32, 32)
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    data = encode(Image.new("1", (3000, 3000)))
+    with pytest.raises(ImageError, match="3000x3000 pixels, more than the 1,000,000"):
+        load_image(data, limits=ImageLimits(max_pixels=1_000_000))
+
+
+def test_every_real_odd_file_loads_or_raises_our_error(material: Path) -> None:
+    """No other exception leaves, whatever is wrong with a file; the readable ones are most."""
+    files = [path for path in sorted((material / "images" / "odd").rglob("*")) if path.is_file()]
+    loaded = 0
+    for path in files:
+        with contextlib.suppress(ImageError):
+            assert load_image(path.read_bytes()).mode == "RGB"
+            loaded += 1
+    assert loaded > len(files) / 2

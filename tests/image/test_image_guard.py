@@ -1,0 +1,238 @@
+"""Hostile and broken pictures: refused from their header, cheaply, with an error that says which; nothing leaks."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.testing import assert_array_equal
+from PIL import Image, ImageFile, ImageOps
+
+import siglip_onnx
+from siglip_onnx import ImageLimits, SiglipOnnxError
+from siglip_onnx.cli import main
+from siglip_onnx.errors import ImageError
+from siglip_onnx.image.decode import FORMATS, SERVER_LIMITS, load_image, open_image
+
+PACKAGE = Path(siglip_onnx.__file__).parent
+SMALL = ImageLimits(max_pixels=1000, max_side=100, max_bytes=2000)
+
+
+def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def refused(source: object, **options: object) -> ImageError:
+    with pytest.raises(ImageError) as found:
+        load_image(source, **options)  # type: ignore[arg-type]
+    return found.value
+
+
+@pytest.mark.parametrize("as_", ["path", "bytes", "pil", "array"])
+@pytest.mark.parametrize(("size", "message"), [((40, 30), "40x30 pixels, more than the 1,000"), ((101, 2), "a side")])
+def test_limits_hold_for_every_kind_of_source(tmp_path: Path, as_: str, size: tuple[int, int], message: str) -> None:
+    image = Image.new("RGB", size)
+    path = tmp_path / "large.png"
+    path.write_bytes(encode(image))
+    source = {"path": path, "bytes": path.read_bytes(), "pil": image, "array": np.asarray(image)}[as_]
+    error = refused(source, limits=SMALL)
+    assert message in str(error)
+    assert error.status == "too_large"
+    if as_ == "path":
+        assert str(path) in str(error)
+    assert load_image(source).size == size
+
+
+def test_byte_limit_is_known_before_anything_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.jpg"
+    with path.open("wb") as file:
+        file.truncate(2_000_000_000)
+    error = refused(path)
+    assert error.status == "too_large"
+    assert "2,000,000,000 bytes, more than the 512,000,000" in str(error)
+
+
+def test_the_servers_limits_are_stricter() -> None:
+    assert (SERVER_LIMITS.max_pixels, SERVER_LIMITS.max_side, SERVER_LIMITS.max_bytes) == (
+        40_000_000,
+        16_384,
+        20_000_000,
+    )
+    assert ImageLimits().max_pixels == 89_478_485
+
+
+@pytest.mark.parametrize("limits", [{"max_pixels": None}, {"max_side": 0}, {"max_bytes": -1}, {"max_pixels": 1 << 40}])
+def test_there_is_always_a_limit(limits: dict[str, object]) -> None:
+    with pytest.raises(SiglipOnnxError, match="expected"):
+        ImageLimits(**limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [
+        (b"not a picture", "unsupported"),
+        (b"", "decode_error"),
+        (np.zeros((4, 4, 3), np.float32), "unsupported"),
+        (None, "unsupported"),
+        ("no_such_file.png", "io_error"),
+        (".", "io_error"),
+        ("a\0b.png", "io_error"),
+        ("x" * 5000, "io_error"),
+    ],
+)
+def test_every_failure_has_a_status(source: object, status: str) -> None:
+    error = refused(source)
+    assert error.status == status
+    assert error.status in ImageError.STATUSES
+
+
+def test_status_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("too large", status="too_large")))  # noqa: S301
+    assert (str(error), error.status) == ("too large", "too_large")
+    assert ImageError("x").status == "decode_error"
+
+
+def test_formats_that_run_programs_are_not_opened() -> None:
+    assert refused(encode(Image.new("RGB", (8, 8)), "EPS")).status == "unsupported"
+    assert not {"EPS", "WMF", "PDF", "FITS", "HDF5", "GRIB", "BUFR", "MPEG"} & set(FORMATS)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "QOI", "TGA", "AVIF"])
+def test_truncated_pictures_are_refused_unless_allowed(picture: Image.Image, format_: str) -> None:
+    data = encode(picture, format_)
+    cut = data[: len(data) * 2 // 3]
+    error = refused(cut)
+    if format_ not in ("WEBP", "AVIF"):  # decoded as a whole or not at all, so that no cut can be told from damage
+        assert error.status == "truncated"
+        assert "allow truncated" in str(error)
+        found = open_image(cut, allow_truncated=True)
+        assert found.truncated
+        same = (np.asarray(found.rgb) == np.asarray(load_image(data))).all(axis=2).mean()
+        assert 0.3 < same < 1
+    whole = open_image(data, allow_truncated=True)
+    assert (whole.truncated, whole.format) == (False, format_)
+
+
+def test_pillows_own_switch_neither_changes_nor_is_changed(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = encode(picture, "JPEG")
+    cut = data[: len(data) // 2]
+    expected = np.asarray(load_image(cut, allow_truncated=True))
+    assert "truncated" in caplog.text
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert refused(cut).status == "truncated"
+    assert_array_equal(np.asarray(load_image(cut, allow_truncated=True)), expected)
+    for format_ in set(FORMATS) - {"PSD"}:  # which Pillow cannot write
+        assert open_image(encode(picture, format_)).truncated is False, format_
+
+
+def test_a_host_may_decode_its_own_truncated_picture_meanwhile(picture: Image.Image) -> None:
+    """Threads that allow truncated pictures do not change what others get."""
+    data = encode(picture, "JPEG")
+    cut = data[: len(data) // 2]
+
+    def decode(number: int) -> str:
+        try:
+            return str(open_image(cut, allow_truncated=number % 2 == 0).truncated)
+        except ImageError as error:
+            return error.status
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(decode, range(200))) == ["True", "truncated"] * 100
+
+
+def test_a_pil_image_stays_as_it_was(picture: Image.Image) -> None:
+    data = encode(picture, "PNG")
+    theirs = Image.open(io.BytesIO(data[: len(data) // 2]))
+    assert open_image(theirs, allow_truncated=True).truncated
+    with pytest.raises(OSError, match="truncated"):
+        theirs.load()
+
+
+def noisy_pictures() -> list[bytes]:
+    """Pictures that Pillow warns of."""
+    palette = Image.new("P", (8, 8))
+    transparent = encode(palette, "PNG", transparency=b"\x00\x80")
+    broken_apng = bytearray(
+        encode(Image.new("RGB", (8, 8)), save_all=True, append_images=[Image.new("RGB", (8, 8), 9)])
+    )
+    position = broken_apng.index(b"acTL")
+    broken_apng[position + 4 : position + 8] = bytes(4)
+    tiff = bytearray(encode(Image.new("RGB", (8, 8)), "TIFF", dpi=(72, 72)))
+    return [transparent, bytes(broken_apng), bytes(tiff[: len(tiff) - 4])]
+
+
+def test_filters_of_warnings_stay_as_they_are() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = list(warnings.filters)
+        for data in noisy_pictures():
+            with contextlib.suppress(ImageError):
+                load_image(data, allow_truncated=True)
+        assert list(warnings.filters) == before
+
+
+def test_decoded_pixels_are_pillows(material: Path) -> None:
+    """What is accepted is what plain Pillow makes of it; nothing that plain Pillow opens whole is lost to the guard."""
+    accepted = 0
+    for path in sorted((material / "images").rglob("*")):
+        if not path.is_file() or path.suffix in (".md", ".json", ".LICENSE"):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                with Image.open(path, formats=FORMATS) as image:
+                    expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            except Exception:
+                refused(path)
+                continue
+            assert_array_equal(np.asarray(load_image(path)), expected, err_msg=str(path))
+        accepted += 1
+    assert accepted > 80
+
+
+def test_no_other_module_opens_pictures() -> None:
+    """Nothing but image/decode.py calls Image.open, frombytes and the like, or imports more of Pillow than its classes."""
+    openers = {"open", "frombytes", "frombuffer", "init", "preinit"}
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).as_posix() == "image/decode.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "PIL":
+                assert node.module == "PIL", path
+                assert {name.name for name in node.names} <= {"Image", "ImageDraw", "ImageFilter"}, path
+            if isinstance(node, ast.Import):
+                roots = {name.name.split(".")[0] for name in node.names}
+                assert not {"PIL", "cv2", "imageio", "skimage"} & roots, path
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "Image":
+                assert called.attr not in openers, path
+
+
+def test_command_options(tmp_path: Path, picture: Image.Image, small_bundle: Path) -> None:
+    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    whole.write_bytes(encode(picture, "JPEG"))
+    cut.write_bytes(whole.read_bytes()[:700])
+    call = ["classify", str(whole), str(cut), "--text", "a", "--model", str(small_bundle), "--json"]
+    refused_ = CliRunner().invoke(main, call)
+    assert refused_.exit_code == 3
+    assert "cut.jpg is truncated" in refused_.stderr
+    assert '"status": "truncated"' in refused_.stdout
+    allowed = CliRunner().invoke(main, [*call, "--allow-truncated"])
+    assert allowed.exit_code == 0
+    assert allowed.stdout.count('"truncated": true') == 1
+    small = CliRunner().invoke(main, [*call, "--max-megapixels", "0.001"])
+    assert small.exit_code == 1
+    assert "more than the 1,000 allowed" in small.stderr

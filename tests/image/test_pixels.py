@@ -1,0 +1,63 @@
+"""Every real picture at hand, normal and odd, becomes the very numbers that the reference's slow processors make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+from transformers import Siglip2ImageProcessor, SiglipImageProcessor
+
+from siglip_onnx.config import NaflexPreprocessorConfig, PreprocessorConfig
+from siglip_onnx.errors import ImageError
+from siglip_onnx.image.decode import load_image
+from siglip_onnx.image.preprocess import NaflexPreprocessor, SquashPreprocessor
+
+BICUBIC, BILINEAR = 3, 2
+PATCHES = (64, 128, 256, 576, 1024)
+NO_POSITIONS = np.zeros((4, 8), np.float32)
+
+
+@pytest.fixture(scope="module")
+def real_pictures(material: Path) -> list[tuple[str, Image.Image]]:
+    """All that can be decoded; the rest must be refused with our own error, which the loader's tests prove."""
+    found = list(decode_all(material / "images"))
+    assert len(found) > 80
+    return found
+
+
+def decode_all(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    for kind in ("normal", "odd"):
+        for path in sorted((folder / kind).rglob("*")):
+            if path.is_file() and path.suffix not in (".md", ".json", ".LICENSE"):
+                try:
+                    yield path.name, load_image(path)
+                except ImageError:
+                    continue
+
+
+@pytest.mark.parametrize("resample", [BICUBIC, BILINEAR])
+@pytest.mark.parametrize("size", [224, 384])
+def test_squashed_pixels(real_pictures: list[tuple[str, Image.Image]], size: int, resample: int) -> None:
+    ours = SquashPreprocessor(PreprocessorConfig(size, size, resample))
+    reference: Any = SiglipImageProcessor(size={"height": size, "width": size}, resample=resample)
+    for name, picture in real_pictures:
+        expected = reference(picture, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+        assert_array_equal(ours(picture)["pixel_values"], expected, err_msg=name)
+
+
+@pytest.mark.parametrize("patches", PATCHES)
+def test_naflex_patches(real_pictures: list[tuple[str, Image.Image]], patches: int) -> None:
+    ours = NaflexPreprocessor(NaflexPreprocessorConfig(max_num_patches=patches), NO_POSITIONS)
+    reference: Any = Siglip2ImageProcessor(max_num_patches=patches)
+    for name, picture in real_pictures:
+        expected = reference([picture], input_data_format="channels_last", return_tensors="np")
+        found = ours(picture)
+        count = found["pixel_values"].shape[1]
+        assert_array_equal(found["pixel_values"], expected["pixel_values"][:, :count], err_msg=name)
+        assert expected["pixel_attention_mask"].sum() == count == found["pixel_attention_mask"].sum()
+        assert expected["spatial_shapes"].prod() == count

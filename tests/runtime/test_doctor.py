@@ -1,0 +1,180 @@
+"""What doctor says of machines in all states, and the stored answers behind its self-test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import make_golden
+from siglip_onnx import doctor as doctor_module
+from siglip_onnx.bundle.folder import open_bundle
+from siglip_onnx.cli import main
+from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
+from siglip_onnx.demo import GOLDEN_PATH
+from siglip_onnx.demo import golden as golden_module
+from siglip_onnx.demo.golden import MIN_COSINE, Agreement, compare, read_golden, write_golden
+from siglip_onnx.errors import BundleError
+from siglip_onnx.hub.cache import PARTIAL, models_folder, repository_folder
+from siglip_onnx.system.cpu import Cpu, int8_kernels, read_cpu
+
+X86, ARM = "x86_64", "aarch64"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "safe", "fast", "why"),
+    [
+        (X86, ("avx2", "avx512_vnni"), False, True, "VNNI"),
+        (X86, ("avx2", "avx_vnni"), True, True, "VNNI"),
+        (X86, ("avx2",), False, False, "--reduce-range"),
+        (X86, ("avx2", "avx512f"), True, True, "within 7 bits"),
+        (ARM, ("asimd", "asimddp"), False, True, "dot product"),
+        (ARM, ("asimd",), False, False, "no int8 instructions"),
+        ("riscv64", ("avx",), False, False, "no int8 instructions"),
+        (X86, (), False, False, "does not tell"),
+    ],
+)
+def test_what_a_cpu_means_for_int8(architecture: str, flags: tuple[str, ...], safe: bool, fast: bool, why: str) -> None:
+    found = int8_kernels(Cpu(architecture, "a CPU", flags), saturation_safe=safe)
+    assert (found.fast, found.exact) == (fast, True)
+    assert why in found.why
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "flags"),
+    [
+        ("model name\t: Fast 1\nflags\t\t: fpu avx2 sse avx_vnni\n", "Fast 1", ("avx2", "avx_vnni")),
+        ("processor : 0\nFeatures : fp asimd i8mm\n", None, ("asimd", "i8mm")),
+        ("\xff nonsense", None, ()),
+    ],
+)
+def test_cpuinfo(tmp_path: Path, text: str, name: str | None, flags: tuple[str, ...]) -> None:
+    (tmp_path / "cpuinfo").write_text(text, encoding="latin-1")
+    found = read_cpu(tmp_path / "cpuinfo")
+    assert found.flags == flags
+    assert name is None or found.name == name
+    assert read_cpu(tmp_path / "missing").flags == ()
+
+
+def doctor(*options: str) -> Result:
+    return CliRunner().invoke(main, ["doctor", *options])
+
+
+def test_this_machine_is_healthy() -> None:
+    found = doctor("--json")
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout)
+    assert document["healthy"] is True
+    findings = document["findings"]
+    assert list(findings) == [
+        "versions", "int8", "threads", "providers", "telemetry", "demo files", "self-test", "cache"
+    ]  # fmt: skip
+    assert findings["versions"]["facts"]["packages"]["onnxruntime"]
+    assert findings["threads"]["facts"]["used"] >= 1
+    assert findings["telemetry"]["facts"]["off"] is True
+    assert findings["self-test"]["facts"]["found"]["image_cosine_min"] >= MIN_COSINE
+    table = doctor()
+    assert table.exit_code == 0
+    assert "self-test   cosine to the stored answers" in table.stdout
+
+
+@pytest.mark.parametrize(("exact", "advice"), [(True, "exact kernels are right here"), (False, "with every kernel")])
+def test_int8_that_misbehaves_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, exact: bool, advice: str
+) -> None:
+    original = golden_module.answer
+
+    def saturating(*arguments: object, saturation_safe: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
+        images, texts = original(*arguments, saturation_safe=saturation_safe)  # type: ignore[arg-type]
+        return (images if saturation_safe is False and exact else -images), texts
+
+    monkeypatch.setattr(doctor_module, "answer", saturating)
+    found = doctor()
+    assert found.exit_code == 4
+    assert "self-test   FAILURE" in found.stdout
+    assert advice in found.stdout
+    assert "fp32" in found.stdout
+
+
+def test_agreement_that_is_no_number_does_not_hold() -> None:
+    assert not Agreement(float("nan"), 1.0).holds
+    assert not Agreement(1.0, float("nan")).holds
+    assert Agreement(MIN_COSINE, 1.0).holds
+
+
+def test_damaged_files_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "golden.npz").write_bytes(b"PK nonsense")
+    monkeypatch.setattr(doctor_module, "GOLDEN_PATH", tmp_path / "golden.npz")
+    monkeypatch.setattr(doctor_module, "verify_folder", lambda _path: ["onnx/x: missing"])
+    found = json.loads(doctor("--json").stdout)["findings"]
+    assert found["demo files"]["state"] == found["self-test"]["state"] == "failure"
+    assert "Install siglip_onnx again" in found["self-test"]["answer"]
+
+
+def test_a_small_quota_and_telemetry_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"cpus": 8, "affinity": 8, "cgroup_quota": 0.5}
+    monkeypatch.setattr(doctor_module, "thread_limits", lambda: limits)
+    assert doctor_module.threads().state == "warning"
+    monkeypatch.setattr(doctor_module, "thread_limits", lambda: limits | {"cgroup_quota": 2.0})
+    assert doctor_module.threads().state == "ok"
+    monkeypatch.setattr(doctor_module, "telemetry_state", lambda: {"off": False})
+    assert "import siglip_onnx before onnxruntime" in doctor_module.telemetry().advice
+
+
+@pytest.mark.parametrize(("first", "expected"), [("siglip_onnx.session", "True"), ("onnxruntime", "False")])
+def test_who_imports_onnxruntime_first_decides_on_telemetry(first: str, expected: str) -> None:
+    code = f"import {first}; from siglip_onnx.session import telemetry_state; print(telemetry_state()['off'])"
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == expected
+
+
+def test_health_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").touch()
+    assert doctor_module.cache().state == "warning"
+    monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "cache"))
+    assert doctor_module.cache().state == "ok"
+    partial = repository_folder("a/b") / f"{'0' * 40}{PARTIAL}"
+    partial.mkdir(parents=True)
+    assert "1 leftovers" in doctor_module.cache().answer
+    model = models_folder() / "a--b" / ("1" * 40)
+    model.mkdir()
+    (model / "manifest.json").write_text("{}")
+    record = {"name": "a/b", "revision": "1" * 40, "kind": "bundle", "pulled": 0.0}
+    model.with_name(f"{model.name}.json").write_text(json.dumps(record))
+    found = doctor_module.cache()
+    assert found.state == "failure"
+    assert "a/b@111111111111" in found.answer
+    assert "models pull" in found.advice
+
+
+def test_stored_answers_are_those_of_the_shipped_model() -> None:
+    golden, demo = read_golden(GOLDEN_PATH), open_bundle(DEMO_PATH)
+    assert golden.provenance["weights_sha256"] == demo.manifest.source["weights_sha256"], "run scripts/make_golden.py"
+    made = make_golden.make_golden(demo)
+    assert (made.pictures, made.texts) == (golden.pictures, golden.texts)
+    assert compare(golden, made.image_embeddings, made.text_embeddings).holds
+    np.testing.assert_allclose(np.linalg.norm(golden.image_embeddings, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["small_checkpoint", "small_bundle"])
+def test_the_script_takes_checkpoints_and_bundles(request: pytest.FixtureRequest, tmp_path: Path, source: str) -> None:
+    out = tmp_path / "golden.npz"
+    done = CliRunner().invoke(make_golden.main, [str(request.getfixturevalue(source)), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert read_golden(out).provenance["kernels"] == "fp32"
+
+
+def test_answers_of_another_model(tmp_path: Path) -> None:
+    golden = read_golden(GOLDEN_PATH)
+    with pytest.raises(BundleError, match="they are of different models"):
+        compare(golden, golden.image_embeddings[:, :5], golden.text_embeddings)
+    write_golden(replace(golden, texts=("犬",)), tmp_path / "golden.npz")
+    assert read_golden(tmp_path / "golden.npz").texts == ("犬",)

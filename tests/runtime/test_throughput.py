@@ -1,0 +1,163 @@
+"""Many pictures: in order, bounded, and every vector the same bits whatever its company; and the fast decode."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from support.images import make_image
+
+import siglip_onnx
+from siglip_onnx import SiglipOnnxError
+from siglip_onnx.cli import main
+from siglip_onnx.errors import ImageError
+from siglip_onnx.image.decode import load_image
+from siglip_onnx.system.workers import in_batches, map_in_order
+
+
+def test_results_come_in_order_whatever_takes_longest() -> None:
+    def slow_if_even(number: int) -> int:
+        time.sleep(0.02 if number % 2 == 0 else 0)
+        return number
+
+    assert list(map_in_order(slow_if_even, range(30), 4)) == list(range(30))
+
+
+def test_items_are_taken_only_as_needed() -> None:
+    taken = []
+
+    def endless() -> Iterator[int]:
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    results = map_in_order(lambda number: -number, endless(), 3)
+    assert [next(results) for _ in range(5)] == [0, -1, -2, -3, -4]
+    assert len(taken) <= 5 + 2 * 3
+    results.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("siglip_onnx")]
+
+
+def test_an_exception_shows_at_its_turn() -> None:
+    def fail_at_three(number: int) -> int:
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    results = map_in_order(fail_at_three, range(9), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(results)
+
+
+def test_batches() -> None:
+    assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_vectors_are_the_same_bits_in_every_mode(small_bundle: Path, pictures: list[Image.Image], variant: str) -> None:
+    texts = ["a cat", "赤い丸", "", "word " * 30]
+    latency = siglip_onnx.load(small_bundle, variant=variant, threads=2)
+    expected, expected_texts = latency.encode_images(pictures), latency.encode_texts(texts)
+    alone = np.concatenate([latency.encode_images(picture) for picture in pictures])
+    assert_array_equal(alone, expected)
+    for workers in (2, 5):
+        model = siglip_onnx.load(small_bundle, variant=variant, workers=workers)
+        assert_array_equal(model.encode_images(pictures[::-1])[::-1], expected)
+        assert_array_equal(model.encode_images(iter(pictures)), expected)
+        assert_array_equal(model.encode_texts(texts), expected_texts)
+    assert model.encode_images([]).shape == (0, 64)
+    assert model.encode_texts([]).shape == (0, 64)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_unreadable_pictures_are_told_in_their_place(
+    small_bundle: Path, pictures: list[Image.Image], workers: int
+) -> None:
+    model = siglip_onnx.load(small_bundle, workers=workers)
+    found = list(model.stream_images([pictures[0], "nowhere.png", pictures[1]]))
+    assert [isinstance(one, ImageError) for one in found] == [False, True, False]
+    assert_array_equal(found[2], model.encode_images(pictures[1])[0])
+    with pytest.raises(ImageError, match=r"nowhere\.png does not exist"):
+        model.encode_images([pictures[0], "nowhere.png"])
+
+
+def test_other_providers_get_batches(
+    small_bundle: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = siglip_onnx.load(small_bundle, variant="fp32", workers=2)
+    many: list[Image.Image | str] = [*pictures, "nowhere.png", *pictures * 6]
+    expected = list(model.stream_images(many))
+    sizes = []
+    tower = model._tower("vision")
+    run = tower.run
+
+    def run_and_count(name: str, inputs: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        sizes.append(len(inputs["pixel_values"]))
+        return run(name, inputs)
+
+    monkeypatch.setattr(siglip_onnx.SigLIP, "_batch_size", 16)
+    monkeypatch.setattr(tower, "run", run_and_count)
+    for one, other in zip(model.stream_images(many), expected, strict=True):
+        if isinstance(other, ImageError):
+            assert isinstance(one, ImageError)
+        else:
+            assert_allclose(one, other, atol=1e-6)
+    assert sizes == [15, 13]
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "message"),
+    [(0, None, "workers is 0, expected a number from 1"), (2, 4, "2 workers of 4 threads each were asked for")],
+)
+def test_impossible_workers(small_bundle: Path, workers: int, threads: int | None, message: str) -> None:
+    with pytest.raises(SiglipOnnxError, match=message):
+        siglip_onnx.load(small_bundle, workers=workers, threads=threads)
+
+
+def jpeg(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    make_image(np.random.default_rng(3), size).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def test_fast_decode_reads_fewer_pixels_and_stays_near(small_bundle: Path) -> None:
+    picture = jpeg((1600, 1200))
+    assert load_image(picture).size == (1600, 1200)
+    assert load_image(picture, draft_size=(128, 128)).size == (200, 150)
+    exact, fast = (siglip_onnx.load(small_bundle, fast_decode=choice) for choice in (False, True))
+    (one,), (other,) = exact.preprocess(picture), fast.preprocess(picture)
+    levels = np.abs(one["pixel_values"] - other["pixel_values"]) * 127.5
+    assert 0 < levels.max() < 6
+    assert float(exact.encode_images(picture)[0] @ fast.encode_images(picture)[0]) > 0.999
+
+
+def test_fast_decode_leaves_small_pictures_as_they_are(small_bundle: Path) -> None:
+    exact, fast = (siglip_onnx.load(small_bundle, fast_decode=choice) for choice in (False, True))
+    small = jpeg((100, 60))
+    assert_array_equal(exact.preprocess(small)[0]["pixel_values"], fast.preprocess(small)[0]["pixel_values"])
+
+
+def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
+    paths = []
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+        paths.append(str(tmp_path / f"{number}.png"))
+    expected = siglip_onnx.load(small_bundle).encode_images(paths)
+    for options in ([], ["--workers", "1"], ["--workers", "3"], ["--fast-decode"]):
+        out = tmp_path / "out.npy"
+        command = ["embed", *paths, "--out", str(out), "--model", str(small_bundle), *options]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.stderr
+        if options != ["--fast-decode"]:
+            assert_array_equal(np.load(out), expected)

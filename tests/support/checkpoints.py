@@ -1,0 +1,73 @@
+"""Small random SigLIP checkpoints, saved by transformers as the published ones are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from support.shapes import SHAPES
+from transformers import (
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+NAFLEX: dict[str, dict[str, Any]] = {
+    "vision": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "num_patches": 36, "patch_size": 8},
+    "text": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "vocab_size": 300, "max_position_embeddings": 16},
+}  # fmt: skip
+
+_CORPUS = (
+    "a photo of a cat", "two dogs play on the beach", "a red circle", "six brown eggs", "the word open",
+    "猫が二匹います", "赤い丸が三つ", "暗い背景に青い星", "bonjour le monde", "0 1 2 3 4 5 6 7 8 9",
+    "quick jumping zebras vex five wizards", "ein kleines haus am see",
+)  # fmt: skip
+
+
+def make_checkpoint(path: Path, shape: str, *, max_shard_size: str = "5GB") -> Path:
+    """Write a random fixed-resolution checkpoint with its tokenizer and preprocessor."""
+    torch.manual_seed(len(shape))
+    towers = SHAPES[shape]
+    model = SiglipModel(SiglipConfig(text_config=towers["text"], vision_config=towers["vision"]))
+    size = towers["vision"]["image_size"]
+    resample = 2 if shape == "square" else 3
+    SiglipImageProcessor(size={"height": size, "width": size}, resample=resample).save_pretrained(path)
+    return save_randomized(model, path, max_shard_size)
+
+
+def make_naflex_checkpoint(path: Path, *, max_num_patches: int = 40) -> Path:
+    """Write a random NaFlex checkpoint with its tokenizer and preprocessor."""
+    torch.manual_seed(1)
+    model = Siglip2Model(Siglip2Config(text_config=NAFLEX["text"], vision_config=NAFLEX["vision"]))
+    patch_size = NAFLEX["vision"]["patch_size"]
+    Siglip2ImageProcessor(patch_size=patch_size, max_num_patches=max_num_patches).save_pretrained(path)
+    return save_randomized(model, path, "5GB")
+
+
+def save_randomized(model: Any, path: Path, max_shard_size: str) -> Path:
+    """Give every parameter its own values and save; a fresh model's biases are 0 and its LayerNorms 1."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".bias", "in_proj_bias")) or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.logit_scale.fill_(4.5)
+        model.logit_bias.fill_(-9.25)
+    model.save_pretrained(path, max_shard_size=max_shard_size)
+    train_sentencepiece(path / "spiece.model", vocab_size=280)
+    return path
+
+
+def train_sentencepiece(path: Path, vocab_size: int) -> None:
+    """Train a small Unigram model with SigLIP's special ids."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_CORPUS * 3), model_prefix=str(path.with_suffix("")), vocab_size=vocab_size,
+        hard_vocab_limit=False, character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    path.with_suffix(".vocab").unlink()

@@ -1,0 +1,13 @@
+"""Images made for the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def make_image(rng: np.random.Generator, size: tuple[int, int] = (90, 60)) -> Image.Image:
+    """Return an RGB image of that width and height: blobs of color and some noise."""
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    noisy = np.asarray(coarse) + rng.normal(0, 12, (size[1], size[0], 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))

@@ -1,0 +1,3 @@
+"""Where the real tokenizers, images and texts are."""
+
+MATERIAL = "SIGLIP_ONNX_MATERIAL"  # the environment variable that names their folder

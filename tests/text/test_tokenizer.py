@@ -1,0 +1,193 @@
+"""Token ids against the slow reference tokenizer, on SigLIP's real vocabulary and on real texts where at hand."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import GemmaTokenizerFast, SiglipTokenizer
+
+from siglip_onnx.errors import BundleError, CheckpointError
+from siglip_onnx.export.tokenizer import write_tokenizer
+from siglip_onnx.text.tokenizer import Tokenizer
+from siglip_onnx.text.vocabulary import PIECES
+
+HARD = [
+    "", " ", "  leading", "trailing  ", "!!!", "! hello", "</s>", "hello</s>", "a </s>", "<unk>", "<pad> a", "▁", "▁▁a",
+    "a▁b", " ▁ ", "\u0130stanbul", "ΑΣ ΟΔΟΣ", "㌔ ﬁ ｆｕｌｌ　ｗｉｄｔｈ", "犬、猫。", "¨a", "a ¨", "_under_score_",
+    "\x1c a\x1db", "a\u200bb", "😀 😀😀", "🇯🇵", "a" * 500, "word " * 200, "A.B.C", "...", "- -", "a\n\nb", "\u3000a",
+    "ﷺ", "\x00a", "a\u0301", "\ufeffabc", "½ ²",
+    "か\u3099", "ｶﾞﾊﾟﾝ", "\u1112\u1161\u11ab", "e\u0323\u0302", "don't", "100%", "#tag @name", "１２３",
+]  # fmt: skip
+
+# The known differences, each with its reason.
+EXCEPTIONS = {
+    "</s>a": "text behind a literal special token starts a new word",
+    "x<unk>y": "text behind a literal special token starts a new word",
+    "a </s> b": "text behind a literal special token starts a new word",
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:This sequence already has </s>:UserWarning")  # the reference's own
+
+
+T5_TIE = "Super Bowl XXX"  # "x" + "xx" costs as much as "xx" + "x"
+
+
+def stacks_marks(text: str) -> bool:
+    """Say whether a text has letters under three marks and more, of which the fast normalizer makes other graphemes."""
+    marks = "".join("m" if unicodedata.combining(letter) else " " for letter in unicodedata.normalize("NFD", text))
+    return "mmm" in marks
+
+
+def real_texts(material: Path) -> list[str]:
+    """Naughty strings and lines of an English and a Japanese book, composed and decomposed."""
+    texts = list(json.loads((material / "text" / "blns.json").read_text(encoding="utf-8")))
+    for book in ("botchan.txt", "wagahaiwa_nekodearu.txt"):
+        lines = [line for line in (material / "text" / book).read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts += np.random.default_rng(0).choice(lines, min(len(lines), 3500), replace=False).tolist()
+    return texts + [unicodedata.normalize("NFD", text) for text in texts]
+
+
+def differences(checkpoint: Path, spiece: Path, texts: list[str], tmp_path: Path) -> list[str]:
+    out = tmp_path / "exact.json"
+    write_tokenizer(checkpoint, out, text_length=64, vocab_size=10**6)
+    found = Tokenizer(out, 64)(texts)
+    reference = SiglipTokenizer(str(spiece))
+    expected = np.array(reference(texts, padding="max_length", truncation=True, max_length=64).input_ids)
+    return [text for text, one, other in zip(texts, found, expected, strict=True) if not np.array_equal(one, other)]
+
+
+def test_small_vocabulary(small_checkpoint: Path, tmp_path: Path) -> None:
+    assert differences(small_checkpoint, small_checkpoint / "spiece.model", HARD, tmp_path) == []
+
+
+def test_known_exceptions_still_are(small_checkpoint: Path, tmp_path: Path) -> None:
+    """When one of them is mended, it must leave the list."""
+    found = differences(small_checkpoint, small_checkpoint / "spiece.model", list(EXCEPTIONS), tmp_path)
+    assert found == list(EXCEPTIONS)
+
+
+@pytest.mark.parametrize("file", ["siglip_v1_c4en_32k/spiece.model", "t5_c4_32k/spiece.model"])
+def test_more_than_ten_thousand_texts(material: Path, tmp_path: Path, file: str) -> None:
+    texts = real_texts(material)
+    assert len(texts) >= 10_000
+    spiece = Path(shutil.copy(material / "tokenizers" / file, tmp_path))
+    found = differences(tmp_path, spiece, texts, tmp_path)
+    assert [text for text in found if not stacks_marks(text) and text != T5_TIE] == []
+    assert len(found) <= 6
+
+
+@pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json"])
+def test_published_english_vocabulary(material: Path, tmp_path: Path, file: str) -> None:
+    home = material / "tokenizers" / "siglip_v1_c4en_32k"
+    shutil.copy(home / file, tmp_path)
+    assert differences(tmp_path, home / "spiece.model", HARD + real_texts(material)[600:1600], tmp_path) == []
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json.xz", "tokenizer_naflex.json.xz"])
+def test_gemma_vocabulary_is_lower_cased_ended_and_padded(material: Path, tmp_path: Path, file: str) -> None:
+    packed = material / "tokenizers" / "siglip2_gemma_256k" / file
+    (tmp_path / "tokenizer.json").write_bytes(lzma.decompress(packed.read_bytes()))
+    write_tokenizer(tmp_path, tmp_path / "exact.json", text_length=64, vocab_size=256_000)
+    texts = [*HARD, "A photo of a CAT", "\u00c9t\u00c9", "<eos>", "<pad>a", *real_texts(material)]
+    assert len(texts) >= 10_000
+
+    reference = GemmaTokenizerFast.from_pretrained(tmp_path, add_bos_token=False, add_eos_token=True, legacy=False)
+    reference.padding_side = "right"
+    # One by one as str.lower() says, but for the final sigma, which depends on what follows it.
+    lowered = [text.lower().replace("ς", "σ") if "Σ" in text else text.lower() for text in texts]
+    expected = np.array(reference(lowered, padding="max_length", truncation=True, max_length=64).input_ids)
+    found = Tokenizer(tmp_path / "exact.json", 64)(texts)
+    assert [text for text, one, other in zip(texts, found, expected, strict=True) if (one != other).any()] == []
+
+
+def test_gemma_vocabulary_pruned(material: Path, tmp_path: Path) -> None:
+    packed = material / "tokenizers/siglip2_gemma_256k/tokenizer.json.xz"
+    (tmp_path / "tokenizer.json").write_bytes(lzma.decompress(packed.read_bytes()))
+    path = tmp_path / "exact" / "tokenizer.json"
+    path.parent.mkdir()
+    write_tokenizer(tmp_path, path, text_length=64, vocab_size=256_000)
+    tokenizer = Tokenizer(path, 64)
+    pieces = tokenizer._pieces
+    assert pieces is not None
+    texts = [text for text in [*HARD, *real_texts(material)[::20]] if pieces.suits([text])]
+    alone = np.concatenate([tokenizer([text]) for text in texts])
+    pairs = [number for number in range(len(texts) - 1) if pieces.suits(texts[number : number + 2])]
+    for number in pairs[::10]:
+        np.testing.assert_array_equal(tokenizer(texts[number : number + 2]), alone[number : number + 2])
+    assert tokenizer._loaded is None
+    path.with_name(PIECES).unlink()
+    np.testing.assert_array_equal(alone, Tokenizer(path, 64)(texts))
+
+
+def test_ids_are_always_the_full_length(small_bundle: Path) -> None:
+    tokenizer = Tokenizer(small_bundle / "tokenizer.json", 16)
+    ids = tokenizer(["a cat", "", "word " * 50])
+    assert ids.shape == (3, 16)
+    assert ids.dtype == np.int64
+    assert (ids[:, -1] == 1).all()
+    assert (ids[1] == 1).all()
+
+
+def test_cut_texts_are_reported(small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer(small_bundle / "tokenizer.json", 16)
+    tokenizer(["a cat"])
+    assert not caplog.messages
+    tokenizer(["word " * 50])
+    assert caplog.messages == [f"Only the first 16 tokens of the text {'word ' * 8 + '…'!r} are read."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "no tokenizer of the tokenizers library"), ('{"model": {"type": "WordPiece"}}', "WordPiece model")],
+)
+def test_other_tokenizers_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100)
+
+
+def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has \d+ pieces, but the text tower only 20"):
+        write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=20)
+
+
+def test_a_model_of_the_texts_own_pieces_gives_the_same_ids(
+    small_checkpoint: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What large vocabularies use for few short texts, forced upon a small one."""
+    expected = Tokenizer(small_bundle / "tokenizer.json", 16)(HARD)
+    monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
+    path = tmp_path / "tokenizer.json"
+    write_tokenizer(small_checkpoint, path, text_length=16, vocab_size=300)
+    for text, ids in zip(HARD, expected, strict=True):
+        pruned = Tokenizer(path, 16)
+        np.testing.assert_array_equal(pruned([text])[0], ids)
+        assert (pruned._loaded is not None) == ("</s>" in text or "<unk>" in text)
+    plain = [number for number, text in enumerate(HARD) if "</s>" not in text and "<unk>" not in text]
+    np.testing.assert_array_equal(Tokenizer(path, 16)([HARD[number] for number in plain]), expected[plain])
+    with pytest.raises(BundleError, match="pads to 16 and truncates to 16 tokens"):
+        Tokenizer(path, 64)
+    path.with_name(PIECES).write_bytes(b"damaged")
+    with pytest.raises(BundleError, match="is damaged"):
+        Tokenizer(path, 16)
+
+
+def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With falling back to bytes; many texts, or long ones, get the whole model."""
+    monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
+    write_tokenizer(material / "tokenizers/siglip_v1_c4en_32k", tmp_path / "t.json", text_length=64, vocab_size=10**6)
+    texts = HARD + real_texts(material)[::20]
+    expected = Tokenizer(tmp_path / "t.json", 64)(["word " * 500, *texts])[1:]
+    tokenizer = Tokenizer(tmp_path / "t.json", 64)
+    for text, ids in zip(texts, expected, strict=True):
+        if len(text) <= 2000 and "</s>" not in text and "<unk>" not in text:
+            np.testing.assert_array_equal(tokenizer([text])[0], ids)
+    assert tokenizer._loaded is None
+    tokenizer(["word " * 500])
+    assert tokenizer._loaded is not None

@@ -1,0 +1,134 @@
+"""The ``verify`` command: it measures, and it can fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.checkpoints import make_naflex_checkpoint
+from support.commands import run_without
+
+from siglip_onnx.cli import main
+from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.verify.accuracy import _order_agreement
+from siglip_onnx.verify.samples import SAMPLE_TEXTS, sample_images
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["verify", *(str(argument) for argument in arguments)])
+
+
+def test_every_variant_against_fp32(small_bundle: Path) -> None:
+    result = run(small_bundle, "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["failures"] == []
+    fp32, int8 = document["variants"]["fp32"], document["variants"]["int8"]
+    assert fp32["vision_cosine_min"] == pytest.approx(1, abs=1e-6)
+    assert fp32["logit_error_max"] == 0
+    assert fp32["order_agreement"] == 1
+    assert 0.999 < int8["text_cosine_min"] < 1
+    assert int8["num_pictures"] == len(sample_images())
+    assert int8["num_texts"] == len(SAMPLE_TEXTS)
+
+
+def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
+    before = json.loads((bundle / "manifest.json").read_text())
+    assert run(bundle, "--texts", texts).exit_code == 0
+    assert json.loads((bundle / "manifest.json").read_text()) == before
+    assert run(bundle, "--texts", texts, "--write-card").exit_code == 0
+    after = json.loads((bundle / "manifest.json").read_text())
+    card = after["variants"]["int8"].pop("accuracy")
+    assert (card["inputs"], card["num_texts"]) == ("the user's pictures and texts", 2)
+    before["variants"]["int8"].pop("accuracy")
+    assert after["variants"]["int8"] == before["variants"]["int8"]
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(path.name for path in small_bundle.iterdir())
+
+
+def test_a_variant_that_is_too_far_fails(small_bundle: Path) -> None:
+    result = run(small_bundle, "--min-cosine", "0.9999999")
+    assert result.exit_code == 1
+    assert "int8 reaches only a cosine of 0.999" in result.stderr
+    assert "against fp32" in result.stdout
+
+
+def test_own_pictures_and_texts(small_bundle: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
+    result = run(small_bundle, "--images", folder, "--texts", texts, "--json")
+    document = json.loads(result.stdout)
+    assert (document["variants"]["int8"]["num_pictures"], document["variants"]["int8"]["num_texts"]) == (4, 2)
+    assert "left out" in result.stderr
+    assert "notes.txt" in result.stderr
+
+
+def test_every_stage_against_pytorch(checkpoint: Path, bundle: Path) -> None:
+    result = run(bundle, "--reference", checkpoint, "--json")
+    assert result.exit_code == 0, result.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(result.stdout)["pytorch"]["fp32"]}
+    assert stages["pixels"]["max_abs"] == 0
+    assert stages["ids"]["max_abs"] == 0
+    assert stages["vision embedding"]["max_abs"] <= 1e-5
+    assert stages["text embedding"]["max_abs"] <= 1e-5
+    assert stages["logits"]["max_abs"] <= 1e-4
+
+
+def test_naflex_against_pytorch(tmp_path: Path) -> None:
+    checkpoint = make_naflex_checkpoint(tmp_path / "naflex")
+    export_bundle(checkpoint, tmp_path / "bundle")
+    result = run(tmp_path / "bundle", "--reference", checkpoint)
+    assert result.exit_code == 0, result.stderr
+    assert "fp32 against PyTorch" in result.stdout
+    assert "int8 against PyTorch" in result.stdout
+
+
+def test_another_checkpoint_is_not_the_reference(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """The comparison finds one changed weight, one changed filter, and a longer vocabulary text."""
+    other = Path(shutil.copytree(small_checkpoint, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    weights["vision_model.encoder.layers.0.mlp.fc1.weight"][0, 0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    preprocessor = other / "preprocessor_config.json"
+    preprocessor.write_text(preprocessor.read_text().replace('"resample": 2', '"resample": 3'))
+    result = run(small_bundle, "--reference", other)
+    assert result.exit_code == 1
+    assert "fp32: pixels differ from PyTorch by" in result.stderr
+    assert "fp32: vision embedding differ from PyTorch by" in result.stderr
+    assert "text embedding differ" not in result.stderr
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path, small_checkpoint: Path, small_bundle: Path) -> None:
+    export_bundle(small_checkpoint, tmp_path / "int8", precisions=["int8"])
+    assert "has no fp32 variant to compare with; it has int8" in run(tmp_path / "int8").stderr
+    assert run(tmp_path / "int8").exit_code == 4
+    assert run(tmp_path / "int8", "--reference", small_checkpoint).exit_code == 0
+    assert "transformers cannot load" in run(small_bundle, "--reference", tmp_path).stderr
+    assert "is no folder" in run(small_bundle, "--images", tmp_path / "nowhere").stderr
+
+
+def test_without_torch_the_reference_names_what_to_install(small_bundle: Path, small_checkpoint: Path) -> None:
+    found = run_without("torch", "verify", small_bundle, "--reference", small_checkpoint)
+    assert found.returncode == 1
+    assert "--reference needs torch, which is not installed" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_order_agreement_counts_pairs() -> None:
+    expected = np.array([[3.0, 2.0, 1.0]], np.float32)
+    assert _order_agreement(expected, expected) == 1
+    assert _order_agreement(np.array([[2.0, 3.0, 1.0]], np.float32), expected) == pytest.approx(2 / 3)
+    assert _order_agreement(expected[:, :1], expected[:, :1]) == 1

@@ -1,0 +1,203 @@
+"""``siglip-onnx web`` as a user starts and stops it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from click.testing import CliRunner
+from support.commands import run_without
+
+pytest.importorskip("fastapi")
+
+from siglip_onnx.cli import main
+from siglip_onnx.cli.web import open_models
+from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.web.server import bind
+
+WATCHDOG_S = 60
+
+
+@contextmanager
+def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the command on a free port; give the process and the page's address."""
+    command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0", *options]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("SIGLIP_ONNX")}
+    process = subprocess.Popen(
+        command, cwd=cwd, env=variables | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr
+        for line in process.stderr:
+            if found := re.search(r"http://\S+", line):
+                break
+        else:
+            raise AssertionError("the server did not say its address")
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=WATCHDOG_S) as answer:  # noqa: S310
+        found: str = answer.read().decode()
+        return found
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_it_serves_and_stops_gracefully(tmp_path: Path, number: int, exit_code: int) -> None:
+    """A request that was begun is answered, though the signal comes first; nothing is left on the disk."""
+    empty = {name: str(tmp_path) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
+    body = form_of((IMAGES_PATH / "red_star.png").read_bytes(), ["赤い星", "six eggs"])
+    with started(cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1", **empty) as (process, url):
+        connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port or 0, timeout=WATCHDOG_S)
+        connection.putrequest("POST", "/v1/classify")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=parts")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body[:1000])
+        while "siglip_queue_size 1" not in get(f"{url}metrics"):
+            time.sleep(0.01)
+        process.send_signal(number)
+        while is_listening(url):
+            time.sleep(0.01)
+        connection.send(body[1000:])
+        answer = connection.getresponse()
+        reply = json.loads(answer.read())
+        connection.close()
+        stdout, stderr = process.communicate(timeout=WATCHDOG_S)
+    assert answer.status == 200
+    red, eggs = reply["results"][0]["models"][0]["matches"]
+    assert red["probability"] > 0.5 > eggs["probability"]
+    assert process.returncode == exit_code
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert "星" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def form_of(picture: bytes, texts: list[str]) -> bytes:
+    part = b'--parts\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    parts = [part % (b"pictures", b'; filename="a.png"', picture)]
+    parts += [part % (b"texts", b"", text.encode()) for text in texts]
+    return b"".join(parts) + b"--parts--\r\n"
+
+
+def is_listening(url: str) -> bool:
+    try:
+        get(f"{url}healthz")
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["web", "--port", str(port)])
+    assert result.exit_code == 1
+    assert f"port {port} cannot be listened on" in result.stderr
+    assert "--port" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[Any, str]:
+    """Return the settings that the command makes of options, and what it says."""
+    found: list[Any] = []
+    monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: found.append(settings))
+    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
+    result = CliRunner().invoke(main, ["web", *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return found[0], result.stderr
+
+
+def test_safe_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, said = settings_of(monkeypatch)
+    assert (settings.host, settings.port, settings.url_fetch, settings.api_key) == ("127.0.0.1", 5678, True, None)
+    assert "Everybody" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "url_fetch"),
+    [
+        ((), True),
+        (("--no-url-fetch",), False),
+        (("--host", "0.0.0.0"), False),  # noqa: S104
+        (("--host", "0.0.0.0", "--allow-url-fetch"), True),  # noqa: S104
+        (("--host", "::"), False),
+        (("--host", "localhost"), True),
+    ],
+)
+def test_urls_are_fetched_on_loopback_or_when_allowed(
+    options: tuple[str, ...], url_fetch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, said = settings_of(monkeypatch, *options)
+    assert settings.url_fetch is url_fetch
+    assert ("Everybody" in said) is ("0.0.0.0" in options or "::" in options)  # noqa: S104
+
+
+def test_the_key_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGLIP_ONNX_API_KEY", "k")
+    settings, said = settings_of(monkeypatch, "--host", "0.0.0.0")  # noqa: S104
+    assert settings.api_key == "k"
+    assert "Everybody" not in said
+
+
+def test_models_and_variants_are_multiplied(small_bundle: Path) -> None:
+    models = open_models((str(small_bundle), str(small_bundle)), ("int8", "fp32"), ())
+    assert [model.variant for model in models] == ["int8", "fp32", "int8", "fp32"]
+    result = CliRunner().invoke(main, ["web", *["--variant", "int8"] * 5])
+    assert result.exit_code == 2
+    assert "at most 4" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--variant", "fp64"), 4, "no variant 'fp64'"),
+        (("--model", "nowhere"), 4, "was not found"),
+        (("--allow-url-fetch", "--no-url-fetch"), 2, "contradict"),
+        (("--api-key", ""), 2, "empty"),
+        (("--port", "70000"), 2, "70000"),
+    ],
+)
+def test_wrong_options(options: tuple[str, ...], code: int, words: str) -> None:
+    result = CliRunner().invoke(main, ["web", *options])
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])
+def test_a_missing_package_is_said(package: str) -> None:
+    done = run_without(package, "web")
+    assert done.returncode == 1
+    assert 'pip install "siglip-onnx[web]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(small_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    damaged = Path(shutil.copytree(small_bundle, tmp_path / "damaged"))
+    graph = damaged / "onnx" / "vision_model_quantized.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0", "--model", str(damaged)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WATCHDOG_S)
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+    assert "vision_model_quantized.onnx" in done.stderr

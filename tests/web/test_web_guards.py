@@ -1,0 +1,161 @@
+"""Who is answered: hosts, origins, the key; and what every answer carries."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from starlette.testclient import TestClient
+from support.web_server import BASE
+
+import siglip_onnx
+from siglip_onnx.web import guards
+from siglip_onnx.web.app import create_app
+from siglip_onnx.web.guards import SECURITY_HEADERS, is_allowed_host, is_same_origin
+from siglip_onnx.web.settings import Settings, is_loopback
+
+PATHS = ("/", "/v1/models", "/static/main.js", "/samples/red_star.png", "/nothing", "/healthz", "/openapi.json")
+
+
+def client_with(**settings: object) -> TestClient:
+    app = create_app([siglip_onnx.load("demo")], Settings(**settings))  # type: ignore[arg-type]
+    return TestClient(app, base_url=BASE)
+
+
+@pytest.mark.parametrize(
+    ("header", "bound_to", "allowed"),
+    [
+        ("127.0.0.1:5678", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("localhost:8080", "127.0.0.1", True),
+        ("LOCALHOST", "127.0.0.1", True),
+        ("[::1]:5678", "::1", True),
+        ("photos.example", "127.0.0.1", True),
+        ("Photos.Example:5678", "127.0.0.1", True),
+        ("rebound.example:5678", "127.0.0.1", False),
+        ("localhost.rebound.example", "127.0.0.1", False),
+        ("127.0.0.1.rebound.example", "127.0.0.1", False),
+        ("192.168.1.7:5678", "127.0.0.1", False),
+        ("192.168.1.7:5678", "0.0.0.0", True),  # noqa: S104
+        ("rebound.example", "0.0.0.0", False),  # noqa: S104
+        ("127.0.0.1:5678@rebound.example", "127.0.0.1", False),
+        ("127.0.0.1:port", "127.0.0.1", False),
+        ("[::1", "127.0.0.1", False),
+        ("[::1]x", "127.0.0.1", False),
+        ("2130706433", "127.0.0.1", False),
+        ("", "127.0.0.1", False),
+        (":5678", "127.0.0.1", False),
+    ],
+)
+def test_hosts(header: str, bound_to: str, allowed: bool) -> None:
+    assert is_allowed_host(header, bound_to, {"photos.example"}) is allowed
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "same"),
+    [
+        ("http://127.0.0.1:5678", "127.0.0.1:5678", True),
+        ("https://photos.example", "photos.example", True),
+        ("https://photos.example", "photos.example:443", True),
+        ("http://localhost:5678", "127.0.0.1:5678", False),
+        ("http://127.0.0.1:8000", "127.0.0.1:5678", False),
+        ("http://evil.example", "127.0.0.1:5678", False),
+        ("null", "127.0.0.1:5678", False),
+        ("", "127.0.0.1:5678", False),
+        ("file://127.0.0.1:5678", "127.0.0.1:5678", False),
+    ],
+)
+def test_origins(origin: str, host: str, same: bool) -> None:
+    assert is_same_origin(origin, host) is same
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_rebound_name_gets_nothing(path: str) -> None:
+    answer = client_with().get(path, headers={"host": "rebound.example:5678"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden_host")
+
+
+def test_two_hosts_are_refused() -> None:
+    headers = [("host", "127.0.0.1:5678"), ("host", "rebound.example")]
+    assert client_with().get("/v1/models", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/v1/classify", {"origin": "http://evil.example"}, 403),
+        ("POST", "/v1/classify", {"origin": "null"}, 403),
+        ("POST", "/v1/classify", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
+        ("GET", "/v1/models", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
+        ("GET", "/v1/models", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),
+        ("GET", "/samples/red_star.png", {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}, 403),
+        ("GET", "/v1/models", {"sec-fetch-site": "same-origin", "origin": "http://127.0.0.1:5678"}, 200),
+        ("GET", "/v1/models", {}, 200),
+        ("GET", "/", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 200),
+        ("GET", "/", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
+    ],
+)
+def test_other_sites(method: str, path: str, headers: dict[str, str], status: int) -> None:
+    assert client_with().request(method, path, headers=headers).status_code == status
+
+
+def test_a_form_of_another_site_is_no_json() -> None:
+    """Even from a browser that tells no origin: only a request that needs permission first can be JSON."""
+    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
+        answer = client_with().post("/v1/classify", content="{}", headers={"content-type": content_type})
+        assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_answer_carries_the_security_headers(path: str) -> None:
+    headers = client_with().get(path).headers
+    for name, value in SECURITY_HEADERS.items():
+        assert headers[name] == value
+    policy = headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert headers["cache-control"] in ("no-store", "no-cache")
+    assert "server" not in headers
+    assert "access-control-allow-origin" not in headers
+
+
+def test_the_key_opens_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return given == key
+
+    monkeypatch.setattr(guards.hmac, "compare_digest", compare)
+    client = client_with(api_key="s3cret-ключ")
+    for path in ("/", "/static/main.js", "/healthz"):
+        assert client.get(path).status_code == 200
+    assert compared == []
+    for path in ("/v1/models", "/metrics"):
+        assert client.get(path).status_code == 401
+        assert client.get(path, params={"api_key": "s3cret-ключ"}).status_code == 401
+        for name, value, status in (
+            ("authorization", "Bearer s3cret-ключ", 200),
+            ("authorization", "bearer  s3cret-ключ", 200),
+            ("x-api-key", "s3cret-ключ", 200),
+            ("authorization", "Bearer s3cret", 401),
+            ("authorization", "Basic s3cret-ключ", 401),
+            ("authorization", "s3cret-ключ", 401),
+            ("x-api-key", "", 401),
+        ):
+            answer = client.get(path, headers=[(name.encode(), value.encode())])
+            assert answer.status_code == status, (name, value)
+            if status == 401:
+                assert answer.json()["error"]["code"] == "unauthorized"
+                assert answer.headers["www-authenticate"] == "Bearer"
+    assert len(compared) == 2 * 9  # always the one comparison whose time tells nothing
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False),  # noqa: S104
+     ("::", False), ("192.168.1.7", False), ("photos.example", False)],
+)  # fmt: skip
+def test_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
