@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from siglip_onnx.bundle.folder import open_bundle
-from siglip_onnx.bundle.manifest import
 from siglip_onnx.config import TOKENIZER
 from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 

@@ -204,7 +204,7 @@ def test_decoded_pixels_are_pillows(material: Path) -> None:
 
 
 def test_no_other_module_opens_pictures() -> None:
-    """Nothing but image/decode.py calls Image.open, frombytes and the like, or imports more of Pillow than its classes."""
+    """Nothing but image/decode.py calls Image.open and the like, or imports more of Pillow than its classes."""
     openers = {"open", "frombytes", "frombuffer", "init", "preinit"}
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).as_posix() == "image/decode.py":
