@@ -156,7 +156,7 @@ def time_tower(bundle: Path, folder: Path, workers: int) -> dict[str, float]:
     """Run the vision tower on prepared pixels, one picture per worker at a time."""
     model = siglip_onnx.load(bundle, threads=1)
     inputs = model.preprocess(sorted(folder.iterdir())[:16])
-    session = model._tower("vision")  # noqa: SLF001 - the tower alone
+    session = model.vision.session
     rounds = [inputs[number % len(inputs)] for number in range(len(list(folder.iterdir())))]
 
     def forward(pixels: Any) -> None:

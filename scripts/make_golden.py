@@ -20,8 +20,9 @@ from siglip_onnx.bundle.folder import Bundle, open_bundle
 from siglip_onnx.bundle.manifest import MANIFEST
 from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 from siglip_onnx.demo import GOLDEN_PATH, IMAGES_PATH
-from siglip_onnx.demo.golden import Golden, answer, write_golden
+from siglip_onnx.demo.golden import Golden, write_golden
 from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.model import SigLIP
 
 
 @click.command(help=__doc__)
@@ -36,16 +37,16 @@ def main(source: Path, out: Path) -> None:
             export_bundle(source, Path(folder) / "fp32", precisions=["fp32"])
             golden = make_golden(open_bundle(Path(folder) / "fp32"))
     write_golden(golden, out)
-    click.echo(f"{out}: {len(golden.pictures)} pictures, {len(golden.texts)} texts, from {golden.provenance}")
+    click.echo(f"{out}: {len(golden.images)} images, {len(golden.texts)} texts, from {golden.provenance}")
 
 
 def make_golden(bundle: Bundle) -> Golden:
     """Run the most exact variant that the bundle has."""
     exact = "fp32" in bundle.manifest.variants
     variant = "fp32" if exact else bundle.choose_variant("int8")
-    pictures = sorted(IMAGES_PATH.iterdir())
+    images = sorted(IMAGES_PATH.iterdir())
     texts = (DEMO_PATH.parent / "texts.txt").read_text(encoding="utf-8").splitlines()
-    images, rows = answer(bundle, variant, pictures, texts, saturation_safe=None if exact else False)
+    model = SigLIP(bundle, variant=variant, exact_int8=None if exact else True)
     provenance = {
         "variant": variant,
         "kernels": "fp32" if exact else "int8, exact",
@@ -53,7 +54,8 @@ def make_golden(bundle: Bundle) -> Golden:
         "siglip_onnx": siglip_onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-    return Golden(tuple(path.name for path in pictures), tuple(texts), images, rows, provenance)
+    names = tuple(path.name for path in images)
+    return Golden(names, tuple(texts), model.encode_images(images), model.encode_texts(texts), provenance)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """A compiled classifier: one ONNX file with the labels inside, made by ``siglip-onnx compile``.
 
 The graph takes ``pixel_values`` and gives ``logits`` and ``probabilities``; its metadata entry ``siglip_onnx`` is a
-JSON object with the labels and how pictures are prepared. Nothing else is needed to run it.
+JSON object with the labels and how images are prepared. Nothing else is needed to run it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,10 @@ from PIL import Image
 from .config import LevelsConfig, PreprocessorConfig
 from .errors import BundleError
 from .head import Floats, Match, match_texts
-from .image.decode import DEFAULT_LIMITS, ImageLimits, ImageSource, open_image
+from .image.decode import ImageReader, ImageSource
 from .image.preprocess import SquashPreprocessor
-from .session import Session
+from .options import DEFAULTS, RuntimeOptions
+from .session import LazySession
 
 FACTS = "siglip_onnx"
 FORMAT = "siglip_onnx.classifier/1"
@@ -30,22 +30,17 @@ class Classifier:
     def __init__(
         self,
         path: Path,
-        *,
-        providers: Sequence[str] | None = None,
-        threads: int | None = None,
-        image_limits: ImageLimits | None = None,
-        allow_truncated: bool = False,
+        options: RuntimeOptions = DEFAULTS,
     ) -> None:
-        """Load ``path``; see :func:`siglip_onnx.load` for the other arguments.
+        """Load ``path``; of the options, providers, threads, image limits and ``allow_truncated`` apply.
 
         Raises:
-            BundleError: no compiled classifier, or one of another format.
+            BundleError: not a compiled classifier, or one of another format.
             ProviderError: a provider is not available.
         """
-        self._session = Session(path, providers=providers, threads=threads)
+        self._session = LazySession(path, providers=options.providers, threads=options.threads)
+        self._reader = ImageReader(options.image_limits, options.allow_truncated)
         self.providers = self._session.providers
-        self._image_limits = DEFAULT_LIMITS if image_limits is None else image_limits
-        self._allow_truncated = allow_truncated
         try:
             facts = json.loads(self._session.metadata[FACTS])
             if facts["format"] != FORMAT:
@@ -62,32 +57,32 @@ class Classifier:
             self._uint8 = facts["input"] == "uint8"
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
-                f"{path} is no compiled classifier of this version ({error!r}). Make one with: siglip-onnx compile"
+                f"{path} is not a compiled classifier of this version ({error!r}). Make one with: siglip-onnx compile"
             ) from error
 
     def classify(self, image: ImageSource) -> list[Match]:
-        """Say for each label how probably it describes the picture, in the order of the labels.
+        """Return for each label how probably it describes the image, in the order of the labels.
 
         Raises:
-            ImageError: the picture cannot be read.
+            ImageError: the image cannot be read.
         """
         return self.match(image)[0]
 
     def match(self, image: ImageSource) -> tuple[list[Match], bool]:
-        """Do as :meth:`classify`, and say whether the picture was truncated."""
-        picture = open_image(image, limits=self._image_limits, allow_truncated=self._allow_truncated)
-        return match_texts(self._run(picture.rgb), self.labels), picture.truncated
+        """Do as :meth:`classify`, and return whether the image was truncated."""
+        decoded = self._reader.read(image)
+        return match_texts(self._run(decoded.rgb), self.labels), decoded.truncated
 
     def logits(self, image: ImageSource) -> Floats:
-        """Return the picture's logits f32 ``(M,)``."""
-        return self._run(open_image(image, limits=self._image_limits, allow_truncated=self._allow_truncated).rgb)
+        """Return the image's logits f32 ``(M,)``."""
+        return self._run(self._reader.read(image).rgb)
 
-    def _run(self, picture: Image.Image) -> Floats:
+    def _run(self, image: Image.Image) -> Floats:
         if self._uint8:
-            inputs = {"pixel_values": np.asarray(self._preprocessor.squash(picture))[np.newaxis]}
+            inputs = {"pixel_values": np.asarray(self._preprocessor.squash(image))[np.newaxis]}
         else:
-            inputs = {"pixel_values": self._preprocessor(picture)["pixel_values"]}
+            inputs = {"pixel_values": self._preprocessor(image)["pixel_values"]}
         logits: Floats = self._session.run("logits", inputs)[0]
         if not np.isfinite(logits).all():
-            raise BundleError("The classifier gave values that are no numbers. Compile it again: siglip-onnx compile")
+            raise BundleError("The classifier returned NaN or infinity. Compile it again: siglip-onnx compile")
         return logits

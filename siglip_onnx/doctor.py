@@ -14,10 +14,12 @@ from typing import Any
 from .bundle.folder import Bundle, open_bundle, verify_folder
 from .bundle.manifest import TOWERS
 from .demo import BUNDLE_PATH as DEMO_PATH
-from .demo import GOLDEN_PATH, IMAGES_PATH
-from .demo.golden import MIN_COSINE, Agreement, answer, compare, read_golden
+from .demo import GOLDEN_PATH
+from .demo import golden as golden_module
+from .demo.golden import MIN_COSINE, Agreement, read_golden
 from .errors import CacheError, SiglipOnnxError
 from .hub.cache import cached_models, folder_size, leftovers
+from .model import SigLIP
 from .session import available_providers, int8_saturates
 from .system.cache_dir import cache_folder
 from .system.cpu import Cpu, int8_kernels, read_cpu
@@ -63,8 +65,8 @@ def versions() -> Finding:
 
 def int8(cpu: Cpu, bundle: Bundle) -> Finding:
     """Say what the CPU means for int8."""
-    made = bundle.manifest.variants[bundle.choose_variant("int8")].quantization
-    safe = all(bool(made.get(tower, {}).get("reduce_range")) for tower in TOWERS)
+    variant = bundle.manifest.variants[bundle.choose_variant("int8")]
+    safe = all(variant.within_7_bits(tower) for tower in TOWERS)
     kernels = int8_kernels(cpu, saturation_safe=safe)
     speed = "fast" if kernels.fast else "slow"
     state = OK if kernels.fast else WARNING
@@ -121,15 +123,12 @@ def self_test(bundle: Bundle, cpu: Cpu) -> Finding:
     """Compare the demo model's answers with stored ones; where int8 is off, say which kernels are not."""
     try:
         golden = read_golden(GOLDEN_PATH)
-        pictures, texts = [IMAGES_PATH / name for name in golden.pictures], list(golden.texts)
-        variant = bundle.choose_variant(None)
-        found = compare(golden, *answer(bundle, variant, pictures, texts))
-        exact = (
-            found if found.holds else compare(golden, *answer(bundle, variant, pictures, texts, saturation_safe=False))
-        )
+        model = SigLIP(bundle)
+        found = golden_module.self_test(model, golden)
+        exact = found if found.holds else golden_module.self_test(SigLIP(bundle, exact_int8=True), golden)
     except SiglipOnnxError as error:
         return Finding("self-test", FAILURE, str(error), "Install siglip_onnx again.", {})
-    facts = {"variant": variant, "floor": MIN_COSINE, "found": asdict(found), "exact_kernels": asdict(exact),
+    facts = {"variant": model.variant, "floor": MIN_COSINE, "found": asdict(found), "exact_kernels": asdict(exact),
              "golden": golden.provenance}  # fmt: skip
     answer_ = f"cosine to the stored answers {_lowest(found):.5f}, at least {MIN_COSINE} is right"
     if found.holds:

@@ -1,10 +1,11 @@
-"""The only place that imports onnxruntime: threads, execution providers, and running a graph by name."""
+"""Run ONNX graphs: the only module that imports onnxruntime."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
-import weakref
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from .errors import BundleError, ProviderError
-from .system.fork import call_after_fork, renewed_lock
+from .bundle import Bundle, graph_path
+from .errors import BundleError, ProviderError, SiglipOnnxError
+from .head import Floats, l2_normalize
+from .options import RuntimeOptions
+from .system.fork import call_after_fork, renewed_lock, weak_call
 from .system.telemetry import ONNXRUNTIME_CAME_FIRST
 from .system.threads import MAX_THREADS, available_threads
 
@@ -27,8 +31,8 @@ if ONNXRUNTIME_CAME_FIRST:  # too late for its first message, in time for the ot
     onnxruntime.disable_telemetry_events()
 
 
-class Session:
-    """One ONNX graph, loaded."""
+class LazySession:
+    """One ONNX graph, loaded once at first use, by any thread; it can be unloaded and closed, and survives a fork."""
 
     def __init__(
         self,
@@ -36,76 +40,91 @@ class Session:
         *,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
-        saturation_safe: bool = False,
+        exact_int8: bool | None = None,
     ) -> None:
-        """Load ``path``.
+        """Keep the arguments; nothing is read before the first use.
 
         Args:
             path: the graph; its weights lie beside it and are mapped, not copied.
             providers: execution providers in onnxruntime's spelling; the CPU by default.
-            threads: intra-op threads; by default what the process may use, see :func:`available_threads`.
-            saturation_safe: its int8 weights are within 7 bits, so that no CPU's fast int8 instructions saturate;
-                otherwise slower, exact ones are used where they would, see :func:`int8_saturates`.
-
-        Raises:
-            ProviderError: a provider is not part of this onnxruntime, or ``threads`` is no number above 0.
-            BundleError: onnxruntime cannot load the graph, or its weights lie outside its folder.
+            threads: intra-op threads; by default what the process may use, see :func:`.available_threads`.
+            exact_int8: whether to take onnxruntime's exact, slower int8 kernels; by default where this CPU's fast ones
+                saturate, see :func:`int8_saturates`. Weights within 7 bits never saturate and need none.
         """
-        self.providers = _check_providers(providers)
-        self.threads = available_threads() if threads is None else threads
         self._path = path
-        self._saturation_safe = saturation_safe
+        self._providers = providers
+        self._threads = threads
+        self._exact_int8 = exact_int8
+        self._loaded: Any = None
+        self._closed = False
         self._lock = renewed_lock(self)
-        self._loaded: Any = self._load()
-        call_after_fork(self, _Abandon(self))
+        call_after_fork(self, weak_call(self._abandon))
 
-    def _load(self) -> Any:
-        options = _options(self.threads, exact_int8=not self._saturation_safe and int8_saturates())
-        if CPU_PROVIDER not in self.providers:
-            # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            # Without enable_fallback=0 onnxruntime would print to stdout and retry on other providers.
-            session = onnxruntime.InferenceSession(
-                str(self._path), options, providers=self.providers, enable_fallback=0
-            )
-        except Exception as error:  # onnxruntime's exceptions share no other root
-            problem = f"{self._path} cannot be loaded with {', '.join(self.providers)}: {_first_line(error)}."
-            if self.providers == [CPU_PROVIDER]:
-                raise BundleError(f"{problem} Check the model with: siglip-onnx info --verify-files") from error
-            raise ProviderError(
-                f"{problem} Try {CPU_PROVIDER}, or add it as the last provider, or try variant fp32 or fp16: int8 and "
-                "q4 use operators that few providers have."
-            ) from error
-        return session
-
-    def _session(self) -> Any:
-        """Return onnxruntime's session; in a child process, whose parent's threads did not come along, a new one."""
-        with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load()
-            return self._loaded
-
-    def abandon(self) -> None:
-        """Give up a session that a child process inherited: to destroy it would wait for its threads for ever."""
-        if self._loaded is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loaded))
-            self._loaded = None
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers in use: those requested, or the CPU; never silently replaced."""
+        return [CPU_PROVIDER] if self._providers is None else list(self._providers)
 
     @property
     def metadata(self) -> dict[str, str]:
         """The graph's own metadata entries."""
-        return dict(self._session().get_modelmeta().custom_metadata_map)
+        return dict(self.load().get_modelmeta().custom_metadata_map)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the graph is in memory."""
+        return self._loaded is not None
+
+    def load(self) -> Any:
+        """Load the graph unless that has happened; return onnxruntime's session.
+
+        Raises:
+            ProviderError: a provider is not part of this onnxruntime, or ``threads`` is out of range.
+            BundleError: onnxruntime cannot load the graph, or its weights lie outside its folder.
+            SiglipOnnxError: the session was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise SiglipOnnxError("This model is closed. Load it again: siglip_onnx.load(...)")
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def preload(self) -> None:
+        """Begin to load in the background; an error shows at the first use."""
+
+        def load() -> None:
+            with contextlib.suppress(SiglipOnnxError):
+                self.load()
+
+        # Not a daemon: an interpreter that ends while onnxruntime works in a thread aborts.
+        threading.Thread(target=load).start()
+
+    def unload(self) -> None:
+        """Free the graph's memory; it loads again when needed."""
+        with self._lock:
+            self._loaded = None
+        return_free_memory()
+
+    def close(self) -> None:
+        """Free the graph's memory for good; runs of other threads end first. Closing again does nothing."""
+        with self._lock:
+            self._closed = True
+        self.unload()
 
     def run_many(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Return the outputs of those names."""
-        session = self._session()
+        """Return the outputs of those names.
+
+        Raises:
+            BundleError: the graph cannot be loaded or run; see :meth:`load` for further errors.
+        """
+        session = self.load()
         try:
             results: list[NDArray[np.float32]] = session.run(list(outputs), dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no other root
             raise BundleError(
-                f"{self._path} failed to run: {_first_line(error)}. Check that there is memory enough, and the model "
-                "with: siglip-onnx info --verify-files"
+                f"{self._path} failed to run: {_first_line(error)}. Check that there is enough memory, and the model "
+                "with: siglip-onnx models check"
             ) from error
         return results
 
@@ -113,17 +132,57 @@ class Session:
         """Return the output of that name."""
         return self.run_many([output], inputs)[0]
 
+    def embed(self, inputs: Mapping[str, NDArray[Any]]) -> Floats:
+        """Return the unit embeddings f32 ``(N, D)`` of one run of a tower.
 
-class _Abandon:
-    """Gives a session up in a child process, without keeping it alive until then."""
+        Raises:
+            BundleError: the graph returned NaN or infinity; see :meth:`run_many` for further errors.
+        """
+        embeddings = l2_normalize(self.run("pooler_output", inputs))
+        if not np.isfinite(embeddings).all():
+            raise BundleError(
+                f"{self._path} returned NaN or infinity. Export or download the model again, or try another variant or "
+                "provider."
+            )
+        return embeddings
 
-    def __init__(self, session: Session) -> None:
-        self._session = weakref.ref(session)
+    def _load(self) -> Any:
+        providers = _check_providers(self._providers)
+        threads = available_threads() if self._threads is None else self._threads
+        options = _options(threads, exact_int8=int8_saturates() if self._exact_int8 is None else self._exact_int8)
+        if CPU_PROVIDER not in providers:
+            # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            # Without enable_fallback=0 onnxruntime would print to stdout and retry on other providers.
+            return onnxruntime.InferenceSession(str(self._path), options, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's exceptions share no other root
+            problem = f"{self._path} cannot be loaded with {', '.join(providers)}: {_first_line(error)}."
+            if providers == [CPU_PROVIDER]:
+                raise BundleError(f"{problem} Check the model with: siglip-onnx models check") from error
+            raise ProviderError(
+                f"{problem} Try {CPU_PROVIDER}, or add it as the last provider, or try variant fp32 or fp16: int8 and "
+                "q4 use operators that few providers have."
+            ) from error
 
-    def __call__(self) -> None:
-        session = self._session()
-        if session is not None:
-            session.abandon()
+    def _abandon(self) -> None:
+        """Leak a session that a child process inherited: destroying it would wait for threads that no longer exist."""
+        if self._loaded is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loaded))
+            self._loaded = None
+
+
+def open_tower(bundle: Bundle, tower: str, variant: str, options: RuntimeOptions) -> LazySession:
+    """Return the session of one tower, :data:`.VISION` or :data:`.TEXT`; its graph loads at first use."""
+    exact_int8 = options.exact_int8
+    if exact_int8 is None and bundle.manifest.variants[variant].within_7_bits(tower):
+        exact_int8 = False
+    return LazySession(
+        bundle.path / graph_path(tower, variant),
+        providers=options.providers,
+        threads=options.session_threads,
+        exact_int8=exact_int8,
+    )
 
 
 @cache

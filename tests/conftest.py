@@ -81,13 +81,13 @@ def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """An image with structure, wider than high."""
     return make_image(np.random.default_rng(7))
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """Some different images."""
     rng = np.random.default_rng(11)
     return [make_image(rng, size) for size in ((50, 70), (300, 41), (96, 96), (33, 257))]

@@ -11,7 +11,7 @@ from siglip_onnx.bench.contestant import Configuration, Inputs
 from siglip_onnx.bench.engine import FrontEnd
 from siglip_onnx.bundle.manifest import TOWERS
 from siglip_onnx.head import Floats
-from siglip_onnx.session import Session
+from siglip_onnx.session import LazySession
 
 SETTINGS = "onnxruntime with this engine's threads and front end"
 
@@ -23,7 +23,7 @@ class Graphs(FrontEnd):
         super().__init__(Path(configuration.bundle))
         self._vision, self._text = (
             # As onnxruntime comes: where its fast int8 instructions saturate, the fidelity shows it.
-            Session(graph_of(configuration, tower), threads=configuration.threads, saturation_safe=True)
+            LazySession(graph_of(configuration, tower), threads=configuration.threads, exact_int8=False)
             for tower in TOWERS
         )
 
@@ -49,7 +49,7 @@ def load(configuration: Configuration) -> Graphs:
 def files(configuration: Configuration) -> list[Path]:
     """Return the graphs, the weights beside them, and the tokenizer."""
     graphs = [path for path in Path(configuration.work).iterdir() if path.name.startswith(TOWERS)]
-    return [*graphs, FrontEnd(Path(configuration.bundle)).bundle.tokenizer_path]
+    return [*graphs, FrontEnd(Path(configuration.bundle)).model.bundle.tokenizer_path]
 
 
 def packages(_configuration: Configuration) -> tuple[str, ...]:

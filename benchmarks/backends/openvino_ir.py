@@ -118,7 +118,7 @@ def load(configuration: Configuration) -> OpenVINO:
 
 def files(configuration: Configuration) -> list[Path]:
     """Return the files of both towers and the tokenizer."""
-    return [*Path(configuration.work).glob("*.*"), FrontEnd(Path(configuration.bundle)).bundle.tokenizer_path]
+    return [*Path(configuration.work).glob("*.*"), FrontEnd(Path(configuration.bundle)).model.bundle.tokenizer_path]
 
 
 def packages(_configuration: Configuration) -> tuple[str, ...]:

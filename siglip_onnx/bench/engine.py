@@ -9,12 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..bundle.folder import open_bundle
-from ..bundle.manifest import TOWERS, graph_path
-from ..head import Floats, compute_logits, l2_normalize
-from ..image.decode import load_image
-from ..model import draft_size, make_preprocessor
-from ..session import Session
-from ..text.tokenizer import Tokenizer
+from ..head import Floats, l2_normalize
+from ..model import SigLIP
+from ..options import DEFAULTS, RuntimeOptions
 from .contestant import Configuration, Inputs
 
 FAST_DECODE = "fast decode"  # behind a variant's name
@@ -23,30 +20,24 @@ FAST_DECODE = "fast decode"  # behind a variant's name
 class FrontEnd:
     """Everything but the towers: decode, preprocess, tokenize, head; bit-equal to transformers' slow processors."""
 
-    def __init__(self, bundle: Path, *, fast_decode: bool = False) -> None:
-        self.bundle = open_bundle(bundle)
-        self._preprocessor = make_preprocessor(self.bundle, None, fast_decode=fast_decode)
-        self._draft_size = draft_size(self._preprocessor) if fast_decode else None
-        self._tokenizer = Tokenizer(self.bundle.tokenizer_path, self.bundle.config.text.max_position_embeddings)
+    def __init__(self, bundle: Path, options: RuntimeOptions = DEFAULTS) -> None:
+        self.model = SigLIP(open_bundle(bundle), options)
 
     def decode(self, path: Path) -> Image.Image:
-        """Return an upright RGB picture."""
-        return load_image(path, draft_size=self._draft_size)
+        """Return an upright RGB image."""
+        return self.model.vision.reader.read(path).rgb
 
-    def preprocess(self, picture: Image.Image) -> Inputs:
+    def preprocess(self, image: Image.Image) -> Inputs:
         """Return the vision tower's inputs."""
-        return self._preprocessor(picture)
+        return self.model.vision.preprocess(image)
 
     def tokenize(self, text: str) -> NDArray[np.int64]:
         """Return ``input_ids`` i64 ``(1, T)``."""
-        return self._tokenizer([text])
+        return self.model.tokenize([text])
 
     def head(self, images: Floats, texts: Floats) -> Floats:
         """Return logits f32 ``(N, M)``."""
-        manifest = self.bundle.manifest
-        return compute_logits(
-            l2_normalize(images), l2_normalize(texts), logit_scale=manifest.logit_scale, logit_bias=manifest.logit_bias
-        )
+        return self.model.logits(l2_normalize(images), l2_normalize(texts))
 
 
 class Engine(FrontEnd):
@@ -54,24 +45,18 @@ class Engine(FrontEnd):
 
     def __init__(self, configuration: Configuration) -> None:
         variant, _, option = configuration.variant.partition(", ")
-        super().__init__(Path(configuration.bundle), fast_decode=option == FAST_DECODE)
-        made = self.bundle.manifest.variants[variant].quantization
-        self._vision, self._text = (
-            Session(
-                self.bundle.path / graph_path(tower, variant),
-                threads=configuration.threads,
-                saturation_safe=bool(made.get(tower, {}).get("reduce_range")),
-            )
-            for tower in TOWERS
-        )
+        options = RuntimeOptions(variant, threads=configuration.threads, fast_decode=option == FAST_DECODE)
+        super().__init__(Path(configuration.bundle), options)
+        for tower in (self.model.vision, self.model.text):
+            tower.session.load()
 
     def vision(self, inputs: Inputs) -> Floats:
         """Return ``pooler_output`` f32 ``(N, D)``."""
-        return self._vision.run("pooler_output", inputs)
+        return self.model.vision.session.run("pooler_output", inputs)
 
     def text(self, input_ids: NDArray[np.int64]) -> Floats:
         """Return ``pooler_output`` f32 ``(1, D)``."""
-        return self._text.run("pooler_output", {"input_ids": input_ids})
+        return self.model.text.session.run("pooler_output", {"input_ids": input_ids})
 
 
 def load(configuration: Configuration) -> Engine:

@@ -1,4 +1,4 @@
-"""How a worker opens the model and the pictures: what a job says of them, small enough to be sent anywhere."""
+"""The model of a bulk job, by name and options: small enough to be sent to any worker."""
 
 from __future__ import annotations
 
@@ -6,36 +6,22 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..hub.loading import load
-from ..image.decode import DEFAULT_LIMITS, ImageLimits
+from ..hub.loading import open_model
 from ..model import SigLIP
+from ..options import DEFAULTS, RuntimeOptions
 from .facts import MAX_SHARD_SIZE, JobFacts
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model by name with the options that decide its vectors; see :func:`siglip_onnx.load`."""
+    """A model by name, with the options that decide its vectors; see :func:`siglip_onnx.load`."""
 
     name: str
-    variant: str | None = None
-    providers: tuple[str, ...] | None = None
-    fast_decode: bool = False
-    max_num_patches: int | None = None
-    image_limits: ImageLimits = DEFAULT_LIMITS
-    allow_truncated: bool = False
+    options: RuntimeOptions = DEFAULTS
 
     def open(self) -> SigLIP:
         """Load the model for one thread."""
-        return load(
-            self.name,
-            variant=self.variant,
-            providers=self.providers,
-            threads=1,
-            fast_decode=self.fast_decode,
-            max_num_patches=self.max_num_patches,
-            image_limits=self.image_limits,
-            allow_truncated=self.allow_truncated,
-        )
+        return SigLIP(open_model(self.name, self.options.variant), self.options, threads=1, workers=1)
 
     def absolute(self) -> ModelSpec:
         """Return the same model, found from any working directory."""
@@ -53,9 +39,9 @@ class ModelSpec:
             logit_scale=manifest.logit_scale,
             logit_bias=manifest.logit_bias,
             preprocessing={
-                "fast_decode": self.fast_decode,
-                "allow_truncated": self.allow_truncated,
-                "image_limits": asdict(self.image_limits),
+                "fast_decode": self.options.fast_decode,
+                "allow_truncated": self.options.allow_truncated,
+                "image_limits": asdict(self.options.image_limits),
             },
             layout=layout,
             dtype=dtype,

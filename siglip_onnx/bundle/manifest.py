@@ -21,7 +21,8 @@ MANIFEST = "manifest.json"
 POSITIONS = "position_embeddings.npy"  # NaFlex only
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "q4": "_q4"}
 DEFAULT_ORDER = ("int8", "fp32", "fp16", "q4")
-TOWERS = ("vision", "text")
+VISION, TEXT = "vision", "text"
+TOWERS = (VISION, TEXT)
 MANIFEST_HASH = "manifest_sha256"
 _NO_HASH = "0" * 64
 _HASH_LINE = re.compile(rf'"{MANIFEST_HASH}": "([0-9a-f]{{64}})"')
@@ -50,6 +51,10 @@ class Variant:
     def size_bytes(self) -> int:
         """Size of both towers on disk."""
         return sum(facts.size_bytes for facts in self.files.values())
+
+    def within_7_bits(self, tower: str) -> bool:
+        """Say whether a tower's int8 weights are within 7 bits (``reduce_range``), so that no CPU saturates on them."""
+        return bool(self.quantization.get(tower, {}).get("reduce_range"))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..head import Match
-    from ..model import EmbeddedImage, SigLIP
+    from ..model import SigLIP
+    from ..vision_tower import EmbeddedImage
 
 FIELDS = ("text", "logit", "probability", "relative")
 
@@ -116,13 +117,7 @@ def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[
     """Match every picture with the labels of a compiled classifier."""
     from ..classifier import Classifier  # noqa: PLC0415 - keeps --help fast
 
-    classifier = Classifier(
-        Path(str(choice.model)),
-        providers=choice.providers or None,
-        threads=choice.threads,
-        image_limits=choice.image_limits,
-        allow_truncated=choice.allow_truncated,
-    )
+    classifier = Classifier(Path(str(choice.model)), choice.runtime_options())
 
     def match(image: str) -> tuple[list[Match], bool] | ImageError:
         try:
@@ -152,11 +147,11 @@ def classify_each(
 
     missing = siglip.missing_labels(texts, template=templates)
     # While the vision tower loads, the texts are checked. Each tower is used once, so they need not share the memory.
-    siglip.preload("vision")
+    siglip.vision.session.preload()
     if missing:
         siglip.tokenize(missing)
     found = tell_errors(siglip.stream_embeddings(images))
-    siglip.unload("vision")
+    siglip.vision.session.unload()
     labels = siglip.encode_labels(texts, template=templates)
 
     def match(image: str, found: EmbeddedImage | ImageError) -> Answer:

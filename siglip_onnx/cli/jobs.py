@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,15 +120,7 @@ def _model_spec(choice: ModelChoice) -> Any:
     from ..bulk.spec import ModelSpec  # noqa: PLC0415 - keeps --help fast
     from ..demo import NAME as DEMO  # noqa: PLC0415
 
-    return ModelSpec(
-        choice.model or DEMO,
-        variant=choice.variant,
-        providers=tuple(choice.providers) or None,
-        fast_decode=choice.fast_decode,
-        max_num_patches=choice.max_num_patches,
-        image_limits=choice.image_limits,
-        allow_truncated=choice.allow_truncated,
-    )
+    return ModelSpec(choice.model or DEMO, replace(choice, threads=None, workers=1).runtime_options())
 
 
 def _engine(choice: ModelChoice, job: JobChoice) -> Any:

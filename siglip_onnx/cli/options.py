@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import ImageError, TextError
-from ..options import MOST_PIXELS, ImageLimits
+from ..options import MOST_PIXELS, ImageLimits, RuntimeOptions
+from ..system.threads import available_threads
 from ..verify.accuracy import MIN_COSINE
 
 if TYPE_CHECKING:
@@ -46,32 +47,37 @@ class ModelChoice:
             return ImageLimits()
         return ImageLimits(max_pixels=round(self.max_megapixels * 1e6))
 
-    def open(self, cache: Path | None = None, *, num_inputs: int = 1) -> SigLIP:
-        """Load the model; without a name the demo model, which says what it knows.
-
-        Unless told, so many inputs that it pays are worked on at once.
-        """
-        from ..demo import NAME as DEMO  # noqa: PLC0415 - keeps --help fast
-        from ..hub.loading import load  # noqa: PLC0415 - keeps --help fast
-        from ..system.threads import available_threads  # noqa: PLC0415
-
+    def runtime_options(self, label_cache: Path | None = None, *, num_inputs: int = 1) -> RuntimeOptions:
+        """Return the options for so many inputs: by default one worker per CPU when there are at least four."""
         workers, threads = self.workers, self.threads
         if workers is None and num_inputs >= MANY_INPUTS:
             workers, threads = threads or available_threads(), None
-        loaded = load(
-            self.model or DEMO,
+        return RuntimeOptions(
             variant=self.variant,
-            providers=self.providers or None,
+            providers=tuple(self.providers) or None,
             threads=threads,
             workers=workers or 1,
             fast_decode=self.fast_decode,
             max_num_patches=self.max_num_patches,
-            cache=cache,
+            label_cache=label_cache,
             image_limits=self.image_limits,
             allow_truncated=self.allow_truncated,
+        )
+
+    def open(self, cache: Path | None = None, *, num_inputs: int = 1) -> SigLIP:
+        """Load the model; without a name the demo model, which says what it knows."""
+        from ..demo import NAME as DEMO  # noqa: PLC0415 - keeps --help fast
+        from ..hub.loading import open_model  # noqa: PLC0415
+        from ..model import SigLIP  # noqa: PLC0415
+
+        options = self.runtime_options(cache, num_inputs=num_inputs)
+        bundle = open_model(
+            self.model or DEMO,
+            options.variant,
             offline=self.offline,
             report=lambda line: click.echo(line, err=True),
         )
+        loaded = SigLIP(bundle, options)
         if not self.model:
             click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
         return loaded

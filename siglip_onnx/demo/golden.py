@@ -1,6 +1,6 @@
-"""The self-test of the demo model: its answers here beside stored fp32 ones.
+"""Self-test of the demo model: compare its answers on this machine with stored fp32 ones.
 
-``demo/golden.npz`` holds unit embeddings f32 of the sample pictures and of some texts, made by
+``demo/golden.npz`` holds unit embeddings f32 of the sample images and of some texts, made by
 ``scripts/make_golden.py``, and says what made them.
 """
 
@@ -14,21 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.folder import Bundle
-from ..bundle.manifest import graph_path
 from ..errors import BundleError
-from ..head import Floats, l2_normalize
+from ..head import Floats
 from ..model import SigLIP
-from ..session import Session
+from . import IMAGES_PATH
 
 MIN_COSINE = 0.99  # whatever the CPU; int8 itself is above .999
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Stored answers: file names of pictures and texts, their unit embeddings f32 ``(N, D)``, and what made them."""
+    """Stored answers: file names of images, texts, their unit embeddings f32 ``(N, D)``, and what made them."""
 
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     texts: tuple[str, ...]
     image_embeddings: Floats
     text_embeddings: Floats
@@ -37,14 +35,14 @@ class Golden:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The lowest cosine to the stored answers, of pictures and of texts."""
+    """The lowest cosine to the stored answers, of images and of texts."""
 
     image_cosine_min: float
     text_cosine_min: float
 
     @property
     def holds(self) -> bool:
-        """Whether the model can be trusted here; what is no number cannot."""
+        """Whether the model can be trusted here; NaN cannot."""
         return self.image_cosine_min >= MIN_COSINE and self.text_cosine_min >= MIN_COSINE
 
 
@@ -71,7 +69,7 @@ def write_golden(golden: Golden, path: Path) -> None:
     """Write answers for :func:`read_golden`."""
     np.savez_compressed(
         path,
-        pictures=np.array(golden.pictures),
+        pictures=np.array(golden.images),
         texts=np.array(golden.texts),
         image_embeddings=golden.image_embeddings,
         text_embeddings=golden.text_embeddings,
@@ -86,23 +84,14 @@ def compare(golden: Golden, image_embeddings: Floats, text_embeddings: Floats) -
     )
 
 
-def answer(
-    bundle: Bundle, variant: str, pictures: list[Path], texts: list[str], *, saturation_safe: bool | None = None
-) -> tuple[Floats, Floats]:
-    """Return unit embeddings f32 ``(N, D)`` of pictures and texts.
+def self_test(model: SigLIP, golden: Golden) -> Agreement:
+    """Compare a model's embeddings of the sample images and texts with the stored ones.
 
-    ``saturation_safe`` chooses the int8 kernels instead of the manifest: False takes exact ones on every CPU.
+    Raises:
+        BundleError: the answers are of another model.
     """
-    model = SigLIP(bundle, variant=variant)
-    if saturation_safe is None:
-        return model.encode_images(pictures), model.encode_texts(texts)
-    vision, text = (
-        Session(bundle.path / graph_path(tower, variant), saturation_safe=saturation_safe)
-        for tower in ("vision", "text")
-    )
-    images = [vision.run("pooler_output", inputs)[0] for inputs in model.preprocess(pictures)]
-    rows = [text.run("pooler_output", {"input_ids": row[np.newaxis]})[0] for row in model.tokenize(texts)]
-    return l2_normalize(np.array(images, np.float32)), l2_normalize(np.array(rows, np.float32))
+    images = model.encode_images([IMAGES_PATH / name for name in golden.images])
+    return compare(golden, images, model.encode_texts(golden.texts))
 
 
 def _cosine_min(expected: Floats, found: Floats) -> float:

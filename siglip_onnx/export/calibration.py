@@ -13,22 +13,22 @@ import onnx
 from numpy.typing import NDArray
 
 from ..head import Floats, l2_normalize
-from ..session import Session
+from ..session import LazySession
 
 Inputs = Mapping[str, NDArray[Any]]
 _SUFFIX = ":largest"
 
 
 @contextmanager
-def session_of(model: onnx.ModelProto, folder: Path) -> Iterator[Session]:
+def session_of(model: onnx.ModelProto, folder: Path) -> Iterator[LazySession]:
     """Load a changed graph in the folder of its weights, which onnxruntime does not follow elsewhere."""
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
         file.write(model.SerializeToString())
         file.flush()
-        yield Session(Path(file.name))
+        yield LazySession(Path(file.name))
 
 
-def embed(session: Session, inputs: Sequence[Inputs]) -> Floats:
+def embed(session: LazySession, inputs: Sequence[Inputs]) -> Floats:
     """Return the unit embeddings f32 ``(N, D)`` of a tower's inputs, each run by itself."""
     return l2_normalize(np.concatenate([session.run("pooler_output", one) for one in inputs]))
 

@@ -16,7 +16,7 @@ from ..bundle.manifest import TOWERS, graph_path
 from ..head import Floats
 from ..image.decode import ImageSource
 from ..model import SigLIP
-from ..session import Session
+from ..session import LazySession
 from ..verify.accuracy import REFERENCE
 from ..verify.samples import quiet_samples
 from .calibration import Inputs, embed, input_ranges
@@ -62,7 +62,7 @@ class Calibration:
 
     def cosine_min(self, graph: Path) -> float:
         """Return how near a graph's embeddings are to those of fp32, at worst."""
-        return float((embed(Session(graph), self.inputs) * self.expected).sum(axis=1).min())
+        return float((embed(LazySession(graph), self.inputs) * self.expected).sum(axis=1).min())
 
 
 def calibrate(bundle: Bundle, pictures: Sequence[ImageSource], texts: Sequence[str]) -> dict[str, Calibration]:

@@ -11,7 +11,7 @@ from .. import demo
 from ..bundle.folder import Bundle, open_bundle
 from ..errors import BundleError, DownloadError, ModelNotFoundError
 from ..model import SigLIP
-from ..options import ImageLimits
+from ..options import DEFAULT_LIMITS, ImageLimits, RuntimeOptions
 from .cache import CachedModel, find_cached, set_aside
 from .download import is_offline
 from .names import parse_hub_name
@@ -29,15 +29,16 @@ def load(
     workers: int = 1,
     fast_decode: bool = False,
     max_num_patches: int | None = None,
-    cache: str | os.PathLike[str] | None = None,
+    label_cache: str | os.PathLike[str] | None = None,
     image_limits: ImageLimits | None = None,
     allow_truncated: bool = False,
     offline: bool = False,
+    cache: str | os.PathLike[str] | None = None,
     report: Report = _log.warning,
 ) -> SigLIP:
-    """Open a model by name; its towers load when they are first used.
+    """Open a model by name; its towers load at first use.
 
-    A model on the Hub is downloaded once, verified, and a checkpoint exported; from then on it is opened from the
+    A model on the Hub is downloaded once and verified, and a checkpoint is exported; from then on it is opened from the
     cache, without the network. A damaged model in the cache is fetched again, once.
 
     Args:
@@ -46,34 +47,36 @@ def load(
         variant: ``"int8"`` (the default where present), ``"fp32"``, ...
         providers: execution providers in onnxruntime's spelling; the CPU by default.
         threads: intra-op threads; by default what the process may use.
-        workers: 1 gives the soonest answer, all threads work on one picture. With more, so many pictures (or texts)
-            are decoded and run at once, each by one thread: the most pictures per second.
-        fast_decode: decode large JPEGs at a fraction of their size: faster, and not quite the same pixels.
-        max_num_patches: NaFlex only: how many patches a picture may have, by default what the checkpoint says.
-        cache: a folder in which embeddings of labels are kept for other runs.
-        image_limits: pixels, sides and bytes that a picture may have, known from its header; by default 89 megapixels.
-        allow_truncated: take pictures whose files end early as far as they go; refused otherwise.
-        offline: open no socket; so does ``HF_HUB_OFFLINE=1`` in the environment.
+        workers: 1 has the lowest latency: all threads work on one image. More have the highest throughput: as many
+            images (or texts) are decoded and run at once, each by one thread.
+        fast_decode: decode large JPEGs at a fraction of their size: faster, but not quite the same pixels.
+        max_num_patches: NaFlex only: how many patches an image may have, by default what the checkpoint says.
+        label_cache: a folder in which embeddings of labels are kept for other runs.
+        image_limits: pixels, sides and bytes that an image may have, known from its header; by default 89 megapixels.
+        allow_truncated: decode what is there of images whose files end early; by default they are refused.
+        offline: open no socket; ``HF_HUB_OFFLINE=1`` in the environment does the same.
+        cache: the old name of ``label_cache``.
         report: called with a line of progress when a model is downloaded; logged by default.
 
     Raises:
         ModelNotFoundError: no such model.
-        BundleError: the folder is no bundle, or is incomplete or damaged.
-        DownloadError: it cannot be fetched.
+        BundleError: the folder is not a bundle, or is incomplete or damaged.
+        DownloadError: the model cannot be fetched.
         ProviderError: a provider is not available.
     """
-    return SigLIP(
-        open_model(name, variant, offline=offline, report=report),
+    label_cache = label_cache or cache
+    options = RuntimeOptions(
         variant=variant,
         providers=providers,
         threads=threads,
         workers=workers,
         fast_decode=fast_decode,
         max_num_patches=max_num_patches,
-        cache=None if cache is None else Path(cache),
-        image_limits=image_limits,
+        label_cache=None if label_cache is None else Path(label_cache),
+        image_limits=image_limits or DEFAULT_LIMITS,
         allow_truncated=allow_truncated,
     )
+    return SigLIP(open_model(name, variant, offline=offline, report=report), options)
 
 
 def open_model(

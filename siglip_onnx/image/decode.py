@@ -1,10 +1,11 @@
-"""The one place where a path, bytes, a PIL image or an array becomes an RGB picture, however hostile it is."""
+"""Decode a path, bytes, a PIL image or an array to RGB: the only module that opens images."""
 
 from __future__ import annotations
 
 import io
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,16 +14,26 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
-from ..options import SERVER_LIMITS, ImageLimits
+from ..options import DEFAULT_LIMITS, SERVER_LIMITS, ImageLimits
 from .guard import check_header, check_tiles
 
-__all__ = ["FORMATS", "SERVER_LIMITS", "DecodedImage", "ImageLimits", "ImageSource", "load_image", "open_image"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "FORMATS",
+    "SERVER_LIMITS",
+    "DecodedImage",
+    "ImageLimits",
+    "ImageReader",
+    "ImageSource",
+    "as_images",
+    "load_image",
+    "open_image",
+]
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 
 # A list of formats that are pictures; Pillow would also run Ghostscript on EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
-DEFAULT_LIMITS = ImageLimits()
 _JPEG_END = b"\xff\xd9"
 
 _log = logging.getLogger(__name__)
@@ -48,8 +59,8 @@ def load_image(
     allow_truncated: bool = False,
     draft_size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Return ``source`` as a PIL image of mode RGB; see :func:`open_image`."""
-    return open_image(source, limits=limits, allow_truncated=allow_truncated, draft_size=draft_size).rgb
+    """Return ``source`` as a PIL image of mode RGB; see :class:`ImageReader`."""
+    return ImageReader(limits, allow_truncated, draft_size).read(source).rgb
 
 
 def open_image(
@@ -59,74 +70,95 @@ def open_image(
     allow_truncated: bool = False,
     draft_size: tuple[int, int] | None = None,
 ) -> DecodedImage:
-    """Decode ``source`` to RGB, turned upright as its EXIF orientation says.
+    """Decode ``source`` to RGB; see :class:`ImageReader`."""
+    return ImageReader(limits, allow_truncated, draft_size).read(source)
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Decode images to RGB, turned upright as their EXIF orientation says.
 
     Arrays are uint8 of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``. Of an animation the first
     frame is taken; an alpha channel is dropped, not blended; levels beyond 8 bits are cut at 255, which is logged.
     Source: ``transformers.image_utils.load_image`` of 4.57, whose pixels this gives.
 
     Args:
-        source: path, bytes of a file, PIL image or array.
-        limits: what it may have at most, known from its header.
-        allow_truncated: take a file that ends early as far as it goes, which is logged and returned.
+        limits: what an image may have at most, known from its header.
+        allow_truncated: decode what is there of an image whose data ends early, which is logged and returned.
         draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
-            not smaller than that: faster, and not the same pixels.
+            not smaller than that: faster, but not the same pixels.
+    """
+
+    limits: ImageLimits = DEFAULT_LIMITS
+    allow_truncated: bool = False
+    draft_size: tuple[int, int] | None = None
+
+    def read(self, source: ImageSource) -> DecodedImage:
+        """Decode a path, the bytes of a file, a PIL image or an array.
+
+        Raises:
+            ImageError: not a readable image, or without pixels, over a limit, or truncated; ``status`` says which.
+        """
+        if isinstance(source, np.ndarray):
+            return _from_array(source, self.limits)
+        if isinstance(source, Image.Image):
+            self.limits.check_size(*source.size, "the PIL image")
+            return _decode(source, "the PIL image", self.allow_truncated)
+        if isinstance(source, bytes):
+            return self._read_file(io.BytesIO(source), f"the image ({len(source)} bytes)")
+        if isinstance(source, str | os.PathLike):
+            return self._read_path(Path(source))
+        raise ImageError(
+            f"An image cannot be a {type(source).__name__}; give a path, bytes, a PIL image or a numpy array.",
+            status="unsupported",
+        )
+
+    def _read_path(self, path: Path) -> DecodedImage:
+        name = str(path)
+        try:
+            with path.open("rb") as file:
+                seekable = file if file.seekable() else io.BytesIO(file.read(self.limits.max_bytes + 1))
+                return self._read_file(seekable, name)
+        except FileNotFoundError as error:
+            raise ImageError(f"{name} does not exist; give the path of an image.", status="io_error") from error
+        except IsADirectoryError as error:
+            raise ImageError(f"{name} is a folder; give the path of an image.", status="io_error") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            problem = getattr(error, "strerror", None) or error
+            raise ImageError(f"{name!r} cannot be opened: {problem}.", status="io_error") from error
+
+    def _read_file(self, file: IO[bytes], name: str) -> DecodedImage:
+        size_bytes = file.seek(0, io.SEEK_END)
+        if size_bytes == 0:
+            raise ImageError(f"{name} is empty (0 bytes); expected an image file.")
+        self.limits.check_bytes(size_bytes, name)
+        check_header(file, self.limits, name)
+        watched = _WatchedFile(file)
+        try:
+            image = Image.open(watched, formats=FORMATS)
+        except Exception as error:  # decoders raise almost anything on damaged data
+            raise _cannot_open(error, name, self.limits) from error
+        with image:
+            self.limits.check_size(*image.size, name)
+            check_tiles(image, name)
+            if self.draft_size is not None:
+                image.draft(None, self.draft_size)
+            return _decode(image, name, self.allow_truncated, watched)
+
+
+def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Return an iterable of images, whether one image or several are given; ``(N, H, W, C)`` counts as N images.
 
     Raises:
-        ImageError: not a readable picture, or without pixels, or over a limit, or cut short; ``status`` says which.
+        ImageError: ``images`` is of a type that can be neither.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source, limits)
-    if isinstance(source, Image.Image):
-        limits.check_size(*source.size, "the PIL image")
-        return _decode(source, "the PIL image", allow_truncated)
-    if isinstance(source, bytes):
-        name = f"the picture ({len(source)} bytes)"
-        return _open(io.BytesIO(source), name, limits, allow_truncated, draft_size)
-    if isinstance(source, str | os.PathLike):
-        return _open_path(Path(source), limits, allow_truncated, draft_size)
-    raise ImageError(
-        f"A picture cannot be a {type(source).__name__}; give a path, bytes, a PIL image or a numpy array.",
-        status="unsupported",
-    )
-
-
-def _open_path(
-    path: Path, limits: ImageLimits, allow_truncated: bool, draft_size: tuple[int, int] | None
-) -> DecodedImage:  # fmt: skip
-    name = str(path)
-    try:
-        with path.open("rb") as file:
-            seekable = file if file.seekable() else io.BytesIO(file.read(limits.max_bytes + 1))
-            return _open(seekable, name, limits, allow_truncated, draft_size)
-    except FileNotFoundError as error:
-        raise ImageError(f"{name} does not exist; give the path of a picture.", status="io_error") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder; give the path of a picture.", status="io_error") from error
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        problem = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name!r} cannot be opened: {problem}.", status="io_error") from error
-
-
-def _open(
-    file: IO[bytes], name: str, limits: ImageLimits, allow_truncated: bool, draft_size: tuple[int, int] | None
-) -> DecodedImage:
-    size_bytes = file.seek(0, io.SEEK_END)
-    if size_bytes == 0:
-        raise ImageError(f"{name} is empty (0 bytes); expected a picture file.")
-    limits.check_bytes(size_bytes, name)
-    check_header(file, limits, name)
-    watched = _WatchedFile(file)
-    try:
-        image = Image.open(watched, formats=FORMATS)
-    except Exception as error:  # decoders raise almost anything on damaged data
-        raise _cannot_open(error, name, limits) from error
-    with image:
-        limits.check_size(*image.size, name)
-        check_tiles(image, name)
-        if draft_size is not None:
-            image.draft(None, draft_size)
-        return _decode(image, name, allow_truncated, watched)
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    one = isinstance(images, str | bytes | Image.Image | np.ndarray) or hasattr(images, "__fspath__")
+    if not one and (not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase)):
+        raise ImageError(f"Images cannot be a {type(images).__name__}; give a path, bytes, a PIL image or an array.",
+                         status="unsupported")  # fmt: skip
+    return [images] if one else images  # type: ignore[list-item,return-value]
 
 
 class _WatchedFile:
@@ -223,7 +255,7 @@ def _from_array(array: np.ndarray[Any, Any], limits: ImageLimits) -> DecodedImag
 
 
 def _cannot_open(error: Exception, name: str, limits: ImageLimits) -> ImageError:
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageError(
             f"{name} has far more than the {limits.max_pixels:,} pixels allowed; make it smaller.", status="too_large"
         )

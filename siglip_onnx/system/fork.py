@@ -1,4 +1,4 @@
-"""What must be made anew in a child process: threads do not live on there, and locks may be held for ever."""
+"""Reset locks and sessions after a fork: threads do not exist in the child, and its locks may be held for ever."""
 
 from __future__ import annotations
 
@@ -21,6 +21,18 @@ def renewed_lock(owner: object, attribute: str = "_lock") -> threading.Lock:
 
     call_after_fork(owner, renew)
     return threading.Lock()
+
+
+def weak_call(method: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that calls a bound method as long as its object lives, without keeping it alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
 
 
 def call_after_fork(owner: object, renew: Callable[[], None]) -> None:

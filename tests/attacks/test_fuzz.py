@@ -64,9 +64,9 @@ def corpus() -> list[bytes]:
     return found
 
 
-def encode(picture: Image.Image, format_: str, **options: object) -> bytes:
+def encode(image: Image.Image, format_: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format_, **options)
+    image.save(buffer, format_, **options)
     return buffer.getvalue()
 
 

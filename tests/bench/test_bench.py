@@ -26,7 +26,7 @@ from siglip_onnx.bench.tables import document_markdown, speed_table, three_digit
 from siglip_onnx.bench.timer import Limits, time_calls
 from siglip_onnx.errors import BenchmarkError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 FIDELITY = Fidelity("PyTorch fp32", 0.9998, 0.9999, 0.9997, 0.9999, 0.1, 0.4, 0.0, 0)
 
 

@@ -53,14 +53,14 @@ def test_the_peak_of_the_instructions_is_no_less_than_that_of_a_product() -> Non
 
 @pytest.mark.parametrize("name", backends.MODULES)
 def test_every_peer_answers_as_pytorch_does(
-    name: str, small_checkpoint: Path, small_bundle: Path, tmp_path: Path, pictures: list[Any]
+    name: str, small_checkpoint: Path, small_bundle: Path, tmp_path: Path, images: list[Any]
 ) -> None:
     if name in ("pytorch_compile", "torchao_int8"):
         pytest.skip("compiles for a minute; measured by the suite")
     pytest.importorskip("openvino" if name == "openvino_ir" else "torch")
     module = backend(name)
     paths = []
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(images):
         paths.append(tmp_path / f"{number}.png")
         picture.save(paths[-1])
     reference = PyTorch(configuration(small_bundle, small_checkpoint, tmp_path, "fp32"))
@@ -106,7 +106,7 @@ def test_pictures_to_measure_are_none_of_those_to_calibrate(tmp_path: Path) -> N
 
 
 def test_whole_commands_are_measured(tmp_path: Path) -> None:
-    picture = ROOT / "siglip_onnx" / "demo" / "pictures" / "red_star.png"
+    picture = ROOT / "siglip_onnx" / "demo" / "images" / "red_star.png"
     found = processes.measure_commands(ROOT / "siglip_onnx" / "demo" / "bundle", picture, tmp_path, 1)
     assert found["classify, one picture and two texts"]["peak_memory_mb"] > found["--help"]["peak_memory_mb"]
     assert all(one["min_seconds"] > 0 for one in found.values())
@@ -149,12 +149,12 @@ def test_a_tie_is_no_right_answer() -> None:
     assert accuracy.rank_of(np.array([3.0, 1.0, 2.0], np.float32), 1) == 2
 
 
-def test_loadgen_asks_the_vision_tower(small_bundle: Path, tmp_path: Path, pictures: list[Any]) -> None:
+def test_loadgen_asks_the_vision_tower(small_bundle: Path, tmp_path: Path, images: list[Any]) -> None:
     pytest.importorskip("mlperf_loadgen")
     import loadgen
 
     paths = []
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(images):
         paths.append(tmp_path / f"{number}.png")
         picture.save(paths[-1])
     one = Configuration("int8", "siglip_onnx.bench.engine", "int8", str(small_bundle), threads=1)
@@ -163,6 +163,6 @@ def test_loadgen_asks_the_vision_tower(small_bundle: Path, tmp_path: Path, pictu
     assert found[0]["Result is"] == "VALID"
     assert any("percentile latency" in key for key in found[0])
     assert any("Samples per second" in key for key in found[1])
-    assert features.shape == (len(pictures), 64)
+    assert features.shape == (len(images), 64)
     assert "unofficial" in loadgen.LABEL
     assert json.dumps(found)

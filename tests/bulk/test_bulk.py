@@ -44,6 +44,8 @@ from siglip_onnx.bulk.storage import locked
 from siglip_onnx.cli import main
 from siglip_onnx.errors import JobError, SiglipOnnxError
 from siglip_onnx.model import SigLIP
+from siglip_onnx.options import RuntimeOptions
+from siglip_onnx.vision_tower import VisionTower
 
 SHARD_SIZE = 10
 LEFT_OUT = "left out: 1 file not named as pictures are; --all-files tries all."
@@ -400,9 +402,9 @@ def test_pictures_that_run_in_batches_keep_their_rows(
 ) -> None:
     """As on a GPU, where inputs are read some places before their results come."""
     plant_faults(folder)
-    spec = replace(spec, variant="fp32")
+    spec = replace(spec, options=RuntimeOptions(variant="fp32"))
     embed(tmp_path / "single", folder, spec)
-    monkeypatch.setattr(SigLIP, "_batch_size", 4)
+    monkeypatch.setattr(VisionTower, "batch_size", 4)
 
     def batched(job: Job, model: ModelSpec, tasks: list[Task], _watcher: Any) -> Iterator[tuple[int, Receipt]]:
         for task in tasks:
@@ -455,7 +457,7 @@ def test_a_folder_is_written_by_one_run_at_a_time(folder: Path, spec: ModelSpec,
 def test_a_job_of_another_kind_is_refused(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
     out = tmp_path / "out"
     embed(out, folder, spec)
-    fp32 = replace(spec, variant="fp32")
+    fp32 = replace(spec, options=RuntimeOptions(variant="fp32"))
     with pytest.raises(JobError, match="variant 'int8', not 'fp32'; embedding_space"):
         embed(out, folder, fp32)
     assert embed(out, folder, fp32, overwrite=True)["variant"] == "fp32"
@@ -617,6 +619,6 @@ def test_a_folder_that_cannot_be_listed_is_a_row_and_stops_prune(
 def test_a_picture_larger_than_the_draft_is_embedded_fast(spec: ModelSpec, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("RGB", (900, 900), "red").save(tmp_path / "in" / "a.jpg")
-    embed(tmp_path / "out", tmp_path / "in", replace(spec, fast_decode=True))
+    embed(tmp_path / "out", tmp_path / "in", replace(spec, options=RuntimeOptions(fast_decode=True)))
     (row,) = rows_of(tmp_path / "out")
     assert (row["status"], row["width"]) == ("ok", None)

@@ -41,13 +41,13 @@ def run(*arguments: object) -> Result:
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
 @pytest.mark.parametrize("uint8", [False, True])
 def test_logits_are_those_of_the_pipeline_bit_for_bit(
-    bundle: Path, tmp_path: Path, pictures: list[Image.Image], variant: str, uint8: bool
+    bundle: Path, tmp_path: Path, images: list[Image.Image], variant: str, uint8: bool
 ) -> None:
     model = siglip_onnx.load(bundle, variant=variant)
     compile_classifier(model, LABELS, tmp_path / "c.onnx", template=TEMPLATES, uint8=uint8, logit_bias=-3.5)
     labels = model.encode_labels(LABELS, template=TEMPLATES)
     classifier = Classifier(tmp_path / "c.onnx")
-    for picture in pictures:
+    for picture in images:
         expected = model.logits(model.encode_images(picture), labels, logit_bias=-3.5)[0]
         assert_array_equal(classifier.logits(picture), expected)
         for match, other in zip(
@@ -59,12 +59,12 @@ def test_logits_are_those_of_the_pipeline_bit_for_bit(
 
 
 def test_the_graph_itself_gives_probabilities_and_takes_batches(
-    small_bundle: Path, tmp_path: Path, pictures: list[Image.Image]
+    small_bundle: Path, tmp_path: Path, images: list[Image.Image]
 ) -> None:
     model = siglip_onnx.load(small_bundle, variant="fp32")
     compile_classifier(model, LABELS, tmp_path / "c.onnx")
-    pixels = np.concatenate([inputs["pixel_values"] for inputs in model.preprocess(pictures)])
-    session = siglip_onnx.session.Session(tmp_path / "c.onnx")
+    pixels = np.concatenate([inputs["pixel_values"] for inputs in model.preprocess(images)])
+    session = siglip_onnx.session.LazySession(tmp_path / "c.onnx")
     logits, probabilities = session.run_many(["logits", "probabilities"], {"pixel_values": pixels})
     assert logits.shape == probabilities.shape == (4, 4)
     assert_allclose(probabilities, siglip_onnx.sigmoid(logits), atol=1e-6)
@@ -115,5 +115,5 @@ def test_what_cannot_be_compiled_is_said(small_bundle: Path, tmp_path: Path, mon
     with pytest.raises(BundleError, match="more than the 1,000 of one ONNX file"):
         compile_classifier(model, LABELS, out)
     assert not out.exists()
-    with pytest.raises(BundleError, match="is no compiled classifier of this version"):
+    with pytest.raises(BundleError, match="is not a compiled classifier of this version"):
         Classifier(small_bundle / "onnx" / "vision_model.onnx")

@@ -226,17 +226,17 @@ def test_shard_index_with_a_missing_shard(tmp_path: Path) -> None:
         export_bundle(sharded, tmp_path / "out")
 
 
-def test_gelu_without_tanh(small_checkpoint: Path, tmp_path: Path, picture: Image.Image) -> None:
+def test_gelu_without_tanh(small_checkpoint: Path, tmp_path: Path, image: Image.Image) -> None:
     """Fine-tuned descendants may use the exact GELU; the graph must then too."""
     from transformers import SiglipImageProcessor, SiglipModel
 
     copy = Path(shutil.copytree(small_checkpoint, tmp_path / "gelu"))
     edit_json(copy / CONFIG, lambda d: d["vision_config"].update(hidden_act="gelu"))
     export_bundle(copy, tmp_path / "out", precisions=["fp32"])
-    pixels = SiglipImageProcessor.from_pretrained(copy)([picture], return_tensors="pt").pixel_values
+    pixels = SiglipImageProcessor.from_pretrained(copy)([image], return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = torch.nn.functional.normalize(SiglipModel.from_pretrained(copy).get_image_features(pixels))
-    assert_allclose(siglip_onnx.load(tmp_path / "out").encode_images(picture), expected.numpy(), atol=1e-5)
+    assert_allclose(siglip_onnx.load(tmp_path / "out").encode_images(image), expected.numpy(), atol=1e-5)
 
 
 def make_blocks_uneven(checkpoint: Path, layer: str, factor: float = 100.0) -> None:

@@ -36,10 +36,10 @@ def traced(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("variant", "error"), [("fp32", 1e-5), ("int8", 0.05)])
 def test_both_exporters_agree(
-    bundle: Path, traced: Path, pictures: list[Image.Image], variant: str, error: float
+    bundle: Path, traced: Path, images: list[Image.Image], variant: str, error: float
 ) -> None:
     native, other = (siglip_onnx.load(path, variant=variant) for path in (bundle, traced))
-    assert_allclose(other.encode_images(pictures), native.encode_images(pictures), atol=error)
+    assert_allclose(other.encode_images(images), native.encode_images(images), atol=error)
     assert_allclose(other.encode_texts(TEXTS), native.encode_texts(TEXTS), atol=error)
     assert native.embedding_space != other.embedding_space
 
@@ -62,15 +62,15 @@ def test_the_traced_graph_is_another_graph(bundle: Path, traced: Path) -> None:
     assert "Softmax" in operators[1]
 
 
-def test_the_layers_of_a_traced_graph_are_found(traced: Path, pictures: list[Image.Image]) -> None:
+def test_the_layers_of_a_traced_graph_are_found(traced: Path, images: list[Image.Image]) -> None:
     bundle = siglip_onnx.bundle.open_bundle(traced)
-    inputs = siglip_onnx.load(traced).preprocess(pictures[:1])
+    inputs = siglip_onnx.load(traced).preprocess(images[:1])
     cosines = layer_cosines(bundle, "int8", "vision", inputs)
     assert next(iter(cosines)) == "vision_model.encoder.layers.0"
     assert len(cosines) == bundle.config.vision.num_hidden_layers + 1
 
 
-def test_naflex_of_any_grid(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_naflex_of_any_grid(tmp_path: Path, images: list[Image.Image]) -> None:
     checkpoint = make_naflex_checkpoint(tmp_path / "naflex")
     for exporter in ("native", "optimum"):
         export_bundle(checkpoint, tmp_path / exporter, exporter=exporter)
@@ -79,13 +79,13 @@ def test_naflex_of_any_grid(tmp_path: Path, pictures: list[Image.Image]) -> None
             siglip_onnx.load(tmp_path / exporter, variant="fp32", max_num_patches=patches)
             for exporter in ("native", "optimum")
         )
-        assert_allclose(traced.encode_images(pictures), native.encode_images(pictures), atol=1e-5)
-    (inputs,) = native.preprocess(pictures[0])
+        assert_allclose(traced.encode_images(images), native.encode_images(images), atol=1e-5)
+    (inputs,) = native.preprocess(images[0])
     padded = {
         name: np.pad(array, [(0, 0), (0, 3)] + [(0, 0)] * (array.ndim - 2), constant_values=0 if "mask" in name else 3)
         for name, array in inputs.items()
     }
-    tower = traced._tower("vision")
+    tower = traced.vision.session
     assert_allclose(tower.run("pooler_output", padded), tower.run("pooler_output", inputs), atol=1e-5)
 
 

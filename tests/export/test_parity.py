@@ -37,8 +37,8 @@ def fp32(bundle: Path) -> siglip_onnx.SigLIP:
     return siglip_onnx.load(bundle, variant="fp32")
 
 
-def reference_pixels(checkpoint: Path, pictures: list[Image.Image]) -> Any:
-    return SiglipImageProcessor.from_pretrained(checkpoint)(pictures, return_tensors="pt").pixel_values
+def reference_pixels(checkpoint: Path, images: list[Image.Image]) -> Any:
+    return SiglipImageProcessor.from_pretrained(checkpoint)(images, return_tensors="pt").pixel_values
 
 
 def reference_ids(checkpoint: Path, texts: list[str], length: int) -> Any:
@@ -52,9 +52,9 @@ def reference_embeddings(features: Any) -> NDArray[np.float32]:
     return unit
 
 
-def test_pixels_are_bit_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
-    found = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(pictures)])
-    assert_array_equal(found, reference_pixels(checkpoint, pictures).numpy())
+def test_pixels_are_bit_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
+    found = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(images)])
+    assert_array_equal(found, reference_pixels(checkpoint, images).numpy())
 
 
 def test_ids_are_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP) -> None:
@@ -64,10 +64,10 @@ def test_ids_are_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP) -> None:
 
 @torch.no_grad()
 def test_fp32_image_embeddings(
-    checkpoint: Path, fp32: siglip_onnx.SigLIP, reference: Any, pictures: list[Image.Image]
+    checkpoint: Path, fp32: siglip_onnx.SigLIP, reference: Any, images: list[Image.Image]
 ) -> None:
-    expected = reference_embeddings(reference.get_image_features(reference_pixels(checkpoint, pictures)))
-    assert_allclose(fp32.encode_images(pictures), expected, atol=1e-5, rtol=0)
+    expected = reference_embeddings(reference.get_image_features(reference_pixels(checkpoint, images)))
+    assert_allclose(fp32.encode_images(images), expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -79,33 +79,33 @@ def test_fp32_text_embeddings(checkpoint: Path, fp32: siglip_onnx.SigLIP, refere
 
 @torch.no_grad()
 def test_logits_and_probabilities(
-    checkpoint: Path, fp32: siglip_onnx.SigLIP, reference: Any, pictures: list[Image.Image]
+    checkpoint: Path, fp32: siglip_onnx.SigLIP, reference: Any, images: list[Image.Image]
 ) -> None:
     expected = reference(
-        pixel_values=reference_pixels(checkpoint, pictures),
+        pixel_values=reference_pixels(checkpoint, images),
         input_ids=reference_ids(checkpoint, TEXTS, fp32.bundle.config.text.max_position_embeddings),
     ).logits_per_image
-    logits = fp32.logits(fp32.encode_images(pictures), fp32.encode_texts(TEXTS))
+    logits = fp32.logits(fp32.encode_images(images), fp32.encode_texts(TEXTS))
     assert_allclose(logits, expected.numpy(), atol=1e-4, rtol=0)
     assert_allclose(siglip_onnx.sigmoid(logits), expected.sigmoid().numpy(), atol=1e-5, rtol=1e-4)
 
 
-def test_int8_stays_near_fp32(bundle: Path, fp32: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
+def test_int8_stays_near_fp32(bundle: Path, fp32: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
     int8 = siglip_onnx.load(bundle, variant="int8")
     for found, expected in (
-        (int8.encode_images(pictures), fp32.encode_images(pictures)),
+        (int8.encode_images(images), fp32.encode_images(images)),
         (int8.encode_texts(TEXTS), fp32.encode_texts(TEXTS)),
     ):
         assert (found * expected).sum(axis=1).min() > 0.999
         assert not np.array_equal(found, expected)
 
 
-def test_fp32_towers_take_batches(fp32: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
+def test_fp32_towers_take_batches(fp32: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
     """The graphs themselves have a free batch dimension, whatever the runtime does."""
-    pixels = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(pictures)])
+    pixels = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(images)])
     ids = fp32.tokenize(TEXTS)
     for tower, name, inputs in (("vision", "pixel_values", pixels), ("text", "input_ids", ids)):
-        session = fp32._tower(tower)
+        session = {"vision": fp32.vision, "text": fp32.text}[tower].session
         together = session.run("pooler_output", {name: inputs})
         alone = np.concatenate([session.run("pooler_output", {name: row[np.newaxis]}) for row in inputs])
         assert_allclose(together, alone, atol=1e-5)

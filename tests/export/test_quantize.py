@@ -82,10 +82,10 @@ def test_equalized_fp32_is_the_same_bit_for_bit(outliers: Path, tmp_path: Path, 
     seams = equalize(model, calibration.ranges)
     assert seams == 2 * 3 + 1  # two layers of three, and the head
     path = write(model, tmp_path / "equalized.onnx")
-    plain = siglip_onnx.session.Session(calibration.graph)
+    plain = siglip_onnx.session.LazySession(calibration.graph)
     for inputs in calibration.inputs:
         assert_array_equal(
-            siglip_onnx.session.Session(path).run("pooler_output", inputs), plain.run("pooler_output", inputs)
+            siglip_onnx.session.LazySession(path).run("pooler_output", inputs), plain.run("pooler_output", inputs)
         )
 
 
@@ -227,7 +227,7 @@ def test_blocks_of_four_bits(rows: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize("shape", ["square", "narrow_text_is_projected", "naflex"])
-def test_q4_and_fp16_run_and_stay_near(tmp_path: Path, shape: str, pictures: list[Image.Image]) -> None:
+def test_q4_and_fp16_run_and_stay_near(tmp_path: Path, shape: str, images: list[Image.Image]) -> None:
     path = tmp_path / "checkpoint"
     checkpoint = make_naflex_checkpoint(path) if shape == "naflex" else make_checkpoint(path, shape)
     found = export_bundle(checkpoint, tmp_path / "out", precisions=["fp32", "fp16", "q4"])
@@ -238,7 +238,7 @@ def test_q4_and_fp16_run_and_stay_near(tmp_path: Path, shape: str, pictures: lis
     assert max(size["q4"], size["fp16"]) < size["fp32"]
     for variant in ("fp16", "q4"):
         model = siglip_onnx.load(tmp_path / "out", variant=variant)
-        assert model.encode_images(pictures).dtype == np.float32
+        assert model.encode_images(images).dtype == np.float32
         assert manifest_of(tmp_path / "out")["variants"][variant]["quantization"]["vision"]["method"]
 
 
@@ -249,11 +249,11 @@ def test_fp16_of_a_traced_graph(small_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_takes_calibration_pictures(
-    outliers: Path, tmp_path: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    outliers: Path, tmp_path: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(images):
         picture.save(folder / f"{number}.png")
     (folder / "zzz.txt").write_text("no picture")
     command = ["export", str(outliers), str(tmp_path / "out"), "--precision", "int8", "--calibration"]
@@ -261,7 +261,7 @@ def test_the_command_takes_calibration_pictures(
     assert result.exit_code == 0, result.stderr
     assert "left out" in result.stderr
     assert "zzz.txt" in result.stderr
-    expected = export_bundle(outliers, tmp_path / "expected", precisions=["int8"], calibration_pictures=pictures)
+    expected = export_bundle(outliers, tmp_path / "expected", precisions=["int8"], calibration_pictures=images)
     assert expected[0].accuracy.cosine_min > 0.9995
     spaces = {siglip_onnx.load(tmp_path / name).embedding_space for name in ("out", "expected")}
     assert len(spaces) == 1
@@ -272,8 +272,8 @@ def test_the_command_takes_calibration_pictures(
     assert "is no folder; --calibration wants" in CliRunner().invoke(main, [*command, str(tmp_path / "none")]).stderr
 
 
-def test_calibration_pictures_are_used(outliers: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
-    for name, chosen in (("own", pictures), ("built_in", None)):
+def test_calibration_pictures_are_used(outliers: Path, tmp_path: Path, images: list[Image.Image]) -> None:
+    for name, chosen in (("own", images), ("built_in", None)):
         export_bundle(outliers, tmp_path / name, precisions=["int8"], calibration_pictures=chosen)
     spaces = {siglip_onnx.load(tmp_path / name).embedding_space for name in ("own", "built_in")}
     assert len(spaces) == 2

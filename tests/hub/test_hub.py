@@ -199,7 +199,7 @@ def test_offline(hub: Hub, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     flag = ["--offline"] if how == "option" else []
-    picture = hub_module.IMAGES_PATH / "red_star.png"
+    picture = demo.IMAGES_PATH / "red_star.png"
     for command in (["models", "pull", NAME], ["classify", picture, "--text", "a", "--model", NAME]):
         failed = call(*command, *flag)
         assert failed.exit_code == 4

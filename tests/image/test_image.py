@@ -19,28 +19,28 @@ def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes
     return buffer.getvalue()
 
 
-def test_path_bytes_pil_and_array_give_the_same_picture(picture: Image.Image, tmp_path: Path) -> None:
+def test_path_bytes_pil_and_array_give_the_same_picture(image: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    path.write_bytes(encode(picture))
-    for source in (path, str(path), path.read_bytes(), picture, np.asarray(picture)):
-        assert_array_equal(np.asarray(load_image(source)), np.asarray(picture))
+    path.write_bytes(encode(image))
+    for source in (path, str(path), path.read_bytes(), image, np.asarray(image)):
+        assert_array_equal(np.asarray(load_image(source)), np.asarray(image))
 
 
-def test_grey_and_alpha_arrays(picture: Image.Image) -> None:
-    grey = np.asarray(picture.convert("L"))
+def test_grey_and_alpha_arrays(image: Image.Image) -> None:
+    grey = np.asarray(image.convert("L"))
     expected = np.repeat(grey[..., np.newaxis], 3, axis=2)
     assert_array_equal(np.asarray(load_image(grey)), expected)
     assert_array_equal(np.asarray(load_image(grey[..., np.newaxis])), expected)
-    rgba = np.dstack([np.asarray(picture), np.zeros(grey.shape, np.uint8)])
-    assert_array_equal(np.asarray(load_image(rgba)), np.asarray(picture))
+    rgba = np.dstack([np.asarray(image), np.zeros(grey.shape, np.uint8)])
+    assert_array_equal(np.asarray(load_image(rgba)), np.asarray(image))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "I", "F", "HSV"])
-def test_every_mode_becomes_rgb(picture: Image.Image, mode: str) -> None:
-    source = picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture.convert(mode)
+def test_every_mode_becomes_rgb(image: Image.Image, mode: str) -> None:
+    source = image.convert("L").convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
     loaded = load_image(source)
     assert loaded.mode == "RGB"
-    assert loaded.size == picture.size
+    assert loaded.size == image.size
 
 
 def test_levels_beyond_eight_bits_are_cut_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -50,12 +50,12 @@ def test_levels_beyond_eight_bits_are_cut_and_logged(caplog: pytest.LogCaptureFi
     assert "levels beyond 8 bits" in caplog.text
 
 
-def test_exif_orientation_is_applied(picture: Image.Image) -> None:
+def test_exif_orientation_is_applied(image: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
-    turned = load_image(encode(picture, exif=exif))
-    assert turned.size == (picture.height, picture.width)
-    assert_array_equal(np.asarray(turned), np.rot90(np.asarray(picture), k=-1))
+    turned = load_image(encode(image, exif=exif))
+    assert turned.size == (image.height, image.width)
+    assert_array_equal(np.asarray(turned), np.rot90(np.asarray(image), k=-1))
 
 
 def test_first_frame_of_an_animation() -> None:

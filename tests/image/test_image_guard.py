@@ -108,8 +108,8 @@ def test_formats_that_run_programs_are_not_opened() -> None:
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "QOI", "TGA", "AVIF"])
-def test_truncated_pictures_are_refused_unless_allowed(picture: Image.Image, format_: str) -> None:
-    data = encode(picture, format_)
+def test_truncated_pictures_are_refused_unless_allowed(image: Image.Image, format_: str) -> None:
+    data = encode(image, format_)
     cut = data[: len(data) * 2 // 3]
     error = refused(cut)
     if format_ not in ("WEBP", "AVIF"):  # decoded as a whole or not at all, so that no cut can be told from damage
@@ -124,9 +124,9 @@ def test_truncated_pictures_are_refused_unless_allowed(picture: Image.Image, for
 
 
 def test_pillows_own_switch_neither_changes_nor_is_changed(
-    picture: Image.Image, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    image: Image.Image, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = encode(picture, "JPEG")
+    data = encode(image, "JPEG")
     cut = data[: len(data) // 2]
     expected = np.asarray(load_image(cut, allow_truncated=True))
     assert "truncated" in caplog.text
@@ -135,12 +135,12 @@ def test_pillows_own_switch_neither_changes_nor_is_changed(
     assert refused(cut).status == "truncated"
     assert_array_equal(np.asarray(load_image(cut, allow_truncated=True)), expected)
     for format_ in set(FORMATS) - {"PSD"}:  # which Pillow cannot write
-        assert open_image(encode(picture, format_)).truncated is False, format_
+        assert open_image(encode(image, format_)).truncated is False, format_
 
 
-def test_a_host_may_decode_its_own_truncated_picture_meanwhile(picture: Image.Image) -> None:
+def test_a_host_may_decode_its_own_truncated_picture_meanwhile(image: Image.Image) -> None:
     """Threads that allow truncated pictures do not change what others get."""
-    data = encode(picture, "JPEG")
+    data = encode(image, "JPEG")
     cut = data[: len(data) // 2]
 
     def decode(number: int) -> str:
@@ -153,8 +153,8 @@ def test_a_host_may_decode_its_own_truncated_picture_meanwhile(picture: Image.Im
         assert list(pool.map(decode, range(200))) == ["True", "truncated"] * 100
 
 
-def test_a_pil_image_stays_as_it_was(picture: Image.Image) -> None:
-    data = encode(picture, "PNG")
+def test_a_pil_image_stays_as_it_was(image: Image.Image) -> None:
+    data = encode(image, "PNG")
     theirs = Image.open(io.BytesIO(data[: len(data) // 2]))
     assert open_image(theirs, allow_truncated=True).truncated
     with pytest.raises(OSError, match="truncated"):
@@ -221,9 +221,9 @@ def test_no_other_module_opens_pictures() -> None:
                 assert called.attr not in openers, path
 
 
-def test_command_options(tmp_path: Path, picture: Image.Image, small_bundle: Path) -> None:
+def test_command_options(tmp_path: Path, image: Image.Image, small_bundle: Path) -> None:
     whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
-    whole.write_bytes(encode(picture, "JPEG"))
+    whole.write_bytes(encode(image, "JPEG"))
     cut.write_bytes(whole.read_bytes()[:700])
     call = ["classify", str(whole), str(cut), "--text", "a", "--model", str(small_bundle), "--json"]
     refused_ = CliRunner().invoke(main, call)

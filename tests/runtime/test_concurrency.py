@@ -86,7 +86,7 @@ ending, path = sys.argv[1:]
 model = siglip_onnx.load(path, threads=2)
 picture = np.zeros((50, 40, 3), np.uint8)
 expected = model.encode_images(picture), model.encode_texts(["a"])
-inherited = [model._towers[tower]._loaded for tower in ("vision", "text")]
+inherited = [getattr(model, tower).session._loaded for tower in ("vision", "text")]
 stop = threading.Event()
 busy = threading.Thread(target=lambda: [model.classify(picture, [str(n)]) for n in range(10**6) if not stop.is_set()])
 busy.start()
@@ -98,7 +98,7 @@ for _ in range(5):
         try:
             found = model.encode_images(picture), model.encode_texts(["a"])
             code = 0 if all(np.array_equal(*pair) for pair in zip(found, expected)) else 8
-            if any(model._towers[tower]._loaded in inherited for tower in ("vision", "text")):
+            if any(getattr(model, tower).session._loaded in inherited for tower in ("vision", "text")):
                 code = 6
         finally:
             if ending == "abrupt":
@@ -160,7 +160,7 @@ def test_a_closed_model_says_so(small_bundle: Path) -> None:
         model.encode_texts(["b"])
     with pytest.raises(SiglipOnnxError, match="This model is closed"):
         model.encode_images(Image.new("RGB", (8, 8)))
-    model.preload("vision")
+    model.vision.session.preload()
 
 
 def test_closing_waits_for_nobody_and_breaks_nothing(small_bundle: Path) -> None:

@@ -19,10 +19,10 @@ from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.cli import main
 from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 from siglip_onnx.demo import GOLDEN_PATH
-from siglip_onnx.demo import golden as golden_module
 from siglip_onnx.demo.golden import MIN_COSINE, Agreement, compare, read_golden, write_golden
 from siglip_onnx.errors import BundleError
 from siglip_onnx.hub.cache import PARTIAL, models_folder, repository_folder
+from siglip_onnx.session import LazySession
 from siglip_onnx.system.cpu import Cpu, int8_kernels, read_cpu
 
 X86, ARM = "x86_64", "aarch64"
@@ -89,13 +89,13 @@ def test_this_machine_is_healthy() -> None:
 def test_int8_that_misbehaves_is_told_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, exact: bool, advice: str
 ) -> None:
-    original = golden_module.answer
+    embed = LazySession.embed
 
-    def saturating(*arguments: object, saturation_safe: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
-        images, texts = original(*arguments, saturation_safe=saturation_safe)  # type: ignore[arg-type]
-        return (images if saturation_safe is False and exact else -images), texts
+    def saturating(session: LazySession, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        right = exact and session._exact_int8 is True
+        return embed(session, inputs) if right else -embed(session, inputs)
 
-    monkeypatch.setattr(doctor_module, "answer", saturating)
+    monkeypatch.setattr(LazySession, "embed", saturating)
     found = doctor()
     assert found.exit_code == 4
     assert "self-test   FAILURE" in found.stdout
@@ -130,7 +130,7 @@ def test_a_small_quota_and_telemetry_are_warned_of(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("first", "expected"), [("siglip_onnx.session", "True"), ("onnxruntime", "False")])
 def test_who_imports_onnxruntime_first_decides_on_telemetry(first: str, expected: str) -> None:
-    code = f"import {first}; from siglip_onnx.session import telemetry_state; print(telemetry_state()['off'])"
+    code = f"import {first}; from siglip_onnx.system.telemetry import telemetry_state; print(telemetry_state()['off'])"
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == expected
 
@@ -159,7 +159,7 @@ def test_stored_answers_are_those_of_the_shipped_model() -> None:
     golden, demo = read_golden(GOLDEN_PATH), open_bundle(DEMO_PATH)
     assert golden.provenance["weights_sha256"] == demo.manifest.source["weights_sha256"], "run scripts/make_golden.py"
     made = make_golden.make_golden(demo)
-    assert (made.pictures, made.texts) == (golden.pictures, golden.texts)
+    assert (made.images, made.texts) == (golden.images, golden.texts)
     assert compare(golden, made.image_embeddings, made.text_embeddings).holds
     np.testing.assert_allclose(np.linalg.norm(golden.image_embeddings, axis=1), 1, atol=1e-6)
 

@@ -20,26 +20,26 @@ def model(small_bundle: Path, request: pytest.FixtureRequest) -> siglip_onnx.Sig
     return siglip_onnx.load(small_bundle, variant=request.param)
 
 
-def test_embeddings_have_length_one(model: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
-    for embeddings, count in ((model.encode_images(pictures), 4), (model.encode_texts(TEXTS), 4)):
+def test_embeddings_have_length_one(model: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
+    for embeddings, count in ((model.encode_images(images), 4), (model.encode_texts(TEXTS), 4)):
         assert embeddings.shape == (count, 64)
         assert embeddings.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
 
 
-def test_many_equal_single(model: siglip_onnx.SigLIP, pictures: list[Image.Image]) -> None:
+def test_many_equal_single(model: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
     """Bitwise, in int8 as well, whatever the neighbours and the order."""
-    together = model.encode_images(pictures)
-    assert_array_equal(together, np.concatenate([model.encode_images(picture) for picture in pictures]))
-    assert_array_equal(together[::-1], model.encode_images(iter(pictures[::-1])))
+    together = model.encode_images(images)
+    assert_array_equal(together, np.concatenate([model.encode_images(picture) for picture in images]))
+    assert_array_equal(together[::-1], model.encode_images(iter(images[::-1])))
     assert_array_equal(model.encode_texts(TEXTS), np.concatenate([model.encode_texts([text]) for text in TEXTS]))
 
 
-def test_path_bytes_pil_and_array_are_the_same(model: siglip_onnx.SigLIP, picture: Image.Image, tmp_path: Path) -> None:
+def test_path_bytes_pil_and_array_are_the_same(model: siglip_onnx.SigLIP, image: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    picture.save(path)
-    expected = model.encode_images(picture)
-    for source in (path, str(path), path.read_bytes(), np.asarray(picture), [path], np.asarray(picture)[np.newaxis]):
+    image.save(path)
+    expected = model.encode_images(image)
+    for source in (path, str(path), path.read_bytes(), np.asarray(image), [path], np.asarray(image)[np.newaxis]):
         assert_array_equal(model.encode_images(source), expected)
 
 
@@ -51,20 +51,20 @@ def test_nothing_gives_no_rows(model: siglip_onnx.SigLIP) -> None:
     assert model.logits(model.encode_images([]), model.encode_texts(TEXTS)).shape == (0, 4)
 
 
-def test_classify_agrees_with_its_parts(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
-    matches = model.classify(picture, TEXTS)
-    logits = model.logits(model.encode_images(picture), model.encode_texts(TEXTS))[0]
+def test_classify_agrees_with_its_parts(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+    matches = model.classify(image, TEXTS)
+    logits = model.logits(model.encode_images(image), model.encode_texts(TEXTS))[0]
     assert [match.text for match in matches] == TEXTS
     assert [match.logit for match in matches] == logits.tolist()
     assert [match.probability for match in matches] == siglip_onnx.sigmoid(logits).tolist()
 
 
-def test_template_surrounds_the_texts(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
-    filled = model.classify(picture, ["cat"], template="a photo of a {}.")[0]
+def test_template_surrounds_the_texts(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+    filled = model.classify(image, ["cat"], template="a photo of a {}.")[0]
     assert filled.text == "cat"
-    assert filled.logit == model.classify(picture, ["a photo of a cat."])[0].logit
+    assert filled.logit == model.classify(image, ["a photo of a cat."])[0].logit
     with pytest.raises(TextError, match=r"no \{\}"):
-        model.classify(picture, ["cat"], template="a photo")
+        model.classify(image, ["cat"], template="a photo")
 
 
 def test_several_templates_are_averaged(model: siglip_onnx.SigLIP) -> None:
@@ -78,12 +78,12 @@ def test_several_templates_are_averaged(model: siglip_onnx.SigLIP) -> None:
         model.encode_labels(["cat"], template=[])
 
 
-def test_threshold_and_bias(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
-    plain = model.classify(picture, TEXTS)
-    moved = model.classify(picture, TEXTS, logit_bias=model.bundle.manifest.logit_bias + 2)
+def test_threshold_and_bias(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+    plain = model.classify(image, TEXTS)
+    moved = model.classify(image, TEXTS, logit_bias=model.bundle.manifest.logit_bias + 2)
     np.testing.assert_allclose([m.logit for m in moved], [m.logit + 2 for m in plain], atol=1e-5)
     middle = sorted(match.probability for match in plain)[2]
-    assert model.classify(picture, TEXTS, threshold=middle) == [m for m in plain if m.probability >= middle]
+    assert model.classify(image, TEXTS, threshold=middle) == [m for m in plain if m.probability >= middle]
 
 
 def test_labels_are_kept_in_memory_and_on_disk(
@@ -100,29 +100,29 @@ def test_labels_are_kept_in_memory_and_on_disk(
     assert_array_equal(again.encode_labels(TEXTS, template="a {}"), expected)
     assert not siglip_onnx.load(small_bundle, cache=tmp_path).missing_labels(TEXTS, template="a {}")
     assert siglip_onnx.load(small_bundle, cache=tmp_path, variant="fp32").missing_labels(TEXTS, template="a {}")
-    monkeypatch.setattr("siglip_onnx.label_cache.MAX_IN_MEMORY", 2)
+    monkeypatch.setattr("siglip_onnx.text.label_cache.MAX_IN_MEMORY", 2)
     assert_array_equal(
         siglip_onnx.load(small_bundle).encode_labels(TEXTS * 2, template="a {}"), np.tile(expected, (2, 1))
     )
 
 
-def test_towers_load_when_needed_and_can_be_unloaded(small_bundle: Path, picture: Image.Image) -> None:
+def test_towers_load_when_needed_and_can_be_unloaded(small_bundle: Path, image: Image.Image) -> None:
     model = siglip_onnx.load(small_bundle)
-    assert not model._towers
+    assert not model.vision.session.is_loaded
     model.encode_texts(["a"])
-    assert list(model._towers) == ["text"]
-    expected = model.encode_images(picture)
-    model.unload("vision")
-    assert list(model._towers) == ["text"]
-    model.preload("vision")
-    assert_array_equal(model.encode_images(picture), expected)
+    assert (model.vision.session.is_loaded, model.text.session.is_loaded) == (False, True)
+    expected = model.encode_images(image)
+    model.vision.session.unload()
+    assert (model.vision.session.is_loaded, model.text.session.is_loaded) == (False, True)
+    model.vision.session.preload()
+    assert_array_equal(model.encode_images(image), expected)
 
 
-def test_threads_share_one_session(small_bundle: Path, pictures: list[Image.Image]) -> None:
+def test_threads_share_one_session(small_bundle: Path, images: list[Image.Image]) -> None:
     model = siglip_onnx.load(small_bundle)
-    expected = siglip_onnx.load(small_bundle).encode_images(pictures)
+    expected = siglip_onnx.load(small_bundle).encode_images(images)
     found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(model.encode_images(pictures))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(model.encode_images(images))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -138,16 +138,16 @@ def test_int8_is_the_default_and_spaces_differ(small_bundle: Path) -> None:
     assert len(spaces) == 2
 
 
-def test_thread_count_does_not_change_fp32_much(small_bundle: Path, pictures: list[Image.Image]) -> None:
+def test_thread_count_does_not_change_fp32_much(small_bundle: Path, images: list[Image.Image]) -> None:
     one, two = (siglip_onnx.load(small_bundle, variant="fp32", threads=count) for count in (1, 2))
-    np.testing.assert_allclose(one.encode_images(pictures), two.encode_images(pictures), atol=1e-6)
+    np.testing.assert_allclose(one.encode_images(images), two.encode_images(images), atol=1e-6)
 
 
-def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, picture: Image.Image) -> None:
+def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
     with pytest.raises(TextError, match="no texts"):
-        model.classify(picture, [])
+        model.classify(image, [])
     with pytest.raises(TextError, match="one str"):
-        model.classify(picture, "a cat")
+        model.classify(image, "a cat")
     with pytest.raises(TextError, match="cannot be a int"):
         model.encode_texts([3])  # type: ignore[list-item]
     with pytest.raises(TextError, match="lone surrogate at position 2"):

@@ -117,7 +117,7 @@ def test_padding_that_is_masked_changes_nothing(bundle: Path) -> None:
         name: np.pad(array, [(0, 0), (0, 5)] + [(0, 0)] * (array.ndim - 2), constant_values=0 if "mask" in name else 3)
         for name, array in inputs.items()
     }
-    tower = model._tower("vision")
+    tower = model.vision.session
     assert_allclose(tower.run("pooler_output", padded), tower.run("pooler_output", inputs), atol=1e-5)
 
 

@@ -16,6 +16,7 @@ import siglip_onnx
 from make_int8_probe import int8_probe
 from siglip_onnx import session
 from siglip_onnx.errors import BundleError, ProviderError
+from siglip_onnx.system import threads
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_cgroup_quota(tmp_path: Path, files: dict[str, str], expected: float | N
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert session._cgroup_quota(tmp_path) == expected
+    assert threads._cgroup_quota(tmp_path) == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(None, 4), (1.5, 2), (0.3, 1), (9.0, 4)])
@@ -40,14 +41,14 @@ def test_threads_are_the_smaller_of_affinity_and_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(session, "_cgroup_quota", lambda: quota)
-    assert session.available_threads() == expected
+    monkeypatch.setattr(threads, "_cgroup_quota", lambda: quota)
+    assert threads.available_threads() == expected
 
 
 def test_affinity_of_a_real_process() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from siglip_onnx.session import available_threads; print(available_threads())"
+        "from siglip_onnx.system.threads import available_threads; print(available_threads())"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "1"
 
@@ -55,11 +56,11 @@ def test_affinity_of_a_real_process() -> None:
 def test_damaged_graph_is_a_bundle_error(tmp_path: Path) -> None:
     graph = tmp_path / "broken.onnx"
     graph.write_bytes(b"\x00\x01 not a graph")
-    with pytest.raises(BundleError, match=r"broken\.onnx is no readable ONNX graph"):
-        session.Session(graph)
+    with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded"):
+        session.LazySession(graph).load()
     graph.write_bytes(b"\x08\x01")  # protobuf, but no graph
     with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded with CPUExecutionProvider"):
-        session.Session(graph)
+        session.LazySession(graph).load()
 
 
 def test_the_probe_is_what_its_script_makes() -> None:
@@ -74,7 +75,7 @@ def test_saturating_instructions_are_found_and_avoided() -> None:
         pytest.skip("qemu-x86_64, which emulates CPUs without VNNI, is not installed")
     code = """
 import siglip_onnx
-from siglip_onnx.hub import IMAGES_PATH
+from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.session import int8_saturates
 model = siglip_onnx.load("demo", threads=1)
 image, text = model.encode_images(IMAGES_PATH / "six_eggs.png"), model.encode_texts(["six eggs"])
@@ -100,7 +101,7 @@ def test_exact_kernels_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(session, "_options", options)
     monkeypatch.setattr(session, "int8_saturates", lambda: saturates)
     for saturation_safe in (False, True):
-        session.Session(session._INT8_PROBE, saturation_safe=saturation_safe)
+        session.LazySession(session._INT8_PROBE, exact_int8=False if saturation_safe else None).load()
     assert asked == [saturates, False]
 
 

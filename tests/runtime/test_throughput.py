@@ -23,6 +23,7 @@ from siglip_onnx.cli import main
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image.decode import load_image
 from siglip_onnx.system.workers import in_batches, map_in_order
+from siglip_onnx.vision_tower import VisionTower
 
 
 def test_results_come_in_order_whatever_takes_longest() -> None:
@@ -65,16 +66,16 @@ def test_batches() -> None:
 
 
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
-def test_vectors_are_the_same_bits_in_every_mode(small_bundle: Path, pictures: list[Image.Image], variant: str) -> None:
+def test_vectors_are_the_same_bits_in_every_mode(small_bundle: Path, images: list[Image.Image], variant: str) -> None:
     texts = ["a cat", "赤い丸", "", "word " * 30]
     latency = siglip_onnx.load(small_bundle, variant=variant, threads=2)
-    expected, expected_texts = latency.encode_images(pictures), latency.encode_texts(texts)
-    alone = np.concatenate([latency.encode_images(picture) for picture in pictures])
+    expected, expected_texts = latency.encode_images(images), latency.encode_texts(texts)
+    alone = np.concatenate([latency.encode_images(picture) for picture in images])
     assert_array_equal(alone, expected)
     for workers in (2, 5):
         model = siglip_onnx.load(small_bundle, variant=variant, workers=workers)
-        assert_array_equal(model.encode_images(pictures[::-1])[::-1], expected)
-        assert_array_equal(model.encode_images(iter(pictures)), expected)
+        assert_array_equal(model.encode_images(images[::-1])[::-1], expected)
+        assert_array_equal(model.encode_images(iter(images)), expected)
         assert_array_equal(model.encode_texts(texts), expected_texts)
     assert model.encode_images([]).shape == (0, 64)
     assert model.encode_texts([]).shape == (0, 64)
@@ -82,31 +83,31 @@ def test_vectors_are_the_same_bits_in_every_mode(small_bundle: Path, pictures: l
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_unreadable_pictures_are_told_in_their_place(
-    small_bundle: Path, pictures: list[Image.Image], workers: int
+    small_bundle: Path, images: list[Image.Image], workers: int
 ) -> None:
     model = siglip_onnx.load(small_bundle, workers=workers)
-    found = list(model.stream_images([pictures[0], "nowhere.png", pictures[1]]))
+    found = list(model.stream_images([images[0], "nowhere.png", images[1]]))
     assert [isinstance(one, ImageError) for one in found] == [False, True, False]
-    assert_array_equal(found[2], model.encode_images(pictures[1])[0])
+    assert_array_equal(found[2], model.encode_images(images[1])[0])
     with pytest.raises(ImageError, match=r"nowhere\.png does not exist"):
-        model.encode_images([pictures[0], "nowhere.png"])
+        model.encode_images([images[0], "nowhere.png"])
 
 
 def test_other_providers_get_batches(
-    small_bundle: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = siglip_onnx.load(small_bundle, variant="fp32", workers=2)
-    many: list[Image.Image | str] = [*pictures, "nowhere.png", *pictures * 6]
+    many: list[Image.Image | str] = [*images, "nowhere.png", *images * 6]
     expected = list(model.stream_images(many))
     sizes = []
-    tower = model._tower("vision")
+    tower = model.vision.session
     run = tower.run
 
     def run_and_count(name: str, inputs: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         sizes.append(len(inputs["pixel_values"]))
         return run(name, inputs)
 
-    monkeypatch.setattr(siglip_onnx.SigLIP, "_batch_size", 16)
+    monkeypatch.setattr(VisionTower, "batch_size", 16)
     monkeypatch.setattr(tower, "run", run_and_count)
     for one, other in zip(model.stream_images(many), expected, strict=True):
         if isinstance(other, ImageError):
@@ -118,7 +119,7 @@ def test_other_providers_get_batches(
 
 @pytest.mark.parametrize(
     ("workers", "threads", "message"),
-    [(0, None, "workers is 0, expected a number from 1"), (2, 4, "2 workers of 4 threads each were asked for")],
+    [(0, None, "workers is 0, expected a number from 1"), (2, 4, "2 workers of 4 threads each were requested")],
 )
 def test_impossible_workers(small_bundle: Path, workers: int, threads: int | None, message: str) -> None:
     with pytest.raises(SiglipOnnxError, match=message):
@@ -148,9 +149,9 @@ def test_fast_decode_leaves_small_pictures_as_they_are(small_bundle: Path) -> No
     assert_array_equal(exact.preprocess(small)[0]["pixel_values"], fast.preprocess(small)[0]["pixel_values"])
 
 
-def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
     paths = []
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(images):
         picture.save(tmp_path / f"{number}.png")
         paths.append(str(tmp_path / f"{number}.png"))
     expected = siglip_onnx.load(small_bundle).encode_images(paths)

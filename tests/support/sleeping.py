@@ -29,8 +29,8 @@ class Sleeping:
     def decode(self, path: Path) -> NDArray[np.float32]:
         return np.random.default_rng(int(path.stem)).standard_normal((1, 3, 4, 4)).astype(np.float32)
 
-    def preprocess(self, picture: Any) -> Inputs:
-        return {"pixel_values": picture}
+    def preprocess(self, image: Any) -> Inputs:
+        return {"pixel_values": image}
 
     def tokenize(self, text: str) -> NDArray[np.int64]:
         return np.array([[len(text), 1]], np.int64)

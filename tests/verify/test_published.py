@@ -38,19 +38,19 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def numbers(named: Path, pictures: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def numbers(named: Path, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What PyTorch says of the small checkpoint, as if it were published; the pictures lie in ``pictures``."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     wanted = []
-    for number, picture in enumerate(pictures[:2]):
+    for number, picture in enumerate(images[:2]):
         path = folder / f"{number}.png"
         picture.save(path)
         wanted.append({"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     model = SiglipModel.from_pretrained(named).eval()
     tokenizer = SiglipTokenizer(str(named / "spiece.model"))
     ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt").input_ids
-    pixels = SiglipImageProcessor.from_pretrained(named)(pictures[:2], return_tensors="pt").pixel_values
+    pixels = SiglipImageProcessor.from_pretrained(named)(images[:2], return_tensors="pt").pixel_values
     with torch.no_grad():
         output = model(input_ids=ids, pixel_values=pixels)
     logits, text = output.logits_per_image, output.text_embeds

@@ -61,10 +61,10 @@ def test_a_variant_that_is_too_far_fails(small_bundle: Path) -> None:
     assert "against fp32" in result.stdout
 
 
-def test_own_pictures_and_texts(small_bundle: Path, tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_own_pictures_and_texts(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(images):
         picture.save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("no picture")
     texts = tmp_path / "texts.txt"

@@ -28,6 +28,7 @@ import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.model import SigLIP
 from siglip_onnx.options import ImageLimits
+from siglip_onnx.session import LazySession
 from siglip_onnx.web.limits import Limits
 from siglip_onnx.web.settings import Settings
 
@@ -87,16 +88,16 @@ def test_embeddings_are_the_librarys(client: TestClient, model: SigLIP) -> None:
 
 def test_a_picture_is_seen_once_and_a_text_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[str] = []
-    run = SigLIP._run
+    embed = LazySession.embed
 
-    def counted(self: SigLIP, tower: str, inputs: Any) -> Any:
-        runs.append(tower)
-        return run(self, tower, inputs)
+    def counted(self: LazySession, inputs: Any) -> Any:
+        runs.append(self._path.name.split("_")[0])
+        return embed(self, inputs)
 
     with client_of([siglip_onnx.load("demo")]) as client:
         while client.get("/readyz").status_code != 200:
             pass
-        monkeypatch.setattr(SigLIP, "_run", counted)
+        monkeypatch.setattr(LazySession, "embed", counted)
         first = client.post("/v1/embed/images", json={"pictures": [in_base64(STAR)], "vectors": False}).json()
         assert first["embeddings"][0]["vectors"] is None
         picture = {"id": first["pictures"][0]["id"]}
@@ -322,7 +323,7 @@ def test_a_model_that_fails_tells_the_log_and_not_the_client(
         raise siglip_onnx.BundleError("/home/somebody/model is damaged")
 
     with client_of([model]) as client:
-        monkeypatch.setattr(SigLIP, "_run", failing)
+        monkeypatch.setattr(LazySession, "embed", failing)
         answer = client.post("/v1/classify", json={"pictures": [in_base64(STAR)], "texts": ["never asked before"]})
         assert "somebody" not in problem(answer, 500, "model_error")["message"]
         assert "/home/somebody/model is damaged" in caplog.text

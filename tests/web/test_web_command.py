@@ -90,9 +90,9 @@ def test_it_serves_and_stops_gracefully(tmp_path: Path, number: int, exit_code: 
     assert list(tmp_path.iterdir()) == []
 
 
-def form_of(picture: bytes, texts: list[str]) -> bytes:
+def form_of(image: bytes, texts: list[str]) -> bytes:
     part = b'--parts\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
-    parts = [part % (b"pictures", b'; filename="a.png"', picture)]
+    parts = [part % (b"pictures", b'; filename="a.png"', image)]
     parts += [part % (b"texts", b"", text.encode()) for text in texts]
     return b"".join(parts) + b"--parts--\r\n"
 

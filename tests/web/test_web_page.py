@@ -392,16 +392,16 @@ def test_japanese_and_its_input_method(new_page: NewPage) -> None:
 
 
 @pytest.mark.parametrize(("name", "pictures"), [("Counting", 6), ("Reading", 4)])
-def test_presets_fill_the_heat_map(new_page: NewPage, name: str, pictures: int) -> None:
+def test_presets_fill_the_heat_map(new_page: NewPage, name: str, images: int) -> None:
     page = new_page()
     page.get_by_role("button", name=name).click()
-    expect(page.locator("#heat tbody tr")).to_have_count(pictures)
-    expect(page.locator("#heat tbody td")).to_have_count(pictures * 6)
+    expect(page.locator("#heat tbody tr")).to_have_count(images)
+    expect(page.locator("#heat tbody td")).to_have_count(images * 6)
     expect(rows(page)).to_have_count(6)
     best = page.locator("#heat td.best")
-    expect(best).to_have_count(pictures)
+    expect(best).to_have_count(images)
     columns = best.evaluate_all("cells => cells.map((cell) => cell.cellIndex - 1)")
-    assert columns == ([0, 1, 2, 3, 4, 5] if pictures == 6 else [0, 1, 3, 4])
+    assert columns == ([0, 1, 2, 3, 4, 5] if images == 6 else [0, 1, 3, 4])
 
 
 def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
