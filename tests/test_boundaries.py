@@ -15,7 +15,7 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each module may import those of its own layer's left.
 LAYERS = (
     {"errors"},
-    {"cpu", "fork", "json_file", "image_limits", "image_warnings"},
+    {"system", "cpu", "fork", "json_file", "image_limits", "image_warnings"},
     {"cache"},
     {"config", "pieces", "prompts", "streaming", "integrity", "image_headers"},
     {"external_data"},

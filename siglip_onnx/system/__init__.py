@@ -1,0 +1,1 @@
+"""This machine: files, processes, CPU. Imports nothing of the package but errors."""
