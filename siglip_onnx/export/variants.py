@@ -16,6 +16,7 @@ from ..head import Floats
 from ..image import ImageSource
 from ..model import SigLIP
 from ..session import Session
+from ..system.files import remove
 from .equalize import equalize
 from .four_bit import quantize_4bit
 from .graph import save_graph
@@ -112,5 +113,5 @@ def _write_int8(
     save_graph(equalized, equalized_path)
     fp32_layers = find_fp32_layers(equalized_path, path, calibration.inputs, calibration.expected, options.min_cosine)
     for file in (equalized_path, equalized_path.with_name(f"{equalized_path.name}.data")):
-        file.unlink()
+        remove(file, within=path.parent)
     return write(fp32_layers)

@@ -85,9 +85,15 @@ def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = Non
     finally:
         with contextlib.suppress(OSError):  # what led here matters more
             part.unlink(missing_ok=True)
-    if durable and os.name != "nt":  # Windows opens no folders
+    if durable:
         with contextlib.suppress(OSError):  # some network file systems cannot; the file has its name already
-            _sync(target.parent)
+            sync_folder(target.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to the disk, so that what was renamed or removed stays so after a power cut."""
+    if os.name != "nt":  # Windows opens no folders
+        _sync(path)
 
 
 def new_part(target: Path) -> Path:
