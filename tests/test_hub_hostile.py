@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ class HostileHandler(hub_server._Handler):
     def _send(self, status: int, body: bytes, *arguments: Any, **options: Any) -> None:
         if self.path.startswith("/api/") and status == 200:
             document = json.loads(body) | self.facts
-            for sibling in document["siblings"]:
+            for sibling in document["siblings"] if self.sizes else ():
                 if sibling["rfilename"] in self.sizes:
                     sibling["size"] = self.sizes[sibling["rfilename"]]
             body = json.dumps(document).encode()
@@ -124,13 +125,18 @@ def test_a_download_stops_when_more_than_promised_arrives(
 
 
 def test_a_file_without_a_promised_size_has_a_limit_too(
-    hub: Hub, handler: type[HostileHandler], small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, handler: type[HostileHandler], small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, small_bundle)
     handler.sizes = {"config.json": None}
     assert look_up(NAME, None).files["config.json"].size_bytes is None
     siglip_onnx.load(NAME)
     assert call("models", "rm", NAME).exit_code == 0
+    part = tmp_path / ".incoming" / hashlib.sha256(b"config.json").hexdigest()
+    part.parent.mkdir()
+    part.write_bytes(b"all or not, of a killed run")
+    fetch(look_up(NAME, None), ["config.json"], tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == (small_bundle / "config.json").read_bytes()
     handler.endless = {"config.json"}
     monkeypatch.setattr(download, "_UNSIZED_BYTES", 1_000_000)
     with pytest.raises(DownloadError, match=r"config\.json of .* is larger than the 1,000,000 bytes"):
@@ -138,7 +144,7 @@ def test_a_file_without_a_promised_size_has_a_limit_too(
     assert handler.sent_bytes < 40_000_000
 
 
-@pytest.mark.parametrize("size", [-1, "899", 1.5])
+@pytest.mark.parametrize("size", [-1, "899", 1.5, 10**400, [], 2**60])
 def test_a_size_that_is_none_is_refused(
     hub: Hub, handler: type[HostileHandler], small_bundle: Path, size: object
 ) -> None:
@@ -146,6 +152,29 @@ def test_a_size_that_is_none_is_refused(
     handler.sizes = {"config.json": size}
     with pytest.raises(DownloadError, match=r"as the size of 'config\.json'"):
         siglip_onnx.load(NAME)
+
+
+@pytest.mark.parametrize(
+    "siblings",
+    [[{"rfilename": ["a"]}], [{"rfilename": None}], [{}], [7], {"a": 1}, [{"rfilename": "manifest.json", "lfs": 7}]],
+    ids=str,
+)
+def test_an_answer_that_is_not_a_hubs_is_one_error(
+    hub: Hub, handler: type[HostileHandler], small_bundle: Path, siblings: object
+) -> None:
+    hub.add(NAME, small_bundle)
+    handler.facts = {"siblings": siblings}
+    failed = call("models", "pull", NAME)
+    assert failed.exit_code == 4, failed.output
+    assert len(failed.stderr.splitlines()) == 1
+    assert cached_models() == []
+
+
+def test_names_that_exclude_each_other_are_one_error(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+    hub.add(NAME, small_bundle, onnx=b"a file")
+    repository = look_up(NAME, None)
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        fetch(repository, ["onnx", "onnx/vision_model.onnx"], tmp_path / "folder")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _TIMEOUT_S = 10
 _LIBRARY: dict[str, Any] = {"library_name": "siglip_onnx", "library_version": __version__}
 _BLOCK = 1 << 20
+_LARGEST_SIZE = 1 << 50
 _UNSIZED_BYTES = 50_000_000  # what a file may have whose size the Hub does not name; weights always have one
 _INCOMING = ".incoming"  # beside the files, none of whose names begins with a dot
 # What comes from the network is a path only if it matches these.
@@ -78,13 +79,16 @@ def look_up(name: str, revision: str | None) -> Repository:
             f"The Hub names {str(found.sha)[:100]!r} as the revision of {name}, expected a commit of 40 hexadecimal "
             "digits. Nothing was downloaded; check HF_ENDPOINT and the network."
         )
-    files = {}
-    for sibling in found.siblings or []:
-        if not isinstance(sibling.size, int | None) or (sibling.size or 0) < 0:
-            raise DownloadError(f"The Hub names {sibling.size!r} as the size of {sibling.rfilename!r} of {name}.")
-        sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        files[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size, sha256, sibling.blob_id)
+    with _hub_errors(name):
+        files = {file.rfilename: _remote_file(name, file) for file in found.siblings or []}
     return Repository(name, found.sha, files)
+
+
+def _remote_file(name: str, found: Any) -> RemoteFile:
+    size = found.size
+    if size is not None and not (isinstance(size, int) and 0 <= size < _LARGEST_SIZE):
+        raise DownloadError(f"The Hub names {size!r:.100} as the size of {found.rfilename!r:.200} of {name}.")
+    return RemoteFile(found.rfilename, size, found.lfs.sha256 if found.lfs else None, found.blob_id)
 
 
 def fetch(repository: Repository, names: Iterable[str], folder: Path) -> None:
@@ -117,16 +121,17 @@ def fetch(repository: Repository, names: Iterable[str], folder: Path) -> None:
 
 def _fetch_one(repository: Repository, file: RemoteFile, folder: Path, *, again: bool) -> None:
     """Download one file, from where an interrupted run stopped; ``again`` discards what that run left."""
-    part = folder / _INCOMING / hashlib.sha256(file.name.encode()).hexdigest()
-    part.parent.mkdir(parents=True, exist_ok=True)
-    limit = _UNSIZED_BYTES if file.size_bytes is None else file.size_bytes
-    if again or (part.exists() and part.stat().st_size > limit):
-        remove(part, within=folder)
     with _hub_errors(repository.name):
         from huggingface_hub import constants, hf_hub_url  # noqa: PLC0415 - loads an HTTP client
         from huggingface_hub.file_download import http_get  # noqa: PLC0415
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # noqa: PLC0415
 
+        part = folder / _INCOMING / hashlib.sha256(file.name.encode()).hexdigest()
+        part.parent.mkdir(parents=True, exist_ok=True)
+        limit = _UNSIZED_BYTES if file.size_bytes is None else file.size_bytes
+        unusable = file.size_bytes is None or (part.exists() and part.stat().st_size > limit)  # to resume from
+        if again or unusable:
+            remove(part, within=folder)
         headers = build_hf_headers(**_LIBRARY)
         if getattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", False):
             headers["Range"] = "bytes=0-"  # keeps the client from hf_transfer, which writes by itself, without a limit
@@ -140,8 +145,8 @@ def _fetch_one(repository: Repository, file: RemoteFile, folder: Path, *, again:
                 expected_size=file.size_bytes,
                 displayed_filename=file.name,
             )
-    (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-    part.replace(folder / file.name)
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+        part.replace(folder / file.name)
 
 
 class _BoundedFile:
