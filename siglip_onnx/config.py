@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import CheckpointError
-from .system.files import read_json_object
+from .system.json_files import read_json_object
 
 # Files of a checkpoint, as on the Hugging Face Hub; a bundle has those of CONFIGS and TOKENIZER too.
 CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from ..system.files import atomic_path
 from .schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Row
 from .tables import NEAR, describe_mode, start_memory_mb, start_seconds, three_digits
 
@@ -55,7 +56,8 @@ def draw_plots(document: Document, folder: Path) -> list[Path]:
             figure = draw(document)
             for kind, metadata in (("svg", {"Date": None, "Description": fingerprint(document)}), ("png", {})):
                 path = folder / f"{name}.{kind}"
-                figure.savefig(path, transparent=True, dpi=144, bbox_inches="tight", metadata=metadata)
+                with atomic_path(path) as part:
+                    figure.savefig(part, transparent=True, dpi=144, bbox_inches="tight", metadata=metadata)
                 written.append(path)
     return written
 

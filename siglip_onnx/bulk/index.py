@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ..errors import JobError, MissingExtraError
 from ..head import Floats
+from ..system.files import atomic_path
 from ..system.threads import available_threads
 from .job import INDEX, INDEX_FACTS
 from .search import Candidates, Collection, Hit
-from .storage import TEMPORARY, clear_temporary, locked, write_whole, writing
+from .storage import clear_temporary, locked, make_temporary, write_whole, writing
 
 _SAMPLES, _NEAREST = 100, 10
 _SPARE = 16
@@ -65,11 +66,8 @@ def search_index(collection: Collection, query: Floats, count: int) -> list[Hit]
 
 
 def _save(index: Any, folder: Path) -> None:
-    part = folder / TEMPORARY / INDEX
-    with writing(folder):
-        part.parent.mkdir(exist_ok=True)
+    with writing(folder), atomic_path(folder / INDEX, part_dir=make_temporary(folder)) as part:
         index.save(str(part))
-        part.replace(folder / INDEX)
 
 
 def _measure_recall(collection: Collection, index: Any) -> float:

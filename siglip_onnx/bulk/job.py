@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -16,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import JobError
+from ..system.files import remove_own_files
+from ..system.json_files import read_json_object
 from .facts import FORMAT, JobFacts, Receipt
 from .layouts import LAYOUTS, Layout
 from .records import STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, rows_from_bytes, rows_to_bytes
-from .storage import LOCK, TEMPORARY, remove, write_whole
+from .storage import LOCK, TEMPORARY, TEMPORARY_FILES, remove, write_whole
 
 FACTS, SUMMARY, ERRORS, LOG = "job.json", "summary.json", "errors.jsonl", "log.jsonl"
 INDEX, INDEX_FACTS = "index.usearch", "index.json"
@@ -175,7 +176,7 @@ def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
     """Begin a job in its folder, or open that of an earlier run with the same facts.
 
     Raises:
-        JobError: the folder holds a job with other facts, or cannot be written.
+        JobError: the folder holds a job with other facts or something else than a job, or cannot be written.
     """
     if overwrite and (path / FACTS).exists():
         _remove_job(path)
@@ -196,15 +197,35 @@ def _compare(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
         )
 
 
-def _remove_job(path: Path) -> None:
-    """Remove what a job wrote, its facts last, and nothing else."""
-    folders = {PLAN, ROWS, RECEIPTS, TEMPORARY, *(folder for layout in LAYOUTS.values() for folder in layout.folders)}
+def _read_own_facts(path: Path) -> dict[str, Any]:
+    """Return the content of a ``job.json`` of this command, of whatever version."""
     try:
-        for folder in sorted(folders):
-            if (path / folder).is_dir():
-                shutil.rmtree(path / folder)
-        for name in (*DERIVED, LOG, FACTS):
-            (path / name).unlink(missing_ok=True)
+        document = read_json_object(path / FACTS)
+    except (OSError, ValueError) as error:
+        raise _not_ours(path, error) from error
+    if not str(document.get("format")).startswith(FORMAT.rpartition("/")[0] + "/"):
+        raise _not_ours(path, f"its format is {document.get('format')!r}")
+    return document
+
+
+def _not_ours(path: Path, reason: object) -> JobError:
+    return JobError(
+        f"{path / FACTS} does not describe a job of this command ({reason}), so nothing there is overwritten; give "
+        "another --out."
+    )
+
+
+def _remove_job(path: Path) -> None:
+    """Remove what a job wrote, its facts last, and nothing else; folders that hold other files stay."""
+    layout = LAYOUTS.get(str(_read_own_facts(path).get("layout")))
+    own = [(RECEIPTS, r"\d{6,}\.json"), (ROWS, r"\d{6,}\.jsonl"), (PLAN, r"\d{6,}\.jsonl")]
+    for file in layout.names if layout else ():
+        folder, _, name = file.partition("/")
+        own.append((folder, re.escape(name).replace(re.escape("{:06}"), r"\d{6,}")))
+    own.append((TEMPORARY, TEMPORARY_FILES))
+    own += [("", re.escape(name)) for name in (*DERIVED, LOG, FACTS)]
+    try:
+        remove_own_files(path, own)
     except OSError as error:
         raise JobError(f"{path} cannot be overwritten: {error.strerror}. Give another --out.") from error
 

@@ -22,7 +22,7 @@ _HEADER_BYTES = 128  # what numpy writes before small arrays
 class Layout:
     """Vectors of readable pictures in ``vectors/NNNNNN.npy``; the base of the others."""
 
-    folders: ClassVar[tuple[str, ...]] = ("vectors",)
+    names: ClassVar[tuple[str, ...]] = ("vectors/{:06}.npy",)  # of a shard's files beside its rows
 
     def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
         """Store vectors of so many dimensions as float32 or float16."""
@@ -31,7 +31,7 @@ class Layout:
 
     def file_names(self, shard: int) -> list[str]:
         """Return a shard's files beside its rows."""
-        return [f"vectors/{shard:06}.npy"]
+        return [name.format(shard) for name in self.names]
 
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
         """Return a shard's files; ``vectors`` are those of the rows that are ok."""
@@ -59,16 +59,12 @@ class Layout:
 class ClipRetrievalLayout(Layout):
     """Two files per shard, whose rows are the same pictures: what clip-retrieval writes and autofaiss reads."""
 
-    folders = ("img_emb", "metadata")
+    names = ("img_emb/img_emb_{:06}.npy", "metadata/metadata_{:06}.parquet")
 
     def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
         """See :class:`Layout`."""
         super().__init__(embedding_dim, dtype)
         _import_pyarrow()
-
-    def file_names(self, shard: int) -> list[str]:
-        """Return the vectors' file and the metadata's."""
-        return [f"img_emb/img_emb_{shard:06}.npy", f"metadata/metadata_{shard:06}.parquet"]
 
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
         """Return both files; pictures without a vector are in neither."""
@@ -87,16 +83,12 @@ class ClipRetrievalLayout(Layout):
 class ParquetLayout(Layout):
     """One Parquet file per shard with every row; ``embedding`` is a fixed-size list, null where there is no vector."""
 
-    folders = ("parquet",)
+    names = ("parquet/{:06}.parquet",)
 
     def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
         """See :class:`Layout`."""
         super().__init__(embedding_dim, dtype)
         _import_pyarrow()
-
-    def file_names(self, shard: int) -> list[str]:
-        """Return the one file."""
-        return [f"parquet/{shard:06}.parquet"]
 
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
         """Return the one file."""

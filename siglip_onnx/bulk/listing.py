@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -33,12 +34,24 @@ class Listing:
         self._all_files = all_files
         self.left_out = 0
         self.unlisted: list[str] = []
+        self._begun: Iterator[Input] | None = None
         for source in self._sources:
             if isinstance(source, Path) and not source.is_dir():
                 raise JobError(f"{source} is no folder; give a folder of pictures, a list of paths (.txt), or -.")
 
     def __iter__(self) -> Iterator[Input]:
-        """Yield the inputs, folder by folder, each sorted by name."""
+        """Return the inputs, folder by folder, each sorted by name."""
+        begun, self._begun = self._begun, None
+        return begun or self._inputs()
+
+    def is_empty(self) -> bool:
+        """Say whether there are no inputs; only the first one is looked for, and yielded again later."""
+        inputs = self._inputs() if self._begun is None else self._begun
+        first = next(inputs, None)
+        self._begun = inputs if first is None else chain([first], inputs)
+        return first is None
+
+    def _inputs(self) -> Iterator[Input]:
         for source in self._sources:
             if isinstance(source, Path):
                 yield from self._walk(os.path.abspath(source))  # noqa: PTH100 - resolve() would follow links

@@ -16,7 +16,7 @@ from .facts import Receipt
 from .job import Job
 from .shard import Task
 from .spec import ModelSpec
-from .storage import TEMPORARY, writing
+from .storage import make_temporary, writing
 
 MAX_ATTEMPTS = 3  # for one shard
 _MAX_RESTARTS, _MAX_TASK_RETRIES = 3, 2
@@ -80,9 +80,8 @@ class RayEngine:
         nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
         if len(nodes) == 1:
             return
-        mark = job.path.absolute() / TEMPORARY / uuid.uuid4().hex
         with writing(job.path):
-            mark.parent.mkdir(exist_ok=True)
+            mark = make_temporary(job.path.absolute()) / uuid.uuid4().hex
             mark.touch()
         here = [str(mark), str(Path(model.name).absolute())]
         here += [one.path for one in job.read_plan(job.shards()[0]) if one.size_bytes is not None][:1]

@@ -27,6 +27,7 @@ from .spec import ModelSpec
 from .storage import clear_temporary, locked, remove, write_whole, writing
 
 SUMMARY_FORMAT = "siglip_onnx.job_summary/1"
+_NOTHING = "No pictures were found; give a folder or a list that has some, or see --all-files."
 Engine = Callable[[Job, ModelSpec, list[Task], Watcher], Iterator[tuple[int, Receipt]]]
 
 
@@ -86,22 +87,31 @@ def run_job(
     """
     policy, engine = policy or Policy(), engine or LocalEngine()
     make_folder(out)
-    with locked(out), _temporary_cleared(out):
+    with locked(out):
+        if policy.overwrite and listing.is_empty():
+            raise JobError(_NOTHING)
         job = begin_job(out, facts, overwrite=policy.overwrite)
-        changes = update_plan(job, listing, prune=policy.prune)
-        if not job.shards():
-            raise JobError("No pictures were found; give a folder or a list that has some, or see --all-files.")
-        tasks, done = _find_tasks(job, policy)
-        log = _Log(job, watcher)
-        log.write("run", inputs=asdict(changes), shards_to_do=len(tasks), onnxruntime=runtime_version())
-        if watcher is not None:
-            to_do = sum(len(job.read_plan(task.shard)) for task in tasks)
-            watcher.planned(changes, to_do + sum(done.values()), done)
-        if tasks:
-            remove(out, SUMMARY)
-        for _ in engine(job, model, tasks, log):
-            pass
-        return _finish(job)
+        with _temporary_cleared(out):
+            return _run(job, listing, model, policy, engine, watcher)
+
+
+def _run(
+    job: Job, listing: Listing, model: ModelSpec, policy: Policy, engine: Engine, watcher: JobWatcher | None
+) -> dict[str, Any]:
+    changes = update_plan(job, listing, prune=policy.prune)
+    if not job.shards():
+        raise JobError(_NOTHING)
+    tasks, done = _find_tasks(job, policy)
+    log = _Log(job, watcher)
+    log.write("run", inputs=asdict(changes), shards_to_do=len(tasks), onnxruntime=runtime_version())
+    if watcher is not None:
+        to_do = sum(len(job.read_plan(task.shard)) for task in tasks)
+        watcher.planned(changes, to_do + sum(done.values()), done)
+    if tasks:
+        remove(job.path, SUMMARY)
+    for _ in engine(job, model, tasks, log):
+        pass
+    return _finish(job)
 
 
 @contextmanager

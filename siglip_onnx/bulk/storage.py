@@ -1,18 +1,19 @@
-"""Files that are there whole or not at all: written under another name, forced to the disk, then renamed."""
+"""Write and remove the files of a job's folder, one run at a time."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from ..errors import JobError
+from ..system.files import remove as remove_file
+from ..system.files import remove_own_files, sync_folder, write_atomic
 
 TEMPORARY = ".tmp"  # beside the final names, so that a rename moves no data
 LOCK = ".lock"
+# What may lie in it: files half written, marks for the machines of a cluster, and a half-written index.
+TEMPORARY_FILES = r"[0-9a-f]{32}|index\.usearch"
 
 
 def write_whole(folder: Path, name: str, chunks: Iterable[bytes]) -> None:
@@ -21,19 +22,10 @@ def write_whole(folder: Path, name: str, chunks: Iterable[bytes]) -> None:
     Raises:
         JobError: the folder cannot be written.
     """
-    path, part = folder / name, folder / TEMPORARY / uuid4().hex
+    path = folder / name
     with writing(folder):
-        try:
-            part.parent.mkdir(exist_ok=True)
-            path.parent.mkdir(exist_ok=True)
-            with part.open("xb") as file:
-                file.writelines(chunks)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, chunks, part_dir=make_temporary(folder))
 
 
 def remove(folder: Path, name: str) -> None:
@@ -43,15 +35,26 @@ def remove(folder: Path, name: str) -> None:
         JobError: it cannot be removed.
     """
     with writing(folder):
-        path = folder / name
-        if path.exists():
-            path.unlink()
-            _sync_folder(path.parent)
+        if (folder / name).exists():
+            remove_file(folder / name, within=folder)
+            sync_folder((folder / name).parent)
+
+
+def make_temporary(folder: Path) -> Path:
+    """Return the folder for half-written files, which is made if it is not there."""
+    path = folder / TEMPORARY
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def clear_temporary(folder: Path) -> None:
-    """Remove what an interrupted run left half written."""
-    shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
+    """Remove what an interrupted run left half written, and nothing else.
+
+    Raises:
+        JobError: something there is a link, or cannot be removed.
+    """
+    with writing(folder):
+        remove_own_files(folder, [(TEMPORARY, TEMPORARY_FILES)])
 
 
 @contextmanager
@@ -79,7 +82,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with writing(folder):
-        file = (folder / LOCK).open("w")
+        file = (folder / LOCK).open("a")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,12 +91,3 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name != "nt":  # Windows opens no folders
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import Any
 
 from ..errors import CacheError
 from ..system.cache_dir import cache_folder
-from ..system.files import check_name, leaves_folder, read_json_object
+from ..system.files import write_atomic
+from ..system.json_files import read_json_object
+from ..system.names import check_name, leaves_folder
 
 MAX_FILES = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -115,6 +116,4 @@ def _read_stamps(path: Path) -> dict[str, Any]:
 def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            json.dump(stamps, file)
-        os.replace(file.name, path)  # noqa: PTH105 - beside its source, so atomic
+        write_atomic(path, json.dumps(stamps).encode(), durable=False)

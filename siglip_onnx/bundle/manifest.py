@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import CONFIG, CONFIGS, TOKENIZER
 from ..errors import BundleError
-from ..system.files import MAX_JSON_BYTES, read_json_object
+from ..system.json_files import MAX_JSON_BYTES, read_json_object
 from .integrity import FileFacts, parse_files
 
 FORMAT = "siglip_onnx.bundle"

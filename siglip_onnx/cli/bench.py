@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import MissingExtraError
+from ..errors import BenchmarkError, MissingExtraError
 from .options import find_images, read_texts, to_json
 
 if TYPE_CHECKING:
@@ -113,10 +113,19 @@ def run(
         bundle,
         lambda line: click.echo(f"siglip-onnx: {line}", err=True),
     )
+    click.echo(render(document, format_), nl=False)  # first: it took minutes, whatever becomes of the file
     if out is not None:
-        out.write_text(document.to_json(), encoding="utf-8")
-    click.echo(render(document, format_), nl=False)
+        _keep(document, out)
     context.exit(1 if document.absent else 0)
+
+
+def _keep(document: Document, out: Path) -> None:
+    from ..system.files import write_atomic  # noqa: PLC0415 - keeps --help fast
+
+    try:
+        write_atomic(out, document.to_json().encode())
+    except OSError as error:
+        raise BenchmarkError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from error
 
 
 @bench.command()
@@ -169,6 +178,7 @@ def draw(document: Document, folder: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        BenchmarkError: the folder cannot be written.
     """
     try:
         from ..bench.plots import draw_plots  # noqa: PLC0415 - an optional extra
@@ -176,7 +186,11 @@ def draw(document: Document, folder: Path) -> None:
         raise MissingExtraError(
             f'Plots need {error.name}, which is not installed. Run: pip install "siglip-onnx[bench]"'
         ) from error
-    for path in draw_plots(document, folder):
+    try:
+        paths = draw_plots(document, folder)
+    except OSError as error:
+        raise BenchmarkError(f"{folder} cannot be written: {error.strerror or error}. Choose another one.") from error
+    for path in paths:
         click.echo(f"siglip-onnx: wrote {path}", err=True)
 
 

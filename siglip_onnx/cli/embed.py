@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def _embed_each(images: Sequence[str], all_texts: list[str], out: Path, choice: 
         line["embedding_space"] = siglip.embedding_space
     buffer = io.BytesIO()
     np.save(buffer, vectors)
-    _write_both({out: buffer.getvalue(), rows_path: "".join(to_json(line) + "\n" for line in lines).encode()})
+    _write({out: buffer.getvalue(), rows_path: "".join(to_json(line) + "\n" for line in lines).encode()})
     summary = {"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape),
                "errors": len(lines) - len(vectors)}  # fmt: skip
     click.echo(to_json(summary, indent=2) if as_json else f"{out}: {len(vectors)} vectors of {vectors.shape[1]}")
@@ -98,19 +97,13 @@ def _check_out(out: Path) -> Path:
     return rows_path
 
 
-def _write_both(files: dict[Path, bytes]) -> None:
-    """Write every file beside its name, then rename all, so that they fit each other."""
-    parts = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in files}
+def _write(files: dict[Path, bytes]) -> None:
+    from ..system.files import write_together  # noqa: PLC0415 - keeps --help fast
+
     try:
-        for path, content in files.items():
-            parts[path].write_bytes(content)
-        for path, part in parts.items():
-            part.replace(path)
+        write_together(files)
     except OSError as error:
         raise SiglipOnnxError(f"{next(iter(files))} cannot be written: {error.strerror or error}.") from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def _describe_rows(images: Sequence[str], results: Sequence[Any]) -> list[dict[str, Any]]:

@@ -107,9 +107,10 @@ def _print_json(facts: Any, wanted: Sequence[Term], hits: Sequence[Hit]) -> None
 
 def _write_gallery(path: Path, wanted: Sequence[Term], hits: Sequence[Hit]) -> None:
     from ..bulk.gallery import render_gallery  # noqa: PLC0415 - keeps --help fast
+    from ..system.files import write_atomic  # noqa: PLC0415
 
     try:
-        path.write_text(render_gallery(_describe_query(wanted), hits), encoding="utf-8")
+        write_atomic(path, render_gallery(_describe_query(wanted), hits).encode())
     except OSError as error:
         raise SiglipOnnxError(
             f"{path} cannot be written: {error.strerror}. Choose another place for --html."

@@ -20,6 +20,7 @@ from ..errors import BundleError, SiglipOnnxError, TextError
 from ..head import Floats
 from ..image.preprocess import normalized_levels
 from ..model import SigLIP
+from ..system.files import atomic_path
 
 _LARGEST_FILE = 2_000_000_000  # what one protobuf file may hold
 
@@ -89,7 +90,8 @@ def compile_classifier(
         ensure_ascii=False,
     )
     try:
-        onnx.save(ir.to_proto(tower), out)
+        with atomic_path(out) as part:
+            onnx.save(ir.to_proto(tower), part)
     except OSError as error:
         raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}.") from error
 

@@ -2,67 +2,88 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..bundle.folder import open_bundle
 from ..bundle.manifest import MANIFEST
 from ..errors import CheckpointError, SiglipOnnxError
+from ..system.files import new_part, remove, remove_own_files, replace_folder
 
 
 def check_out(out: Path, checkpoint: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or somebody's own files."""
+    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or somebody's own files.
+
+    Raises:
+        CheckpointError: it holds something else, or exists and is not to be overwritten.
+    """
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} exists already; choose another folder, or replace the model there: --overwrite")
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        try:
-            manifest = open_bundle(out).manifest
-        except SiglipOnnxError as error:
-            raise CheckpointError(
-                f"{out} is no model folder and is not replaced; choose another one. {error}"
-            ) from error
-        own = {MANIFEST, *manifest.files}.union(*(variant.files for variant in manifest.variants.values()))
-        others = [str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file()]
-        foreign = [name for name in others if name not in own]
-        if foreign or checkpoint.resolve().is_relative_to(out.resolve()):
-            held = foreign[0] if foreign else "the checkpoint itself"
-            raise CheckpointError(f"{out} also holds {held}, which is no part of the model, and is not replaced.")
+    _find_own_files(out, checkpoint)
+
+
+def _find_own_files(out: Path, checkpoint: Path) -> list[str]:
+    """Return the files of the bundle in ``out``, none if there is no folder or an empty one.
+
+    Raises:
+        CheckpointError: it is or holds something else than a bundle.
+    """
+    if out.is_symlink():
+        raise CheckpointError(f"{out} is a symbolic link and is not replaced; give the folder that it leads to.")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return []
+    try:
+        manifest = open_bundle(out).manifest
+    except SiglipOnnxError as error:
+        raise CheckpointError(f"{out} is no model folder and is not replaced; choose another one. {error}") from error
+    own = {MANIFEST, *manifest.all_files()}
+    own_folders = {str(parent) for name in own for parent in Path(name).parents}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        is_own = name in own_folders if path.is_dir() else name in own
+        if path.is_symlink() or not is_own:
+            raise CheckpointError(f"{out} also holds {name}, which is no part of the model, and is not replaced.")
+    if checkpoint.resolve().is_relative_to(out.resolve()):
+        raise CheckpointError(f"{out} also holds the checkpoint itself and is not replaced; choose another folder.")
+    return sorted(own)
 
 
 @contextmanager
-def new_bundle_folder(out: Path) -> Iterator[Path]:
+def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise.
 
     Raises:
+        CheckpointError: ``out`` holds something else than a bundle by then.
         SiglipOnnxError: it cannot be written.
     """
     try:
-        with _new_folder(out) as folder:
+        with _new_folder(out, checkpoint) as folder:
             yield folder
     except OSError as error:
         raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}. Choose another folder.") from error
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def _new_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise."""
     out = out.resolve()
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = new_part(out)
     temporary.mkdir()
     try:
         yield temporary
-        if out.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            out.rename(old)
-            temporary.rename(out)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(out)
+        own = _find_own_files(out, checkpoint)  # an export takes minutes, in which files may have been added
+        if (old := replace_folder(temporary, out)) is not None:
+            _remove_bundle(old, own)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # why the export ended matters more; a later run removes what stays
+            remove(temporary, within=out.parent)
+
+
+def _remove_bundle(folder: Path, own: list[str]) -> None:
+    """Remove a bundle's files, and its folder if nothing else is in it."""
+    remove_own_files(folder, [(str(Path(name).parent), re.escape(Path(name).name)) for name in own])
+    if not any(folder.iterdir()):
+        remove(folder, within=folder.parent)

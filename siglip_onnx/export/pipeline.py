@@ -21,6 +21,7 @@ from ..config import CONFIGS, NAFLEX, TOKENIZER
 from ..errors import AccuracyError, MissingExtraError
 from ..image.decode import ImageSource
 from ..model import SigLIP
+from ..system.files import remove
 from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, verify_variants
 from ..verify.samples import SAMPLE_TEXTS, sample_images
 from .checkpoint import Checkpoint, open_checkpoint
@@ -81,7 +82,11 @@ def export_bundle(
     check_out(out, checkpoint_path, overwrite)
     report(f"Reading {checkpoint_path}")
     checkpoint = open_checkpoint(checkpoint_path)
-    with checkpoint.weights, new_bundle_folder(out) as folder, _towers(checkpoint, exporter, report) as build:
+    with (
+        checkpoint.weights,
+        new_bundle_folder(out, checkpoint_path) as folder,
+        _towers(checkpoint, exporter, report) as build,
+    ):
         report("Writing configs and tokenizer")
         _write_configs(checkpoint, folder)
         write_tokenizer(
@@ -165,7 +170,7 @@ def _finish(
         manifest.variants[name] = replace(manifest.variants[name], accuracy=accuracy.to_card())
     if REFERENCE not in precisions:
         for file in manifest.variants.pop(REFERENCE).files:
-            (folder / file).unlink()
+            remove(folder / file, within=folder)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return [
         ExportedVariant(name, manifest.variants[name].size_bytes, seconds[name], accuracies[name])

@@ -17,6 +17,7 @@ from ..head import Floats
 from ..image.decode import ImageSource
 from ..model import SigLIP
 from ..session import LazySession
+from ..system.files import remove
 from ..verify.accuracy import REFERENCE
 from ..verify.samples import quiet_samples
 from .calibration import Inputs, embed, input_ranges
@@ -114,5 +115,5 @@ def _write_int8(
     save_graph(equalized, equalized_path)
     fp32_layers = find_fp32_layers(equalized_path, path, calibration.inputs, calibration.expected, options.min_cosine)
     for file in (equalized_path, equalized_path.with_name(f"{equalized_path.name}.data")):
-        file.unlink()
+        remove(file, within=path.parent)
     return write(fp32_layers)

@@ -6,9 +6,7 @@ A bundle appears under its revision whole or not at all; what is being made lies
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +19,16 @@ from ..bundle.folder import verify_folder
 from ..bundle.manifest import MANIFEST
 from ..errors import BundleError, CacheError, ModelNotFoundError
 from ..system.cache_dir import CACHE_VARIABLE, models_folder
-from ..system.files import read_json_object
+from ..system.files import remove as remove_tree
+from ..system.files import remove_stale_parts, replace_folder, write_atomic
+from ..system.json_files import read_json_object
 
 RECORD = ".json"
 PARTIAL = ".partial"
 CORRUPT = ".corrupt-"
+REPLACED = ".replaced-"
+# What this module writes into a repository's folder, and all that it ever removes.
+_OWN = re.compile(r"[0-9a-f]{40}(\.json|\.partial|\.corrupt-\d{8}-\d{6}|\.replaced-[0-9a-f]{32})?")
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,10 @@ def keep(model: CachedModel, partial: Path) -> None:
         CacheError: the cache cannot be written.
     """
     with cache_errors():
-        if model.folder.exists():
-            shutil.rmtree(model.folder)
-        partial.rename(model.folder)
-        with tempfile.NamedTemporaryFile("w", dir=model.folder.parent, suffix=".part", delete=False) as file:
-            json.dump(asdict(model), file)
-        os.replace(file.name, model.folder.with_name(model.revision + RECORD))  # noqa: PTH105 - atomic
+        old = replace_folder(partial, model.folder)
+        write_atomic(model.folder.with_name(model.revision + RECORD), json.dumps(asdict(model)).encode())
+        if old is not None:
+            discard(old)
 
 
 def set_aside(model: CachedModel) -> None:
@@ -100,8 +101,7 @@ def set_aside(model: CachedModel) -> None:
         if not model.folder.exists() or _is_sound(model.folder):
             return
         aside = model.folder.with_name(f"{model.revision}{CORRUPT}{time.strftime('%Y%m%d-%H%M%S')}")
-        if aside.exists():
-            shutil.rmtree(aside)
+        discard(aside)
         model.folder.rename(aside)
 
 
@@ -124,21 +124,32 @@ def remove(name: str, revision: str | None) -> int:
         raise ModelNotFoundError(f"{name} is not in the cache. See what is: siglip-onnx models list")
     wanted = "" if revision is None else revision
     with locked(name), cache_errors():
-        doomed = [path for path in folder.iterdir() if path.name.startswith(wanted)]
+        remove_stale_parts(folder)
+        names = [path.name for path in folder.iterdir() if path.name.startswith(wanted)]
+        doomed = [folder / name for name in names if _OWN.fullmatch(name)]
         if not doomed:
             raise ModelNotFoundError(f"{name} has no revision {revision} in the cache. See: siglip-onnx models list")
         freed = sum(folder_size(path) for path in doomed)
         for path in sorted(doomed, key=lambda path: path.suffix != RECORD):  # first what says that it is there
-            path.unlink() if path.is_file() else shutil.rmtree(path)
+            discard(path)
         if not any(folder.iterdir()):
-            folder.rmdir()
+            discard(folder)
     return freed
 
 
 def leftovers() -> list[Path]:
     """Return interrupted downloads and damaged models that were set aside."""
-    paths = models_folder().glob("*/*")
-    return sorted(path for path in paths if path.name.endswith(PARTIAL) or CORRUPT in path.name)
+    marks = (PARTIAL, CORRUPT, REPLACED)
+    return sorted(path for path in models_folder().glob("*/*") if any(mark in path.name for mark in marks))
+
+
+def discard(path: Path) -> None:
+    """Remove what is in the cache, if it is there.
+
+    Raises:
+        OSError: ``path`` is a link or not in the cache, or cannot be removed.
+    """
+    remove_tree(path, within=models_folder())
 
 
 def folder_size(path: Path) -> int:
@@ -184,4 +195,5 @@ def _read_record(path: Path) -> CachedModel | None:
         model = CachedModel(**document)
     except (OSError, ValueError, TypeError):
         return None  # a record that cannot be read is of no model; doctor tells the files
-    return model if path.stem == model.revision and path.parent == repository_folder(model.name) else None
+    is_own = isinstance(model.name, str) and path.parent == repository_folder(model.name)
+    return model if is_own and path.stem == model.revision and _OWN.fullmatch(path.name) else None

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .._version import __version__
 from ..errors import CacheError, DownloadError
-from ..system.files import check_name
+from ..system.files import remove
 
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _TIMEOUT_S = 10
 _LIBRARY: dict[str, Any] = {"library_name": "siglip_onnx", "library_version": __version__}
 _BLOCK = 1 << 20
+_LARGEST_SIZE = 1 << 50
+_UNSIZED_BYTES = 50_000_000  # what a file may have whose size the Hub does not name; weights always have one
+_INCOMING = ".incoming"  # beside the files, none of whose names begins with a dot
+# What comes from the network is a path only if it matches these.
+REVISION = re.compile(r"[0-9a-f]{40}")
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
+_FILE_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,9}}")
 _UNREACHABLE = ("ConnectionError", "ConnectError", "ConnectTimeout", "SSLError", "ProxyError")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository; the Hub knows large ones by sha256 and small ones by git's sha1."""
+    """One file of a repository; the Hub knows large ones by sha256 and small ones by git's sha1.
+
+    ``size_bytes`` is None if the Hub does not name it.
+    """
 
     name: str
-    size_bytes: int
+    size_bytes: int | None
     sha256: str | None
     git_sha1: str | None
 
@@ -41,8 +52,8 @@ class Repository:
     files: dict[str, RemoteFile]
 
     def size_bytes(self, names: Iterable[str]) -> int:
-        """Return the bytes of some files."""
-        return sum(self.files[name].size_bytes for name in names)
+        """Return the bytes of some files, as far as the Hub names them."""
+        return sum(self.files[name].size_bytes or 0 for name in names)
 
 
 def is_offline() -> bool:
@@ -54,7 +65,8 @@ def look_up(name: str, revision: str | None) -> Repository:
     """Ask the Hub what a repository holds at a revision, its newest if None.
 
     Raises:
-        DownloadError: there is no such repository or revision, or the Hub cannot be reached.
+        DownloadError: there is no such repository or revision, the Hub cannot be reached, or its answer is not one
+            of a Hub.
     """
     with _hub_errors(name):
         from huggingface_hub import HfApi  # noqa: PLC0415 - loads an HTTP client, which most runs do not need
@@ -62,31 +74,45 @@ def look_up(name: str, revision: str | None) -> Repository:
         found = HfApi(endpoint=_endpoint(), **_LIBRARY).model_info(
             name, revision=revision, files_metadata=True, timeout=_TIMEOUT_S
         )
-    files = {}
-    for sibling in found.siblings or []:
-        sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        files[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size or 0, sha256, sibling.blob_id)
-    if not found.sha:
-        raise DownloadError(f"The Hub named no revision of {name}; try again later.")
+    if not isinstance(found.sha, str) or not REVISION.fullmatch(found.sha):
+        raise DownloadError(
+            f"The Hub names {str(found.sha)[:100]!r} as the revision of {name}, expected a commit of 40 hexadecimal "
+            "digits. Nothing was downloaded; check HF_ENDPOINT and the network."
+        )
+    with _hub_errors(name):
+        files = {file.rfilename: _remote_file(name, file) for file in found.siblings or []}
     return Repository(name, found.sha, files)
+
+
+def _remote_file(name: str, found: Any) -> RemoteFile:
+    size = found.size
+    if size is not None and not (isinstance(size, int) and 0 <= size < _LARGEST_SIZE):
+        raise DownloadError(f"The Hub names {size!r:.100} as the size of {found.rfilename!r:.200} of {name}.")
+    return RemoteFile(found.rfilename, size, found.lfs.sha256 if found.lfs else None, found.blob_id)
 
 
 def fetch(repository: Repository, names: Iterable[str], folder: Path) -> None:
     """Download files into ``folder``; what is there already, whole, is kept, and what arrives damaged is asked twice.
 
     Raises:
-        DownloadError: a file does not arrive, or is not what the Hub says that it is.
+        DownloadError: a file does not arrive, has an unsafe name, or is not what the Hub says that it is.
         CacheError: the disk is full.
     """
     wanted = [repository.files[name] for name in names]
+    for file in wanted:
+        if not _FILE_NAME.fullmatch(file.name):
+            raise DownloadError(
+                f"{repository.name} holds a file named {file.name[:200]!r}; expected letters, digits, '_', '-' and "
+                "'.' below the model's folder. It is not downloaded."
+            )
     missing = [file for file in wanted if _problem(file, folder)]
-    _check_space(folder, sum(file.size_bytes for file in missing))
+    _check_space(folder, sum(file.size_bytes or 0 for file in missing))
     for file in missing:
         _fetch_one(repository, file, folder, again=False)
         if _problem(file, folder):
             _fetch_one(repository, file, folder, again=True)
         if problem := _problem(file, folder):
-            (folder / file.name).unlink(missing_ok=True)
+            remove(folder / file.name, within=folder)
             raise DownloadError(
                 f"{file.name} of {repository.name} arrived damaged twice: {problem}. Try again later, or over another "
                 "network."
@@ -94,23 +120,54 @@ def fetch(repository: Repository, names: Iterable[str], folder: Path) -> None:
 
 
 def _fetch_one(repository: Repository, file: RemoteFile, folder: Path, *, again: bool) -> None:
-    try:
-        check_name(file.name)
-    except ValueError as error:
-        raise DownloadError(f"{repository.name} holds {error}; it is not downloaded.") from error
+    """Download one file, from where an interrupted run stopped; ``again`` discards what that run left."""
     with _hub_errors(repository.name):
-        from huggingface_hub import hf_hub_download  # noqa: PLC0415 - loads an HTTP client
+        from huggingface_hub import constants, hf_hub_url  # noqa: PLC0415 - loads an HTTP client
+        from huggingface_hub.file_download import http_get  # noqa: PLC0415
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # noqa: PLC0415
 
-        hf_hub_download(
-            repository.name,
-            file.name,
-            revision=repository.revision,
-            local_dir=folder,
-            force_download=again,
-            endpoint=_endpoint(),
-            etag_timeout=_TIMEOUT_S,
-            **_LIBRARY,
-        )
+        part = folder / _INCOMING / hashlib.sha256(file.name.encode()).hexdigest()
+        part.parent.mkdir(parents=True, exist_ok=True)
+        limit = _UNSIZED_BYTES if file.size_bytes is None else file.size_bytes
+        unusable = file.size_bytes is None or (part.exists() and part.stat().st_size > limit)  # to resume from
+        if again or unusable:
+            remove(part, within=folder)
+        headers = build_hf_headers(**_LIBRARY)
+        if getattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", False):
+            headers["Range"] = "bytes=0-"  # keeps the client from hf_transfer, which writes by itself, without a limit
+        with part.open("ab") as incoming:
+            bounded: Any = _BoundedFile(incoming, limit, f"{file.name} of {repository.name}")
+            http_get(
+                hf_hub_url(repository.name, file.name, revision=repository.revision, endpoint=_endpoint()),
+                bounded,
+                resume_size=incoming.tell(),
+                headers=headers,
+                expected_size=file.size_bytes,
+                displayed_filename=file.name,
+            )
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+        part.replace(folder / file.name)
+
+
+class _BoundedFile:
+    """A file for the HTTP client to write to, which takes no more bytes than were promised."""
+
+    def __init__(self, file: IO[bytes], limit: int, name: str) -> None:
+        self._file, self._limit, self._name = file, limit, name
+        self.seek, self.tell, self.truncate = file.seek, file.tell, file.truncate
+
+    def write(self, block: bytes) -> int:
+        """Write a block.
+
+        Raises:
+            DownloadError: with it the file would be larger than promised.
+        """
+        if self._file.tell() + len(block) > self._limit:
+            raise DownloadError(
+                f"{self._name} is larger than the {self._limit:,} bytes that it may have; the download was stopped. "
+                "The Hub or a proxy before it sends something else; check HF_ENDPOINT and the network."
+            )
+        return self._file.write(block)
 
 
 def _problem(file: RemoteFile, folder: Path) -> str:
@@ -119,7 +176,7 @@ def _problem(file: RemoteFile, folder: Path) -> str:
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
-    if size != file.size_bytes:
+    if file.size_bytes is not None and size != file.size_bytes:
         return f"{size} bytes, expected {file.size_bytes}"
     if file.sha256 is not None:
         found, expected = _digest(path, hashlib.sha256()), file.sha256

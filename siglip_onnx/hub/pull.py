@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from ..bundle.folder import verify_folder
 from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
 from ..config import CONFIGS, SENTENCEPIECE, SHARD_INDEX, TOKENIZER, WEIGHTS
 from ..errors import BundleError, DownloadError, MissingExtraError
-from .cache import PARTIAL, CachedModel, cache_errors, find_cached, keep, locked, repository_folder
+from .cache import PARTIAL, CachedModel, cache_errors, discard, find_cached, keep, locked, repository_folder
 from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
@@ -51,12 +50,13 @@ def pull(name: str, revision: str | None, variants: Sequence[str], report: Repor
         made = make(repository, variants, partial, report)
         problems = verify_folder(made)
         if problems:
-            shutil.rmtree(partial)
+            with cache_errors():
+                discard(partial)
             raise BundleError(f"{name} is damaged on the Hub: {'; '.join(problems)}. Tell its owner.")
         model = CachedModel(name, repository.revision, kind, time.time(), revision or "")
         keep(model, made)
         with cache_errors():
-            shutil.rmtree(partial, ignore_errors=True)
+            discard(partial)
         report(f"{name} is in the cache: {model.folder}")
         return model
 
@@ -121,7 +121,8 @@ def _export_checkpoint(repository: Repository, variants: Sequence[str], partial:
     if SHARD_INDEX in names:
         fetch(repository, _shards(repository), checkpoint)
     folder = partial / "bundle"
-    shutil.rmtree(folder, ignore_errors=True)
+    with cache_errors():
+        discard(folder)
     _run_export(checkpoint, folder, variants or (DEFAULT_ORDER[0],), report)
     manifest = read_manifest(folder)
     source = manifest.source | {"checkpoint": repository.name, "revision": repository.revision}

@@ -1,54 +1,210 @@
-"""Files: JSON objects that may be damaged or hostile, and names that must stay inside a folder."""
+"""Write files whole or not at all, and remove only what belongs to this package.
+
+No other module of the package removes a file or folder.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+import contextlib
+import errno
+import functools
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
 
-MAX_JSON_BYTES = 10_000_000
+STALE_S = 86_400  # a temporary file this old belongs to a run that was killed
+_PART = re.compile(r"\.siglip_onnx-[0-9a-f]{32}\.part(\..*)?")
 
 
-def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Return the JSON object in ``path``.
+def write_atomic(
+    path: Path, content: bytes | Iterable[bytes], *, durable: bool = True, part_dir: Path | None = None
+) -> None:
+    """Write a file; a reader sees the old content or the new one, and after any failure the old one is still there.
+
+    A symbolic link is followed and stays. A device or pipe is written directly. The mode of a file that is replaced is
+    kept.
+
+    Args:
+        path: the file to write; its folder exists.
+        content: all bytes, or chunks of them.
+        durable: force the content to the disk first, so that this also holds after a power cut.
+        part_dir: an existing folder on the same file system for the temporary file, by default that of ``path``.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is larger than ``max_bytes``, no UTF-8, no JSON, nested without end, or no object.
+        OSError: the file cannot be written; the temporary file is removed.
     """
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    with atomic_path(path, durable=durable, part_dir=part_dir) as part, part.open("wb") as file:
+        file.writelines([content] if isinstance(content, bytes) else content)
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files that belong together: all are on the disk before the first one gets its name.
+
+    Raises:
+        OSError: one cannot be written; then none is replaced, unless the renaming itself failed midway.
+    """
+    with contextlib.ExitStack() as replacing:
+        for path, content in files.items():
+            part = replacing.enter_context(atomic_path(path))
+            part.write_bytes(content)
+            if part.is_file():
+                _sync(part)
+
+
+@contextmanager
+def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path, for libraries that write by name; after the block that file takes the place of ``path``.
+
+    The temporary name has the suffix of ``path``. See :func:`write_atomic`.
+
+    Raises:
+        OSError: the file cannot be written; the temporary file is removed.
+    """
+    found = _stat(path)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        yield path  # replacing a device or pipe would destroy it
+        return
+    # A link inside a folder of ours is replaced; one that a user made leads to the file that is meant.
+    target = path if part_dir is not None else Path(os.path.realpath(path))
+    part = new_part(target) if part_dir is None else part_dir / uuid4().hex
     try:
-        document = json.loads(content.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"it holds a JSON {type(document).__name__}, expected an object")
-    return document
+        yield part
+        if durable:
+            _sync(part)
+        if found is not None:
+            part.chmod(stat.S_IMODE(found.st_mode))
+        part.replace(target)
+    finally:
+        with contextlib.suppress(OSError):  # what led here matters more
+            part.unlink(missing_ok=True)
+    if durable:
+        with contextlib.suppress(OSError):  # some network file systems cannot; the file has its name already
+            sync_folder(target.parent)
 
 
-def check_name(name: str) -> None:
-    """Check that a file's name in a manifest or graph is relative and stays below its folder, on every system.
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to the disk, so that what was renamed or removed stays so after a power cut."""
+    if os.name != "nt":  # Windows opens no folders
+        _sync(path)
+
+
+def new_part(target: Path) -> Path:
+    """Return an unused temporary name beside ``target``; what killed runs left under such names there is removed."""
+    _clear_stale_parts(target.parent)
+    return target.with_name(f".siglip_onnx-{uuid4().hex}.part{target.suffix}")
+
+
+def replace_folder(new: Path, target: Path) -> Path | None:
+    """Give the folder ``new`` the name ``target``; return where the folder that had it now lies, None if none had.
 
     Raises:
-        ValueError: it does not.
+        OSError: it cannot be renamed; ``target`` is as it was.
     """
-    parts = PurePosixPath(name).parts
-    windows = PureWindowsPath(name)
-    leaves = not parts or ".." in parts or ".." in windows.parts
-    if leaves or name.startswith("/") or windows.drive or windows.root or "\0" in name:
-        raise ValueError(f"file {name!r} outside the bundle")
+    if not target.exists():
+        new.rename(target)
+        return None
+    old = target.with_name(f"{target.name}.replaced-{uuid4().hex}")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    return old
 
 
-def leaves_folder(folder: Path, path: Path) -> bool:
-    """Say whether ``path`` is a link to somewhere else than its folder.
+def remove(path: Path, *, within: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there. Links inside are removed, never followed.
 
-    A snapshot of the Hugging Face cache, whose files are links to its own blobs, is the one place where they may.
+    Raises:
+        OSError: ``path`` is a symbolic link, does not lie strictly inside ``within``, or cannot be removed.
     """
-    real, home = path.resolve(), folder.resolve()
-    if real.is_relative_to(home):
-        return False
-    snapshots = (place.parent for place in (home, home.parent) if place.parent.name == "snapshots")
-    return not any(real.is_relative_to(place.parent / "blobs") for place in snapshots)
+    if path.is_symlink():
+        raise _refusal(path, "it is a symbolic link, and is not removed")
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(within))
+    if real == home or not real.is_relative_to(home):
+        raise _refusal(path, f"{real} is outside {home}, and is not removed")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_own_files(folder: Path, own: Sequence[tuple[str, str]]) -> None:
+    """Remove the files of ``folder`` whose names are ours, then those of its folders that are empty.
+
+    Args:
+        folder: what to clear; it stays.
+        own: pairs of a folder inside (empty: ``folder`` itself) and a pattern that whole file names match. Files are
+            removed in this order.
+
+    Raises:
+        OSError: something of such a name is a symbolic link or not a file: then nothing is removed. Or a file cannot
+            be removed.
+    """
+    home = Path(os.path.realpath(folder))
+    files: list[Path] = []
+    for inside, pattern in own:
+        place = home / inside
+        if not os.path.lexists(place):
+            continue
+        if Path(os.path.realpath(place)) != place or not place.is_dir():
+            raise _refusal(place, f"{place} is not a real folder, and nothing is removed")
+        names = sorted(name for name in os.listdir(place) if re.fullmatch(pattern, name))  # noqa: PTH208 - names only
+        files += [place / name for name in names]
+    for path in files:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise _refusal(path, f"{path} is a symbolic link or not a file, and nothing is removed")
+    for path in files:
+        path.unlink(missing_ok=True)
+    below = {home / inside for inside, _ in own if inside}
+    for place in sorted(below, key=lambda place: len(place.parts), reverse=True):
+        while place != home and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+            place = place.parent  # noqa: PLW2901 - upward while folders are empty
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the temporary files and folders of this package in ``folder`` that no run has written to for a day."""
+    with contextlib.suppress(OSError):  # a folder that cannot be read, or files of another user: not this run's task
+        for name in os.listdir(folder):  # noqa: PTH208 - no Path per name
+            if _PART.fullmatch(name) and time.time() - _last_write(folder / name) > STALE_S:
+                remove(folder / name, within=folder)
+
+
+@functools.lru_cache(1000)
+def _clear_stale_parts(folder: Path) -> None:
+    """Do it once per process and folder: folders may be large."""
+    remove_stale_parts(folder)
+
+
+def _last_write(path: Path) -> float:
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    return max(float(place.lstat().st_mtime) for place in (path, *inside))
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(path: Path, reason: str) -> PermissionError:
+    return PermissionError(errno.EPERM, reason, str(path))

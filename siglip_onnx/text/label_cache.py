@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
+import io
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..errors import SiglipOnnxError
 from ..head import Floats
+from ..system.files import write_atomic
 from ..system.fork import renewed_lock
 
 MAX_IN_MEMORY = 4096
@@ -51,12 +51,12 @@ class LabelCache:
         self._remember(prompt, embedding)
         if self._folder is None:
             return
-        path = self._path(self._folder, prompt)
+        buffer = io.BytesIO()
+        np.save(buffer, embedding)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
-                np.save(file, embedding)
-            os.replace(file.name, path)  # noqa: PTH105 - beside its source, so atomic
+            # What a power cut damages is computed again.
+            write_atomic(self._path(self._folder, prompt), buffer.getvalue(), durable=False)
         except OSError as error:
             raise SiglipOnnxError(
                 f"{self._folder} cannot be written: {error.strerror or error}. Choose another folder for the cache."

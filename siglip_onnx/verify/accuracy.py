@@ -14,6 +14,7 @@ from ..errors import BundleError
 from ..head import Floats
 from ..image.decode import ImageSource
 from ..model import SigLIP
+from ..system.files import write_atomic
 from .samples import quiet_samples
 
 REFERENCE = "fp32"
@@ -95,13 +96,19 @@ def verify_variants(bundle: Bundle, pictures: Sequence[ImageSource], texts: Sequ
 
 
 def write_cards(bundle: Bundle, accuracies: Mapping[str, Accuracy], inputs: str) -> None:
-    """Put accuracy cards into the bundle's manifest, which is replaced at once."""
+    """Put accuracy cards into the bundle's manifest, which is replaced at once.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
     variants = bundle.manifest.variants
     cards = {name: replace(variants[name], accuracy=found.to_card(inputs)) for name, found in accuracies.items()}
     manifest = replace(bundle.manifest, variants=variants | cards)
-    new = bundle.path / f".{MANIFEST}.new"
-    new.write_text(manifest.to_json(), encoding="utf-8")
-    new.replace(bundle.path / MANIFEST)
+    path = bundle.path / MANIFEST
+    try:
+        write_atomic(path, manifest.to_json().encode())
+    except OSError as error:
+        raise BundleError(f"{path} cannot be written: {error.strerror or error}. Its old cards are kept.") from error
 
 
 def _order_agreement(logits: Floats, expected: Floats) -> float:

@@ -22,7 +22,7 @@ from siglip_onnx.classifier import Classifier
 from siglip_onnx.errors import BundleError, SiglipOnnxError
 from siglip_onnx.session import LazySession
 from siglip_onnx.system.cache_dir import cache_folder
-from siglip_onnx.system.files import check_name
+from siglip_onnx.system.names import check_name
 
 FLIPS, CUTS = 200, 50
 

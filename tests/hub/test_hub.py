@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from support.hub_server import Hub, serve
 
 import siglip_onnx
-from siglip_onnx import hub as hub_module
+from siglip_onnx import demo
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
 from siglip_onnx.cli import main
 from siglip_onnx.errors import BundleError, CacheError, DownloadError, ModelNotFoundError

@@ -1,0 +1,29 @@
+"""Read JSON objects from files that may be damaged or hostile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 10_000_000
+
+
+def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Return the JSON object in ``path``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is larger than ``max_bytes``, no UTF-8, no JSON, nested without end, or no object.
+    """
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    try:
+        document = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"it holds a JSON {type(document).__name__}, expected an object")
+    return document

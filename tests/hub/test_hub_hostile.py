@@ -1,0 +1,241 @@
+"""A Hub, or a proxy before it, that answers with paths, foreign names and endless files: nothing outside is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from support import hub_server
+from support.hub_server import Hub, serve
+
+import siglip_onnx
+from siglip_onnx.cli import main
+from siglip_onnx.errors import DownloadError
+from siglip_onnx.hub import download
+from siglip_onnx.hub.cache import cached_models, leftovers, repository_folder
+from siglip_onnx.hub.download import RemoteFile, Repository, fetch, look_up
+
+NAME = "someone/tiny-siglip"
+COMMIT = "0123456789" * 4
+
+
+class HostileHandler(hub_server._Handler):
+    """Changes the facts that the Hub names, and sends some files without end."""
+
+    facts: dict[str, Any] = {}  # noqa: RUF012 - set per test
+    sizes: dict[str, Any] = {}  # noqa: RUF012
+    endless: set[str] = set()  # noqa: RUF012
+    chunked = True
+    sent_bytes = 0
+
+    def _send(self, status: int, body: bytes, *arguments: Any, **options: Any) -> None:
+        if self.path.startswith("/api/") and status == 200:
+            document = json.loads(body) | self.facts
+            for sibling in document["siblings"] if self.sizes else ():
+                if sibling["rfilename"] in self.sizes:
+                    sibling["size"] = self.sizes[sibling["rfilename"]]
+            body = json.dumps(document).encode()
+        super()._send(status, body, *arguments, **options)
+
+    def _send_file(self, file: str, content: bytes, headers: dict[str, str]) -> None:
+        if file not in self.endless:
+            super()._send_file(file, content, headers)
+            return
+        self.send_response(200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header(*(("Transfer-Encoding", "chunked") if self.chunked else ("Content-Length", str(10**12))))
+        self.end_headers()
+        block = bytes(100_000)
+        self.close_connection = True
+        try:
+            while type(self).sent_bytes < 1_000_000_000:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if self.chunked else block)
+                type(self).sent_bytes += len(block)
+        except OSError:
+            return  # the client has had enough
+
+
+@pytest.fixture
+def handler(monkeypatch: pytest.MonkeyPatch) -> type[HostileHandler]:
+    """What the Hub answers; tests set its fields."""
+    fresh = type("_Fresh", (HostileHandler,), {"facts": {}, "sizes": {}, "endless": set(), "sent_bytes": 0})
+    monkeypatch.setattr(hub_server, "_Handler", fresh)
+    return fresh
+
+
+@pytest.fixture
+def hub(handler: type[HostileHandler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hostile Hub, an empty cache, and photos of the user beside it."""
+    assert hub_server._Handler is handler
+    monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "home" / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    photos = tmp_path / "home" / "photos"
+    photos.mkdir(parents=True)
+    (photos / "wedding.jpg").write_bytes(b"mine")
+    with serve() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+        yield served
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "sha",
+    ["PHOTOS", "..", "../..", "../../../photos", ".", "", "main", COMMIT[:39], COMMIT + "0", COMMIT + "\n", None, 7,
+     COMMIT[:38] + "/x", COMMIT.replace("0", "A")],
+    ids=str,
+)  # fmt: skip
+def test_a_revision_that_is_not_a_commit_is_never_a_path(
+    hub: Hub, handler: type[HostileHandler], small_bundle: Path, tmp_path: Path, sha: object
+) -> None:
+    hub.add(NAME, small_bundle)
+    handler.facts = {"sha": str(tmp_path / "home" / "photos") if sha == "PHOTOS" else sha}
+    failed = call("models", "pull", NAME)
+    assert failed.exit_code == 4, failed.output
+    assert f"as the revision of {NAME}, expected a commit of 40 hexadecimal digits" in failed.stderr
+    assert (tmp_path / "home" / "photos" / "wedding.jpg").read_bytes() == b"mine"
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["cache", "photos"]
+    assert cached_models() == leftovers() == []
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("file", ["config.json", "onnx/vision_model_quantized.onnx.data"])
+def test_a_download_stops_when_more_than_promised_arrives(
+    hub: Hub, handler: type[HostileHandler], small_bundle: Path, file: str, chunked: bool
+) -> None:
+    hub.add(NAME, small_bundle)
+    handler.endless, handler.chunked = {file}, chunked
+    promised = (small_bundle / file).stat().st_size
+    with pytest.raises(DownloadError, match=f"{file} of {NAME} is larger than the {promised:,} bytes"):
+        siglip_onnx.load(NAME)
+    assert handler.sent_bytes < 40_000_000, "what the client and the sockets buffer"
+    kept = [path for path in repository_folder(NAME).rglob("*") if path.is_file()]
+    assert all(path.stat().st_size <= promised for path in kept if ".incoming" in path.parts)
+    handler.endless = set()
+    assert siglip_onnx.load(NAME).variant == "int8", "what arrived does not stand in the way of the next try"
+
+
+def test_a_file_without_a_promised_size_has_a_limit_too(
+    hub: Hub, handler: type[HostileHandler], small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(NAME, small_bundle)
+    handler.sizes = {"config.json": None}
+    assert look_up(NAME, None).files["config.json"].size_bytes is None
+    siglip_onnx.load(NAME)
+    assert call("models", "rm", NAME).exit_code == 0
+    part = tmp_path / ".incoming" / hashlib.sha256(b"config.json").hexdigest()
+    part.parent.mkdir()
+    part.write_bytes(b"all or not, of a killed run")
+    fetch(look_up(NAME, None), ["config.json"], tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == (small_bundle / "config.json").read_bytes()
+    handler.endless = {"config.json"}
+    monkeypatch.setattr(download, "_UNSIZED_BYTES", 1_000_000)
+    with pytest.raises(DownloadError, match=r"config\.json of .* is larger than the 1,000,000 bytes"):
+        siglip_onnx.load(NAME)
+    assert handler.sent_bytes < 40_000_000
+
+
+@pytest.mark.parametrize("size", [-1, "899", 1.5, 10**400, [], 2**60])
+def test_a_size_that_is_none_is_refused(
+    hub: Hub, handler: type[HostileHandler], small_bundle: Path, size: object
+) -> None:
+    hub.add(NAME, small_bundle)
+    handler.sizes = {"config.json": size}
+    with pytest.raises(DownloadError, match=r"as the size of 'config\.json'"):
+        siglip_onnx.load(NAME)
+
+
+@pytest.mark.parametrize(
+    "siblings",
+    [[{"rfilename": ["a"]}], [{"rfilename": None}], [{}], [7], {"a": 1}, [{"rfilename": "manifest.json", "lfs": 7}]],
+    ids=str,
+)
+def test_an_answer_that_is_not_a_hubs_is_one_error(
+    hub: Hub, handler: type[HostileHandler], small_bundle: Path, siblings: object
+) -> None:
+    hub.add(NAME, small_bundle)
+    handler.facts = {"siblings": siblings}
+    failed = call("models", "pull", NAME)
+    assert failed.exit_code == 4, failed.output
+    assert len(failed.stderr.splitlines()) == 1
+    assert cached_models() == []
+
+
+def test_names_that_exclude_each_other_are_one_error(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+    hub.add(NAME, small_bundle, onnx=b"a file")
+    repository = look_up(NAME, None)
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        fetch(repository, ["onnx", "onnx/vision_model.onnx"], tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/x", "a/../../x", "a//x", "./x", ".hidden", ".incoming/x", "a\\..\\x", "C:/x", "x\0", "x\n", "", "a/",
+     "onnx/" + 300 * "x", "~/x"],
+)  # fmt: skip
+def test_a_file_name_must_match_before_it_is_a_path(hub: Hub, name: str, tmp_path: Path) -> None:
+    repository = Repository(NAME, COMMIT, {name: RemoteFile(name, 3, None, None)})
+    with pytest.raises(DownloadError, match="It is not downloaded"):
+        fetch(repository, [name], tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    assert hub.requests.total() == 0
+
+
+def test_shards_with_hostile_names_are_refused(hub: Hub, small_checkpoint: Path, tmp_path: Path) -> None:
+    outside = "model-/../../../../../photos/wedding.safetensors"
+    hub.add(NAME, small_checkpoint, **{"model.safetensors.index.json": b"{}", outside: b"evil"})
+    commit, files = hub.repositories[NAME]
+    del files["model.safetensors"]
+    hub.repositories[NAME] = (commit, files)
+    with pytest.raises(DownloadError, match="holds a file named 'model-/"):
+        siglip_onnx.load(NAME)
+    assert [path.name for path in (tmp_path / "home" / "photos").iterdir()] == ["wedding.jpg"]
+
+
+def test_rm_removes_only_what_the_cache_wrote(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+    hub.add(NAME, small_bundle)
+    siglip_onnx.load(NAME)
+    folder = repository_folder(NAME)
+    (folder / "notes.txt").write_text("mine")
+    (folder / f"{COMMIT}.partial").mkdir()
+    assert call("models", "rm", NAME).exit_code == 0
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    linked = folder / COMMIT
+    linked.symlink_to(tmp_path / "home" / "photos")
+    failed = call("models", "rm", NAME)
+    assert failed.exit_code == 4
+    assert "it is a symbolic link, and is not removed" in failed.stderr
+    assert (tmp_path / "home" / "photos" / "wedding.jpg").exists()
+
+
+def test_a_repository_folder_that_is_a_link_is_not_followed(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+    hub.add(NAME, small_bundle)
+    elsewhere = tmp_path / "home" / "elsewhere"
+    (elsewhere / COMMIT).mkdir(parents=True)
+    repository_folder(NAME).parent.mkdir(parents=True)
+    repository_folder(NAME).symlink_to(elsewhere)
+    failed = call("models", "rm", NAME)
+    assert failed.exit_code == 4
+    assert "is outside" in failed.stderr
+    assert (elsewhere / COMMIT).is_dir()
+
+
+@pytest.mark.parametrize("revision", ["..", "photos", "x" * 40])
+def test_a_record_of_something_else_is_not_a_model(hub: Hub, revision: str) -> None:
+    folder = repository_folder(NAME)
+    folder.mkdir(parents=True)
+    (folder / revision).mkdir(parents=True, exist_ok=True)
+    (folder / revision / "manifest.json").write_text("{}")
+    record = {"name": NAME, "revision": revision, "kind": "bundle", "pulled": 0.0, "asked": ""}
+    (folder / f"{revision}.json").write_text(json.dumps(record))
+    assert cached_models() == []
+    assert hub.requests.total() == 0

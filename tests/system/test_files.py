@@ -1,0 +1,284 @@
+"""Results are written whole or not at all, on full disks and after kills; only what is ours is removed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import siglip_onnx
+from siglip_onnx import demo
+from siglip_onnx.system import files
+from siglip_onnx.system.files import STALE_S, atomic_path, remove, remove_stale_parts, write_atomic, write_together
+from siglip_onnx.text.label_cache import LabelCache
+
+PACKAGE = Path(siglip_onnx.__file__).parent
+RED_STAR = demo.IMAGES_PATH / "red_star.png"
+OLD, NEW = b"old and good", b"new"
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    """Let every test be the first to look for stale files in its folder."""
+    files._clear_stale_parts.cache_clear()
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    """A good result of an earlier run, alone in its folder."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "result.html").write_bytes(OLD)
+    return folder / "result.html"
+
+
+def test_content_is_replaced(result: Path) -> None:
+    write_atomic(result, NEW)
+    assert result.read_bytes() == NEW
+    write_atomic(result, iter([b"a", b"", b"b"]))
+    assert result.read_bytes() == b"ab"
+    with atomic_path(result) as part:
+        assert part.suffix == ".html"
+        part.write_bytes(NEW)
+        assert result.read_bytes() == b"ab"
+    assert result.read_bytes() == NEW
+    write_atomic(result.with_name("fresh"), NEW, durable=False)
+    assert sorted(path.name for path in result.parent.iterdir()) == ["fresh", "result.html"]
+
+
+def broken_content() -> Iterator[bytes]:
+    yield b"half"
+    raise RuntimeError("no more")
+
+
+def test_whatever_fails_the_old_content_stays_and_nothing_piles_up(
+    result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="no more"):
+        write_atomic(result, broken_content())
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "chmod")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(OSError, match="No space left"):
+                write_atomic(result, NEW)
+            with pytest.raises(OSError, match="No space left"):
+                write_together({result: NEW})
+    assert result.read_bytes() == OLD
+    assert [path.name for path in result.parent.iterdir()] == ["result.html"]
+
+
+def test_a_result_that_is_a_folder_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        write_atomic(tmp_path, NEW)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],  # noqa: S607
+        capture_output=True,
+        check=False,
+    )
+    if mount.returncode != 0:
+        pytest.skip("needs permission to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
+
+
+def test_a_disk_that_is_full(small_disk: Path) -> None:
+    first, second = small_disk / "a.npy", small_disk / "a.jsonl"
+    write_together({first: OLD, second: OLD})
+    with pytest.raises(OSError, match="No space left on device"):
+        write_together({first: NEW, second: bytes(100_000)})
+    with pytest.raises(OSError, match="No space left on device"):
+        write_atomic(first, (bytes(1000) for _ in range(100)))
+    assert (first.read_bytes(), second.read_bytes()) == (OLD, OLD)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["a.jsonl", "a.npy"]
+
+
+def limit_files() -> None:
+    """Let files have at most 64 bytes, as if the disk were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "siglip_onnx", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("kind", ["search", "embed", "compile", "verify"])
+def test_commands_on_a_full_disk_keep_the_old_result(small_bundle: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a cat\na dog\n")
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    if kind == "search":
+        job = tmp_path / "job"
+        subprocess.run(command("embed", RED_STAR.parent, "--out", job), check=True, capture_output=True)
+        arguments = command("search", job, "a red star", "--html", out / "result.html")
+    elif kind == "embed":
+        arguments = command("embed", RED_STAR, "--out", out / "result.npy")
+    elif kind == "compile":
+        arguments = command("compile", bundle, "--labels", labels, "-o", out / "result.onnx")
+    else:
+        out = bundle
+        arguments = command("verify", bundle, "--write-card")
+    if kind != "verify":
+        assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # which writes too
+    failed = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit_files,
+        env=unmeasured | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert failed.returncode in (1, 4), failed.stderr
+    assert "cannot be written: File too large" in failed.stderr.splitlines()[-1]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from siglip_onnx.system.files import write_atomic
+def content():
+    yield b"half"
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(Path(sys.argv[1]), content())
+"""
+
+
+def test_what_a_killed_run_left_is_removed_once_it_is_old(result: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(result)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert result.read_bytes() == OLD
+    (left,) = set(result.parent.iterdir()) - {result}
+    mine = [result.with_name(name) for name in (".siglip_onnx-notes.part", "a.part", f".{'a' * 32}.part")]
+    for path in mine:
+        path.write_text("mine")
+        os.utime(path, (0, 0))
+    write_atomic(result, NEW)
+    assert left.exists(), "it may be of a run that is still writing"
+    files._clear_stale_parts.cache_clear()
+    long_ago = time.time() - STALE_S - 1
+    os.utime(left, (long_ago, long_ago))
+    write_atomic(result, NEW)
+    assert not left.exists()
+    assert all(path.read_text() == "mine" for path in mine)
+
+
+def test_a_folder_of_a_killed_export_is_removed_once_nothing_in_it_is_new(tmp_path: Path) -> None:
+    left = files.new_part(tmp_path / "model")
+    (left / "onnx").mkdir(parents=True)
+    (left / "onnx" / "a.onnx").write_bytes(b"half")
+    (tmp_path / "mine").mkdir()
+    (left / "link").symlink_to(tmp_path / "mine")
+    for path in (left, left / "onnx", left / "link"):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    remove_stale_parts(tmp_path)
+    assert left.exists(), "a file in it is new"
+    os.utime(left / "onnx" / "a.onnx", (0, 0))
+    remove_stale_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_mode_and_links_are_kept(result: Path, tmp_path: Path) -> None:
+    result.chmod(0o640)
+    link = tmp_path / "link.html"
+    link.symlink_to(result)
+    write_atomic(link, NEW)
+    assert link.is_symlink()
+    assert result.read_bytes() == NEW
+    assert stat.S_IMODE(result.stat().st_mode) == 0o640
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "later")
+    write_atomic(dangling, NEW)
+    assert (tmp_path / "later").read_bytes() == NEW
+
+
+def test_devices_and_pipes_are_written_to_and_stay(tmp_path: Path) -> None:
+    write_atomic(Path(os.devnull), NEW)
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_together({pipe: NEW})
+    reader.join(10)
+    assert read == [NEW]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_files_of_shared_caches_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        LabelCache("space", 2, tmp_path).put("a cat", np.zeros(2, np.float32))
+    finally:
+        os.umask(before)
+    (path,) = (tmp_path / "space").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert LabelCache("space", 2, tmp_path).get("a cat") is not None
+
+
+def test_only_what_lies_inside_is_removed(tmp_path: Path) -> None:
+    ours, photos = tmp_path / "ours", tmp_path / "photos"
+    (ours / "a" / "b").mkdir(parents=True)
+    photos.mkdir()
+    (photos / "wedding.jpg").write_bytes(b"mine")
+    (ours / "link").symlink_to(photos)
+    (ours / "a" / "link").symlink_to(photos)
+    for path in (photos, ours, tmp_path, ours / "..", ours / ".." / "photos", ours / "link" / "wedding.jpg"):
+        with pytest.raises(PermissionError, match=r"is outside .*, and is not removed"):
+            remove(path, within=ours)
+    with pytest.raises(PermissionError, match="it is a symbolic link"):
+        remove(ours / "link", within=ours)
+    remove(ours / "a", within=ours)
+    remove(ours / "a", within=ours)  # nothing is there
+    assert [path.name for path in ours.iterdir()] == ["link"]
+    assert (photos / "wedding.jpg").read_bytes() == b"mine"
+
+
+REMOVING = {"rmtree", "unlink", "rmdir", "removedirs"}
+
+
+def test_nothing_else_in_the_package_removes_files() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path == PACKAGE / "system" / "files.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute):
+                continue
+            assert node.attr not in REMOVING, f"{path}:{node.lineno} removes by itself"
+            of_os = isinstance(node.value, ast.Name) and node.value.id == "os"
+            assert not of_os or node.attr not in {"remove", "replace"}, f"{path}:{node.lineno} replaces by itself"
+
+
+def test_stamps_are_written_whole(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path))
+    siglip_onnx.load(small_bundle)
+    (stamps,) = (tmp_path / "verified").iterdir()
+    assert "config.json" in json.loads(stamps.read_bytes())
