@@ -391,7 +391,7 @@ def test_japanese_and_its_input_method(new_page: NewPage) -> None:
     expect(page.locator("#table tbody td.text")).to_have_text("赤い星")
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("Counting", 6), ("Reading", 4)])
+@pytest.mark.parametrize(("name", "images"), [("Counting", 6), ("Reading", 4)])
 def test_presets_fill_the_heat_map(new_page: NewPage, name: str, images: int) -> None:
     page = new_page()
     page.get_by_role("button", name=name).click()
