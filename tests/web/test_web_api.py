@@ -112,7 +112,7 @@ def test_a_picture_is_seen_once_and_a_text_read_once(monkeypatch: pytest.MonkeyP
 
 
 def test_ids_tell_nothing_and_are_forgotten(model: SigLIP) -> None:
-    settings = Settings(limits=Limits(cached_pictures=1))
+    settings = Settings(limits=Limits(cached_images=1))
     with client_of([model], settings) as one, client_of([model]) as other:
         ids = [
             asked.post("/v1/embed/images", files={"pictures": STAR}).json()["pictures"][0]["id"]
@@ -203,7 +203,7 @@ def test_other_malformed_requests(client: TestClient) -> None:
 
 
 def test_large_bodies_and_pictures_are_refused(model: SigLIP) -> None:
-    limits = Limits(body_bytes=100_000, picture=ImageLimits(max_pixels=10_000, max_side=200, max_bytes=50_000))
+    limits = Limits(body_bytes=100_000, image=ImageLimits(max_pixels=10_000, max_side=200, max_bytes=50_000))
     with client_of([model], Settings(limits=limits)) as client:
         problem(client.post("/v1/classify", content=b"x" * 100_001), 413, "body_too_large")
 

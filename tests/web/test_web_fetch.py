@@ -22,6 +22,7 @@ from siglip_onnx.web import fetch as fetch_module
 from siglip_onnx.web.addresses import is_public
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.fetch import Fetcher
+from siglip_onnx.web.limits import Limits
 
 PACKAGE = Path(siglip_onnx.__file__).parent
 ANSWERS = {"example.com": [PUBLIC], "other.example": ["2606:2800:220:1::1"], "rebound.example": ["127.0.0.1"],
@@ -54,7 +55,7 @@ def test_no_vector_opens_a_socket(vector: Vector) -> None:
             return await super().resolve(host, port)
 
     internet = Answers()
-    fetcher = Fetcher(fetch_module.Limits(), resolve=internet.resolve)  # dials for real
+    fetcher = Fetcher(Limits(), resolve=internet.resolve)  # dials for real
     with watched_sockets() as events, pytest.raises(RequestError) as caught:
         asyncio.run(fetcher.fetch(vector.url))
     assert caught.value.code in ("url_refused", "fetch_failed")

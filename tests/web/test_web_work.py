@@ -18,7 +18,8 @@ from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.web.bodies import read_body
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.limits import Limits
-from siglip_onnx.web.models import ServedModels
+from siglip_onnx.web.inference import Inference
+from siglip_onnx.web.metrics import Metrics
 from siglip_onnx.web.settings import Settings
 from siglip_onnx.web.work import WorkQueue
 
@@ -28,7 +29,7 @@ async def never() -> None:
 
 
 def test_requests_and_bytes_are_bounded() -> None:
-    queue = WorkQueue(Limits(requests=2, pending_bytes=100), 1)
+    queue = WorkQueue(Limits(requests=2, pending_bytes=100), 1, Metrics())
     with queue.admit(60):
         with pytest.raises(RequestError) as caught, queue.admit(41):
             pass
@@ -44,7 +45,7 @@ def test_requests_and_bytes_are_bounded() -> None:
 
 def test_work_waits_its_turn_and_leaves_with_its_client() -> None:
     """One worker: while the first works, the second's client goes, and the second is never begun."""
-    queue = WorkQueue(Limits(), 1)
+    queue = WorkQueue(Limits(), 1, Metrics())
     begun: list[str] = []
     release = threading.Event()
 
@@ -65,7 +66,7 @@ def test_work_waits_its_turn_and_leaves_with_its_client() -> None:
         while begun != ["first"]:
             await asyncio.sleep(0.001)
         gone.set()
-        with pytest.raises(RequestError, match="went away"):
+        with pytest.raises(RequestError, match="disconnected"):
             await second
         release.set()
         assert [await first, await third] == ["first", "third"]
@@ -79,7 +80,7 @@ def test_errors_of_the_work_are_those_of_the_request() -> None:
     def work() -> None:
         raise RequestError(422, "decode_error", "No picture.")
 
-    queue = WorkQueue(Limits(), 1)
+    queue = WorkQueue(Limits(), 1, Metrics())
     with pytest.raises(RequestError, match="No picture"):
         asyncio.run(queue.run(work, never))
     queue.close()
@@ -99,14 +100,14 @@ def test_a_body_that_trickles_is_given_up() -> None:
 def test_too_many_requests_are_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over the bound is refused before it is computed; the server goes on answering, and nothing fails."""
     release, working = threading.Event(), threading.Semaphore(0)
-    see = ServedModels.see
+    embed_image = Inference.embed_image
 
     def held(*arguments: Any) -> Any:
         working.release()
         release.wait(30)
-        return see(*arguments)
+        return embed_image(*arguments)
 
-    monkeypatch.setattr(ServedModels, "see", held)
+    monkeypatch.setattr(Inference, "embed_image", held)
     picture = (IMAGES_PATH / "red_star.png").read_bytes()
     statuses: list[int] = []
     with client_of([siglip_onnx.load("demo")], Settings(limits=Limits(requests=2), workers=2)) as client:
