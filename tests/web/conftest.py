@@ -1,4 +1,4 @@
-"""Fixtures of the page's tests: a headless Chromium, and a server whose internet consists of one host."""
+"""Fixtures: a client of the application, a headless Chromium, and a server whose internet consists of one host."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 
 import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.model import SigLIP
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+    from starlette.testclient import TestClient
     from support.web_page import NewPage
 
 CHROMIUM = os.environ.get("SIGLIP_ONNX_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -91,3 +93,18 @@ def is_complaint(message: Any) -> bool:
     """Ignore what Chromium logs of refusals by the server and of plain http, which some tests cause on purpose."""
     expected = ("status of 4", "Cross-Origin-Opener-Policy header has been ignored")
     return message.type in ("error", "warning") and not any(words in message.text for words in expected)
+
+
+@pytest.fixture(scope="module")
+def model() -> SigLIP:
+    """The demo model."""
+    return siglip_onnx.load("demo")
+
+
+@pytest.fixture(scope="module")
+def client(model: SigLIP) -> Iterator[TestClient]:
+    """Client of an application that serves the demo model with default settings."""
+    from support.web_server import client_of
+
+    with client_of([model]) as client:
+        yield client
