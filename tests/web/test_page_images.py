@@ -63,6 +63,13 @@ def test_every_source_of_images(new_page: NewPage) -> None:
     expect(facts).to_contain_text("red_star.png")
 
 
+def test_cached_image_shows_no_times(new_page: NewPage) -> None:
+    choose(new_page(), EGGS_PATH)
+    page = new_page()
+    choose(page, EGGS_PATH)
+    expect(page.locator("#image-facts")).to_have_text("six_eggs.png · 256 × 256 pixels · cached")
+
+
 def test_unreadable_files_and_refused_urls_are_reported(new_page: NewPage, tmp_path: Path) -> None:
     page = new_page()
     text = tmp_path / "notes.png"

@@ -86,6 +86,12 @@ export function title(name) {
   return hasText(`sample_${stem}`) ? t(`sample_${stem}`) : stem.replaceAll("_", " ");
 }
 
+function facts({ id, name, width, height, decodeMs, visionMs }) {
+  if (!id) return t("embedding");
+  if (!decodeMs) return t("image_facts_cached", { name, width, height });
+  return t("image_facts", { name, width, height, decode: milliseconds(decodeMs), vision: milliseconds(visionMs) });
+}
+
 function drawImagePanel() {
   const image = currentImage();
   const element = byId("image");
@@ -96,11 +102,7 @@ function drawImagePanel() {
   element.hidden = !image || Boolean(image.cannotBeShown);
   if (image && element.src !== image.url) element.src = image.url;
   if (image) element.alt = title(image.name);
-  byId("image-facts").textContent = !image
-    ? ""
-    : image.id
-      ? t("image_facts", { name: image.name, width: image.width, height: image.height, decode: milliseconds(image.decodeMs), vision: milliseconds(image.visionMs) })
-      : t("embedding");
+  byId("image-facts").textContent = image ? facts(image) : "";
   byId("waiting").hidden = Boolean(image) || state.rows.length === 0;
 }
 
