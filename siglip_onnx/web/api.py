@@ -175,14 +175,19 @@ class Api:
         images = []
         total_bytes = 0
         for index, image in enumerate(parsed.images):
+            if image.url is None:
+                images.append(image)
+                continue
             try:
-                data = await self._fetch(image.url) if image.url else b""
-                total_bytes += len(data)
-                if total_bytes > self._settings.limits.body_bytes:
-                    raise RequestError(422, "limit_exceeded", "The images of this request are too large in total.")
+                data = await self._fetch(image.url)
             except RequestError as error:
                 raise error.at_image(parsed.spelling, index) from error
-            images.append(ImageInput(data=data) if image.url else image)
+            total_bytes += len(data)
+            if total_bytes > self._settings.limits.body_bytes:
+                raise RequestError(
+                    422, "limit_exceeded", "The images of this request are too large in total."
+                ).at_image(parsed.spelling, index)
+            images.append(ImageInput(data=data))
         return replace(parsed, images=images)
 
     async def _fetch(self, url: str) -> bytes:

@@ -48,7 +48,7 @@ class ParsedRequest:
     @property
     def has_urls(self) -> bool:
         """Whether images must be fetched first."""
-        return any(image.url for image in self.images)
+        return any(image.url is not None for image in self.images)
 
 
 def parse_request(
@@ -152,16 +152,14 @@ def _only_spelling(used: Sequence[Spelling]) -> Spelling:
 
 
 def _image_input(entry: ImageIn, spelling: Spelling, index: int) -> ImageInput:
+    if sum(bool(value) for value in (entry.base64, entry.url, entry.id)) != 1:
+        raise invalid("An image must have exactly one of base64, url and id.").at_image(spelling, index)
+    if not entry.base64:
+        return ImageInput(url=entry.url or None, id=entry.id or None)
     try:
-        if sum(bool(value) for value in (entry.base64, entry.url, entry.id)) != 1:
-            raise invalid("An image must have exactly one of base64, url and id.")
-        if entry.base64:
-            return ImageInput(data=base64.b64decode(entry.base64, validate=True))
+        return ImageInput(data=base64.b64decode(entry.base64, validate=True))
     except (binascii.Error, ValueError) as error:
         raise invalid("The base64 of an image is not valid.").at_image(spelling, index) from error
-    except RequestError as error:
-        raise error.at_image(spelling, index) from error
-    return ImageInput(url=entry.url, id=entry.id)
 
 
 def _from_multipart(body: bytes, content_type: str, limits: Limits) -> ParsedRequest:

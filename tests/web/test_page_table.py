@@ -158,6 +158,7 @@ def test_preset_fills_the_heat_map(new_page: NewPage, preset: str, images: int, 
     assert best.evaluate_all("cells => cells.map((cell) => cell.cellIndex - 1)") == best_columns
 
 
+@pytest.mark.export
 def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
     models = [siglip_onnx.load(small_bundle, variant=variant) for variant in ("int8", "fp32")]
     with running(models) as address:

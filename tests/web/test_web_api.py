@@ -95,6 +95,7 @@ def test_image_ids_are_secret_and_expire(model: SigLIP) -> None:
             assert error_of(answer, 404, f"unknown_{word}")[word] == 0
 
 
+@pytest.mark.export
 def test_variants_answer_side_by_side(small_bundle: Path) -> None:
     models = [siglip_onnx.load(small_bundle, variant=variant) for variant in ("int8", "fp32", "int8")]
     with client_of(models) as client:

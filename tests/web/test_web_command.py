@@ -159,6 +159,7 @@ def test_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert "--api-key" not in stderr
 
 
+@pytest.mark.export
 def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
     models = open_models((str(small_bundle), str(small_bundle)), ("int8", "fp32"), ())
     assert [model.variant for model in models] == ["int8", "fp32", "int8", "fp32"]
@@ -192,6 +193,7 @@ def test_missing_extra_is_reported(package: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.export
 def test_server_ends_if_a_model_cannot_be_loaded(small_bundle: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(small_bundle, tmp_path / "damaged"))
     graph = damaged / "onnx" / "vision_model_quantized.onnx"

@@ -91,6 +91,8 @@ def test_other_malformed_requests(client: TestClient) -> None:
     for content_type in ("multipart/form-data", "multipart/form-data; boundary=x"):
         headers = {"content-type": content_type}
         error_of(client.post("/v1/classify", content=b"--y\r\n", headers=headers), 400, "bad_request")
+    empty_url = client.post("/v1/classify", files={"images": STAR}, data={"texts": "a", "urls": ""})
+    assert error_of(empty_url, 422, "url_refused")["image"] == 1
     error_of(client.get("/v1/other"), 404, "not_found")
     error_of(client.get("/v1/classify"), 405, "method_not_allowed")
     error_of(client.get("/static/../../app.py"), 404, "not_found")
