@@ -1,4 +1,4 @@
-"""A model that some pictures kill, for the tests of bulk jobs; worker processes import it."""
+"""A model that some images crash, for the tests of bulk jobs; worker processes import it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from siglip_onnx.bulk.spec import ModelSpec
 
 @dataclass(frozen=True)
 class FragileSpec(ModelSpec):
-    """A model that dies in a way of its own at files of these hashes; ``once`` at the first time only."""
+    """A model that crashes at files with these hashes, each in its own way; with ``once``, a file's path, only once."""
 
     killers: tuple[tuple[str, str], ...] = ()
     once: str | None = None
