@@ -59,7 +59,7 @@ def test_broken_model_ends_the_job_with_its_own_error(folder: Path, small_bundle
     broken = Path(shutil.copytree(small_bundle, tmp_path / "broken"))
     graph = broken / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    found = run("embed", folder, "--out", tmp_path / "out", "--model", broken)
-    assert found.exit_code == 4
-    assert "vision_model_quantized.onnx" in found.stderr
+    result = run("embed", folder, "--out", tmp_path / "out", "--model", broken)
+    assert result.exit_code == 4
+    assert "vision_model_quantized.onnx" in result.stderr
     assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0

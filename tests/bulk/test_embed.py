@@ -35,15 +35,15 @@ def test_job_writes_a_row_per_input_and_the_library_s_vectors(folder: Path, spec
     assert sorted(path.name for path in out.iterdir()) == [
         ".lock", "errors.jsonl", "job.json", "log.jsonl", "plan", "receipts", "rows", "summary.json", "vectors",
     ]  # fmt: skip
-    found = rows_of(out)
-    assert [row["path"] for row in found] == sorted(str(path) for path in folder.rglob("*.png"))
+    rows = rows_of(out)
+    assert [row["path"] for row in rows] == sorted(str(path) for path in folder.rglob("*.png"))
     vectors = [np.load(path) for path in sorted((out / "vectors").iterdir())]
-    assert [len(one) for one in vectors] == [10, 10, 10, 7]
-    expected = siglip_onnx.load(spec.name, threads=1).encode_images([row["path"] for row in found])
+    assert [len(shard) for shard in vectors] == [10, 10, 10, 7]
+    expected = siglip_onnx.load(spec.name, threads=1).encode_images([row["path"] for row in rows])
     assert_array_equal(np.concatenate(vectors), expected)
-    assert [row["row"] for row in found] == [*range(10)] * 3 + [*range(7)]
-    assert {(row["width"], row["height"]) for row in found} == {(24, 17)}
-    assert [row["sha256"] for row in found] == [sha256_of(Path(row["path"])) for row in found]
+    assert [row["row"] for row in rows] == [*range(10)] * 3 + [*range(7)]
+    assert {(row["width"], row["height"]) for row in rows} == {(24, 17)}
+    assert [row["sha256"] for row in rows] == [sha256_of(Path(row["path"])) for row in rows]
     receipt = json.loads((out / "receipts" / "000003.json").read_text())
     assert receipt["counts"] == {"ok": 7}
     assert receipt["fingerprint"] == summary["fingerprint"]
@@ -56,26 +56,26 @@ def test_bad_inputs_are_the_only_errors(folder: Path, small_bundle: Path, tmp_pa
     expected = plant_faults(folder)
     out = tmp_path / "out"
     arguments = ("embed", folder, "--out", out, "--model", small_bundle, "--shard-size", SHARD_SIZE)
-    found = subprocess.run(command(*arguments, "--json"), capture_output=True, text=True, check=False, timeout=120)
-    assert found.returncode == 3, found.stderr
-    summary = json.loads(found.stdout)
+    result = subprocess.run(command(*arguments, "--json"), capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 3, result.stderr
+    summary = json.loads(result.stdout)
     assert (summary["inputs"], summary["vectors"], summary["errors"]) == (37 + 12, 37, 12)
-    assert SKIPPED in found.stderr
+    assert SKIPPED in result.stderr
     errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     assert {Path(error["path"]).name: error["status"] for error in errors} == expected
     assert all(error["message"] for error in errors)
     assert [row["row"] is None for row in rows_of(out)] == [row["status"] != "ok" for row in rows_of(out)]
-    again = run(*arguments)
-    assert again.exit_code == 3
-    assert again.stdout.startswith(f"{out}: 37 vectors of 64 from 49 inputs (ok 37, ")
+    repeated = run(*arguments)
+    assert repeated.exit_code == 3
+    assert repeated.stdout.startswith(f"{out}: 37 vectors of 64 from 49 inputs (ok 37, ")
 
 
 def test_truncated_images_are_embedded_with_allow_truncated(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
     plant_faults(folder)
     arguments = ("embed", folder, "--out", tmp_path / "out", "--model", small_bundle, "--allow-truncated")
-    found = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
-    assert found.returncode == 3
-    assert found.stderr == f"siglip-onnx: {SKIPPED}\n"
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert result.returncode == 3
+    assert result.stderr == f"siglip-onnx: {SKIPPED}\n"
     (row,) = [row for row in rows_of(tmp_path / "out") if row["path"].endswith("truncated.jpg")]
     assert (row["status"], row["truncated"]) == ("ok", True)
 
@@ -83,7 +83,7 @@ def test_truncated_images_are_embedded_with_allow_truncated(folder: Path, small_
 def test_batches_keep_the_order_of_rows(
     folder: Path, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where inputs are read some places before their results come."""
+    """As on a GPU, where several inputs are read before their results are available."""
     plant_faults(folder)
     spec = replace(spec, options=RuntimeOptions(variant="fp32"))
     embed(tmp_path / "single", folder, spec)
@@ -96,8 +96,8 @@ def test_batches_keep_the_order_of_rows(
     embed(tmp_path / "batched", folder, spec, batched)
     assert rows_of(tmp_path / "batched") == rows_of(tmp_path / "single")
     for path in (tmp_path / "single" / "vectors").iterdir():
-        found = np.load(tmp_path / "batched" / "vectors" / path.name)
-        np.testing.assert_allclose(found, np.load(path), atol=1e-5)
+        batched_vectors = np.load(tmp_path / "batched" / "vectors" / path.name)
+        np.testing.assert_allclose(batched_vectors, np.load(path), atol=1e-5)
 
 
 def test_fast_decode_records_no_size(spec: ModelSpec, tmp_path: Path) -> None:

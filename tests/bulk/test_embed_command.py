@@ -59,10 +59,10 @@ def test_wrong_use_is_one_message(folder: Path, small_bundle: Path, tmp_path: Pa
         ([tmp_path / "empty", "--out", tmp_path / "out2"], 1, "No images were found"),
         ([folder, "--out", image], 1, "is a file; give the name of a folder"),
     ):
-        found = run("embed", *arguments, "--model", small_bundle)
-        assert found.exit_code == code, found.stderr
-        assert message in found.stderr
-        assert "Traceback" not in found.stderr
+        result = run("embed", *arguments, "--model", small_bundle)
+        assert result.exit_code == code, result.stderr
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_progress_shows_rate_and_errors(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
@@ -75,4 +75,4 @@ def test_progress_shows_rate_and_errors(folder: Path, spec: ModelSpec, tmp_path:
     assert progress.line().endswith("/s, 0 s left, 0 errors")
     progress.worker_died({"ok": 5, "io_error": 1})
     assert progress.line().startswith("31 of 37 (84 %)")
-    assert [human_seconds(one) for one in (3, 600, 7200, 1e6)] == ["3 s", "10 min", "2.0 h", "11.6 days"]
+    assert [human_seconds(seconds) for seconds in (3, 600, 7200, 1e6)] == ["3 s", "10 min", "2.0 h", "11.6 days"]

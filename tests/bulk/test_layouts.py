@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from support.commands import run_without
-from support.jobs import SHARD_SIZE, InProcess, plant_faults, rows_of
+from support.jobs import SHARD_SIZE, embed, plant_faults, rows_of
 
 import siglip_onnx
 from siglip_onnx.bulk.job import open_job
-from siglip_onnx.bulk.listing import Listing
-from siglip_onnx.bulk.run import run_job
 from siglip_onnx.bulk.spec import ModelSpec
 
 
@@ -21,17 +19,16 @@ def test_clip_retrieval_layout_in_float16(folder: Path, spec: ModelSpec, tmp_pat
     parquet = pytest.importorskip("pyarrow.parquet")
     plant_faults(folder)
     facts = spec.job_facts(layout="clip-retrieval", dtype="float16", shard_size=SHARD_SIZE)
-    run_job(tmp_path / "out", Listing([folder]), spec, facts, engine=InProcess())
+    embed(tmp_path / "out", folder, spec, facts=facts)
     vectors = sorted((tmp_path / "out" / "img_emb").iterdir())
     metadata = sorted((tmp_path / "out" / "metadata").iterdir())
     assert [path.name for path in vectors] == [f"img_emb_{shard:06}.npy" for shard in range(5)]
     assert [path.name for path in metadata] == [f"metadata_{shard:06}.parquet" for shard in range(5)]
     model = siglip_onnx.load(spec.name, threads=1)
-    for one, other in zip(vectors, metadata, strict=True):
-        table = parquet.read_table(other)
-        found = np.load(one)
-        assert found.dtype == np.float16
-        assert_array_equal(found, model.encode_images(table["image_path"].to_pylist()).astype(np.float16))
+    for vectors_path, metadata_path in zip(vectors, metadata, strict=True):
+        table, stored = parquet.read_table(metadata_path), np.load(vectors_path)
+        assert stored.dtype == np.float16
+        assert_array_equal(stored, model.encode_images(table["image_path"].to_pylist()).astype(np.float16))
     assert_array_equal(open_job(tmp_path / "out").read_vectors(2), np.load(vectors[2]))
 
 
@@ -41,7 +38,7 @@ def test_parquet_layout_has_every_row_and_fixed_size_lists(folder: Path, spec: M
 
     plant_faults(folder)
     facts = spec.job_facts(layout="parquet", shard_size=SHARD_SIZE)
-    run_job(tmp_path / "out", Listing([folder]), spec, facts, engine=InProcess())
+    embed(tmp_path / "out", folder, spec, facts=facts)
     table = parquet.read_table(tmp_path / "out" / "parquet")
     assert table.schema.field("embedding").type == arrow.list_(arrow.float32(), 64)
     assert table.column("path").to_pylist() == [row["path"] for row in rows_of(tmp_path / "out")]
@@ -54,9 +51,9 @@ def test_parquet_layout_has_every_row_and_fixed_size_lists(folder: Path, spec: M
 
 
 def test_layouts_without_pyarrow_name_the_extra(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
-    found = run_without(
+    result = run_without(
         "pyarrow", "embed", folder, "--model", small_bundle, "--layout", "parquet", "--out", tmp_path / "o"
     )
-    assert found.returncode == 1
-    assert 'pip install "siglip-onnx[parquet]"' in found.stderr
-    assert "Traceback" not in found.stderr
+    assert result.returncode == 1
+    assert 'pip install "siglip-onnx[parquet]"' in result.stderr
+    assert "Traceback" not in result.stderr

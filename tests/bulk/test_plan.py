@@ -95,15 +95,15 @@ def test_listing_does_not_follow_links_to_folders(folder: Path) -> None:
 
 def test_known_inputs_finds_what_was_added() -> None:
     rng = np.random.default_rng(2)
-    index, expected = KnownInputs(), dict[str, int]()
+    known, expected = KnownInputs(), dict[str, int]()
     for shard in range(60):
         inputs = [Input(f"/p/{rng.integers(1 << 40)}", int(rng.integers(100)), 5) for _ in range(rng.integers(1, 90))]
-        expected |= {one.path: len(index) + place for place, one in enumerate(inputs)}
-        index.add(inputs, shard)
+        expected |= {item.path: len(known) + number for number, item in enumerate(inputs)}
+        known.add(inputs, shard)
     paths = [*expected, *(f"/q/{number}" for number in range(200))]
-    found = index.find([Input(path, None, None) for path in paths])
-    assert found == [expected.get(path, -1) for path in paths]
-    assert not index.mark_seen(0, index.latest("x", 0))
-    assert not index.mark_seen(0, Input("x", 1, 1))  # the second time in one listing it is not looked at
-    assert index.mark_seen(1, Input("y", None, None))
-    assert index.latest("y", 1) == Input("y", None, None)
+    numbers = known.find([Input(path, None, None) for path in paths])
+    assert numbers == [expected.get(path, -1) for path in paths]
+    assert not known.mark_seen(0, known.latest("x", 0))
+    assert not known.mark_seen(0, Input("x", 1, 1))  # listed twice
+    assert known.mark_seen(1, Input("y", None, None))
+    assert known.latest("y", 1) == Input("y", None, None)

@@ -1,4 +1,4 @@
-"""Resuming a job: the same bytes after kills, interrupts, damage and full disks; one run at a time."""
+"""Resuming a job: the same bytes after kills, interrupts, damage and full disks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from support.images import make_image
 from support.jobs import SHARD_SIZE, InProcess, command, embed, sha256_of, tree
 
 from siglip_onnx.bulk.spec import ModelSpec
-from siglip_onnx.bulk.storage import locked
 from siglip_onnx.errors import JobError
 from siglip_onnx.options import RuntimeOptions
 
@@ -119,7 +118,7 @@ def test_retry_errors_retries_only_inputs_with_errors(folder: Path, spec: ModelS
     assert embed(out, folder, spec, engine)["errors"] == 1  # it has a size and a time now, so it has changed
     assert engine.embedded == [sha256_of(missing)]
     assert embed(out, folder, spec, engine, retry_errors=True)["errors"] == 1
-    assert len(engine.embedded) == 2  # the empty file was given to the model again, which refused it again
+    assert len(engine.embedded) == 2  # the model refused the empty file again
 
 
 def limit_files() -> None:
@@ -130,23 +129,16 @@ def limit_files() -> None:
 def test_full_disk_is_one_error_and_the_job_resumes(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
     arguments = command("embed", folder, "--model", small_bundle, "--out", tmp_path / "out", "--workers", 1)
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # which writes too
-    found = subprocess.run(
+    result = subprocess.run(
         arguments, capture_output=True, text=True, check=False, preexec_fn=limit_files, env=unmeasured
     )
-    assert found.returncode == 1
-    assert "cannot be written: File too large. Free space" in found.stderr
-    assert len(found.stderr.splitlines()) == 1
+    assert result.returncode == 1
+    assert "cannot be written: File too large. Free space" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert not list((tmp_path / "out").glob("receipts/*"))
     assert list((tmp_path / "out").glob("plan/*"))
     assert not (tmp_path / "out" / ".tmp").exists()
     assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
-
-
-def test_a_folder_is_written_by_one_run_at_a_time(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    embed(out, folder, spec)
-    with locked(out), pytest.raises(JobError, match="Another run is writing"):
-        embed(out, folder, spec)
 
 
 def test_job_with_other_facts_is_refused(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
@@ -161,3 +153,80 @@ def test_job_with_other_facts_is_refused(folder: Path, spec: ModelSpec, tmp_path
     with pytest.raises(JobError, match="is not empty and is not a job folder"):
         embed(folder, folder, spec, overwrite=True)
     assert len(list(folder.rglob("*.png"))) == 37
+
+
+JOB_0_1 = """{{
+  "format": "siglip_onnx.job/1",
+  "model_name": "small",
+  "variant": "int8",
+  "embedding_space": "{space}",
+  "embedding_dim": 64,
+  "logit_scale": {scale},
+  "logit_bias": {bias},
+  "preprocessing": {{
+    "fast_decode": false,
+    "allow_truncated": false,
+    "image_limits": {{
+      "max_pixels": 89478485,
+      "max_side": 65535,
+      "max_bytes": 512000000
+    }}
+  }},
+  "layout": "npy",
+  "dtype": "float32",
+  "shard_size": 1
+}}
+"""
+PLAN_0_1 = """{{"path": "{path}", "size_bytes": {size}, "mtime_ns": {time}}}
+"""
+ROW_0_1 = """{{"path": "{path}", "size_bytes": {size}, "mtime_ns": {time}, "status": "ok", "row": 0, "width": 90, \
+"height": 60, "sha256": "{sha256}", "truncated": false, "message": ""}}
+"""
+RECEIPT_0_1 = """{{
+  "fingerprint": "{job}",
+  "plan_sha256": "{plan}",
+  "files": {{
+    "vectors/000000.npy": {{
+      "size_bytes": {vectors_size},
+      "sha256": "{vectors}"
+    }},
+    "rows/000000.jsonl": {{
+      "size_bytes": {rows_size},
+      "sha256": "{rows}"
+    }}
+  }},
+  "counts": {{
+    "ok": 1
+  }}
+}}
+"""
+
+
+def test_job_of_version_0_1_resumes(spec: ModelSpec, tmp_path: Path) -> None:
+    """A folder with the exact text that version 0.1 wrote, of whose two shards one is done."""
+    folder, out, engine = tmp_path / "images", tmp_path / "out", InProcess()
+    folder.mkdir()
+    for number in range(2):
+        make_image(np.random.default_rng(number)).save(folder / f"{number}.png")
+    image, facts = folder / "0.png", spec.job_facts()
+    status, model = image.stat(), spec.open()
+    for name in ("plan", "rows", "vectors", "receipts"):
+        (out / name).mkdir(parents=True)
+    job, plan, rows, vectors = (
+        out / name for name in ("job.json", "plan/000000.jsonl", "rows/000000.jsonl", "vectors/000000.npy")
+    )
+    job.write_text(JOB_0_1.format(space=facts.embedding_space, scale=facts.logit_scale, bias=facts.logit_bias))
+    values = {"path": image, "size": status.st_size, "time": status.st_mtime_ns, "sha256": sha256_of(image)}
+    plan.write_text(PLAN_0_1.format(**values))
+    rows.write_text(ROW_0_1.format(**values))
+    np.save(vectors, model.encode_images([image]))
+    hashes = {"job": sha256_of(job), "plan": sha256_of(plan), "rows": sha256_of(rows), "vectors": sha256_of(vectors)}
+    sizes = {"rows_size": rows.stat().st_size, "vectors_size": vectors.stat().st_size}
+    (out / "receipts" / "000000.json").write_text(RECEIPT_0_1.format(**hashes, **sizes))
+    before = tree(out)
+    assert embed(out, folder, spec, engine, facts=spec.job_facts(shard_size=1))["vectors"] == 2
+    assert engine.shards == [1]
+    after = tree(out)
+    assert {name: after[name] for name in before} == before
+    embed(tmp_path / "new", folder, spec, facts=spec.job_facts(shard_size=1))
+    assert tree(tmp_path / "new") == after
