@@ -164,7 +164,7 @@ def make_folder(path: Path) -> None:
     """Make a job's folder if it is not there.
 
     Raises:
-        JobError: it is something else, or cannot be made.
+        JobError: the path is a file, holds other files, or cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,16 @@ def expected(images: Path, small_bundle: Path, tmp_path_factory: pytest.TempPath
     return tree(out)
 
 
+@pytest.fixture
+def ray_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep Ray's files out of the system's folder, and notice soon that Ray has died."""
+    pytest.importorskip("ray", reason="Ray is not installed; it is part of the extra [dev]")
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # sockets need a short path
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "2")
+        yield
+
+
 def embed(images: Path, bundle: Path, out: Path, *options: str) -> list[str]:
     return command("embed", images, "--model", bundle, "--shard-size", 20, "--out", out, *options)
 
@@ -51,11 +63,11 @@ def test_ray_without_ray_names_the_extra(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("victim", ["nothing", "actor", "Ray"])
-def test_ray_writes_the_bytes_of_the_local_engine(
+@pytest.mark.usefixtures("ray_environment")
+@pytest.mark.parametrize("victim", ["actor", "Ray"])
+def test_ray_killed_midway_writes_the_bytes_of_the_local_engine(
     victim: str, images: Path, small_bundle: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed; it is part of the extra [dev]")
     psutil = pytest.importorskip("psutil", reason="psutil is not installed; it is part of the extra [dev]")
     out = tmp_path / "out"
     by_ray = embed(images, small_bundle, out, "--engine", "ray")
@@ -64,32 +76,31 @@ def test_ray_writes_the_bytes_of_the_local_engine(
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
         children = psutil.Process(process.pid).children(recursive=True)
-        assert_silent([psutil.Process(process.pid), *children])
-        actors = [child for child in children if "ray::_ShardActor" in child.cmdline()[0]]
+        actors = [child for child in children if "ray::_ShardActor" in " ".join(child.cmdline()[:1])]
         assert len(actors) == available_threads()
-        for child in {"nothing": [], "actor": actors[:1], "Ray": children}[victim]:
+        assert_private([psutil.Process(process.pid), *actors])
+        for child in actors[:1] if victim == "actor" else children:
             os.kill(child.pid, signal.SIGKILL)
         error = process.communicate(timeout=120)[1]
-    assert process.returncode == (1 if victim == "Ray" else 3), error
     assert "Traceback" not in error
-    if victim == "Ray":
-        assert "Ray failed" in error
+    if victim == "actor":
+        assert process.returncode == 3, error
+    else:
+        assert process.returncode not in (0, 3), error  # with our message, or ended by Ray's own check of its processes
         subprocess.run(embed(images, small_bundle, out), capture_output=True, check=False)
     assert tree(out) == expected
 
 
-def assert_silent(processes: list[Any]) -> None:
-    """Check that no process listens or is connected outside the loopback interface, and that Ray reports nothing."""
-    addresses = [
-        address
-        for process in processes
-        for connection in process.net_connections("inet")
-        for address in (connection.laddr, connection.raddr)
-        if address
-    ]
-    assert addresses
-    for address in addresses:
-        host = ip_address(address.ip)
-        assert (getattr(host, "ipv4_mapped", None) or host).is_loopback, address
-    ray = [process for process in processes if "ray::_ShardActor" in process.cmdline()[0]]
-    assert {process.environ()["RAY_USAGE_STATS_ENABLED"] for process in ray} == {"0"}
+def assert_private(processes: list[Any]) -> None:
+    """Check that processes listen and connect on the loopback interface only, and that Ray reports no statistics.
+
+    Every process of Ray listens, the driver included, and is connected to the processes that Ray started before it.
+    """
+    for process in processes:
+        connections = process.net_connections("inet")
+        assert any(connection.status == "LISTEN" for connection in connections)
+        for connection in connections:
+            for address in filter(None, (connection.laddr, connection.raddr)):
+                host = ip_address(address.ip)
+                assert (getattr(host, "ipv4_mapped", None) or host).is_loopback, address
+    assert {process.environ()["RAY_USAGE_STATS_ENABLED"] for process in processes[1:]} == {"0"}
