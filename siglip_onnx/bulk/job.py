@@ -161,7 +161,7 @@ def open_job(path: Path) -> Job:
 
 
 def make_folder(path: Path) -> None:
-    """Make a job's folder if it is not there.
+    """Create a job's folder if it does not exist.
 
     Raises:
         JobError: the path is a file, holds other files, or cannot be created.

@@ -43,7 +43,7 @@ class _Scorer:
 
 
 class _HalfScorer:
-    """Scores float16 vectors without numpy's cast to float32, which alone takes three times as long as this class.
+    """Scores float16 vectors without numpy's cast to float32, with which a search takes three times as long.
 
     Each pair of float16 numbers is read as one int32, in which the second number is the upper half. Shifting moves
     sign, exponent and fraction to the bits where a float32 has them. The result is exact, except that every number is

@@ -35,19 +35,19 @@ class _Fragile:
 
     def stream_embeddings(self, images: Iterable[bytes]) -> Iterator[Any]:
         for image in images:
-            end = self._killers.get(hashlib.sha256(image).hexdigest())
-            if end and not (self._once and Path(self._once).exists()):
+            kind = self._killers.get(hashlib.sha256(image).hexdigest())
+            if kind and not (self._once and Path(self._once).exists()):
                 if self._once:
                     Path(self._once).touch()
-                die(end)
+                crash(kind)
             yield from self._model.stream_embeddings([image])
 
 
-def die(how: str) -> None:
-    if how == "segfault":
+def crash(kind: str) -> None:
+    if kind == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if how == "exit":
+    if kind == "exit":
         os._exit(7)
-    if how == "hang":
+    if kind == "hang":
         time.sleep(600)
     raise RuntimeError("out of luck")
