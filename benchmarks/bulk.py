@@ -173,9 +173,9 @@ class Stopwatch(Progress):
 
     began, ended = float("inf"), 0.0
 
-    def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
+    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
         """Note one."""
-        super().shard(shard, receipt, seconds)
+        super().shard_done(shard, receipt, seconds)
         self.ended = time.perf_counter()
         self.began = min(self.began, self.ended - seconds)
 
@@ -186,7 +186,7 @@ def time_job(bundle: Path, folder: Path, out: Path, engine: str) -> dict[str, fl
 
     spec, watch, count = ModelSpec(str(bundle)), Stopwatch(OFF), len(list(folder.iterdir()))
     began = time.perf_counter()
-    run_job(out, Listing([folder]), spec, spec.job_facts(shard_size=20), watcher=watch,
+    run_job(out, Listing([folder]), spec, spec.job_facts(shard_size=20), progress=watch,
             engine=RayEngine() if engine == "ray" else LocalEngine())  # fmt: skip
     return {
         "pictures_per_second": round(count / (watch.ended - watch.began), 2),

@@ -98,13 +98,13 @@ def test_a_run_that_is_refused_removes_nothing(images: Path, tmp_path: Path) -> 
     write(out / ".tmp" / ("b" * 32), "half")
     before = tree(out)
     assert "variant" in embed(images, out, "--variant", "fp32").stderr
-    assert "No pictures were found" in embed(empty, out, "--overwrite").stderr
+    assert "No images were found" in embed(empty, out, "--overwrite").stderr
     assert tree(out) == before
     other = tmp_path / "other"
     write(other / ".tmp" / ("b" * 32))
     write(other / "photo.jpg")
     before = tree(other)
-    assert "holds other things" in embed(images, other, "--overwrite").stderr
+    assert "is not empty and is not a job folder" in embed(images, other, "--overwrite").stderr
     assert tree(other) == before
     assert embed(images, out, "--overwrite").exit_code == 0
     assert not (out / ".tmp").exists(), "what a killed run left there is removed by a run that is accepted"
