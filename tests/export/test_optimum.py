@@ -20,7 +20,6 @@ from support.outliers import add_outliers
 
 import siglip_onnx
 from siglip_onnx.cli import main
-from siglip_onnx.export.layers import layer_cosines
 from siglip_onnx.export.pipeline import export_bundle
 
 TEXTS = ["a photo of a cat", "赤い丸", ""]
@@ -60,14 +59,6 @@ def test_the_traced_graph_is_another_graph(bundle: Path, traced: Path) -> None:
     assert "MultiHeadAttention" in operators[0]
     assert "MultiHeadAttention" not in operators[1]
     assert "Softmax" in operators[1]
-
-
-def test_the_layers_of_a_traced_graph_are_found(traced: Path, images: list[Image.Image]) -> None:
-    bundle = siglip_onnx.bundle.open_bundle(traced)
-    inputs = siglip_onnx.load(traced).preprocess(images[:1])
-    cosines = layer_cosines(bundle, "int8", "vision", inputs)
-    assert next(iter(cosines)) == "vision_model.encoder.layers.0"
-    assert len(cosines) == bundle.config.vision.num_hidden_layers + 1
 
 
 def test_naflex_of_any_grid(tmp_path: Path, images: list[Image.Image]) -> None:
