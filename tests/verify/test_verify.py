@@ -1,9 +1,11 @@
-"""The ``verify`` command: it measures, and it can fail."""
+"""The ``verify`` command: what it measures, and when it fails."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +56,19 @@ def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Pat
     assert sorted(path.name for path in bundle.iterdir()) == sorted(path.name for path in small_bundle.iterdir())
 
 
-def test_a_variant_that_is_too_far_fails(small_bundle: Path) -> None:
+def test_a_variant_below_the_limit_fails(small_bundle: Path) -> None:
     result = run(small_bundle, "--min-cosine", "0.9999999")
     assert result.exit_code == 1
     assert "int8 reaches only a cosine of 0.999" in result.stderr
     assert "against fp32" in result.stdout
 
 
-def test_own_pictures_and_texts(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
-    folder = tmp_path / "pictures"
+def test_own_images_and_texts(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
-    for number, picture in enumerate(images):
-        picture.save(folder / f"{number}.png")
-    (folder / "notes.txt").write_text("no picture")
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("not an image")
     texts = tmp_path / "texts.txt"
     texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
     result = run(small_bundle, "--images", folder, "--texts", texts, "--json")
@@ -96,8 +98,8 @@ def test_naflex_against_pytorch(tmp_path: Path) -> None:
     assert "int8 against PyTorch" in result.stdout
 
 
-def test_another_checkpoint_is_not_the_reference(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
-    """The comparison finds one changed weight, one changed filter, and a longer vocabulary text."""
+def test_comparison_with_another_checkpoint_fails(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """The comparison finds one changed weight and one changed filter."""
     other = Path(shutil.copytree(small_checkpoint, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
     weights["vision_model.encoder.layers.0.mlp.fc1.weight"][0, 0] += 1
@@ -111,7 +113,7 @@ def test_another_checkpoint_is_not_the_reference(small_checkpoint: Path, small_b
     assert "text embedding differ" not in result.stderr
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path, small_checkpoint: Path, small_bundle: Path) -> None:
+def test_verify_names_what_is_missing(tmp_path: Path, small_checkpoint: Path, small_bundle: Path) -> None:
     export_bundle(small_checkpoint, tmp_path / "int8", precisions=["int8"])
     assert "has no fp32 variant to compare with; it has int8" in run(tmp_path / "int8").stderr
     assert run(tmp_path / "int8").exit_code == 4
@@ -125,6 +127,13 @@ def test_without_torch_the_reference_names_what_to_install(small_bundle: Path, s
     assert found.returncode == 1
     assert "--reference needs torch, which is not installed" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("module", ["verify.accuracy", "verify.published", "bench.run", "cli.verify"])
+def test_verify_and_bench_need_no_export_extra(module: str) -> None:
+    extra = ("onnx", "onnx_ir", "safetensors", "ml_dtypes", "sentencepiece")
+    code = f"import sys; sys.modules |= dict.fromkeys({extra!r}); import siglip_onnx.{module}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_order_agreement_counts_pairs() -> None:
