@@ -105,13 +105,13 @@ def export_bundle(
         _write_shared_files(checkpoint, folder)
         files = {file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()}
         samples = prepare_inputs(checkpoint, folder, sample_images(), SAMPLE_TEXTS)
-        calibration = samples
+        calibration_inputs = samples
         if calibration_images is not None:
-            calibration = prepare_inputs(checkpoint, folder, calibration_images, SAMPLE_TEXTS)
+            calibration_inputs = prepare_inputs(checkpoint, folder, calibration_images, SAMPLE_TEXTS)
         options = Int8Options(MIN_COSINE["int8"] if min_cosine is None else min_cosine, reduce_range)
-        # fp32 is what the others are fitted to and compared with; if it is not to be shipped, it is a temporary file.
+        # Every variant is fitted to fp32 and compared with it; unless requested, it is written to a temporary folder.
         homes = {REFERENCE: Path(scratch)} | dict.fromkeys(precisions, folder)
-        written = _write_variants(fresh_tower, homes, calibration, options, report)
+        written = _write_variants(fresh_tower, homes, calibration_inputs, options, report)
         report("Comparing with fp32 on the sample images and texts")
         accuracies = _compare(written, samples, head)
         _check_accuracies(accuracies, min_cosine)
