@@ -55,7 +55,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; all that the exporter knows of it, whatever the layout of its files.
+    """An opened checkpoint: all that the exporter needs, independent of the layout of its files.
 
     Attributes:
         path: the folder, for error messages and for the PyTorch reference.

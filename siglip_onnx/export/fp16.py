@@ -32,10 +32,10 @@ def to_fp16(model: ir.Model) -> dict[str, Any]:
     return {"method": "fp16 weights and computation; inputs and output f32"}
 
 
-def store_half(graph: ir.Graph, endings: tuple[str, ...]) -> None:
+def store_as_fp16(graph: ir.Graph, endings: tuple[str, ...]) -> None:
     """Store the f32 weights with these endings of names as fp16; a Cast converts them back when the graph is loaded.
 
-    For the weights that int8 and q4 do not quantize: rounding to 11 bits is negligible beside the 8 bits of the others.
+    For the weights that int8 and q4 do not quantize: rounding to 11 bits is negligible next to their 8 bits elsewhere.
     """
     for name in [name for name in graph.initializers if name.endswith(endings)]:
         value = graph.initializers[name]

@@ -108,7 +108,7 @@ def graph_input(name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write ``path`` and, beside it, ``<path>.data`` with the large weights, aligned for memory mapping.
+    """Write ``path`` and, next to it, ``<path>.data`` with the large weights, aligned for memory mapping.
 
     Raises:
         CheckpointError: a weight, which is read only now, is damaged.

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..head import Floats
-from .fp16 import store_half
+from .fp16 import store_as_fp16
 from .graph import MICROSOFT
 
 ROWS_AT_ONCE = 16384
@@ -67,7 +67,7 @@ def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
-    store_half(graph, STORED_AS_FP16)
+    store_as_fp16(graph, STORED_AS_FP16)
     bits = 7 if choices.reduce_range else 8
     return {
         "method": f"dynamic int8: weights {bits}-bit symmetric per output channel, activations uint8 per tensor",

@@ -12,16 +12,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..head import Floats
-from .fp16 import store_half
+from .fp16 import store_as_fp16
 from .graph import MICROSOFT
 from .int8 import ROWS_AT_ONCE, STORED_AS_FP16, Weight, declare_pair, find_weight, linear_with_bias, replace_nodes
 
 BLOCK = 32
 _ZERO = 8  # the stored value of 0
 _INT8_COMPUTATION = 4  # accuracy_level
-_SHRINK = np.linspace(
-    1, 0.8, 5, dtype=np.float32
-)  # scales to try, relative to the one at which the largest value is exact
+# Scales to try, relative to the one at which the largest value is exact.
+_SHRINK = np.linspace(1, 0.8, 5, dtype=np.float32)
 
 
 def quantize_4bit(model: ir.Model) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def quantize_4bit(model: ir.Model) -> dict[str, Any]:
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
-    store_half(graph, STORED_AS_FP16)
+    store_as_fp16(graph, STORED_AS_FP16)
     return {
         "method": f"weights 4-bit symmetric in blocks of {BLOCK}, scales f32, computed in int8",
         "linear_layers": linear,

@@ -17,7 +17,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.checkpoints import make_checkpoint
+from support.checkpoints import make_checkpoint, make_naflex_checkpoint
 from transformers import SiglipImageProcessor, SiglipModel
 
 import siglip_onnx
@@ -168,7 +168,7 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
         (
             PREPROCESSOR,
             lambda d: d.update(size={"height": 64, "width": 64}),
-            "not make pictures of 32x32 pixels, .* but of 64x64",
+            "not make .* of 32x32 pixels, .* but of 64x64",
         ),
         (PREPROCESSOR, lambda d: d.update(size={"shortest_edge": 64}), "shortest_edge"),
         (PREPROCESSOR, lambda d: d.update(do_normalize=False), "do_normalize: false"),
@@ -182,7 +182,7 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
         (CONFIG, lambda d: d.update(vision_config=[1]), "is a list, expected an object"),
         (CONFIG, lambda d: d["text_config"].update(hidden_size="64"), "hidden_size '64', expected a whole number"),
         (CONFIG, lambda d: d["text_config"].update(num_hidden_layers=0), "num_hidden_layers 0"),
-        (CONFIG, lambda d: d["vision_config"].update(num_channels=4), "num_channels 4; pictures are RGB"),
+        (CONFIG, lambda d: d["vision_config"].update(num_channels=4), "num_channels 4; .* are RGB"),
         (CONFIG, lambda d: d["vision_config"].update(layer_norm_eps="tiny"), "layer_norm_eps 'tiny'"),
         (CONFIG, lambda d: d.update(use_qk_norm=True), "has use_qk_norm, .* may change the answer"),
         (CONFIG, lambda d: d["vision_config"].update(num_registers=4), "has num_registers"),
@@ -218,6 +218,12 @@ def test_missing_and_damaged_files_are_named_and_nothing_is_written(
     with pytest.raises(CheckpointError, match=damaged):
         export_bundle(copy, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_naflex_checkpoint_of_too_many_patches_is_refused(tmp_path: Path) -> None:
+    checkpoint = make_naflex_checkpoint(tmp_path / "naflex", max_num_patches=5000)
+    with pytest.raises(CheckpointError, match="max_num_patches 5000, expected at most 4096"):
+        export_bundle(checkpoint, tmp_path / "out")
 
 
 def test_shard_index_with_a_missing_shard(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ QUANTITIES = {"cosines", "head", "ids", "logits", "probabilities", "shares", "te
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint with the name of a published one, and its bundle in ``bundle`` beside it."""
+    """A small checkpoint with the name of a published one, and its bundle in ``bundle`` next to it."""
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("published") / NAME, "square")
     export_bundle(checkpoint, checkpoint.with_name("bundle"))
     return checkpoint
