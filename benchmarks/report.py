@@ -18,7 +18,6 @@ from siglip_onnx.bench.schema import END_TO_END, TEXT, VISION, Document, Row, re
 from siglip_onnx.bench.tables import Table, explain, markdown, start_memory_mb, start_seconds, three_digits
 
 README, DETAILS, PLOTS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "plots"
-EXPORT = ROOT / "docs" / "export.md"
 SUITE, NO_VNNI, QUANTIZATION = (RESULTS / f"{name}.json" for name in ("base_multilingual", "base_multilingual_no_vnni",
                                                                       "quantization"))  # fmt: skip
 
@@ -29,19 +28,16 @@ def main() -> None:
     from siglip_onnx.bench.plots import draw_plots  # noqa: PLC0415 - tables need no matplotlib
 
     document = read_document(SUITE)
-    for page in (README, EXPORT):
-        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
     DETAILS.write_text(details(document), encoding="utf-8")
     for path in draw_plots(document, PLOTS):
         click.echo(path, err=True)
 
 
 def with_tables(text: str) -> str:
-    """Return a page's text with each of its tables as the results have it."""
+    """Return the README's text with every table as the results have it."""
     for mark, table in readme_parts().items():
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-        if begin not in text:
-            continue
         before, rest = text.split(begin)
         _, after = rest.split(end)
         text = f"{before}{begin}\n{table}\n{end}{after}"
@@ -49,7 +45,7 @@ def with_tables(text: str) -> str:
 
 
 def readme_parts() -> dict[str, str]:
-    """Return the tables of README and docs/export.md by their marks."""
+    """Return what stands between the README's marks."""
     return {
         "benchmarks": summary(read_document(SUITE)),
         "no_vnni": describe_no_vnni(json.loads(NO_VNNI.read_text(encoding="utf-8"))),

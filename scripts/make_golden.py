@@ -20,9 +20,9 @@ from siglip_onnx.bundle.folder import Bundle, open_bundle
 from siglip_onnx.bundle.manifest import MANIFEST
 from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 from siglip_onnx.demo import GOLDEN_PATH, IMAGES_PATH
+from siglip_onnx.demo.golden import Golden, write_golden
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.model import SigLIP
-from siglip_onnx.verify.golden import Golden, write_golden
 
 
 @click.command(help=__doc__)

@@ -15,6 +15,8 @@ from .bundle.folder import Bundle, open_bundle, verify_folder
 from .bundle.manifest import TOWERS
 from .demo import BUNDLE_PATH as DEMO_PATH
 from .demo import GOLDEN_PATH
+from .demo import golden as golden_module
+from .demo.golden import MIN_COSINE, Agreement, read_golden
 from .errors import CacheError, SiglipOnnxError
 from .hub.cache import cached_models, folder_size, leftovers
 from .model import SigLIP
@@ -23,9 +25,6 @@ from .system.cache_dir import cache_folder
 from .system.cpu import Cpu, int8_kernels, read_cpu
 from .system.telemetry import telemetry_state
 from .system.threads import available_threads, thread_limits
-from .verify import golden as golden_module
-from .verify.accuracy import Accuracy
-from .verify.golden import MIN_COSINE, holds, read_golden
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 PACKAGES = ("siglip_onnx", "onnxruntime", "numpy", "pillow", "tokenizers", "huggingface_hub", "click")
@@ -126,26 +125,26 @@ def self_test(bundle: Bundle, cpu: Cpu) -> Finding:
         golden = read_golden(GOLDEN_PATH)
         model = SigLIP(bundle)
         found = golden_module.self_test(model, golden)
-        exact = found if holds(found) else golden_module.self_test(SigLIP(bundle, exact_int8=True), golden)
+        exact = found if found.holds else golden_module.self_test(SigLIP(bundle, exact_int8=True), golden)
     except SiglipOnnxError as error:
         return Finding("self-test", FAILURE, str(error), "Install siglip_onnx again.", {})
-    facts = {"variant": model.variant, "floor": MIN_COSINE, "found": _cosines(found), "exact_kernels": _cosines(exact),
+    facts = {"variant": model.variant, "floor": MIN_COSINE, "found": asdict(found), "exact_kernels": asdict(exact),
              "golden": golden.provenance}  # fmt: skip
-    answer_ = f"cosine to the stored answers {found.cosine_min:.5f}, at least {MIN_COSINE} is right"
-    if holds(found):
+    answer_ = f"cosine to the stored answers {_lowest(found):.5f}, at least {MIN_COSINE} is right"
+    if found.holds:
         return Finding("self-test", OK, answer_, "", facts)
     return Finding("self-test", FAILURE, answer_, _fallback(exact, cpu), facts)
 
 
-def _cosines(accuracy: Accuracy) -> dict[str, float]:
-    return {"image_cosine_min": accuracy.vision_cosine_min, "text_cosine_min": accuracy.text_cosine_min}
+def _lowest(agreement: Agreement) -> float:
+    return min(agreement.image_cosine_min, agreement.text_cosine_min)
 
 
-def _fallback(exact: Accuracy, cpu: Cpu) -> str:
-    if holds(exact):
+def _fallback(exact: Agreement, cpu: Cpu) -> str:
+    if exact.holds:
         return (
             f"int8 saturates on {cpu.name}. onnxruntime's exact kernels are right here "
-            f"(cosine {exact.cosine_min:.5f}): export without --reduce-range, or use --variant fp32."
+            f"(cosine {_lowest(exact):.5f}): export without --reduce-range, or use --variant fp32."
         )
     return f"int8 is wrong on {cpu.name} with every kernel: use --variant fp32, and report this with the --json output."
 

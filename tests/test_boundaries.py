@@ -16,7 +16,7 @@ PACKAGE = Path(siglip_onnx.__file__).parent
 # Each room imports only rooms before it.
 ROOMS = (
     "_version", "errors", "system", "options", "config", "head", "bundle", "image", "text", "session", "vision_tower",
-    "text_tower", "model", "classifier", "demo", "hub", "verify", "doctor", "export", "bulk", "bench", "web", "cli",
+    "text_tower", "model", "classifier", "demo", "hub", "doctor", "verify", "export", "bulk", "bench", "web", "cli",
     "__init__", "__main__",
 )  # fmt: skip
 

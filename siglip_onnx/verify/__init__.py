@@ -1,1 +1,1 @@
-"""Verify a model: variants against fp32, stages against PyTorch, answers against published and stored ones."""
+"""Verify a model: variants against fp32, stages against PyTorch, answers against published numbers."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle.folder import Bundle
 from ..bundle.manifest import MANIFEST
@@ -22,29 +23,35 @@ REFERENCE = "fp32"
 MIN_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.999, "q4": 0.95}
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Embeddings and logits against those of a reference, on the same images and texts.
+@dataclass(frozen=True, kw_only=True)
+class Closeness:
+    """How close embeddings and logits are to those of a reference: absolute logit errors, cosines of embeddings."""
 
-    Cosines are between unit embeddings of one tower, logit errors are absolute, ``top1_agreement`` is the share of
-    images with the same best text, ``order_agreement`` that of pairs of texts in the same order.
-    """
-
-    num_images: int
-    num_texts: int
     vision_cosine_min: float
     vision_cosine_mean: float
     text_cosine_min: float
     text_cosine_mean: float
     logit_error_mean: float
     logit_error_max: float
-    top1_agreement: float
-    order_agreement: float
 
     @property
     def cosine_min(self) -> float:
-        """The smallest cosine of both towers; NaN if either is."""
-        return float(np.min([self.vision_cosine_min, self.text_cosine_min]))
+        """The worst embedding of both towers."""
+        return float(np.min([self.vision_cosine_min, self.text_cosine_min]))  # nan if either is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Closeness):
+    """A variant against fp32, on the same images and texts.
+
+    ``top1_agreement`` is the share of images with the same best text, ``order_agreement`` that of pairs of texts in the
+    same order.
+    """
+
+    num_images: int
+    num_texts: int
+    top1_agreement: float
+    order_agreement: float
 
     def to_card(self, inputs: str = "built-in samples") -> dict[str, Any]:
         """Return the accuracy card of the manifest."""
@@ -73,18 +80,28 @@ def compare(
         compute_logits(*embeddings, logit_scale=logit_scale, logit_bias=logit_bias)
         for embeddings in ((images, texts), (expected_images, expected_texts))
     )
-    error = np.abs(logits - expected)
     return Accuracy(
+        **asdict(summarize_closeness(vision, text, np.abs(logits - expected))),
         num_images=len(vision),
         num_texts=len(text),
-        vision_cosine_min=float(vision.min()),
-        vision_cosine_mean=float(vision.mean()),
-        text_cosine_min=float(text.min()),
-        text_cosine_mean=float(text.mean()),
-        logit_error_mean=float(error.mean()),
-        logit_error_max=float(error.max()),
         top1_agreement=float(np.mean(logits.argmax(axis=1) == expected.argmax(axis=1))),
         order_agreement=_order_agreement(logits, expected),
+    )
+
+
+def summarize_closeness(
+    vision_cosines: NDArray[np.floating[Any]],
+    text_cosines: NDArray[np.floating[Any]],
+    logit_errors: NDArray[np.floating[Any]],
+) -> Closeness:
+    """Return the minimum and mean of the cosines, and the mean and maximum of the absolute errors; any shapes."""
+    return Closeness(
+        vision_cosine_min=float(vision_cosines.min()),
+        vision_cosine_mean=float(vision_cosines.mean()),
+        text_cosine_min=float(text_cosines.min()),
+        text_cosine_mean=float(text_cosines.mean()),
+        logit_error_mean=float(logit_errors.mean()),
+        logit_error_max=float(logit_errors.max()),
     )
 
 

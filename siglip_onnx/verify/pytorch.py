@@ -73,7 +73,7 @@ def compare_with_pytorch(
     expected_logits = expected_images @ expected_texts.T * scale + bias
     logit_error = np.abs(model.logits(image_embeddings, text_embeddings) - expected_logits)
     return [
-        StageDifference("pixels", max(pixel_errors)),
+        StageDifference("pixels", float(np.max(pixel_errors))),
         StageDifference("ids", float(np.abs(model.tokenize(texts) - ids).max(initial=0))),
         _compare_rows("vision embedding", image_embeddings, expected_images),
         _compare_rows("text embedding", text_embeddings, expected_texts),

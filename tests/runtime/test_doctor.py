@@ -19,13 +19,11 @@ from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.cli import main
 from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 from siglip_onnx.demo import GOLDEN_PATH
+from siglip_onnx.demo.golden import MIN_COSINE, Agreement, compare, read_golden, write_golden
 from siglip_onnx.errors import BundleError
 from siglip_onnx.hub.cache import PARTIAL, models_folder, repository_folder
-from siglip_onnx.model import SigLIP
 from siglip_onnx.session import LazySession
 from siglip_onnx.system.cpu import Cpu, int8_kernels, read_cpu
-from siglip_onnx.verify.accuracy import compare
-from siglip_onnx.verify.golden import MIN_COSINE, holds, read_golden, self_test, write_golden
 
 X86, ARM = "x86_64", "aarch64"
 
@@ -105,12 +103,10 @@ def test_int8_that_misbehaves_is_told_with_what_to_do(
     assert "fp32" in found.stdout
 
 
-def test_self_test_fails_if_a_cosine_is_nan() -> None:
-    unit = np.eye(2, dtype=np.float32)
-    accuracy = compare(unit, unit, unit, unit, logit_scale=0.0, logit_bias=0.0)
-    assert holds(replace(accuracy, vision_cosine_min=MIN_COSINE))
-    assert not holds(replace(accuracy, vision_cosine_min=float("nan")))
-    assert not holds(replace(accuracy, text_cosine_min=float("nan")))
+def test_agreement_that_is_no_number_does_not_hold() -> None:
+    assert not Agreement(float("nan"), 1.0).holds
+    assert not Agreement(1.0, float("nan")).holds
+    assert Agreement(MIN_COSINE, 1.0).holds
 
 
 def test_damaged_files_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,8 +160,7 @@ def test_stored_answers_are_those_of_the_shipped_model() -> None:
     assert golden.provenance["weights_sha256"] == demo.manifest.source["weights_sha256"], "run scripts/make_golden.py"
     made = make_golden.make_golden(demo)
     assert (made.images, made.texts) == (golden.images, golden.texts)
-    stored = (golden.image_embeddings, golden.text_embeddings)
-    assert holds(compare(made.image_embeddings, made.text_embeddings, *stored, logit_scale=0.0, logit_bias=0.0))
+    assert compare(golden, made.image_embeddings, made.text_embeddings).holds
     np.testing.assert_allclose(np.linalg.norm(golden.image_embeddings, axis=1), 1, atol=1e-6)
 
 
@@ -180,6 +175,6 @@ def test_the_script_takes_checkpoints_and_bundles(request: pytest.FixtureRequest
 def test_answers_of_another_model(tmp_path: Path) -> None:
     golden = read_golden(GOLDEN_PATH)
     with pytest.raises(BundleError, match="they are of different models"):
-        self_test(SigLIP(open_bundle(DEMO_PATH)), replace(golden, image_embeddings=golden.image_embeddings[:, :5]))
+        compare(golden, golden.image_embeddings[:, :5], golden.text_embeddings)
     write_golden(replace(golden, texts=("犬",)), tmp_path / "golden.npz")
     assert read_golden(tmp_path / "golden.npz").texts == ("犬",)
