@@ -1,4 +1,4 @@
-"""Give a checkpoint the activation outliers of real vision transformers without changing its answer."""
+"""Give a checkpoint the activation outliers of real vision transformers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Weights = dict[str, torch.Tensor]
 
 
 def add_outliers(checkpoint: Path, out: Path, *, channels: int = 6, factor: float = 60.0, seed: int = 0) -> Path:
-    """Write ``out``: in each layer some channels of every LayerNorm and of the values are ``factor`` times as large.
+    """Write ``out``: in each layer some channels of every LayerNorm and of the values are ``factor`` times larger.
 
-    What reads them is made as much smaller, so that the function stays the same: only a quantizer sees a difference.
+    The weights that read them are divided by ``factor``, so that the function stays the same; only a quantizer is
+    affected.
     """
     shutil.copytree(checkpoint, out)
     weights = load_file(out / "model.safetensors")
@@ -31,7 +32,7 @@ def add_outliers(checkpoint: Path, out: Path, *, channels: int = 6, factor: floa
 
 
 def add_gelu_outliers(checkpoint: Path, out: Path, *, channels: int = 4, factor: float = 60.0, seed: int = 0) -> Path:
-    """Write ``out``, another model: some channels behind each GELU are large, and nothing before it can undo that."""
+    """Write ``out``, a different model: some channels after each GELU are large, and no rescaling can undo that."""
     shutil.copytree(checkpoint, out)
     weights = load_file(out / "model.safetensors")
     generator = torch.Generator().manual_seed(seed)
