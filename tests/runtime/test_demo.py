@@ -123,6 +123,8 @@ def test_every_scene_can_be_drawn() -> None:
         assert np.asarray(draw(Scene(0, word=word, dark=1), rng, 96)).max() > 100
 
 
+@pytest.mark.slow
+@pytest.mark.export
 def test_training_runs_stops_and_goes_on(tmp_path: Path) -> None:
     """Two steps, then one more: the checkpoint is one that export takes."""
     from click.testing import CliRunner
