@@ -211,6 +211,7 @@ def test_truncated_pictures_are_taken_when_allowed(folder: Path, small_bundle: P
     assert (row["status"], row["truncated"]) == ("ok", True)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_folder_comes_out_the_same(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
     arguments = ("embed", folder, "--model", small_bundle, "--shard-size", 4, "--workers", 2, "--out")
     began = time.monotonic()
@@ -364,6 +365,7 @@ def test_retry_errors_tries_only_what_had_one(folder: Path, spec: ModelSpec, tmp
     assert len(engine.embedded) == 2  # the empty file was given to the model again, which refused it again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["segfault", "exit", "exception", "hang"])
 def test_a_picture_that_kills_its_worker_is_recorded(end: str, folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
     places = (17,) if end == "hang" else (4, 17, 18)  # to wait costs time

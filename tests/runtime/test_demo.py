@@ -44,6 +44,7 @@ def test_embedded_files_are_whole() -> None:
     assert json.loads((DEMO_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
 
 
+@pytest.mark.slow
 def test_sample_pictures_are_those_of_the_script(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
