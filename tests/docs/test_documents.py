@@ -1,8 +1,9 @@
 """Run every code block of README.md and docs/, and compare the output that follows a block with the real output.
 
-``<!-- not run: REASON -->`` above a block leaves it out, ``<!-- needs: LIBRARY -->`` skips it where that library is not
-installed. The blocks of a document run in order in one folder that looks like a checkout; Python blocks share their
-names. In an output block ``...`` stands for any text, and floats may differ as CPUs differ.
+Comments in a document: ``<!-- not run: REASON -->`` above a block leaves it out, ``<!-- needs: LIBRARY -->`` skips it
+where that library is not installed, ``<!-- run by: TEST -->`` names another test that runs the document's blocks.
+The blocks run in order in one folder that looks like a checkout; Python blocks share their names. In an output ``...``
+stands for any text, and floats may differ as CPUs differ.
 """
 
 from __future__ import annotations
@@ -66,13 +67,17 @@ def read_blocks(text: str) -> Iterator[Block]:
     [pytest.param(path, id=path.name, marks=[WAITING] if path.name in OTHERS else []) for path in DOCUMENTS],
 )
 def test_blocks_of_document(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = document.read_text(encoding="utf-8")
+    if elsewhere := re.search(r"^<!-- run by: (\S+) -->$", text, re.M):
+        assert document.name in (ROOT / elsewhere[1]).read_text(encoding="utf-8"), f"{elsewhere[1]} does not run it"
+        return
     make_checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     names: dict[str, object] = {"__name__": "__main__"}
-    for block in read_blocks(document.read_text(encoding="utf-8")):
+    for block in read_blocks(text):
         if block.mark == "not run" or (block.mark == "needs" and find_spec(block.reason) is None):
             continue
         where = f"{document.name}:{block.line}"
@@ -106,9 +111,10 @@ def test_blocks_are_found_with_marks_and_outputs() -> None:
 
 
 def make_checkout(folder: Path) -> None:
-    """Link what a checkout has, and put three images below ``photos``."""
+    """Link what a checkout has and the model ``MODEL``, and put three images below ``photos``."""
     for name in ("siglip_onnx", "examples", "benchmarks", "docs"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "MODEL").symlink_to(ROOT / "siglip_onnx/demo/bundle")
     (folder / "photos").mkdir()
     for name in ("red_star.png", "six_eggs.png", "word_open.png"):
         (folder / "photos" / name).write_bytes((ROOT / "siglip_onnx/demo/images" / name).read_bytes())
