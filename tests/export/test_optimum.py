@@ -111,7 +111,6 @@ def test_the_command(small_checkpoint: Path, tmp_path: Path) -> None:
     assert "Tracing the PyTorch model" in result.stderr
 
 
-@pytest.mark.slow
 def test_without_optimum_the_extra_is_named(small_checkpoint: Path, tmp_path: Path) -> None:
     command = ["export", small_checkpoint, tmp_path / "out", "--exporter", "optimum"]
     found = run_without("optimum.exporters.onnx", *command)

@@ -144,7 +144,6 @@ def test_the_data_file_is_consistent() -> None:
             assert len(check.values) == len(check.texts)
 
 
-@pytest.mark.slow
 def test_published_ids_are_ours(material: Path, tmp_path: Path) -> None:
     """The only published numbers that need no weights."""
     tokenizers: dict[bool, Any] = {}
