@@ -111,13 +111,14 @@ def test_blocks_are_found_with_marks_and_outputs() -> None:
 
 
 def make_checkout(folder: Path) -> None:
-    """Link what a checkout has and the model ``MODEL``, and put three images below ``photos``."""
+    """Link what a checkout has and the model ``MODEL``, and put images where the documents name some."""
     for name in ("siglip_onnx", "examples", "benchmarks", "docs"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "MODEL").symlink_to(ROOT / "siglip_onnx/demo/bundle")
     (folder / "photos").mkdir()
-    for name in ("red_star.png", "six_eggs.png", "word_open.png"):
-        (folder / "photos" / name).write_bytes((ROOT / "siglip_onnx/demo/images" / name).read_bytes())
+    for image in ("red_star.png", "six_eggs.png", "word_open.png"):
+        for name in (f"photos/{image}", "photo.jpg", "dog.jpg"):
+            (folder / name).write_bytes((ROOT / "siglip_onnx/demo/images" / image).read_bytes())
 
 
 def run_python(code: str, names: dict[str, object], where: str) -> str:
