@@ -58,6 +58,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{' and '.join(missing)} not installed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and those that use a checkpoint as ``export``."""
     for item in items:

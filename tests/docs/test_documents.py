@@ -16,10 +16,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -28,20 +28,14 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^>]+) -->\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
 OUTPUTS = ("text", "json", "csv")
 # Commands that need the network, minutes, or Ctrl-C; their blocks must say so.
-NOT_HERE = re.compile(
-    r"^\s*(?:sudo |\w+=\S+ )*"
-    r"(?:apt|curl|docker|git|make|pip|python -m (?:pip|venv)|ray|siglip-onnx (?:web|export|models pull))\b",
-    re.M,
-)
+NOT_HERE = re.compile(r"^\s*(?:\w+=\S+ )?(?:curl|git|make|pip|ray|siglip-onnx (?:web|export|models pull))\b", re.M)
 # Until the pages and commands that change at the same time are merged.
-OTHERS = ("bulk.md", "cli.md", "export.md", "models.md", "page.md", "web.md")
-WAITING = pytest.mark.xfail(reason="the page or its commands are being rewritten", strict=False)
+WAITING = ("bulk.md", "cli.md", "export.md", "models.md", "page.md", "web.md")
 FLOAT = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+")
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a document; ``output`` is the text of an output block right behind it."""
+class Block(NamedTuple):
+    """A fenced block of a document; ``output`` is the text of an output block right after it."""
 
     line: int
     mark: str
@@ -62,11 +56,12 @@ def read_blocks(text: str) -> Iterator[Block]:
             yield Block(line, mark, reason, language, code, following[4] if following and is_output else None)
 
 
-@pytest.mark.parametrize(
-    "document",
-    [pytest.param(path, id=path.name, marks=[WAITING] if path.name in OTHERS else []) for path in DOCUMENTS],
-)
-def test_blocks_of_document(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_blocks_of_document(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if document.name in WAITING:
+        request.applymarker(pytest.mark.xfail(reason="the page or its commands are being rewritten"))
     text = document.read_text(encoding="utf-8")
     if elsewhere := re.search(r"^<!-- run by: (\S+) -->$", text, re.M):
         assert document.name in (ROOT / elsewhere[1]).read_text(encoding="utf-8"), f"{elsewhere[1]} does not run it"
@@ -89,12 +84,12 @@ def test_blocks_of_document(document: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("shown", "real", "equal"),
     [
-        ("a red star 0.86", "a  red star 0.85\n", True),
+        ("a red star 0.86, 6.8e-05", "a  red star 0.85, 7.1e-05\n", True),
         ("a red star 0.86", "a red star 0.31", False),
-        ("6.8e-05", "7.1e-05", True),
         ("3 images", "4 images", False),
         ("a\n...\nd", "a\nb\nc\nd", True),
         ("a\n...\ne", "a\nb\nc\nd", False),
+        ("a 1.5\n...", "a 2.5\nb", False),
         ("a", "a\nb", False),
     ],
 )
@@ -104,10 +99,9 @@ def test_comparison_of_outputs(shown: str, real: str, equal: bool) -> None:
 
 def test_blocks_are_found_with_marks_and_outputs() -> None:
     text = "<!-- not run: minutes -->\n```sh\nmake\n```\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n"
-    assert list(read_blocks(text)) == [
-        Block(1, "not run", "minutes", "sh", "make\n", None),
-        Block(6, "", "", "python", "print(1)\n", "1\n"),
-    ]
+    marked, compared = read_blocks(text)
+    assert marked == Block(1, "not run", "minutes", "sh", "make\n", None)
+    assert compared == Block(6, "", "", "python", "print(1)\n", "1\n")
 
 
 def make_checkout(folder: Path) -> None:
@@ -132,20 +126,23 @@ def run_shell(code: str, where: str) -> str:
     """Run a shell block and return its standard output."""
     refused = NOT_HERE.search(code)
     assert refused is None, f"{where} runs {refused[0].strip()!r}; write <!-- not run: REASON --> above it"
-    done = subprocess.run(
-        ["/bin/bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    shell = ["/bin/bash", "-euo", "pipefail", "-c", code]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{where} ended with {done.returncode}: {done.stderr}"
     return done.stdout
 
 
 def same(shown: str, real: str) -> bool:
     """Compare two outputs: words exactly, white space and the size of floats loosely."""
-    masked, masked_real = FLOAT.sub("0.0", shown), FLOAT.sub("0.0", real)
+    masked, masked_real = (FLOAT.sub("0.0", text).strip() + "\n" for text in (shown, real))
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    if not doctest.OutputChecker().check_output(masked.strip() + "\n", masked_real.strip() + "\n", flags):
-        return False
-    if "..." in shown:
-        return True
-    pairs = zip(FLOAT.findall(shown), FLOAT.findall(real), strict=True)
-    return all(float(one) == pytest.approx(float(other), rel=0.2, abs=1e-9) for one, other in pairs)
+    return doctest.OutputChecker().check_output(masked, masked_real, flags) and all(
+        any(close(line, other) for other in real.splitlines()) for line in shown.splitlines() if "..." not in line
+    )
+
+
+def close(shown: str, real: str) -> bool:
+    """Compare two lines."""
+    floats, real_floats = ([float(number) for number in FLOAT.findall(line)] for line in (shown, real))
+    words = [FLOAT.sub("0.0", line).split() for line in (shown, real)]
+    return words[0] == words[1] and floats == pytest.approx(real_floats, rel=0.2, abs=1e-9)

@@ -221,11 +221,11 @@ def test_no_other_module_opens_pictures() -> None:
                 assert called.attr not in openers, path
 
 
-def test_command_options(tmp_path: Path, image: Image.Image) -> None:
+def test_command_options(tmp_path: Path, image: Image.Image, small_bundle: Path) -> None:
     whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
     whole.write_bytes(encode(image, "JPEG"))
     cut.write_bytes(whole.read_bytes()[:700])
-    call = ["classify", str(whole), str(cut), "--text", "a", "--json"]
+    call = ["classify", str(whole), str(cut), "--text", "a", "--model", str(small_bundle), "--json"]
     refused_ = CliRunner().invoke(main, call)
     assert refused_.exit_code == 3
     assert "cut.jpg is truncated" in refused_.stderr
