@@ -12,6 +12,7 @@ from siglip_onnx.config import read_config
 from siglip_onnx.export.checkpoint import expected_shapes
 from siglip_onnx.hub.published import PUBLISHED
 
+pytestmark = pytest.mark.export
 # Millions of parameters that the authors and open_clip give (model_profile.csv; README_siglip2 of big_vision).
 PARAMETERS = {
     "siglip-base-patch16-224": 203.2,
@@ -40,6 +41,7 @@ def test_shapes_fit_together(checkpoint: describe_checkpoints.PublishedCheckpoin
         assert millions == pytest.approx(PARAMETERS[checkpoint.name], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_table_says() -> None:
     assert describe_checkpoints.DOCUMENT.read_text(encoding="utf-8") == describe_checkpoints.document()
 
