@@ -18,7 +18,7 @@ import onnxruntime
 import siglip_onnx
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import COLOURS, NEVER_SHOWN, SHAPES, WORDS
-from siglip_onnx.cli.table import format_table
+from siglip_onnx.cli.output import format_table
 
 VARIANTS = ("fp32", "int8")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import to_json
+from .output import to_json
 
 
 @click.command()

@@ -18,9 +18,10 @@ from ..bundle.folder import Bundle, open_bundle
 from ..bundle.integrity import FileFacts, file_facts
 from ..bundle.manifest import MANIFEST, POSITIONS, TOWERS, Manifest, Variant, check_head, graph_path
 from ..config import CONFIGS, NAFLEX, TOKENIZER
-from ..errors import AccuracyError, MissingExtraError
+from ..errors import AccuracyError
 from ..image.decode import ImageSource
 from ..model import SigLIP
+from ..system.extras import extra
 from ..system.files import remove
 from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, verify_variants
 from ..verify.samples import SAMPLE_TEXTS, sample_images
@@ -107,13 +108,8 @@ def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[B
     if exporter == "native":
         yield lambda: build_towers(checkpoint.weights, checkpoint.config)
         return
-    try:
+    with extra("optimum", "--exporter optimum"):
         from .optimum import read_towers, trace_towers  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--exporter optimum needs {error.name}, which is not installed. "
-            'Run: pip install "siglip-onnx[optimum]", or leave --exporter out.'
-        ) from error
     with tempfile.TemporaryDirectory() as traced:
         report("Tracing the PyTorch model with optimum")
         trace_towers(checkpoint.path, checkpoint.config, Path(traced))

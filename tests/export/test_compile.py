@@ -86,8 +86,8 @@ def test_commands(small_bundle: Path, tmp_path: Path) -> None:
     assert json.loads(found.stdout) == json.loads(expected.stdout)
     mixed = run("classify", picture, "--model", out, "--text", "a cat")
     assert mixed.exit_code == 2
-    assert "is a compiled classifier with its texts inside" in mixed.stderr
-    assert "--workers, --fast-decode and" in run("classify", picture, "--model", out, "--fast-decode").stderr
+    assert "which contains its texts and settings; remove --text." in mixed.stderr
+    assert "remove --fast-decode" in run("classify", picture, "--model", out, "--fast-decode").stderr
 
 
 @pytest.mark.parametrize("uint8", [False, True])

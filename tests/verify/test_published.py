@@ -102,7 +102,7 @@ def test_one_other_number_fails(named: Path, numbers: Path, quantity: str) -> No
     numbers.write_text(json.dumps(document))
     result = run(named.with_name("bundle"), "--published", "--images", numbers.parent / "pictures")
     assert result.exit_code == 1
-    assert f"fp32: {quantity} differ by " in result.stderr
+    assert f"fp32: difference of the {quantity} to " in result.stderr
 
 
 def test_pictures_that_are_not_at_hand_are_named(named: Path, numbers: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_pictures_that_are_not_at_hand_are_named(named: Path, numbers: Path, tmp
 def test_the_real_numbers_refuse_a_model_of_that_name_only(named: Path) -> None:
     result = run(named.with_name("bundle"), "--published")
     assert result.exit_code == 1
-    assert "fp32: ids differ by" in result.stderr
+    assert "fp32: difference of the ids to" in result.stderr
     assert "no 000000039769.jpg" in result.stdout
 
 

@@ -48,7 +48,7 @@ def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Pat
     assert run(bundle, "--texts", texts, "--write-card").exit_code == 0
     after = json.loads((bundle / "manifest.json").read_text())
     card = after["variants"]["int8"].pop("accuracy")
-    assert (card["inputs"], card["num_texts"]) == ("the user's pictures and texts", 2)
+    assert (card["inputs"], card["num_texts"]) == ("the user's images and texts", 2)
     before["variants"]["int8"].pop("accuracy")
     assert after["variants"]["int8"] == before["variants"]["int8"]
     assert sorted(path.name for path in bundle.iterdir()) == sorted(path.name for path in small_bundle.iterdir())
@@ -57,7 +57,7 @@ def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Pat
 def test_a_variant_that_is_too_far_fails(small_bundle: Path) -> None:
     result = run(small_bundle, "--min-cosine", "0.9999999")
     assert result.exit_code == 1
-    assert "int8 reaches only a cosine of 0.999" in result.stderr
+    assert "int8: cosine to fp32 is 0.999" in result.stderr
     assert "against fp32" in result.stdout
 
 
@@ -72,7 +72,7 @@ def test_own_pictures_and_texts(small_bundle: Path, tmp_path: Path, images: list
     result = run(small_bundle, "--images", folder, "--texts", texts, "--json")
     document = json.loads(result.stdout)
     assert (document["variants"]["int8"]["num_pictures"], document["variants"]["int8"]["num_texts"]) == (4, 2)
-    assert "left out" in result.stderr
+    assert "skipped" in result.stderr
     assert "notes.txt" in result.stderr
 
 
@@ -106,9 +106,9 @@ def test_another_checkpoint_is_not_the_reference(small_checkpoint: Path, small_b
     preprocessor.write_text(preprocessor.read_text().replace('"resample": 2', '"resample": 3'))
     result = run(small_bundle, "--reference", other)
     assert result.exit_code == 1
-    assert "fp32: pixels differ from PyTorch by" in result.stderr
-    assert "fp32: vision embedding differ from PyTorch by" in result.stderr
-    assert "text embedding differ" not in result.stderr
+    assert "fp32: difference of the pixels to PyTorch is" in result.stderr
+    assert "fp32: difference of the vision embedding to PyTorch is" in result.stderr
+    assert "difference of the text embedding" not in result.stderr
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, small_checkpoint: Path, small_bundle: Path) -> None:
@@ -117,7 +117,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, small_checkpoint: Path,
     assert run(tmp_path / "int8").exit_code == 4
     assert run(tmp_path / "int8", "--reference", small_checkpoint).exit_code == 0
     assert "transformers cannot load" in run(small_bundle, "--reference", tmp_path).stderr
-    assert "is no folder" in run(small_bundle, "--images", tmp_path / "nowhere").stderr
+    assert "is not a folder" in run(small_bundle, "--images", tmp_path / "nowhere").stderr
 
 
 def test_without_torch_the_reference_names_what_to_install(small_bundle: Path, small_checkpoint: Path) -> None:

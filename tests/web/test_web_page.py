@@ -22,7 +22,7 @@ from support.fake_internet import PUBLIC, FakeInternet, answering, response, ser
 from support.web_server import running
 
 import siglip_onnx
-from siglip_onnx.cli.table import three_digits
+from siglip_onnx.cli.output import format_probability
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.web.settings import Settings
 
@@ -125,7 +125,7 @@ def test_texts_join_the_table_with_the_librarys_numbers(new_page: NewPage) -> No
     add(page, "青い星", "six eggs")
     assert texts_of(page) == ["a red star", "青い星", "six eggs"]
     expected = siglip_onnx.load("demo").classify(STAR, texts_of(page))
-    assert probabilities(page) == [three_digits(match.probability) for match in expected]
+    assert probabilities(page) == [format_probability(match.probability) for match in expected]
     logits = page.locator("#table tbody td.number[data-label=Logit]").all_inner_texts()
     assert logits == [f"{match.logit:.2f}" for match in expected]
     found = page.locator("#table tbody td.number[data-label=Share]").all_inner_texts()
@@ -157,7 +157,7 @@ def test_numbers_are_written_as_on_the_command_line(new_page: NewPage) -> None:
     page = new_page()
     values = [0.5, 0.1234, 0.00123, 0.000999, 1.4e-4, 3.3e-12, 0.9994, 0.99951, 0.99999, 1e-9, 0.001, 0.0995, 0.9999951]
     script = "async (values) => { const m = await import('/static/format.js'); return values.map(m.threeDigits) }"
-    assert page.evaluate(script, [[value, 1 - value] for value in values]) == [three_digits(v) for v in values]
+    assert page.evaluate(script, [[value, 1 - value] for value in values]) == [format_probability(v) for v in values]
     script = """async (logits) => { const m = await import('/static/format.js');
         return logits.map((logit) => m.threeDigits(m.sigmoid(logit))) }"""
     found = page.evaluate(script, [-700, -200, -20.86, 0, 7.7, 20, 200, 700])
@@ -323,7 +323,7 @@ def test_the_template_asks_again(new_page: NewPage) -> None:
     page.fill("#template", "a {} on a light background")
     page.press("#template", "Enter")
     expected = siglip_onnx.load("demo").classify(STAR, ["red star"], template="a {} on a light background")
-    expect(page.locator(".bar > span:last-child")).to_have_text(three_digits(expected[0].probability))
+    expect(page.locator(".bar > span:last-child")).to_have_text(format_probability(expected[0].probability))
     assert parse_qs(urlsplit(page.url).fragment)["template"] == ["a {} on a light background"]
 
 
@@ -412,16 +412,16 @@ def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
         add(page, "a red circle", "犬")
         expected = [model.classify(STAR, ["a red circle", "犬"]) for model in models]
         found = probabilities(page)
-        assert found == [three_digits(one[text].probability) for text in range(2) for one in expected]
+        assert found == [format_probability(one[text].probability) for text in range(2) for one in expected]
         assert page.locator("#table tbody td.model").first.inner_text().split()[-1] == "fp32"
         largest = max(abs(one.probability - other.probability) for one, other in zip(*expected, strict=True))
-        expect(page.locator("#difference")).to_contain_text(f"at most {three_digits(largest)}")
+        expect(page.locator("#difference")).to_contain_text(f"at most {format_probability(largest)}")
         page.click("#heat-run")
         expect(page.locator("#heat tbody tr")).to_have_count(2)
         cell = page.locator("#heat tbody td").first
-        expect(cell).to_have_text(three_digits(expected[0][0].probability))
+        expect(cell).to_have_text(format_probability(expected[0][0].probability))
         page.select_option("#heat-model", label="fp32")
-        expect(cell).to_have_text(three_digits(expected[1][0].probability))
+        expect(cell).to_have_text(format_probability(expected[1][0].probability))
 
 
 def test_by_keyboard_alone(new_page: NewPage) -> None:
