@@ -194,9 +194,6 @@ def _stage_cells(stage: StageDifference) -> list[str]:
 
 
 def _published_cells(finding: Finding) -> list[str]:
-    difference = (
-        f"not measured: {', '.join(finding.missing)} is missing"
-        if finding.max_abs is None
-        else f"{finding.max_abs:.2g}"
-    )
+    missing = f"missing: {', '.join(finding.missing)}"
+    difference = missing if finding.max_abs is None else f"{finding.max_abs:.2g}"
     return [finding.quantity, difference, f"{finding.tolerance:g}", finding.source]

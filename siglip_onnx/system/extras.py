@@ -11,8 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from ..errors import MissingExtraError
 
@@ -87,7 +86,9 @@ def _origin(record: Mapping[str, Any], extras: str) -> list[str]:
     """
     url = record["url"]
     if "dir_info" in record:
-        folder = url2pathname(urlsplit(url).path)
+        folder = unquote(urlsplit(url).path)
+        if os.name == "nt":
+            folder = folder.removeprefix("/").replace("/", "\\")
         if not Path(folder).is_dir():
             return [DISTRIBUTION + extras]  # the folder was deleted after the installation
         return [*(["-e"] if record["dir_info"].get("editable") else []), folder + extras]

@@ -202,7 +202,7 @@ def test_what_is_not_embedded_yet_is_said(embedded: Path, tmp_path: Path) -> Non
 def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, code, message in (
-        ([embedded], 2, "There is nothing to look for"),
+        ([embedded], 2, "There is nothing to search for"),
         ([tmp_path / "empty", "a"], 1, "holds no vectors; make it with: siglip-onnx embed"),
         ([tmp_path / "nowhere", "a"], 1, "holds no vectors"),
         ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),

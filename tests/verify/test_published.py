@@ -116,14 +116,14 @@ def test_pictures_that_are_not_at_hand_are_named(named: Path, numbers: Path, tmp
     for finding in json.loads(result.stdout)["published"]["fp32"]:
         assert finding["missing"] == ["1.png"]
         assert finding["max_abs"] is None
-    assert "no 1.png" in run(named.with_name("bundle"), "--published", "--images", others).stdout
+    assert "missing: 1.png" in run(named.with_name("bundle"), "--published", "--images", others).stdout
 
 
 def test_the_real_numbers_refuse_a_model_of_that_name_only(named: Path) -> None:
     result = run(named.with_name("bundle"), "--published")
     assert result.exit_code == 1
     assert "fp32: difference of the ids to" in result.stderr
-    assert "no 000000039769.jpg" in result.stdout
+    assert "missing: 000000039769.jpg" in result.stdout
 
 
 def test_a_checkpoint_of_which_nothing_is_published(small_bundle: Path) -> None:
