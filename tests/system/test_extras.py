@@ -82,11 +82,9 @@ def test_command_for_a_checkout_that_is_not_installed(monkeypatch: pytest.Monkey
 
 
 def test_only_a_package_of_the_extra_that_is_not_installed_counts() -> None:
-    with pytest.raises(
-        MissingExtraError, match=r"--x needs onnx, which is not installed\. Run: pip install .*\[export\]"
-    ):
-        with extra("export", "--x"):
-            raise ModuleNotFoundError("No module named 'onnx.x'", name="onnx.x")
+    message = r"--x needs onnx, which is not installed\. Run: pip install .*\[export\]"
+    with pytest.raises(MissingExtraError, match=message), extra("export", "--x"):
+        raise ModuleNotFoundError("No module named 'onnx.x'", name="onnx.x")
     for error in (
         ModuleNotFoundError("No module named 'pydantic'", name="pydantic"),  # of a package that the extra's need
         ModuleNotFoundError("No module named 'siglip_onnx.x'", name="siglip_onnx.x"),
