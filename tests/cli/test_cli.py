@@ -334,12 +334,6 @@ def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> No
     assert "is damaged: tokenizer.json:" in result.stderr
 
 
-def test_help_of_a_real_process() -> None:
-    for command in ([], ["classify"], ["embed"], ["info"], ["export"]):
-        text = subprocess.check_output([sys.executable, "-m", "siglip_onnx", *command, "--help"], text=True)
-        assert text.startswith("Usage: ")
-
-
 def test_cut_texts_are_named_once_on_stderr(small_bundle: Path) -> None:
     result = run("classify", RED_STAR, "--model", small_bundle, "--text", "word " * 50, "--json")
     assert result.exit_code == 0

@@ -65,12 +65,11 @@ def test_few_functions_import() -> None:
     assert len(importing) <= 9, importing
 
 
-@pytest.mark.parametrize("name", ["classify", "web", "export", "compile"])
-def test_help_needs_no_extra(name: str) -> None:
-    blocked = ("fastapi", "onnx", "onnx_ir", "torch", "pyarrow", "ray")
-    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); from siglip_onnx.cli import main; "
-    code += f"main([{name!r}, '--help'])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).startswith("Usage: ")
+def test_help_needs_no_extra() -> None:
+    blocked = ("fastapi", "matplotlib", "onnx", "onnx_ir", "pyarrow", "ray", "torch", "usearch")
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); from siglip_onnx.cli import main\n"
+    code += f"for name in {list(COMMANDS)}: main([name, '--help'], standalone_mode=False)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).count("Usage: ") == len(COMMANDS)
 
 
 def test_a_mistyped_command_is_guessed() -> None:
@@ -108,9 +107,7 @@ def test_a_damaged_package_ends_with_one_message() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "redirection", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "| true", "2>&1 | true", "2>/dev/full", ">/dev/full"]
-)
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&- <&-", "2>&1 | true", "2>/dev/full", ">/dev/full"])
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["info"], 0), (["classify", "/nowhere.png"], 1)])
 def test_closed_and_full_streams_cause_no_traceback(
     tmp_path: Path, redirection: str, arguments: list[str], code: int
