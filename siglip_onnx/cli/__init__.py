@@ -76,7 +76,7 @@ class _Commands(click.Group):
                 raise _exit("interrupted", INTERRUPTED) from error
             from ..system.extras import install_command  # noqa: PLC0415 - --help need not load importlib.metadata
 
-            advice = f"A package is missing or damaged. Run: {install_command()}"
+            advice = f"A package is missing or damaged; install it again, or run: {install_command()}"
             raise _exit(f"{error}. {advice}", SiglipOnnxError.exit_code) from error
 
 

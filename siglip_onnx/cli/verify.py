@@ -104,7 +104,7 @@ class Check(NamedTuple):
     passed: bool
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.value:.6g}; the limit is {self.limit:g}."
+        return f"{self.name} is {self.value:.7g}; the limit is {self.limit:.7g}."
 
 
 @dataclass

@@ -103,7 +103,7 @@ def test_a_damaged_package_ends_with_one_message() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "tokenizers" in done.stderr
-    assert "A package is missing or damaged. Run: pip install " in done.stderr
+    assert "A package is missing or damaged; install it again, or run: pip install " in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
