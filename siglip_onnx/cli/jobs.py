@@ -100,7 +100,7 @@ def is_source(argument: str) -> bool:
 def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out: Path, *, as_json: bool) -> int:
     """Embed all inputs that the arguments name into the folder ``out``; return the exit code."""
     if out.suffix == ".npy":
-        raise click.UsageError(f"--out is {str(out)!r}, but folders and lists need a folder; give its name.")
+        raise click.UsageError(f"--out is {str(out)!r}, but folders and lists go into a folder; give its name.")
     spec = ModelSpec(choice.model or demo.NAME, replace(choice, threads=None, workers=1).runtime_options())
     facts = spec.job_facts(layout=job.layout, dtype=job.dtype, shard_size=job.shard_size)
     if not choice.model:
