@@ -30,7 +30,7 @@ UNSET = (None, False, (), ("{}",))
 
 @dataclass(frozen=True)
 class Facts:
-    """What answered."""
+    """The model and the settings behind the answers."""
 
     model: str
     variant: str

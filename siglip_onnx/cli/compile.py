@@ -10,7 +10,7 @@ from ..hub.loading import load
 from ..system.extras import extra
 from .inputs import read_texts
 from .options import template_option, variant_option
-from .output import format_size, print_json
+from .output import format_count, format_size, print_json
 
 
 @click.command("compile")
@@ -47,4 +47,4 @@ def compile_(
     if as_json:
         print_json({"out": str(out), "labels": len(texts), "size_bytes": size})
     else:
-        click.echo(f"{out}: {len(texts)} labels, {format_size(size)}")
+        click.echo(f"{out}: {format_count(len(texts), 'label')}, {format_size(size)}")

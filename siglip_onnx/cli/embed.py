@@ -15,7 +15,7 @@ from ..system.files import write_together
 from .inputs import read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
 from .options import ModelChoice, model_options, text_options
-from .output import exit_code, print_json, report_errors, to_json
+from .output import exit_code, format_count, print_json, report_errors, to_json
 
 
 @click.command()
@@ -86,7 +86,7 @@ def _embed_each(images: Sequence[str], texts: list[str], out: Path, choice: Mode
         errors = len(rows) - len(vectors)
         print_json({"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape), "errors": errors})
     else:
-        click.echo(f"{out}: {len(vectors)} vectors of {vectors.shape[1]}")
+        click.echo(f"{out}: {format_count(len(vectors), 'vector')} of {vectors.shape[1]}")
     return code
 
 

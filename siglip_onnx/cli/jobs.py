@@ -21,7 +21,7 @@ from ..bulk.spec import ModelSpec
 from ..errors import SiglipOnnxError
 from ..session import CPU_PROVIDER
 from .options import ModelChoice
-from .output import SOME_FAILED, print_json, report_demo_model, warn
+from .output import SOME_FAILED, format_count, print_json, report_demo_model, warn
 from .progress import AUTO, OFF, PLAIN, Progress
 
 STDIN = "-"
@@ -117,9 +117,9 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
             raise
     progress.finish()
     if progress.gone and not job.prune:
-        warn(f"kept, although missing: {_count(progress.gone, 'input')}; use --prune to drop missing inputs.")
+        warn(f"kept, although missing: {format_count(progress.gone, 'input')}; use --prune to drop missing inputs.")
     if listing.left_out:
-        files = _count(listing.left_out, "file")
+        files = format_count(listing.left_out, "file")
         warn(f"skipped {files} without an image extension; use --all-files to try them.")
     if as_json:
         print_json({"out": str(out)} | summary)
@@ -155,11 +155,7 @@ def _open_source(argument: str, opened: ExitStack) -> Path | IO[bytes]:
         ) from error
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _describe(out: Path, summary: dict[str, Any]) -> str:
     counts = ", ".join(f"{status} {count:,}" for status, count in summary["statuses"].items())
-    vectors = f"{summary['vectors']:,} vectors of {summary['embedding_dim']}"
-    return f"{out}: {vectors} from {summary['inputs']:,} inputs ({counts})"
+    vectors = f"{format_count(summary['vectors'], 'vector')} of {summary['embedding_dim']}"
+    return f"{out}: {vectors} from {format_count(summary['inputs'], 'input')} ({counts})"

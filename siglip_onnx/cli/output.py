@@ -100,6 +100,11 @@ def format_cosine(value: float) -> str:
     return f"{value:.5f}"
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with a noun: ``1 vector``, ``1,200 vectors``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_size(size_bytes: int) -> str:
     """Return a size in decimal megabytes: ``379.0 MB``."""
     return f"{size_bytes / 1e6:,.1f} MB"

@@ -12,6 +12,7 @@ import click
 from ..bulk.facts import Receipt
 from ..bulk.plan import Changes
 from ..bulk.records import OK
+from .output import format_count
 
 AUTO, PLAIN, OFF = "auto", "plain", "off"
 _SECONDS_BETWEEN = {AUTO: 0.2, PLAIN: 30.0}
@@ -65,7 +66,7 @@ class Progress:
         errors = done - self._counts[OK]
         return (
             f"{done:,} of {self._total:,} ({share:.0f} %), {rate:.1f}/s, {human_seconds(left)} left, "
-            f"{errors:,} error{'' if errors == 1 else 's'}"
+            f"{format_count(errors, 'error')}"
         )
 
     def _print(self) -> None:

@@ -42,10 +42,10 @@ def extra(name: str, needed_by: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS[name]:
+        module = error.name or ""
+        if module.partition(".")[0] not in EXTRAS[name]:
             raise
-        raise _missing(name, needed_by, package) from error
+        raise _missing(name, needed_by, module) from error
 
 
 def check_extra(name: str, needed_by: str, packages: Sequence[str] = ()) -> None:
@@ -69,8 +69,8 @@ def install_command(extra_name: str = "") -> str:
     return _pip_install(_origin(json.loads(record), extras) if record else [DISTRIBUTION + extras])
 
 
-def _missing(name: str, needed_by: str, package: str) -> MissingExtraError:
-    return MissingExtraError(f"{needed_by} needs {package}, which is not installed. Run: {install_command(name)}")
+def _missing(name: str, needed_by: str, module: str) -> MissingExtraError:
+    return MissingExtraError(f"{needed_by} needs {module}, which is not installed. Run: {install_command(name)}")
 
 
 def _checkout(extras: str) -> list[str]:

@@ -82,7 +82,7 @@ def test_command_for_a_checkout_that_is_not_installed(monkeypatch: pytest.Monkey
 
 
 def test_only_a_package_of_the_extra_that_is_not_installed_counts() -> None:
-    message = r"--x needs onnx, which is not installed\. Run: pip install .*\[export\]"
+    message = r"--x needs onnx.x, which is not installed\. Run: pip install .*\[export\]"
     with pytest.raises(MissingExtraError, match=message), extra("export", "--x"):
         raise ModuleNotFoundError("No module named 'onnx.x'", name="onnx.x")
     for error in (
