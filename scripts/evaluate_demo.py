@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import onnxruntime
 
 import siglip_onnx
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import COLOURS, NEVER_SHOWN, SHAPES, WORDS
-from siglip_onnx.cli.table import format_table
+from siglip_onnx.cli.output import format_table
+from siglip_onnx.session import runtime_version
 
 VARIANTS = ("fp32", "int8")
 
@@ -70,7 +70,7 @@ whole path works on a fresh machine, and what zero-shot means; it was not traine
 Top-1 in percent on {num_pictures} freshly drawn images per question (seed {seed}, 384 pixels). The right answer is
 one of {len(COLOURS) * len(SHAPES)} names for color and shape, of 6 for count, of {len(WORDS)} for words, of
 {2 * len(COLOURS) * len(SHAPES)} for object and background, of 2 for left of and above. Measured with siglip_onnx
-{siglip_onnx.__version__} on onnxruntime {onnxruntime.__version__}.
+{siglip_onnx.__version__} on onnxruntime {runtime_version()}.
 
 | question | {" | ".join(VARIANTS)} |
 |---|{"---|" * len(VARIANTS)}

@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import click
-import onnxruntime
 
 import siglip_onnx
 from siglip_onnx.bundle.folder import Bundle, open_bundle
@@ -23,6 +22,7 @@ from siglip_onnx.demo import GOLDEN_PATH, IMAGES_PATH
 from siglip_onnx.demo.golden import Golden, write_golden
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.model import SigLIP
+from siglip_onnx.session import runtime_version
 
 
 @click.command(help=__doc__)
@@ -52,7 +52,7 @@ def make_golden(bundle: Bundle) -> Golden:
         "kernels": "fp32" if exact else "int8, exact",
         "weights_sha256": bundle.manifest.source.get("weights_sha256"),
         "siglip_onnx": siglip_onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": runtime_version(),
     }
     names = tuple(path.name for path in images)
     return Golden(names, tuple(texts), model.encode_images(images), model.encode_texts(texts), provenance)

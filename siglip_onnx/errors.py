@@ -1,16 +1,16 @@
-"""Every error that the package raises on purpose; each message says what was found, what was expected, what to do."""
+"""The errors of this package; each message says what was found, what was expected, and what to do."""
 
 
 class SiglipOnnxError(Exception):
-    """The root of all errors of this package. ``exit_code`` is what the command line ends with."""
+    """The base class of all errors of this package; ``exit_code`` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class ImageError(SiglipOnnxError):
-    """A picture that cannot be read, is empty, too large, or of a type that is not supported.
+    """An image that cannot be read, is empty, too large, or of an unsupported type.
 
-    ``status`` says which, in one of the words of ``STATUSES``.
+    ``status`` is one of ``STATUSES``.
     """
 
     STATUSES = ("decode_error", "too_large", "unsupported", "io_error", "truncated")
@@ -21,15 +21,15 @@ class ImageError(SiglipOnnxError):
 
 
 class TextError(SiglipOnnxError):
-    """A text that cannot be tokenized, or a list of texts that is empty where one is needed."""
+    """A text that cannot be tokenized, or an empty list of texts."""
 
 
 class JobError(SiglipOnnxError):
-    """A bulk job's folder that belongs to another job, is damaged, in use, or cannot be written."""
+    """The folder of a bulk job belongs to another job, is damaged, in use, or cannot be written."""
 
 
 class ProviderError(SiglipOnnxError):
-    """An execution provider that was asked for and is not available."""
+    """A requested execution provider is not available."""
 
 
 class MissingExtraError(SiglipOnnxError):
@@ -37,13 +37,13 @@ class MissingExtraError(SiglipOnnxError):
 
 
 class ModelNotFoundError(SiglipOnnxError):
-    """No model of that name, or no such folder."""
+    """There is no model or folder of that name."""
 
     exit_code = 4
 
 
 class BundleError(SiglipOnnxError):
-    """A model folder that is no bundle, is incomplete, damaged, or of a newer format."""
+    """A model folder is not a bundle, or is incomplete, damaged, or of a newer format."""
 
     exit_code = 4
 
@@ -55,20 +55,20 @@ class CacheError(SiglipOnnxError):
 
 
 class DownloadError(SiglipOnnxError):
-    """A model that cannot be fetched: offline, not found, interrupted, or other bytes than promised."""
+    """A model cannot be downloaded: offline, not found, interrupted, or a failed checksum."""
 
     exit_code = 4
 
 
 class AccuracyError(SiglipOnnxError):
-    """An exported variant that is too far from fp32."""
+    """An exported variant is too far from fp32."""
 
 
 class CheckpointError(SiglipOnnxError):
-    """A checkpoint that cannot be exported: another family, or missing or misshapen parts."""
+    """A checkpoint cannot be exported: another family, or parts that are missing or have another shape."""
 
     exit_code = 4
 
 
 class BenchmarkError(SiglipOnnxError):
-    """A benchmark that cannot be run, read or compared, or whose outputs are wrong."""
+    """A benchmark cannot be run, read or compared, or its outputs are wrong."""

@@ -79,7 +79,8 @@ class LazySession:
         """Load the graph unless that has happened; return onnxruntime's session.
 
         Raises:
-            ProviderError: a provider is not part of this onnxruntime, or ``threads`` is out of range.
+            ProviderError: a provider is not part of this onnxruntime.
+            SiglipOnnxError: ``threads`` is out of range.
             BundleError: onnxruntime cannot load the graph, or its weights lie outside its folder.
             SiglipOnnxError: the session was closed.
         """
@@ -243,7 +244,7 @@ def _options(threads: int, *, exact_int8: bool) -> Any:
     would take the CPUs from the other tower's.
     """
     if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise ProviderError(f"threads is {threads!r}, expected a number from 1 to {MAX_THREADS}.")
+        raise SiglipOnnxError(f"threads is {threads!r}, expected a number from 1 to {MAX_THREADS}.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_FATAL_ONLY
     options.intra_op_num_threads = threads

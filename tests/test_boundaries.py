@@ -41,6 +41,10 @@ print(sorted({heavy!r} & set(sys.modules)))
     [
         ("from siglip_onnx.cli import main; main(['--help'], standalone_mode=False)", {"numpy", "PIL", "tokenizers"}),
         ("from siglip_onnx.cli import main; main(['models', 'list'], standalone_mode=False)", {"numpy", "PIL"}),
+        (
+            "from siglip_onnx.cli import main; main(['models', 'list', '--known'], standalone_mode=False)",
+            {"numpy", "PIL"},
+        ),
         ("from siglip_onnx.system.threads import available_threads; available_threads()", {"numpy"}),
         ("import siglip_onnx.hub.published, siglip_onnx.hub.names", {"numpy"}),
     ],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..bundle.folder import Bundle
-from ..errors import BenchmarkError, MissingExtraError
+from ..errors import BenchmarkError
+from ..system.extras import check_extra
 from ..verify.accuracy import REFERENCE as FP32
 from .contestant import Configuration
 from .machine import describe_machine
@@ -39,14 +39,9 @@ def pytorch_configuration(bundle: Bundle, checkpoint: Path, threads: int) -> Con
     """Return the reference.
 
     Raises:
-        MissingExtraError: torch or transformers are not installed.
+        MissingExtraError: torch or transformers is not installed.
     """
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f'--reference needs {" and ".join(missing)}, not installed. Run: pip install "siglip-onnx[train]", or '
-            "leave --reference out to compare with fp32 only."
-        )
+    check_extra("train", "--reference", ("torch", "transformers"))
     return Configuration(
         PYTORCH_FP32, PYTORCH, "fp32", str(bundle.path.resolve()), checkpoint=str(checkpoint.resolve()),
         threads=threads, about="transformers, slow processors, scaled dot product attention, inference mode",

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import JobError, MissingExtraError
+from ..errors import JobError
+from ..system.extras import extra
 from .records import OK, Row
 
 _HEADER_BYTES = 128  # what numpy writes before small arrays
@@ -177,12 +178,8 @@ def _as_text(name: str) -> str:
 
 
 def _import_pyarrow() -> Any:
-    try:
+    with extra("parquet", "A Parquet file"):
         import pyarrow as pa  # noqa: PLC0415 - an optional package
-    except ImportError as error:
-        raise MissingExtraError(
-            'Parquet files need pyarrow; install it with: pip install "siglip-onnx[parquet]"'
-        ) from error
     return pa
 
 

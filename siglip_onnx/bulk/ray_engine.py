@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import JobError, MissingExtraError, SiglipOnnxError
+from ..errors import JobError, SiglipOnnxError
+from ..system.extras import extra
 from ..system.threads import available_threads
 from .facts import Receipt
 from .job import Job
@@ -166,11 +167,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _import_ray() -> Any:
-    try:
+    with extra("ray", "--engine ray"):
         import ray  # noqa: PLC0415 - an optional package
         import ray.util.scheduling_strategies  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            '--engine ray needs Ray; install it with: pip install "siglip-onnx[ray]", or omit --engine.'
-        ) from error
     return ray

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ..config import (
     CONFIG,
@@ -21,6 +19,10 @@ from ..config import (
 from ..errors import BundleError
 from .integrity import changed_files, find_problem
 from .manifest import DEFAULT_ORDER, MANIFEST, POSITIONS, Manifest, manifest_problem, read_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The suffixes of the graph files are those that users of transformers.js know.
 
@@ -45,6 +47,8 @@ class Bundle:
         Raises:
             BundleError: the file is missing or of another shape.
         """
+        import numpy as np  # noqa: PLC0415 - only NaFlex models need it; `models list` does not load it
+
         path = self.path / POSITIONS
         expected = (self.config.vision.num_patches, self.manifest.embedding_dim)
         try:

@@ -1,25 +1,35 @@
-"""``siglip-onnx bench``: speed with fidelity beside it, and two results beside each other."""
+"""``siglip-onnx bench``: speed and accuracy of a model, and comparisons of results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import BenchmarkError, MissingExtraError
-from .options import find_images, read_texts, to_json
+from ..bench import tables
+from ..bench.compare import Change, compare_documents
+from ..bench.run import QUICK, plan_bundle, run_plan
+from ..bench.schema import Document, read_document
+from ..bench.timer import Limits
+from ..bundle.folder import open_bundle
+from ..demo import IMAGES_PATH
+from ..errors import BenchmarkError
+from ..hub.loading import find_model
+from ..system.extras import extra
+from ..system.files import write_atomic
+from ..system.threads import available_threads
+from ..verify.samples import SAMPLE_TEXTS
+from .inputs import find_images, read_texts
+from .options import threads_option
+from .output import FAILED, format_cosine, format_table, print_json, warn
 
-if TYPE_CHECKING:
-    from ..bench.compare import Change
-    from ..bench.schema import Document
-
-MOST_PICTURES = 16
-SLOWER = 1
+MAX_IMAGES = 16
 
 
 class _RunByDefault(click.Group):
-    """``bench MODEL`` is ``bench run MODEL``; a model that is called as a command is measured with ``run``."""
+    """Run ``bench MODEL`` as ``bench run MODEL``; a model with the name of a command needs ``run``."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in self.get_help_option_names(context):
@@ -28,7 +38,7 @@ class _RunByDefault(click.Group):
 
 
 class _Percent(click.ParamType):  # type: ignore[type-arg] # generic only for type checkers
-    """``10%`` as 0.1."""
+    """A percentage such as ``10%``, as 0.1."""
 
     name = "percent"
 
@@ -38,12 +48,15 @@ class _Percent(click.ParamType):  # type: ignore[type-arg] # generic only for ty
         try:
             return float(value.removesuffix("%")) / 100
         except ValueError:
-            self.fail(f"{value!r} is no percentage; write for example 10%.", param, ctx)
+            self.fail(f"{value!r} is not a percentage; use, for example, 10%.", param, ctx)
 
 
 @click.group(cls=_RunByDefault, subcommand_metavar="MODEL | COMMAND [ARGS]...")
 def bench() -> None:
-    """Measure MODEL on this machine: siglip-onnx bench MODEL is short for bench run MODEL."""
+    """Measure the speed and the accuracy of a model on this machine.
+
+    siglip-onnx bench MODEL is short for: siglip-onnx bench run MODEL
+    """
 
 
 @bench.command()
@@ -53,21 +66,25 @@ def bench() -> None:
     "images_dir",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help=f"Pictures, {MOST_PICTURES} of which are used; the demo's samples if not given.",
+    help=f"Images, of which {MAX_IMAGES} are used. Default: the samples of the demo model.",
 )
-@click.option("--texts", type=click.Path(path_type=Path), help="A file with one text per line; built-in otherwise.")
-@click.option("--variant", "variants", multiple=True, metavar="NAME", help="Repeat for more; all if not given.")
+@click.option("--texts", type=click.Path(path_type=Path), metavar="FILE",
+              help="UTF-8 file with one text per line. Default: built-in texts.")  # fmt: skip
+@click.option(
+    "--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; repeat for more. Default: all."
+)
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="CHECKPOINT",
-    help="The checkpoint, to measure PyTorch too and compare with it; needs torch and transformers.",
+    help="Checkpoint of the model: also measure PyTorch, and compare with it. Needs the extra [train].",
 )
-@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads; all this process may use.")
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Fresh processes for each.")
-@click.option("--quick", is_flag=True, help="A glance: 2 rounds of 8 samples or half a second; no workers.")
+@threads_option
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True,
+              help="Number of rounds; in each, every variant runs in a new process.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Measure briefly: 2 rounds of 8 samples or half a second, without workers.")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), metavar="FILE.json", help="Keep results with all samples."
+    "--out", "-o", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the results with all samples."
 )
 @click.option("--json", "format_", flag_value="json", help="Print the results as JSON.")
 @click.option("--csv", "format_", flag_value="csv", help="Print every sample as CSV.")
@@ -86,42 +103,32 @@ def run(
     out: Path | None,
     format_: str | None,
 ) -> None:
-    """Time every variant of MODEL, stage by stage, and say how near each is to PyTorch or to fp32.
+    """Measure every variant of a model, stage by stage.
 
-    Each variant runs in a fresh process, in rounds of alternating order; what it answered while it was timed is
-    compared. Ends with exit code 1 if something could not be measured.
-    """  # fmt: skip
-    from ..bench.run import QUICK, plan_bundle, run_plan  # noqa: PLC0415 - keeps --help fast
-    from ..bench.timer import Limits  # noqa: PLC0415
-    from ..bundle.folder import open_bundle  # noqa: PLC0415
-    from ..demo import IMAGES_PATH  # noqa: PLC0415
-    from ..hub.loading import find_model  # noqa: PLC0415
-    from ..system.threads import available_threads  # noqa: PLC0415
-    from ..verify.samples import SAMPLE_TEXTS  # noqa: PLC0415
-
+    Each variant runs in a new process, in rounds of alternating order. The embeddings computed while it is timed are
+    compared with those of PyTorch or of fp32. The exit code is 1 if something could not be measured.
+    """
     bundle = open_bundle(find_model(model))
     document = run_plan(
         plan_bundle(
             bundle,
             [bundle.choose_variant(name) for name in variants] or list(bundle.manifest.variants),
-            find_images(images_dir or IMAGES_PATH, "--images", at_most=MOST_PICTURES),
+            find_images(images_dir or IMAGES_PATH, "--images", at_most=MAX_IMAGES),
             SAMPLE_TEXTS if texts is None else read_texts([], texts),
             checkpoint=reference,
             threads=threads or available_threads(),
             limits=QUICK if quick else Limits(rounds=rounds),
         ),
         bundle,
-        lambda line: click.echo(f"siglip-onnx: {line}", err=True),
+        warn,
     )
-    click.echo(render(document, format_), nl=False)  # first: it took minutes, whatever becomes of the file
+    click.echo(render(document, format_), nl=False)  # before the file, which may fail, because it took minutes
     if out is not None:
-        _keep(document, out)
-    context.exit(1 if document.absent else 0)
+        _write(document, out)
+    context.exit(FAILED if document.absent else 0)
 
 
-def _keep(document: Document, out: Path) -> None:
-    from ..system.files import write_atomic  # noqa: PLC0415 - keeps --help fast
-
+def _write(document: Document, out: Path) -> None:
     try:
         write_atomic(out, document.to_json().encode())
     except OSError as error:
@@ -135,21 +142,25 @@ def _keep(document: Document, out: Path) -> None:
     "--fail-if-slower",
     type=_Percent(),
     metavar="PERCENT",
-    help="End with exit code 1 if a stage surely became slower, and by more than this: 10%.",
+    help="End with exit code 1 if a stage is slower by more than this, such as 10%, with 95 % confidence.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def compare(context: click.Context, before: Path, after: Path, fail_if_slower: float | None, as_json: bool) -> None:
-    """Say how many times as long B takes as A, with 95 % intervals from the rounds and samples of both."""
-    from ..bench.compare import compare_documents  # noqa: PLC0415 - keeps --help fast
-    from ..bench.schema import read_document  # noqa: PLC0415
+    """Compare two results.
 
+    Prints the time of B divided by that of A, with 95 % intervals from the rounds and samples of both.
+    """
     changes = compare_documents(read_document(before), read_document(after))
     slower = [] if fail_if_slower is None else [change for change in changes if change.slower_than(fail_if_slower)]
-    click.echo(_compare_json(changes, slower) if as_json else _compare_table(changes))
+    if as_json:
+        rows = [asdict(change) | {"certain": change.certain, "too_slow": change in slower} for change in changes]
+        print_json({"changes": rows})
+    else:
+        click.echo(_compare_table(changes))
     for change in slower:
-        click.echo(f"siglip-onnx: {change.name}, {change.stage}: {change.ratio.value - 1:.0%} slower.", err=True)
-    context.exit(SLOWER if slower else 0)
+        warn(f"{change.name}, {change.stage}: {change.ratio.value - 1:.0%} slower.")
+    context.exit(FAILED if slower else 0)
 
 
 @bench.command()
@@ -161,12 +172,10 @@ def compare(context: click.Context, before: Path, after: Path, fail_if_slower: f
     "--plots",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Write plots as PNG and SVG; needs siglip-onnx[bench].",
+    help="Also write plots as PNG and SVG; needs the extra [bench].",
 )
 def report(results: Path, format_: str | None, plots: Path | None) -> None:
-    """Print the tables of results that were kept, or draw them."""
-    from ..bench.schema import read_document  # noqa: PLC0415 - keeps --help fast
-
+    """Print the tables of results that were written with --out."""
     document = read_document(results)
     if plots is not None:
         draw(document, plots)
@@ -174,50 +183,43 @@ def report(results: Path, format_: str | None, plots: Path | None) -> None:
 
 
 def draw(document: Document, folder: Path) -> None:
-    """Write every plot of a document.
+    """Write all plots of a document.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         BenchmarkError: the folder cannot be written.
     """
-    try:
+    with extra("bench", "--plots"):
         from ..bench.plots import draw_plots  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise MissingExtraError(
-            f'Plots need {error.name}, which is not installed. Run: pip install "siglip-onnx[bench]"'
-        ) from error
     try:
         paths = draw_plots(document, folder)
     except OSError as error:
-        raise BenchmarkError(f"{folder} cannot be written: {error.strerror or error}. Choose another one.") from error
+        raise BenchmarkError(
+            f"{folder} cannot be written: {error.strerror or error}. Choose another folder."
+        ) from error
     for path in paths:
-        click.echo(f"siglip-onnx: wrote {path}", err=True)
+        warn(f"wrote {path}")
 
 
 def render(document: Document, format_: str | None) -> str:
-    """Return a document as it is printed, with its line end."""
-    from ..bench import tables  # noqa: PLC0415 - keeps --help fast
-    from .table import format_table  # noqa: PLC0415
-
+    """Return a document in one of the formats, with a final line end; as tables if ``format_`` is None."""
     if format_ == "json":
         return document.to_json()
     if format_ == "csv":
         return tables.to_csv(document)
     if format_ == "markdown":
         return f"{tables.document_markdown(document)}\n"
-    found = [tables.speed_table(document), tables.stage_table(document)]
+    parts = [tables.speed_table(document), tables.stage_table(document)]
     if document.throughput:
-        found.append(tables.throughput_table(document))
-    return "\n\n".join([*(format_table(header, rows) for header, rows in found), tables.explain(document)]) + "\n"
+        parts.append(tables.throughput_table(document))
+    return "\n\n".join([*(format_table(header, rows) for header, rows in parts), tables.explain(document)]) + "\n"
 
 
-def _compare_table(changes: list[Change]) -> str:
-    from .table import format_table  # noqa: PLC0415 - keeps --help fast
-
+def _compare_table(changes: Sequence[Change]) -> str:
     header = ("", "stage", "B / A", "95 % interval", "", "cosine min A", "B")
     rows = [
         (change.name, change.stage, f"{change.ratio.value:.3f}", f"{change.ratio.low:.3f} - {change.ratio.high:.3f}",
-         _verdict(change), f"{change.cosine_before:.5f}", f"{change.cosine_after:.5f}")
+         _verdict(change), format_cosine(change.cosine_before), format_cosine(change.cosine_after))
         for change in changes
     ]  # fmt: skip
     return format_table(header, rows, left=2)
@@ -225,14 +227,5 @@ def _compare_table(changes: list[Change]) -> str:
 
 def _verdict(change: Change) -> str:
     if not change.certain:
-        return "no sure change"
+        return "no certain change"
     return "slower" if change.ratio.value > 1 else "faster"
-
-
-def _compare_json(changes: list[Change], slower: list[Change]) -> str:
-    from dataclasses import asdict  # noqa: PLC0415 - keeps --help fast
-
-    return to_json(
-        {"changes": [asdict(change) | {"certain": change.certain, "too_slow": change in slower} for change in changes]},
-        indent=2,
-    )

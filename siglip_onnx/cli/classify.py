@@ -1,37 +1,46 @@
-"""``siglip-onnx classify``: how probably each text describes each picture."""
+"""``siglip-onnx classify``: probabilities that texts describe images."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
+import numpy as np
 
+from ..classifier import Classifier
 from ..errors import ImageError
-from .options import (
-    ModelChoice,
-    exit_code,
-    model_options,
-    read_texts,
-    tell_errors,
-    template_option,
-    text_options,
-    to_json,
-)
-
-if TYPE_CHECKING:
-    from ..head import Match
-    from ..model import SigLIP
-    from ..vision_tower import EmbeddedImage
+from ..head import Match, match_texts
+from ..model import SigLIP
+from ..vision_tower import EmbeddedImage
+from .inputs import read_texts
+from .options import ModelChoice, RenamedOption, model_options, template_option, text_options
+from .output import exit_code, format_probability, format_table, print_json, printable, report_errors
 
 FIELDS = ("text", "logit", "probability", "relative")
+# Options that decide what `compile` has already decided.
+COMPILED = ("texts", "texts_file", "templates", "logit_bias", "label_cache", "variant", "max_num_patches", "workers",
+            "fast_decode")  # fmt: skip
+UNSET = (None, False, (), ("{}",))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The model and the settings behind the answers."""
+
+    model: str
+    variant: str
+    providers: list[str]
+    embedding_space: str
+    templates: list[str]
 
 
 class Answer(NamedTuple):
-    """What one picture gave."""
+    """The matches of one image, or why it could not be read."""
 
     image: str
     matches: list[Match] | ImageError
@@ -42,17 +51,23 @@ class Answer(NamedTuple):
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @text_options
 @template_option
-@click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out texts of lower probability.")
-@click.option("--logit-bias", type=float, help="Instead of the checkpoint's, which is a little low for many uses.")
+@click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Omit texts of lower probability.")
 @click.option(
+    "--logit-bias",
+    type=float,
+    help="Replace the bias of the checkpoint; a higher one gives higher probabilities, which suits many uses better.",
+)
+@click.option(
+    "--label-cache",
     "--cache",
+    cls=RenamedOption,
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Keep embeddings of texts here, and do not load the text tower when all are known.",
+    help="Keep the embeddings of the texts in this folder; if all are there, the text tower is not loaded.",
 )
 @model_options
 @click.option("--json", "format_", flag_value="json", help="Print one JSON document.")
-@click.option("--csv", "format_", flag_value="csv", help="Print CSV, one line per picture and text.")
+@click.option("--csv", "format_", flag_value="csv", help="Print CSV, one line per image and text.")
 @click.pass_context
 def classify(
     context: click.Context,
@@ -62,62 +77,57 @@ def classify(
     templates: tuple[str, ...],
     threshold: float,
     logit_bias: float | None,
-    cache: Path | None,
+    label_cache: Path | None,
     choice: ModelChoice,
     format_: str | None,
 ) -> None:
-    """Say for each IMAGE how probably each text describes it.
+    """Compute how probably each text describes each image.
 
-    logit: the model's score. probability: its sigmoid, each text by itself, so they need not sum to 1. relative: the
-    share among the texts asked (softmax), which says which fits best, not whether any fits.
+    The columns are: logit, the score of the model; probability, its sigmoid, independent of the other texts, so that
+    probabilities need not sum to 1; relative, the share among these texts (softmax), which shows which text fits best,
+    not whether any does.
     """
     all_texts = read_texts(texts, texts_file)
     if choice.model and Path(choice.model).is_file():
-        if all_texts or tuple(templates) != ("{}",) or logit_bias is not None or cache:
-            raise click.UsageError(
-                f"{choice.model} is a compiled classifier with its texts inside; leave --text, --texts-file, "
-                "--template, --logit-bias and --cache out."
-            )
-        if choice.variant or choice.max_num_patches or choice.workers or choice.fast_decode:
-            raise click.UsageError(
-                f"{choice.model} is a compiled classifier: --variant was chosen when it was compiled, and --workers, "
-                "--fast-decode and --max-num-patches are for models only. Leave them out."
-            )
-        facts, results = classify_compiled(choice, images)
+        _refuse_options(context, choice.model)
+        facts, answers = _ask_classifier(Path(choice.model), choice, images)
+    elif all_texts:
+        model = choice.open(label_cache, num_inputs=len(images))
+        facts, answers = _ask_model(model, images, all_texts, templates, logit_bias)
     else:
-        if not all_texts:
-            raise click.UsageError("There are no texts to compare with; give --text TEXT or --texts-file FILE.")
-        siglip = choice.open(cache, num_inputs=len(images))
-        facts = {
-            "model": siglip.bundle.manifest.model_name,
-            "variant": siglip.variant,
-            "providers": siglip.providers,
-            "embedding_space": siglip.embedding_space,
-            "templates": list(templates),
-        }
-        results = classify_each(siglip, images, all_texts, templates, logit_bias)
-    results = [answer._replace(matches=leave_out(answer.matches, threshold)) for answer in results]
+        raise click.UsageError("There are no texts to compare with; give --text TEXT or --texts-file FILE.")
+    answers = [answer._replace(matches=_above(threshold, answer.matches)) for answer in answers]
     if format_ == "json":
-        _print_json(facts, results)
+        print_json(asdict(facts) | {"results": [_describe(answer) for answer in answers]})
     elif format_ == "csv":
-        _print_csv(results)
+        _print_csv(answers)
     else:
-        _print_tables(results)
-    context.exit(exit_code([answer.matches for answer in results]))
+        _print_tables(answers)
+    context.exit(exit_code([answer.matches for answer in answers]))
 
 
-def leave_out(matches: list[Match] | ImageError, threshold: float) -> list[Match] | ImageError:
-    """Keep the matches whose probability reaches ``threshold``."""
-    if isinstance(matches, ImageError):
-        return matches
-    return [match for match in matches if match.probability >= threshold]
+def _refuse_options(context: click.Context, model: str) -> None:
+    given = [
+        param.opts[0]
+        for param in context.command.params
+        if param.name in COMPILED and context.params[param.name] not in UNSET
+    ]
+    if given:
+        raise click.UsageError(
+            f"{model} is a compiled classifier, which contains its texts and settings; remove {', '.join(given)}."
+        )
 
 
-def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[str, Any], list[Answer]]:
-    """Match every picture with the labels of a compiled classifier."""
-    from ..classifier import Classifier  # noqa: PLC0415 - keeps --help fast
-
-    classifier = Classifier(Path(str(choice.model)), choice.runtime_options())
+def _ask_classifier(path: Path, choice: ModelChoice, images: Sequence[str]) -> tuple[Facts, list[Answer]]:
+    """Match each image with the labels of a compiled classifier; an image that cannot be read gives its error."""
+    classifier = Classifier(path, choice.runtime_options())
+    facts = Facts(
+        classifier.model_name,
+        classifier.variant,
+        classifier.providers,
+        classifier.embedding_space,
+        classifier.templates,
+    )
 
     def match(image: str) -> tuple[list[Match], bool] | ImageError:
         try:
@@ -125,59 +135,60 @@ def classify_compiled(choice: ModelChoice, images: Sequence[str]) -> tuple[dict[
         except ImageError as error:
             return error
 
-    found = zip(images, tell_errors(map(match, images)), strict=True)
-    results = [Answer(image, one) if isinstance(one, ImageError) else Answer(image, *one) for image, one in found]
-    facts = {
-        "model": classifier.model_name,
-        "variant": classifier.variant,
-        "providers": classifier.providers,
-        "embedding_space": classifier.embedding_space,
-        "templates": classifier.templates,
-    }
-    return facts, results
+    results = zip(images, report_errors(map(match, images)), strict=True)
+    return facts, [
+        Answer(image, result) if isinstance(result, ImageError) else Answer(image, *result) for image, result in results
+    ]
 
 
-def classify_each(
-    siglip: SigLIP, images: Sequence[str], texts: list[str], templates: Sequence[str], logit_bias: float | None
-) -> list[Answer]:
-    """Match every picture with every text; a picture that cannot be read gives its error."""
-    import numpy as np  # noqa: PLC0415 - keeps --help fast
-
-    from ..head import match_texts  # noqa: PLC0415
-
-    missing = siglip.missing_labels(texts, template=templates)
-    # While the vision tower loads, the texts are checked. Each tower is used once, so they need not share the memory.
-    siglip.vision.session.preload()
+def _ask_model(
+    model: SigLIP, images: Sequence[str], texts: list[str], templates: Sequence[str], logit_bias: float | None
+) -> tuple[Facts, list[Answer]]:
+    """Match each image with each text; an image that cannot be read gives its error."""
+    facts = Facts(
+        model.bundle.manifest.model_name, model.variant, model.providers, model.embedding_space, list(templates)
+    )
+    missing = model.missing_labels(texts, template=templates)
+    # The texts are checked while the vision tower loads. Each tower is used once, so only one is in memory.
+    model.vision.session.preload()
     if missing:
-        siglip.tokenize(missing)
-    found = tell_errors(siglip.stream_embeddings(images))
-    siglip.vision.session.unload()
-    labels = siglip.encode_labels(texts, template=templates)
+        model.tokenize(missing)
+    results = report_errors(model.stream_embeddings(images))
+    model.vision.session.unload()
+    labels = model.encode_labels(texts, template=templates)
 
-    def match(image: str, found: EmbeddedImage | ImageError) -> Answer:
-        if isinstance(found, ImageError):
-            return Answer(image, found)
-        logits = siglip.logits(found.embedding[np.newaxis], labels, logit_bias=logit_bias)
-        return Answer(image, match_texts(logits[0], texts), found.truncated)
+    def match(image: str, result: EmbeddedImage | ImageError) -> Answer:
+        if isinstance(result, ImageError):
+            return Answer(image, result)
+        logits = model.logits(result.embedding[np.newaxis], labels, logit_bias=logit_bias)
+        return Answer(image, match_texts(logits[0], texts), result.truncated)
 
-    return [match(image, one) for image, one in zip(images, found, strict=True)]
+    return facts, [match(image, result) for image, result in zip(images, results, strict=True)]
 
 
-def _print_tables(results: Sequence[Answer]) -> None:
-    from .table import format_table, printable, three_digits  # noqa: PLC0415 - keeps --help fast
+def _above(threshold: float, matches: list[Match] | ImageError) -> list[Match] | ImageError:
+    if isinstance(matches, ImageError):
+        return matches
+    return [match for match in matches if match.probability >= threshold]
 
+
+def _print_tables(answers: Sequence[Answer]) -> None:
     tables = []
-    for image, matches, _ in results:
+    for image, matches, _ in answers:
         if isinstance(matches, ImageError):
             continue
-        rows = [(m.text, f"{m.logit:.2f}", three_digits(m.probability), three_digits(m.relative)) for m in matches]
+        rows = [
+            (
+                match.text,
+                f"{match.logit:.2f}",
+                format_probability(match.probability),
+                format_probability(match.relative),
+            )
+            for match in matches
+        ]
         tables.append(f"{printable(image)}\n{format_table(FIELDS, rows)}")
     if tables:
         click.echo("\n\n".join(tables))
-
-
-def _print_json(facts: dict[str, Any], results: Sequence[Answer]) -> None:
-    click.echo(to_json(facts | {"results": [_describe(answer) for answer in results]}, indent=2))
 
 
 def _describe(answer: Answer) -> dict[str, Any]:
@@ -188,11 +199,11 @@ def _describe(answer: Answer) -> dict[str, Any]:
     return row | {"truncated": True} if truncated else row
 
 
-def _print_csv(results: Sequence[Answer]) -> None:
+def _print_csv(answers: Sequence[Answer]) -> None:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(("image", *FIELDS))
-    for image, matches, _ in results:
+    for image, matches, _ in answers:
         if not isinstance(matches, ImageError):
             writer.writerows((image, *match) for match in matches)
     click.echo(lines.getvalue(), nl=False)

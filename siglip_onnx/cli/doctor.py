@@ -1,4 +1,4 @@
-"""``siglip-onnx doctor``: whether this machine runs the models as it should."""
+"""``siglip-onnx doctor``: a diagnosis of this installation."""
 
 from __future__ import annotations
 
@@ -6,31 +6,29 @@ from dataclasses import asdict
 
 import click
 
-from .options import to_json
-
-FAILED = 4
+from ..doctor import FAILURE, OK, examine
+from ..errors import BundleError
+from .output import print_json
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, to be pasted into a report.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, to be pasted into a bug report.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
-    """Examine the CPU, threads, providers, telemetry, the installed files, the cache, and the demo model's answers.
+    """Check that this installation works as it should.
 
-    Exit codes: 0 if all is well or can be lived with, 4 if something fails.
+    Examines versions, CPU, threads, providers, telemetry, installed files, the cache, and the answers of the demo
+    model. Exit codes: 0 if there are no findings or only warnings, 4 if a check fails.
     """
-    from ..doctor import FAILURE, examine  # noqa: PLC0415 - keeps --help fast
-
     findings = []
     for finding in examine():
         findings.append(finding)
         if not as_json:
-            mark = "" if finding.state == "ok" else f"{finding.state.upper()}: "
+            mark = "" if finding.state == OK else f"{finding.state.upper()}: "
             click.echo(f"{finding.question:<12}{mark}{finding.answer}")
             if finding.advice:
                 click.echo(f"{'':<12}{finding.advice}")
     healthy = all(finding.state != FAILURE for finding in findings)
     if as_json:
-        document = {"healthy": healthy, "findings": {finding.question: asdict(finding) for finding in findings}}
-        click.echo(to_json(document, indent=2))
-    context.exit(0 if healthy else FAILED)
+        print_json({"healthy": healthy, "findings": {finding.question: asdict(finding) for finding in findings}})
+    context.exit(0 if healthy else BundleError.exit_code)

@@ -1,4 +1,4 @@
-"""``siglip-onnx embed``: vectors of pictures or texts as ``.npy`` with JSON lines that name the rows; or of folders."""
+"""``siglip-onnx embed``: vectors of images or texts as ``.npy``, with JSON lines that describe the rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from ..errors import ImageError, SiglipOnnxError
+from ..system.files import write_together
+from .inputs import read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
-from .options import ModelChoice, exit_code, model_options, read_texts, tell_errors, text_options, to_json
+from .options import ModelChoice, model_options, text_options
+from .output import exit_code, format_count, print_json, report_errors, to_json
 
 
 @click.command()
@@ -23,7 +27,8 @@ from .options import ModelChoice, exit_code, model_options, read_texts, tell_err
     type=click.Path(path_type=Path),
     required=True,
     metavar="PATH.npy|FOLDER",
-    help="Where the vectors go, f32 (N, D), length 1; PATH.jsonl tells the rows. Jobs: a folder, to begin or to go on.",
+    help="File for the vectors, f32 (N, D) of length 1; PATH.jsonl describes the rows. Jobs: the folder to start or to "
+    "resume.",
 )
 @job_options
 @model_options
@@ -39,53 +44,54 @@ def embed(
     choice: ModelChoice,
     as_json: bool,
 ) -> None:
-    """Write the embeddings of IMAGEs, or of texts, or of whole folders.
+    """Write the embeddings of images, texts, or whole folders.
 
-    The JSON lines name each input in order; "row" is its row in the .npy file, null where a picture could not be read.
+    The JSON lines describe the inputs in order; "row" is the row in the .npy file, null for an image that cannot be
+    read.
 
-    A FOLDER of any size, a LIST.txt (or @LIST) of one path per line, or - for a list on stdin, is a job: it can be
-    stopped and run again, goes on where it was, and embeds what is new. docs/bulk.md says what it writes.
-    """  # fmt: skip
+    A FOLDER of any size, a LIST.txt (or @LIST) with one path per line, or - for a list on stdin, is a job: it can be
+    stopped at any time. Run the same command again to resume it, or to embed what is new. docs/bulk.md describes the
+    files that it writes.
+    """
     all_texts = read_texts(texts, texts_file)
     if bool(images) == bool(all_texts):
-        raise click.UsageError("Give either pictures, or texts with --text or --texts-file.")
+        raise click.UsageError("Give either images, or texts with --text or --texts-file.")
     if any(map(is_source, images)):
         if not all(map(is_source, images)):
-            raise click.UsageError("Give either single pictures, or folders and lists, not both.")
+            raise click.UsageError("Give either single images, or folders and lists, not both.")
         context.exit(embed_job(choice, job, images, out, as_json=as_json))
     check_no_job_options(context)
     context.exit(_embed_each(images, all_texts, out, choice, as_json=as_json))
 
 
-def _embed_each(images: Sequence[str], all_texts: list[str], out: Path, choice: ModelChoice, *, as_json: bool) -> int:
-    """Embed single pictures or texts into one file; return the exit code."""
-    import numpy as np  # noqa: PLC0415 - keeps --help fast
-
+def _embed_each(images: Sequence[str], texts: list[str], out: Path, choice: ModelChoice, *, as_json: bool) -> int:
+    """Embed single images or texts into one file; return the exit code."""
     rows_path = _check_out(out)
-    siglip = choice.open(num_inputs=len(images or all_texts))
+    model = choice.open(num_inputs=len(images or texts))
     if images:
-        results = tell_errors(siglip.stream_embeddings(images))
-        good = [result.embedding for result in results if not isinstance(result, ImageError)]
-        vectors = np.array(good, np.float32).reshape(len(good), siglip.embedding_dim)
-        lines = _describe_rows(images, results)
+        results = report_errors(model.stream_embeddings(images))
+        embeddings = [result.embedding for result in results if not isinstance(result, ImageError)]
+        vectors = np.array(embeddings, np.float32).reshape(len(embeddings), model.embedding_dim)
+        rows = _describe_rows(images, results)
         code = exit_code(results)
     else:
-        vectors = siglip.encode_texts(all_texts)
-        lines = [{"row": row, "text": text} for row, text in enumerate(all_texts)]
+        vectors = model.encode_texts(texts)
+        rows = [{"row": row, "text": text} for row, text in enumerate(texts)]
         code = 0
-    for line in lines:
-        line["embedding_space"] = siglip.embedding_space
+    space = {"embedding_space": model.embedding_space}
     buffer = io.BytesIO()
     np.save(buffer, vectors)
-    _write({out: buffer.getvalue(), rows_path: "".join(to_json(line) + "\n" for line in lines).encode()})
-    summary = {"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape),
-               "errors": len(lines) - len(vectors)}  # fmt: skip
-    click.echo(to_json(summary, indent=2) if as_json else f"{out}: {len(vectors)} vectors of {vectors.shape[1]}")
+    _write({out: buffer.getvalue(), rows_path: "".join(to_json(row | space) + "\n" for row in rows).encode()})
+    if as_json:
+        errors = len(rows) - len(vectors)
+        print_json({"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape), "errors": errors})
+    else:
+        click.echo(f"{out}: {format_count(len(vectors), 'vector')} of {vectors.shape[1]}")
     return code
 
 
 def _check_out(out: Path) -> Path:
-    """Return where the rows are told, after checking that both files can be written."""
+    """Return the path of the JSON lines, after checking that both files can be written."""
     if out.suffix != ".npy":
         raise click.UsageError(f"--out is {str(out)!r}; give a file name that ends with .npy.")
     rows_path = out.with_suffix(".jsonl")
@@ -93,13 +99,11 @@ def _check_out(out: Path) -> Path:
         if path.is_dir():
             raise SiglipOnnxError(f"{path} is a folder; give the name of a file that ends with .npy.")
     if not out.parent.is_dir():
-        raise SiglipOnnxError(f"{out.parent} is no folder; make it first, or choose another place for {out.name}.")
+        raise SiglipOnnxError(f"{out.parent} is not a folder; create it first, or choose another place for {out.name}.")
     return rows_path
 
 
 def _write(files: dict[Path, bytes]) -> None:
-    from ..system.files import write_together  # noqa: PLC0415 - keeps --help fast
-
     try:
         write_together(files)
     except OSError as error:
@@ -107,12 +111,12 @@ def _write(files: dict[Path, bytes]) -> None:
 
 
 def _describe_rows(images: Sequence[str], results: Sequence[Any]) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     row = 0
     for image, result in zip(images, results, strict=True):
         if isinstance(result, ImageError):
-            lines.append({"row": None, "image": image, "error": str(result), "status": result.status})
+            rows.append({"row": None, "image": image, "error": str(result), "status": result.status})
         else:
-            lines.append({"row": row, "image": image} | ({"truncated": True} if result.truncated else {}))
+            rows.append({"row": row, "image": image} | ({"truncated": True} if result.truncated else {}))
             row += 1
-    return lines
+    return rows

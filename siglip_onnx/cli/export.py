@@ -1,24 +1,26 @@
-"""``siglip-onnx export``: from a checkpoint to a bundle."""
+"""``siglip-onnx export``: a checkpoint as a model folder."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import MissingExtraError
-from .options import DEFAULT_MIN_COSINE, find_images, human_size, to_json
+from ..system.extras import extra
+from .inputs import find_images
+from .options import DEFAULT_MIN_COSINE
+from .output import format_cosine, format_size, format_table, print_json, report
 
 if TYPE_CHECKING:
-    from ..export.pipeline import ExportedVariant
+    from ..export.pipeline import ExportedVariant  # an optional extra
 
-
-MOST_CALIBRATION = 64  # pictures; more would change the ranges little and are all held as tensors
+MOST_CALIBRATION = 64  # images; more would hardly change the ranges, and all are held as tensors
 
 
 @click.command()
@@ -38,29 +40,29 @@ MOST_CALIBRATION = 64  # pictures; more would change the ranges little and are a
     type=click.Choice(["native", "optimum"]),
     default="native",
     show_default=True,
-    help="What makes the graphs; optimum traces the PyTorch model and needs siglip-onnx[optimum].",
+    help="How the graphs are made; optimum traces the PyTorch model and needs the extra [optimum].",
 )
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
-    help=f"Refuse a variant whose sample embeddings are farther from fp32; {DEFAULT_MIN_COSINE} if not given. int8 "
-    "leaves as many layers in fp32 as that takes.",
+    help="Refuse a variant whose sample embeddings have a smaller cosine to fp32; int8 keeps as many layers in fp32 as "
+    f"that takes. {DEFAULT_MIN_COSINE}.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Pictures that int8 is fitted to; built-in ones if not given.",
+    help=f"Images on which int8 is calibrated, of which {MOST_CALIBRATION} are used. Default: built-in ones.",
 )
 @click.option(
     "--reduce-range",
     is_flag=True,
-    help="Keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, less exact on all.",
+    help="Keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, less exact on all CPUs.",
 )
-@click.option("--allow-inaccurate", is_flag=True, help="Keep a variant below --min-cosine.")
+@click.option("--allow-inaccurate", is_flag=True, help="Keep a variant that is below --min-cosine.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--knows", default="", help="A sentence for the manifest: what the model was trained for.")
-@click.option("--json", "as_json", is_flag=True, help="Print the closing table as JSON.")
+@click.option("--knows", default="", help="Sentence for the manifest: what the model was trained for.")
+@click.option("--json", "as_json", is_flag=True, help="Print the final table as JSON.")
 def export(
     checkpoint: Path,
     out: Path,
@@ -74,58 +76,53 @@ def export(
     knows: str,
     as_json: bool,
 ) -> None:
-    """Turn the folder CHECKPOINT (as on the Hugging Face Hub) into the model folder OUT.
+    """Export a checkpoint to a model folder.
 
-    Needs the extra: pip install "siglip-onnx[export]". OUT appears whole or not at all.
-    """  # fmt: skip
-    try:
+    CHECKPOINT is a folder with the files of a model on the Hugging Face Hub. OUT is written completely or not at all.
+    Needs the extra [export].
+    """
+    with extra("export", "export"):
         from ..export.pipeline import export_bundle  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise MissingExtraError(
-            f'Export needs a package that is not installed ({error.name}). Run: pip install "siglip-onnx[export]"'
-        ) from error
 
-    # A plain kill must clean up as Ctrl-C does.
+    # SIGTERM must clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    began = time.perf_counter()
+    start = time.perf_counter()
 
-    def report(step: str) -> None:
-        click.echo(f"[{time.perf_counter() - began:6.1f} s] {step}", err=True)
+    def report_step(step: str) -> None:
+        report(f"[{time.perf_counter() - start:6.1f} s] {step}")
 
-    pictures = None
+    images = None
     if calibration is not None:
-        pictures = find_images(calibration, "--calibration", at_most=MOST_CALIBRATION)
+        images = find_images(calibration, "--calibration", at_most=MOST_CALIBRATION)
     variants = export_bundle(
         checkpoint,
         out,
         precisions=list(dict.fromkeys(precisions)),
         exporter=exporter,
         min_cosine=0.0 if allow_inaccurate else min_cosine,
-        calibration_images=pictures,
+        calibration_images=images,
         reduce_range=reduce_range,
         overwrite=overwrite,
         knows=knows,
-        report=report,
+        report=report_step,
     )
-    report(f"Done: {out}")
+    report_step(f"Done: {out}")
     if as_json:
         rows = [asdict(variant) for variant in variants]
-        click.echo(to_json({"out": str(out), "variants": rows}, indent=2))
+        print_json({"out": str(out), "variants": rows})
     else:
         click.echo(_describe(variants))
 
 
-def _describe(variants: list[ExportedVariant]) -> str:
-    from .table import format_table  # noqa: PLC0415 - keeps --help fast
-
+def _describe(variants: Sequence[ExportedVariant]) -> str:
     header = ("variant", "size", "seconds", "min cosine vision", "text", "max logit error")
     rows = [
         (
             variant.name,
-            human_size(variant.size_bytes),
+            format_size(variant.size_bytes),
             f"{variant.seconds:.1f}",
-            f"{variant.accuracy.vision_cosine_min:.5f}",
-            f"{variant.accuracy.text_cosine_min:.5f}",
+            format_cosine(variant.accuracy.vision_cosine_min),
+            format_cosine(variant.accuracy.text_cosine_min),
             f"{variant.accuracy.logit_error_max:.3f}",
         )
         for variant in variants

@@ -1,4 +1,4 @@
-"""``siglip-onnx info``: what a model folder holds, and what this machine runs it with."""
+"""``siglip-onnx info``: the contents of a model, and what this machine runs it with."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 import click
 
+from .. import demo
+from ..bundle.folder import open_bundle
 from ..errors import BundleError
-from .options import human_size, to_json
+from ..hub.loading import find_model
+from ..session import available_providers, runtime_version
+from ..system.threads import available_threads
+from .output import format_cosine, format_size, format_table, print_json, report
 
 
 @click.command()
-@click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL", help="Model; the demo model if none.")
-@click.option("--verify-files", is_flag=True, help="Read every file and compare its hash with the manifest.")
+@click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL", default=demo.NAME, show_default=True,
+              show_envvar=True, help="Folder of an exported model, or its name on the Hugging Face Hub.")  # fmt: skip
+@click.option("--verify-files", is_flag=True, hidden=True, help="The same as: siglip-onnx models check MODEL")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def info(model: str | None, verify_files: bool, as_json: bool) -> None:
-    """Show what a model holds: variants, sizes, accuracy; and the providers and threads of this machine."""
-    from ..bundle.folder import open_bundle  # noqa: PLC0415 - keeps --help fast
-    from ..demo import NAME as DEMO  # noqa: PLC0415
-    from ..hub.loading import find_model  # noqa: PLC0415
-    from ..session import available_providers, runtime_version  # noqa: PLC0415
-    from ..system.threads import available_threads  # noqa: PLC0415
-
-    bundle = open_bundle(find_model(model or DEMO))
+def info(model: str, verify_files: bool, as_json: bool) -> None:
+    """Show what a model contains, and what this machine runs it with."""
+    bundle = open_bundle(find_model(model))
     manifest, config = bundle.manifest, bundle.config
     facts: dict[str, Any] = {
         "model": manifest.model_name,
@@ -45,31 +45,32 @@ def info(model: str | None, verify_files: bool, as_json: bool) -> None:
         "providers": available_providers(),
         "threads": available_threads(),
     }
-    click.echo(to_json(facts, indent=2) if as_json else _describe(facts))
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(_describe(facts))
     if verify_files:
         problems = bundle.verify_files()
         if problems:
             raise BundleError(f"{bundle.path} is damaged: {'; '.join(problems)}. Export or download it again.")
-        click.echo("All files are as the manifest says.", err=True)
+        report("All files match the manifest.")
 
 
-def _describe_picture(facts: dict[str, Any]) -> str:
-    picture = facts["picture"]
+def _describe_input(facts: dict[str, Any]) -> str:
+    image = facts["picture"]
     patches = f"patches of {facts['patch_size']} pixels"
-    if "max_num_patches" in picture:
-        return f"any aspect, at most {picture['max_num_patches']} {patches}"
-    return f"{picture['width']} x {picture['height']} pixels, {patches}"
+    if "max_num_patches" in image:
+        return f"any aspect ratio, at most {image['max_num_patches']} {patches}"
+    return f"{image['width']} x {image['height']} pixels, {patches}"
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    from .table import format_table  # noqa: PLC0415 - keeps --help fast
-
     lines = [
         ("model", facts["model"]),
         ("folder", facts["folder"]),
         *([("knows", facts["knows"])] if facts["knows"] else []),
-        ("pictures", _describe_picture(facts)),
-        ("texts", f"{facts['text_length']} tokens of {facts['vocab_size']}"),
+        ("images", _describe_input(facts)),
+        ("texts", f"{facts['text_length']} tokens, vocabulary of {facts['vocab_size']}"),
         ("embeddings", f"{facts['embedding_dim']} dimensions"),
         ("head", f"logit_scale {facts['logit_scale']:.4f}, logit_bias {facts['logit_bias']:.4f}"),
         ("onnxruntime", f"{facts['onnxruntime']} with {', '.join(facts['providers'])}"),
@@ -78,11 +79,12 @@ def _describe(facts: dict[str, Any]) -> str:
     rows = [
         (
             name + (" (default)" if name == facts["default_variant"] else ""),
-            human_size(variant["size_bytes"]),
-            *(f"{variant['accuracy'].get(f'{tower}_cosine_min', float('nan')):.5f}" for tower in ("vision", "text")),
+            format_size(variant["size_bytes"]),
+            *(format_cosine(variant["accuracy"].get(f"{tower}_cosine_min", float("nan")))
+              for tower in ("vision", "text")),
             variant["embedding_space"],
         )
         for name, variant in facts["variants"].items()
-    ]
+    ]  # fmt: skip
     header = ("variant", "size", "min cosine vision", "text", "embedding space")
     return "\n".join(f"{name:<12}{value}" for name, value in lines) + "\n\n" + format_table(header, rows)

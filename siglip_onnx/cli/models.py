@@ -1,85 +1,88 @@
-"""``siglip-onnx models``: the models in the cache: list, pull, verify, rm."""
+"""``siglip-onnx models``: list, pull, check and remove the models in the cache, without loading any."""
 
 from __future__ import annotations
 
+import copy
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from ..errors import BundleError, SiglipOnnxError
-from .options import human_size, to_json
-
-if TYPE_CHECKING:
-    from ..hub.cache import CachedModel
+from ..bundle.folder import verify_folder
+from ..bundle.manifest import read_manifest
+from ..errors import BundleError, DownloadError, SiglipOnnxError
+from ..hub.cache import CachedModel, cached_models, find_cached, remove
+from ..hub.names import parse_hub_name
+from ..hub.published import PUBLISHED
+from ..hub.pull import offline_message
+from ..hub.pull import pull as pull_model
+from ..system.cache_dir import models_folder
+from .output import format_size, format_table, print_json, report
 
 VARIANTS = ("int8", "fp32", "fp16", "q4")
 
 
 @click.group()
 def models() -> None:
-    """Keep models of the Hugging Face Hub in the cache."""
+    """Manage the cache of downloaded models."""
 
 
 @models.command("list")
-@click.option("--known", is_flag=True, help="List Google's published checkpoints instead, which can be pulled.")
+@click.option("--known", is_flag=True, help="List the checkpoints published by Google, which can be pulled, instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_(known: bool, as_json: bool) -> None:
     """List the models in the cache."""
-    from ..hub.cache import cached_models  # noqa: PLC0415
-    from ..system.cache_dir import models_folder  # noqa: PLC0415 - keeps --help fast
-
     if known:
         _list_known(as_json)
         return
     rows = [_describe(model) for model in cached_models()]
     if as_json:
-        click.echo(to_json({"folder": str(models_folder()), "models": rows}, indent=2))
+        print_json({"folder": str(models_folder()), "models": rows})
     elif rows:
-        _print_table(("model", "revision", "variants", "size"), rows)
+        cells = [[row["model"], row["revision"], ", ".join(row["variants"]), row["size"]] for row in rows]
+        _print_table(("model", "revision", "variants", "size"), cells)
     else:
-        click.echo(f"No models in {models_folder()}. See what can be pulled: siglip-onnx models list --known", err=True)
+        report(f"There are no models in {models_folder()}. Show which can be pulled: siglip-onnx models list --known")
 
 
 @models.command()
 @click.argument("name")
 @click.option("--variant", "variants", multiple=True, type=click.Choice(VARIANTS),
-              help="Variant to fetch or export; the best one if not given. Repeat for more.")  # fmt: skip
-@click.option("--offline", is_flag=True, help="Open no socket: only say what is in the cache.")
+              help="Variant to download or to export; repeat for more. Default: the first of these that "
+                   "exists.")  # fmt: skip
+@click.option("--offline", is_flag=True, help="Do not use the network: only print what is in the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def pull(name: str, variants: tuple[str, ...], offline: bool, as_json: bool) -> None:
-    """Fetch NAME into the cache: owner/name or owner/name@revision on the Hub, or a known checkpoint's short name.
+    """Download a model into the cache.
 
-    A model that siglip-onnx exported is copied, file by file verified; a checkpoint's needed files are fetched and
-    exported (needs the extra: pip install "siglip-onnx[export]").
-    """  # fmt: skip
-    from ..errors import DownloadError  # noqa: PLC0415 - keeps --help fast
-    from ..hub.cache import find_cached  # noqa: PLC0415
-    from ..hub.names import parse_hub_name  # noqa: PLC0415
-    from ..hub.pull import offline_message  # noqa: PLC0415
-    from ..hub.pull import pull as pull_model  # noqa: PLC0415
-
+    NAME is owner/name or owner/name@revision on the Hugging Face Hub, or the short name of a known checkpoint. A model
+    exported by siglip-onnx is copied, and each file is verified. Of a checkpoint, the necessary files are downloaded
+    and exported, which needs the extra [export].
+    """
     hub_name = parse_hub_name(name)
     if offline:
-        found = find_cached(hub_name.name, hub_name.revision)
-        if found is None:
+        model = find_cached(hub_name.name, hub_name.revision)
+        if model is None:
             raise DownloadError(offline_message(hub_name.name, hub_name.revision))
     else:
-        found = pull_model(
-            hub_name.name, hub_name.revision, list(variants), lambda line: click.echo(line, err=True)
-        )  # fmt: skip
-    row = _describe(found)
-    click.echo(to_json(row, indent=2) if as_json else row["folder"])
+        model = pull_model(hub_name.name, hub_name.revision, list(variants), report)
+    row = _describe(model)
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(row["folder"])
 
 
 @models.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def verify(names: tuple[str, ...], as_json: bool) -> None:
-    """Read every file of the NAMEd models, or folders, or of all in the cache, and compare it with its hash."""
-    from ..bundle.folder import verify_folder  # noqa: PLC0415 - keeps --help fast
-    from ..hub.cache import cached_models  # noqa: PLC0415
-    from ..hub.loading import find_model  # noqa: PLC0415
+def check(names: tuple[str, ...], as_json: bool) -> None:
+    """Check the files of models against their hashes.
+
+    Reads every file of the models or folders named NAME, or of all models in the cache.
+    """
+    from ..hub.loading import find_model  # noqa: PLC0415 - loads onnxruntime, which the other commands do not need
 
     folders = {name: find_model(name) for name in names}
     if not names:
@@ -91,29 +94,32 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
         except SiglipOnnxError as error:
             problems[name] = [str(error)]
         if not as_json:
-            click.echo(f"{name}: {'; '.join(problems[name]) or 'all files are as the manifest says'}")
+            click.echo(f"{name}: {'; '.join(problems[name]) or 'all files match the manifest'}")
     if as_json:
-        click.echo(to_json({"models": problems}, indent=2))
-    broken = [name for name, found in problems.items() if found]
-    if broken:
-        raise BundleError(f"{', '.join(broken)}: damaged. Fetch it again: siglip-onnx models pull NAME")
+        print_json({"models": problems})
+    damaged = [name for name, lines in problems.items() if lines]
+    if damaged:
+        raise BundleError(f"Damaged: {', '.join(damaged)}. Download again: siglip-onnx models pull NAME")
+
+
+verify = copy.copy(check)  # the name of version 0.1
+verify.hidden = True
+models.add_command(verify, "verify")
 
 
 @models.command()
 @click.argument("name")
 def rm(name: str) -> None:
-    """Delete NAME from the cache, or one revision of it: owner/name@revision."""
-    from ..hub.cache import remove  # noqa: PLC0415
-    from ..hub.names import parse_hub_name  # noqa: PLC0415 - keeps --help fast
+    """Delete a model from the cache.
 
+    NAME is owner/name for all revisions, or owner/name@revision.
+    """
     hub_name = parse_hub_name(name)
     freed = remove(hub_name.name, hub_name.revision)
-    click.echo(f"{name}: {human_size(freed)} freed", err=True)
+    report(f"{name}: {format_size(freed)} freed")
 
 
 def _describe(model: CachedModel) -> dict[str, Any]:
-    from ..bundle.manifest import read_manifest  # noqa: PLC0415 - keeps --help fast
-
     try:
         variants = list(read_manifest(model.folder).variants)
     except BundleError:
@@ -123,7 +129,7 @@ def _describe(model: CachedModel) -> dict[str, Any]:
         "revision": model.revision,
         "variants": variants,
         "size_bytes": model.size_bytes,
-        "size": human_size(model.size_bytes),
+        "size": format_size(model.size_bytes),
         "kind": model.kind,
         "pulled": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.pulled)),
         "folder": str(model.folder),
@@ -131,8 +137,6 @@ def _describe(model: CachedModel) -> dict[str, Any]:
 
 
 def _list_known(as_json: bool) -> None:
-    from ..hub.published import PUBLISHED  # noqa: PLC0415 - keeps --help fast
-
     rows = [
         {
             "model": checkpoint.name,
@@ -142,17 +146,10 @@ def _list_known(as_json: bool) -> None:
         for checkpoint in PUBLISHED
     ]
     if as_json:
-        click.echo(to_json({"known": rows}, indent=2))
+        print_json({"known": rows})
     else:
-        _print_table(("model", "family", "picture"), rows)
+        _print_table(("model", "family", "image"), [list(row.values()) for row in rows])
 
 
-def _print_table(header: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    from .table import format_table  # noqa: PLC0415 - keeps --help fast
-
-    cells = [[_cell(row[column]) for column in header] for row in rows]
-    click.echo(format_table(header, cells, left=len(header)))
-
-
-def _cell(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    click.echo(format_table(header, rows, left=len(header)))

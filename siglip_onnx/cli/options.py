@@ -1,33 +1,43 @@
-"""Options and inputs that several commands share."""
+"""Options that several commands share, as decorators."""
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-from ..errors import ImageError, TextError
-from ..options import MOST_PIXELS, ImageLimits, RuntimeOptions
-from ..system.threads import available_threads
+from .. import demo
+from ..hub.loading import open_model
+from ..model import SigLIP
+from ..options import MAX_NUM_PATCHES, MOST_PIXELS, ImageLimits, RuntimeOptions
+from ..system.threads import MAX_THREADS, available_threads
 from ..verify.accuracy import MIN_COSINE
+from .output import report, report_demo_model
 
-if TYPE_CHECKING:
-    from ..model import SigLIP
-
-Result = TypeVar("Result")
-SOME_FAILED = 3
 MANY_INPUTS = 4
-DEFAULT_MIN_COSINE = f"{MIN_COSINE['int8']}, and {MIN_COSINE['q4']} for q4,"
+DEFAULT_MIN_COSINE = f"{MIN_COSINE['int8']} by default, {MIN_COSINE['q4']} for q4"
+variant_option = click.option("--variant", metavar="NAME", help="Variant: int8, fp32, ... Default: int8 if present.")
+provider_option = click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="onnxruntime execution provider; repeat for more, in order of preference. Default: CPUExecutionProvider.",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Number of CPU threads. Default: all that this process may use.",
+)
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the model options say."""
+    """The values of the options that :func:`model_options` adds."""
 
     model: str | None
     variant: str | None
@@ -42,13 +52,13 @@ class ModelChoice:
 
     @property
     def image_limits(self) -> ImageLimits:
-        """What a picture may have at most."""
+        """Limits of the images."""
         if self.max_megapixels is None:
             return ImageLimits()
         return ImageLimits(max_pixels=round(self.max_megapixels * 1e6))
 
     def runtime_options(self, label_cache: Path | None = None, *, num_inputs: int = 1) -> RuntimeOptions:
-        """Return the options for so many inputs: by default one worker per CPU when there are at least four."""
+        """Return the options for this number of inputs: by default, one worker per CPU from four inputs on."""
         workers, threads = self.workers, self.threads
         if workers is None and num_inputs >= MANY_INPUTS:
             workers, threads = threads or available_threads(), None
@@ -64,23 +74,23 @@ class ModelChoice:
             allow_truncated=self.allow_truncated,
         )
 
-    def open(self, cache: Path | None = None, *, num_inputs: int = 1) -> SigLIP:
-        """Load the model; without a name the demo model, which says what it knows."""
-        from ..demo import NAME as DEMO  # noqa: PLC0415 - keeps --help fast
-        from ..hub.loading import open_model  # noqa: PLC0415
-        from ..model import SigLIP  # noqa: PLC0415
-
-        options = self.runtime_options(cache, num_inputs=num_inputs)
-        bundle = open_model(
-            self.model or DEMO,
-            options.variant,
-            offline=self.offline,
-            report=lambda line: click.echo(line, err=True),
-        )
-        loaded = SigLIP(bundle, options)
+    def open(self, label_cache: Path | None = None, *, num_inputs: int = 1) -> SigLIP:
+        """Open the model, or the demo model if none was named, which is reported."""
+        options = self.runtime_options(label_cache, num_inputs=num_inputs)
+        bundle = open_model(self.model or demo.NAME, options.variant, offline=self.offline, report=report)
+        model = SigLIP(bundle, options)
         if not self.model:
-            click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
-        return loaded
+            report_demo_model()
+        return model
+
+
+class RenamedOption(click.Option):
+    """An option that accepts the names it had in earlier versions, and shows only its first name."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the first name and the help text."""
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(", ".join(self.opts), self.opts[0]), record[1])
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -94,24 +104,26 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL",
-                         help="Exported model, name on the Hugging Face Hub, or for classify a compiled classifier; "
-                              "the demo model if neither this nor SIGLIP_ONNX_MODEL is given."),
-            click.option("--variant", metavar="NAME", help="int8, fp32, ...; int8 where present."),
-            click.option("--provider", "providers", multiple=True, metavar="NAME",
-                         help="onnxruntime execution provider; CPUExecutionProvider if not given."),
-            click.option("--threads", type=click.IntRange(1, 512), help="CPU threads; all this process may use."),
-            click.option("--workers", type=click.IntRange(1, 512),
-                         help="Pictures or texts worked on at once, each by one thread; by default 1 for few of them "
-                              "(the soonest answer), all threads for many."),
+                         help="Folder of an exported model, its name on the Hugging Face Hub, or, for classify, a "
+                              "compiled classifier. Default: SIGLIP_ONNX_MODEL, or else the demo model."),
+            variant_option,
+            provider_option,
+            threads_option,
+            click.option("--workers", type=click.IntRange(1, MAX_THREADS),
+                         help="Number of images or texts processed at the same time, each by one thread. Default: 1 "
+                              "for up to three inputs (lowest latency), one per CPU for more (highest throughput)."),
             click.option("--fast-decode", is_flag=True,
-                         help="Decode large JPEGs at a fraction of their size: faster, not quite the same pixels."),
-            click.option("--max-num-patches", type=click.IntRange(1, 4096),
-                         help="NaFlex models: patches a picture may have; what the checkpoint says."),
+                         help="Decode large JPEGs at a fraction of their size: faster, but not exactly the same "
+                              "pixels."),
+            click.option("--max-num-patches", type=click.IntRange(1, MAX_NUM_PATCHES),
+                         help="NaFlex models: maximum number of patches of an image. Default: that of the "
+                              "checkpoint."),
             click.option("--max-megapixels", type=click.FloatRange(0.000001, MOST_PIXELS / 1e6),
-                         help="Refuse larger pictures, by their header; 89.5 if not given."),
+                         help="Refuse larger images, before decoding them. Default: 89.5."),
             click.option("--allow-truncated", is_flag=True,
-                         help="Take pictures whose files end early as far as they go; refused otherwise."),
-            click.option("--offline", is_flag=True, help="Open no socket, even if the model is not in the cache."),
+                         help="Accept images whose files end early, and decode what is there."),
+            click.option("--offline", is_flag=True,
+                         help="Do not use the network, even if the model is not in the cache."),
         ]
     ):  # fmt: skip
         with_choice = option(with_choice)
@@ -122,92 +134,12 @@ def template_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--template``, which the command gets as ``templates``."""
     return click.option(
         "--template", "templates", multiple=True, default=["{}"], show_default=True,
-        help='What each text is put into: "a photo of {}"; repeat to take the mean of several.',
+        help='Sentence into which each text is put: "a photo of {}". Repeat to use the mean of several sentences.',
     )(command)  # fmt: skip
 
 
 def text_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--text`` and ``--texts-file``."""
-    command = click.option("--texts-file", type=click.Path(path_type=Path), help="One text per line, UTF-8.")(command)
+    command = click.option("--texts-file", type=click.Path(path_type=Path), metavar="FILE",
+                           help="UTF-8 file with one text per line.")(command)  # fmt: skip
     return click.option("--text", "texts", multiple=True, help="A text; repeat for more.")(command)
-
-
-def read_texts(texts: Sequence[str], texts_file: Path | None) -> list[str]:
-    """Join the texts of both options; blank lines of the file are skipped.
-
-    Raises:
-        TextError: the file cannot be read, or is not UTF-8.
-    """
-    if texts_file is None:
-        return list(texts)
-    try:
-        lines = texts_file.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        raise TextError(f"{texts_file} does not exist; --texts-file wants a file with one text per line.") from error
-    except UnicodeDecodeError as error:
-        raise TextError(f"{texts_file} is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
-    except OSError as error:
-        raise TextError(f"{texts_file} cannot be read: {error.strerror or error}.") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise TextError(f"{texts_file} holds no text; expected one per line.")
-    return [*texts, *found]
-
-
-def tell_errors(results: Iterable[Result | ImageError]) -> list[Result | ImageError]:
-    """Return the results of pictures in order, printing the error of one that cannot be read in its turn."""
-    told = []
-    for found in results:
-        if isinstance(found, ImageError):
-            click.echo(f"siglip-onnx: {found}", err=True)
-        told.append(found)
-    return told
-
-
-def exit_code(results: Sequence[object]) -> int:
-    """Return 0 if every picture was read, 1 if none was, 3 if only some were."""
-    errors = sum(isinstance(result, ImageError) for result in results)
-    if errors == 0:
-        return 0
-    return ImageError.exit_code if errors == len(results) else SOME_FAILED
-
-
-def find_images(folder: Path, option: str, *, at_most: int | None = None) -> list[Path]:
-    """Return the pictures of a folder, at any depth; what cannot be read is named and left out.
-
-    Of more than ``at_most`` files so many are taken, evenly, which is said.
-    """
-    from ..image.decode import load_image  # noqa: PLC0415 - keeps --help fast
-
-    if not folder.is_dir():
-        raise ImageError(f"{folder} is no folder; {option} wants a folder of pictures.")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    if at_most is not None and len(files) > at_most:
-        click.echo(f"siglip-onnx: of the {len(files):,} files in {folder}, {at_most} are used.", err=True)
-        files = [files[number * len(files) // at_most] for number in range(at_most)]
-    pictures = []
-    for path in files:
-        try:
-            load_image(path)
-        except ImageError as error:
-            click.echo(f"siglip-onnx: left out: {error}", err=True)
-        else:
-            pictures.append(path)
-    if not pictures:
-        raise ImageError(f"{folder} holds no readable picture; {option} wants a folder of pictures.")
-    return pictures
-
-
-def to_json(document: object, indent: int | None = None) -> str:
-    """Return JSON that can be written as UTF-8; names that are no valid Unicode are escaped."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(document, indent=indent)
-    return text
-
-
-def human_size(size_bytes: int) -> str:
-    """Return a size with its unit, decimal as on a disk's label: ``379.0 MB``."""
-    return f"{size_bytes / 1e6:,.1f} MB"

@@ -1,26 +1,28 @@
-"""``siglip-onnx verify``: how near every variant is to fp32, and fp32 to PyTorch and to what was published."""
+"""``siglip-onnx verify``: variants against fp32, and fp32 against PyTorch and published numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..errors import MissingExtraError
-from ..verify.accuracy import MIN_COSINE
-from .options import DEFAULT_MIN_COSINE, find_images, read_texts, to_json
+from ..bundle.folder import Bundle, open_bundle
+from ..hub.loading import find_model
+from ..image.decode import ImageSource
+from ..model import SigLIP
+from ..system.extras import extra
+from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, verify_variants, write_cards
+from ..verify.published import Finding, compare_with_published
+from ..verify.samples import SAMPLE_TEXTS, sample_images
+from .inputs import find_images, read_texts
+from .options import DEFAULT_MIN_COSINE
+from .output import FAILED, format_cosine, format_table, print_json, warn
 
 if TYPE_CHECKING:
-    from ..bundle.folder import Bundle
-    from ..image.decode import ImageSource
-    from ..verify.accuracy import Accuracy
-    from ..verify.published import Finding
-    from ..verify.pytorch import StageDifference
-
-FAILED = 1
+    from ..verify.pytorch import StageDifference  # needs torch
 
 
 @click.command()
@@ -29,25 +31,27 @@ FAILED = 1
     "--images",
     "images_dir",
     type=click.Path(path_type=Path),
-    help="A folder of pictures; built-in samples otherwise.",
+    metavar="FOLDER",
+    help="Folder of images. Default: built-in samples.",
 )
-@click.option("--texts", type=click.Path(path_type=Path), help="A file with one text per line; built-in otherwise.")
+@click.option("--texts", type=click.Path(path_type=Path), metavar="FILE",
+              help="UTF-8 file with one text per line. Default: built-in texts.")  # fmt: skip
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="CHECKPOINT",
-    help="The checkpoint, to compare each stage with PyTorch; needs torch and transformers.",
+    help="Checkpoint of the model: also compare each stage with PyTorch. Needs the extra [train].",
 )
 @click.option(
     "--published",
     is_flag=True,
-    help="Compare with the numbers published of this checkpoint; their pictures are looked for in --images.",
+    help="Also compare with numbers published for this checkpoint; their images are searched for in --images.",
 )
-@click.option("--write-card", is_flag=True, help="Keep what was found in the model's manifest.json.")
+@click.option("--write-card", is_flag=True, help="Write the results into manifest.json of the model.")
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
-    help=f"What every variant must reach; {DEFAULT_MIN_COSINE} if not given.",
+    help=f"Smallest cosine to fp32 that a variant may have; {DEFAULT_MIN_COSINE}.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
@@ -62,129 +66,115 @@ def verify(
     min_cosine: float | None,
     as_json: bool,
 ) -> None:
-    """Measure how near each variant of MODEL is to fp32, on the same pictures and texts.
+    """Compare the variants of a model with fp32, and with PyTorch.
 
-    Ends with exit code 1 if a variant stays below --min-cosine, fp32 differs from PyTorch by more than rounding, or
-    from published numbers by more than they allow.
-    """  # fmt: skip
-    from ..bundle.folder import open_bundle  # noqa: PLC0415 - keeps --help fast
-    from ..hub.loading import find_model  # noqa: PLC0415
-    from ..verify.accuracy import verify_variants, write_cards  # noqa: PLC0415
-    from ..verify.samples import SAMPLE_TEXTS, sample_images  # noqa: PLC0415
-
+    All variants embed the same images and texts. The exit code is 1 if a variant is below --min-cosine, or if fp32
+    differs from PyTorch by more than rounding or from published numbers by more than their tolerance.
+    """
     bundle = open_bundle(find_model(model))
-    pictures: Sequence[ImageSource] = sample_images()
-    if images_dir is not None:
-        pictures = find_images(images_dir, "--images")
+    images: Sequence[ImageSource] = sample_images() if images_dir is None else find_images(images_dir, "--images")
     sentences = SAMPLE_TEXTS if texts is None else read_texts([], texts)
-    found = Found(min_cosine)
+    results = Results(min_cosine)
     if reference is not None:
-        found.stages = _compare_with_pytorch(bundle, reference, pictures, sentences)
+        results.stages = _compare_with_pytorch(bundle, reference, images, sentences)
     if published:
-        found.published = _compare_with_published(bundle, images_dir)
-    if write_card or "fp32" in bundle.manifest.variants or not (reference or published):
-        found.accuracies = verify_variants(bundle, pictures, sentences)
+        variants = bundle.manifest.variants
+        results.published = {name: compare_with_published(bundle, name, images_dir) for name in variants}
+    if write_card or REFERENCE in bundle.manifest.variants or not (reference or published):
+        results.accuracies = verify_variants(bundle, images, sentences)
     if write_card:
-        inputs = "built-in samples" if images_dir is None and texts is None else "the user's pictures and texts"
-        write_cards(bundle, found.accuracies, inputs)
-    failures = found.failures()
+        inputs = "built-in samples" if images_dir is None and texts is None else "the user's images and texts"
+        write_cards(bundle, results.accuracies, inputs)
+    failures = [str(check) for check in results.checks() if not check.passed]
     if as_json:
-        click.echo(to_json({"model": bundle.manifest.model_name} | found.to_document(failures), indent=2))
+        print_json({"model": bundle.manifest.model_name} | results.to_document() | {"failures": failures})
     else:
-        click.echo("\n\n".join(found.describe()))
+        click.echo("\n\n".join(results.tables()))
     for failure in failures:
-        click.echo(f"siglip-onnx: {failure}", err=True)
+        warn(failure)
     context.exit(FAILED if failures else 0)
 
 
+class Check(NamedTuple):
+    """A compared value and its limit."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.value:.7g}; the limit is {self.limit:.7g}."
+
+
 @dataclass
-class Found:
-    """All that was compared, by variant."""
+class Results:
+    """The results of all comparisons, by variant."""
 
     min_cosine: float | None
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
     stages: dict[str, list[StageDifference]] = field(default_factory=dict)
     published: dict[str, list[Finding]] = field(default_factory=dict)
 
-    def to_document(self, failures: list[str]) -> dict[str, Any]:
+    def checks(self) -> Iterator[Check]:
+        """Yield all that has a limit."""
+        for name, accuracy in self.accuracies.items():
+            yield _at_least(f"{name}: cosine to {REFERENCE}", accuracy.cosine_min, self._limit(name))
+        for name, stages in self.stages.items():
+            for stage in stages:
+                if name == REFERENCE or stage.allowed == 0:
+                    yield _at_most(f"{name}: difference of the {stage.stage} to PyTorch", stage.max_abs, stage.allowed)
+                elif stage.cosine_min is not None:
+                    title = f"{name}: cosine of the {stage.stage} to PyTorch"
+                    yield _at_least(title, stage.cosine_min, self._limit(name))
+        for finding in self.published.get(REFERENCE, []):  # the others are compared with fp32
+            if finding.max_abs is not None:
+                title = f"{REFERENCE}: difference of the {finding.quantity} to {finding.source}"
+                yield _at_most(title, finding.max_abs, finding.tolerance)
+
+    def to_document(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
         return {
             "min_cosine": {name: self._limit(name) for name in self.accuracies | self.stages},
             "variants": {name: asdict(accuracy) for name, accuracy in self.accuracies.items()},
-            "pytorch": {name: [asdict(stage) for stage in found] for name, found in self.stages.items()},
-            "published": {name: [asdict(finding) for finding in found] for name, found in self.published.items()},
-            "failures": failures,
+            "pytorch": {name: [asdict(stage) for stage in stages] for name, stages in self.stages.items()},
+            "published": {name: [asdict(finding) for finding in findings] for name, findings in self.published.items()},
         }
 
-    def failures(self) -> list[str]:
-        """Return a line for each thing that is farther than allowed."""
-        failures = [
-            f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32; {self._limit(name)} was asked for."
-            for name, accuracy in self.accuracies.items()
-            if not accuracy.cosine_min >= self._limit(name)
-        ]
+    def tables(self) -> Iterator[str]:
+        """Yield a table for each comparison."""
+        if self.accuracies:
+            header: Sequence[str] = (f"against {REFERENCE}", "vision cosine min", "mean", "text cosine min", "mean",
+                      "logit error mean", "max", "top-1", "order")  # fmt: skip
+            yield format_table(header, [(name, *_accuracy_cells(row)) for name, row in self.accuracies.items()])
         for name, stages in self.stages.items():
-            failures += [failure for stage in stages if (failure := _find_failure(name, stage, self._limit(name)))]
-        failures += [
-            f"fp32: {finding.quantity} differ by {finding.max_abs:.2g} from {finding.source}, "
-            f"allowed are {finding.tolerance:g}."
-            for finding in self.published.get("fp32", [])  # what other variants lose is seen in their own comparison
-            if not finding.passed
-        ]
-        return failures
+            header = (f"{name} against PyTorch", "max difference", "min cosine")
+            yield format_table(header, [_stage_cells(stage) for stage in stages])
+        for name, findings in self.published.items():
+            header = (f"{name} against published", "max difference", "allowed", "source")
+            yield format_table(header, [_published_cells(finding) for finding in findings])
 
     def _limit(self, variant: str) -> float:
         return MIN_COSINE[variant] if self.min_cosine is None else self.min_cosine
 
-    def describe(self) -> list[str]:
-        """Return the tables."""
-        from .table import format_table  # noqa: PLC0415 - keeps --help fast
 
-        tables: list[tuple[Sequence[str], list[Sequence[str]]]] = []
-        if self.accuracies:
-            header = ("against fp32", "vision cosine min", "mean", "text cosine min", "mean", "logit error mean", "max",
-                      "top-1", "order")  # fmt: skip
-            tables.append((header, [(name, *_accuracy_cells(accuracy)) for name, accuracy in self.accuracies.items()]))
-        for name, stages in self.stages.items():
-            stage_header = (f"{name} against PyTorch", "max difference", "min cosine")
-            tables.append((stage_header, [_stage_cells(stage) for stage in stages]))
-        for name, findings in self.published.items():
-            published_header = (f"{name} against published", "max difference", "allowed", "source")
-            tables.append((published_header, [_published_cells(finding) for finding in findings]))
-        return [format_table(header, rows) for header, rows in tables]
+def _at_least(name: str, value: float, limit: float) -> Check:
+    return Check(name, value, limit, value >= limit)  # NaN fails
+
+
+def _at_most(name: str, value: float, limit: float) -> Check:
+    return Check(name, value, limit, value <= limit)  # NaN fails
 
 
 def _compare_with_pytorch(
-    bundle: Bundle, checkpoint: Path, pictures: Sequence[ImageSource], texts: Sequence[str]
+    bundle: Bundle, checkpoint: Path, images: Sequence[ImageSource], texts: Sequence[str]
 ) -> dict[str, list[StageDifference]]:
-    from ..model import SigLIP  # noqa: PLC0415 - keeps --help fast
-
-    try:
-        from ..verify.pytorch import compare_with_pytorch  # noqa: PLC0415 - needs torch
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--reference needs {error.name}, which is not installed. "
-            'Run: pip install "siglip-onnx[train]", or leave --reference out to compare with fp32 only.'
-        ) from error
+    with extra("train", "--reference"):
+        from ..verify.pytorch import compare_with_pytorch  # noqa: PLC0415 - an optional extra
     return {
-        name: compare_with_pytorch(SigLIP(bundle, variant=name), checkpoint, pictures, texts)
+        name: compare_with_pytorch(SigLIP(bundle, variant=name), checkpoint, images, texts)
         for name in bundle.manifest.variants
     }
-
-
-def _compare_with_published(bundle: Bundle, images_dir: Path | None) -> dict[str, list[Finding]]:
-    from ..verify.published import compare_with_published  # noqa: PLC0415 - keeps --help fast
-
-    return {name: compare_with_published(bundle, name, images_dir) for name in bundle.manifest.variants}
-
-
-def _find_failure(variant: str, stage: StageDifference, min_cosine: float) -> str:
-    exact = variant == "fp32" or stage.allowed == 0
-    if exact and not stage.max_abs <= stage.allowed:
-        return f"{variant}: {stage.stage} differ from PyTorch by {stage.max_abs:.2g}, allowed are {stage.allowed:g}."
-    if not exact and stage.cosine_min is not None and not stage.cosine_min >= min_cosine:
-        return f"{variant}: {stage.stage} reaches only a cosine of {stage.cosine_min:.5f} to PyTorch."
-    return ""
 
 
 def _accuracy_cells(accuracy: Accuracy) -> list[str]:
@@ -193,16 +183,17 @@ def _accuracy_cells(accuracy: Accuracy) -> list[str]:
     errors = (accuracy.logit_error_mean, accuracy.logit_error_max)
     shares = (accuracy.top1_agreement, accuracy.order_agreement)
     return [
-        *(f"{value:.5f}" for value in cosines),
+        *map(format_cosine, cosines),
         *(f"{value:.3f}" for value in errors),
         *(f"{value:.1%}" for value in shares),
     ]
 
 
-def _stage_cells(stage: Any) -> list[str]:
+def _stage_cells(stage: StageDifference) -> list[str]:
     return [stage.stage, f"{stage.max_abs:.2g}", "" if stage.cosine_min is None else f"{stage.cosine_min:.6f}"]
 
 
 def _published_cells(finding: Finding) -> list[str]:
-    difference = f"no {', '.join(finding.missing)}" if finding.max_abs is None else f"{finding.max_abs:.2g}"
+    missing = f"missing: {', '.join(finding.missing)}"
+    difference = missing if finding.max_abs is None else f"{finding.max_abs:.2g}"
     return [finding.quantity, difference, f"{finding.tolerance:g}", finding.source]

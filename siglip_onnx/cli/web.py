@@ -1,17 +1,19 @@
-"""``siglip-onnx web``: the page and its HTTP API."""
+"""``siglip-onnx web``: a page to try models, and its HTTP API."""
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import click
 
-from ..errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from ..model import SigLIP
-    from ..web.settings import Settings
+from .. import demo
+from ..hub.loading import load
+from ..model import SigLIP
+from ..system.extras import extra
+from ..system.threads import available_threads
+from .options import provider_option, threads_option
+from .output import report, report_demo_model
 
 MAX_MODELS = 4
 
@@ -24,51 +26,57 @@ MAX_MODELS = 4
     envvar="SIGLIP_ONNX_MODEL",
     type=click.Path(),
     metavar="NAME",
-    help="Model to serve, the demo model if none; repeat to compare.",
+    help="Model to serve; repeat to compare. Default: SIGLIP_ONNX_MODEL, or else the demo model.",
 )
 @click.option(
     "--variant",
     "variants",
     multiple=True,
     metavar="NAME",
-    help="int8, fp32, ...; int8 where present; repeat to compare.",
+    help="Variant: int8, fp32, ...; repeat to compare. Default: int8 if present.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=5678, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=5678,
+    show_default=True,
+    help="Port to listen on; 0 for any free port.",
+)
 @click.option(
     "--allow-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="A name that browsers may call this server by, besides localhost; repeat for more.",
+    help="Host name by which browsers may reach this server, besides localhost; repeat for more.",
 )
 @click.option(
     "--allow-url-fetch",
     is_flag=True,
-    help="Let requests name URLs of pictures even if --host is not this machine alone.",
+    help="Allow requests with URLs of images although --host can be reached from other machines.",
 )
 @click.option(
     "--url-allow-domain",
     "url_domains",
     multiple=True,
     metavar="DOMAIN",
-    help="Fetch URLs of this domain and its subdomains only; repeat for more.",
+    help="Fetch only URLs of this domain and its subdomains; repeat for more.",
 )
-@click.option("--no-url-fetch", is_flag=True, help="Fetch no URLs at all.")
+@click.option("--no-url-fetch", is_flag=True, help="Never fetch URLs.")
 @click.option(
     "--api-key",
     envvar="SIGLIP_ONNX_API_KEY",
     show_envvar=True,
-    help="Answer only requests that carry this key; others see a command's options, so prefer the variable.",
+    help="Require this key in requests. Other users can see the options of a command, so prefer the variable.",
 )
-@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads; all this process may use.")
-@click.option("--provider", "providers", multiple=True, metavar="NAME", help="onnxruntime execution provider.")
+@threads_option
+@provider_option
 @click.option(
     "--max-requests",
     type=click.IntRange(1, 10_000),
     default=64,
     show_default=True,
-    help="Requests in the server at once; more are told to come back.",
+    help="Number of requests in the server at the same time; further ones get 429 with Retry-After.",
 )
 def web(
     names: tuple[str, ...],
@@ -84,24 +92,19 @@ def web(
     providers: tuple[str, ...],
     max_requests: int,
 ) -> None:
-    """Serve a page to try texts on pictures, and the HTTP API behind it.
+    """Serve a page to try a model, and its HTTP API.
 
-    The page is at http://127.0.0.1:5678/ until Ctrl-C. Pictures stay in memory; nothing is written to disk.
-    """  # fmt: skip
+    The page is at http://127.0.0.1:5678/ until Ctrl-C. Images stay in memory; nothing is written to disk. Needs the
+    extra [web].
+    """
     if allow_url_fetch and no_url_fetch:
         raise click.UsageError("--allow-url-fetch and --no-url-fetch contradict each other.")
     if api_key == "":
-        raise click.UsageError("The API key is empty; give one, or leave the option and the variable out.")
-    try:
+        raise click.UsageError("The API key is empty; give a key, or remove the option and the variable.")
+    with extra("web", "web"):
         from ..web.limits import Limits  # noqa: PLC0415 - an optional extra
         from ..web.server import serve  # noqa: PLC0415
         from ..web.settings import Settings, is_loopback  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            f'web needs a package that is not installed ({error.name}). Run: pip install "siglip-onnx[web]"'
-        ) from error
-    from ..system.threads import available_threads  # noqa: PLC0415 - keeps --help fast
-
     settings = Settings(
         host=host,
         port=port,
@@ -112,27 +115,20 @@ def web(
         workers=threads or available_threads(),
         limits=Limits(requests=max_requests),
     )
-    _warn(settings, is_local=is_loopback(host))
+    if not is_loopback(host) and api_key is None:
+        report("Anyone who can reach this address can use the server; require a key with --api-key.")
     models = open_models(names, variants, providers, threads)
-    serve(models, settings, listening=lambda url: click.echo(f"The page is at {url} (Ctrl-C stops it)", err=True))
+    serve(models, settings, listening=lambda url: report(f"The page is at {url} (Ctrl-C stops it)"))
 
 
 def open_models(
-    names: tuple[str, ...], variants: tuple[str, ...], providers: tuple[str, ...], threads: int | None = None
+    names: Sequence[str], variants: Sequence[str], providers: Sequence[str], threads: int | None = None
 ) -> list[SigLIP]:
-    """Open every variant of every model; the demo model says what it knows."""
-    from ..demo import NAME as DEMO  # noqa: PLC0415 - keeps --help fast
-    from ..hub.loading import load  # noqa: PLC0415 - keeps --help fast
-
-    chosen = list(itertools.product(names or (DEMO,), variants or (None,)))
-    if len(chosen) > MAX_MODELS:
-        raise click.UsageError(f"{len(chosen)} models and variants to compare; at most {MAX_MODELS} fit on the page.")
-    models = [load(name, variant=variant, providers=providers or None, threads=threads) for name, variant in chosen]
+    """Open every variant of every model; the demo model if none is named, which is reported."""
+    pairs = list(itertools.product(names or (demo.NAME,), variants or (None,)))
+    if len(pairs) > MAX_MODELS:
+        raise click.UsageError(f"{len(pairs)} models and variants to compare; the page compares at most {MAX_MODELS}.")
+    models = [load(name, variant=variant, providers=providers or None, threads=threads) for name, variant in pairs]
     if not names:
-        click.echo(f"Using the demo model, which knows only {models[0].bundle.manifest.knows}.", err=True)
+        report_demo_model()
     return models
-
-
-def _warn(settings: Settings, *, is_local: bool) -> None:
-    if not is_local and settings.api_key is None:
-        click.echo("Everybody who can reach this address can use the server; --api-key asks for a key.", err=True)

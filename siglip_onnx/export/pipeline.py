@@ -19,10 +19,11 @@ from .._version import __version__
 from ..bundle.integrity import FileFacts, file_facts
 from ..bundle.manifest import MANIFEST, POSITIONS, TEXT, TOWERS, VISION, Manifest, Variant, check_head, graph_path
 from ..config import NAFLEX, TOKENIZER
-from ..errors import AccuracyError, MissingExtraError
+from ..errors import AccuracyError
 from ..head import Floats
 from ..image.decode import ImageSource
 from ..session import LazySession
+from ..system.extras import extra
 from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, compare
 from ..verify.samples import SAMPLE_TEXTS, sample_images
 from .calibration import Calibration, Inputs, prepare_inputs
@@ -141,13 +142,8 @@ def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[F
     if exporter == "native":
         yield lambda tower: build_towers(checkpoint.weights, checkpoint.config)[tower]
         return
-    try:
+    with extra("optimum", "--exporter optimum"):
         from .optimum import read_towers, trace_towers  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--exporter optimum needs {error.name}, which is not installed. "
-            'Run: pip install "siglip-onnx[optimum]", or leave --exporter out.'
-        ) from error
     with tempfile.TemporaryDirectory() as traced:
         report("Tracing the PyTorch model with optimum")
         trace_towers(checkpoint.path, checkpoint.config, Path(traced))

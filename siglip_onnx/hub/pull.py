@@ -7,19 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..bundle.folder import verify_folder
 from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
 from ..config import CONFIGS, SENTENCEPIECE, SHARD_INDEX, TOKENIZER, WEIGHTS
-from ..errors import BundleError, DownloadError, MissingExtraError
+from ..errors import BundleError, DownloadError
+from ..system.extras import check_extra
 from .cache import PARTIAL, CachedModel, cache_errors, discard, find_cached, keep, locked, repository_folder
 from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
 TOKENIZERS = (SENTENCEPIECE, TOKENIZER)  # the first that there is
-_EXPORT_PACKAGES = ("onnx", "onnx_ir", "safetensors", "ml_dtypes", "sentencepiece")
 _BYTES_PER_S = 10e6  # a usual line, to say how long a download may take
 _EXPORT_BYTES_PER_S = 25e6  # of weights, on two cores
 
@@ -108,12 +107,7 @@ def _choose(manifest: Manifest, variants: Sequence[str], name: str) -> Manifest:
 
 def _export_checkpoint(repository: Repository, variants: Sequence[str], partial: Path, report: Report) -> Path:
     """Download a checkpoint and export it, in a process of its own: the runtime does not import the exporter."""
-    missing = [package for package in _EXPORT_PACKAGES if find_spec(package) is None]
-    if missing:
-        raise MissingExtraError(
-            f"{repository.name} is a checkpoint, which must be exported; {missing[0]} is not installed. "
-            'Run: pip install "siglip-onnx[export]"'
-        )
+    check_extra("export", f"{repository.name} is a checkpoint; its export")
     checkpoint = partial / repository.name.split("/")[1]  # its name becomes the model's
     names = _checkpoint_files(repository)
     _announce(repository, names, report, exported=True)

@@ -144,7 +144,7 @@ def test_names_in_the_plot_cover_each_other_nowhere(results: Path) -> None:
         (["demo", "--variant", "q9"], 4, "has no variant 'q9'"),
         (["compare", "/nowhere.json", "/nowhere.json"], 1, "cannot be read as JSON"),
         (["report", __file__], 1, "cannot be read as JSON"),
-        (["compare", "a", "b", "--fail-if-slower", "much"], 2, "is no percentage"),
+        (["compare", "a", "b", "--fail-if-slower", "much"], 2, "is not a percentage"),
         ([], 2, "Usage"),
     ],
 )

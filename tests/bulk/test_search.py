@@ -196,7 +196,7 @@ def test_search_reports_unfinished_shards(embedded: Path, tmp_path: Path) -> Non
 def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, code, message in (
-        ([embedded], 2, "There is nothing to look for"),
+        ([embedded], 2, "There is nothing to search for"),
         ([tmp_path / "empty", "a"], 1, "holds no vectors; create them with: siglip-onnx embed"),
         ([tmp_path / "nowhere", "a"], 1, "holds no vectors"),
         ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),

@@ -76,7 +76,7 @@ def test_json_is_one_document(small_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("fixed_logits")
-def test_csv_has_a_line_per_picture_and_text(small_bundle: Path, tmp_path: Path) -> None:
+def test_csv_has_a_line_per_image_and_text(small_bundle: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\ufeffa, b\n\n  赤い丸  \nc\n", encoding="utf-8")
     result = run("classify", RED_STAR, RED_STAR, "--csv", "--model", small_bundle, "--texts-file", texts)
@@ -102,7 +102,17 @@ def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
 
 
 def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["classify", RED_STAR, "--json", "--text", "cat", "--text", "赤い丸", "--cache", tmp_path / "cache"]
+    arguments = [
+        "classify",
+        RED_STAR,
+        "--json",
+        "--text",
+        "cat",
+        "--text",
+        "赤い丸",
+        "--label-cache",
+        tmp_path / "cache",
+    ]
     first = run(*arguments, "--model", small_bundle)
 
     def vision_only(session: LazySession) -> Any:
@@ -112,6 +122,7 @@ def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, mon
     real = LazySession.load
     monkeypatch.setattr(LazySession, "load", vision_only)
     monkeypatch.setattr("siglip_onnx.text_tower.Tokenizer", None)
+    arguments[arguments.index("--label-cache")] = "--cache"  # the name of version 0.1
     second = run(*arguments, "--model", small_bundle)
     assert second.exit_code == 0
     assert second.stdout == first.stdout
@@ -137,7 +148,7 @@ def test_model_from_the_environment(small_bundle: Path, monkeypatch: pytest.Monk
     assert result.stderr == ""
 
 
-def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path: Path) -> None:
+def test_unreadable_images_do_not_stop_the_others(small_bundle: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.png"
     empty.touch()
     arguments = ("--model", small_bundle, "--text", "a", "--json")
@@ -166,13 +177,13 @@ def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path
         (["classify", RED_STAR, "--text", "a", "--template", "x"], 1, "The template 'x' has no {}"),
         (["classify", RED_STAR, "--text", "x" * 100_000], 1, "has 100,000 characters; at most 20,000"),
         (["classify", RED_STAR, "--texts-file", "/nowhere.txt"], 1, "/nowhere.txt does not exist"),
-        (["embed", "--out", "x.npy"], 2, "Give either pictures, or texts"),
+        (["embed", "--out", "x.npy"], 2, "Give either images, or texts"),
         (["embed", RED_STAR, "--out", "vectors.v1"], 2, "give a file name that ends with .npy"),
         (["classify", RED_STAR, "--text", "a", "--threads", "100000"], 2, "1<=x<=512"),
         (["classify", RED_STAR, "--text", "a", "--threshold", "2"], 2, "0<=x<=1"),
         (["classify", RED_STAR, "--text", "a", "--logit-bias", "nan"], 1, "logit_bias is nan"),
-        (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either pictures, or texts"),
-        (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere is no folder; make it first"),
+        (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either images, or texts"),
+        (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere is not a folder; create it first"),
         (["info", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
         pytest.param(
             ["export", "/nowhere", "never"],
@@ -211,7 +222,7 @@ def test_real_processes_end_with_one_message(arguments: list[str | bytes], exit_
     assert len(found.stderr.splitlines()) == 2
 
 
-def heed_interrupts() -> None:
+def restore_interrupts() -> None:
     """Undo what a shell does to jobs in its background, which ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -234,7 +245,7 @@ def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=heed_interrupts,  # noqa: PLW1509
+            preexec_fn=restore_interrupts,  # noqa: PLW1509
         ) as process:
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
@@ -253,18 +264,18 @@ def test_output_that_cannot_be_written(small_bundle: Path) -> None:
         assert "Traceback" not in found.stderr
 
 
-def test_names_that_are_no_unicode(small_bundle: Path, tmp_path: Path) -> None:
-    picture = os.fsencode(tmp_path) + b"/\xe9\xff.png"
-    with open(picture, "wb") as file:  # noqa: PTH123 - a Path cannot hold these bytes
+def test_file_names_that_are_not_valid_unicode(small_bundle: Path, tmp_path: Path) -> None:
+    image = os.fsencode(tmp_path) + b"/\xe9\xff.png"
+    with open(image, "wb") as file:  # noqa: PTH123 - a Path cannot hold these bytes
         Image.new("RGB", (8, 8)).save(file, "PNG")
     command = [sys.executable, "-m", "siglip_onnx"]
-    for arguments in (["classify", picture, "--text", "a", "--json"], ["embed", picture, "--out", tmp_path / "v.npy"]):
+    for arguments in (["classify", image, "--text", "a", "--json"], ["embed", image, "--out", tmp_path / "v.npy"]):
         found = subprocess.run([*command, *arguments, "--model", small_bundle], capture_output=True, check=False)
         assert found.returncode == 0, found.stderr
     assert json.loads((tmp_path / "v.jsonl").read_text())["row"] == 0
 
 
-def test_a_picture_from_a_pipe(small_bundle: Path) -> None:
+def test_image_from_a_pipe(small_bundle: Path) -> None:
     command = [sys.executable, "-m", "siglip_onnx", "classify", "/dev/stdin", "--text", "a", "--model", small_bundle]
     found = subprocess.run(command, input=Path(RED_STAR).read_bytes(), capture_output=True, check=False)
     assert found.returncode == 0, found.stderr
@@ -280,12 +291,12 @@ def test_form_feed_does_not_end_a_text(small_bundle: Path, tmp_path: Path) -> No
 def test_texts_file_that_is_empty_or_not_utf8(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n \n")
-    assert "holds no text" in run("classify", RED_STAR, "--texts-file", texts).stderr
+    assert "contains no text" in run("classify", RED_STAR, "--texts-file", texts).stderr
     texts.write_bytes("赤".encode("shift_jis"))
     assert "is not UTF-8" in run("classify", RED_STAR, "--texts-file", texts).stderr
 
 
-def test_embed_pictures(small_bundle: Path, tmp_path: Path) -> None:
+def test_embed_images(small_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "vectors.npy"
     result = run("embed", RED_STAR, "missing.png", RED_STAR, "--model", small_bundle, "--out", out)
     assert result.exit_code == 3
@@ -306,7 +317,7 @@ def test_embed_texts(small_bundle: Path, tmp_path: Path) -> None:
     assert json.loads(rows[1])["text"] == "赤い丸"
 
 
-def test_info_tells_what_a_bundle_holds(small_bundle: Path) -> None:
+def test_info_shows_the_contents_of_a_bundle(small_bundle: Path) -> None:
     facts = json.loads(run("info", "--model", small_bundle, "--json").stdout)
     assert facts["embedding_dim"] == 64
     assert (facts["picture"]["width"], facts["picture"]["height"]) == (32, 32)
@@ -315,7 +326,7 @@ def test_info_tells_what_a_bundle_holds(small_bundle: Path) -> None:
     result = run("info", "--model", small_bundle, "--verify-files")
     assert result.exit_code == 0
     assert "int8 (default)" in result.stdout
-    assert result.stderr == "All files are as the manifest says.\n"
+    assert result.stderr == "All files match the manifest.\n"
 
 
 def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -328,12 +339,6 @@ def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> No
     assert "is damaged: tokenizer.json:" in result.stderr
 
 
-def test_help_of_a_real_process() -> None:
-    for command in ([], ["classify"], ["embed"], ["info"], ["export"]):
-        text = subprocess.check_output([sys.executable, "-m", "siglip_onnx", *command, "--help"], text=True)
-        assert text.startswith("Usage: ")
-
-
 def test_cut_texts_are_named_once_on_stderr(small_bundle: Path) -> None:
     result = run("classify", RED_STAR, "--model", small_bundle, "--text", "word " * 50, "--json")
     assert result.exit_code == 0
@@ -344,13 +349,13 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("siglip_onnx.hub.loading.open_model", interrupt)
+    monkeypatch.setattr("siglip_onnx.cli.options.open_model", interrupt)
     result = run("classify", RED_STAR, "--text", "a")
     assert result.exit_code == 130
     assert result.stderr == "siglip-onnx: interrupted\n"
 
 
-def test_picture_without_a_tower_to_read_it_is_our_error(
+def test_damaged_graph_ends_with_one_message(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A graph that is damaged but of the right size fails in the background load and at its first use, once."""
@@ -358,9 +363,9 @@ def test_picture_without_a_tower_to_read_it_is_our_error(
     copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
     graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    picture = tmp_path / "p.png"
-    Image.new("RGB", (4, 4)).save(picture)
-    result = run("classify", picture, "--text", "a", "--model", copy)
+    image = tmp_path / "p.png"
+    Image.new("RGB", (4, 4)).save(image)
+    result = run("classify", image, "--text", "a", "--model", copy)
     assert result.exit_code == 4
     assert result.stderr.count("siglip-onnx:") == 1
     assert "cannot be loaded" in result.stderr

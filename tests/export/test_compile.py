@@ -102,8 +102,8 @@ def test_compile_and_classify_commands(small_bundle: Path, tmp_path: Path) -> No
     assert json.loads(compiled.stdout) == json.loads(expected.stdout)
     mixed = run("classify", image, "--model", out, "--text", "a cat")
     assert mixed.exit_code == 2
-    assert "is a compiled classifier with its texts inside" in mixed.stderr
-    assert "--workers, --fast-decode and" in run("classify", image, "--model", out, "--fast-decode").stderr
+    assert "which contains its texts and settings; remove --text." in mixed.stderr
+    assert "remove --fast-decode" in run("classify", image, "--model", out, "--fast-decode").stderr
 
 
 @pytest.mark.parametrize("uint8", [False, True])

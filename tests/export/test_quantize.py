@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,6 +247,7 @@ def test_calibration_images(
     command = ["export", str(outliers.path), str(tmp_path / "command"), "--precision", "int8", "--calibration"]
     result = CliRunner().invoke(main, [*command, str(folder)])
     assert result.exit_code == 0, result.stderr
+    assert "skipped" in result.stderr
     assert "zzz.txt" in result.stderr
     for name, chosen in (("own", images), ("built_in", None)):
         (variant,) = export_bundle(outliers.path, tmp_path / name, precisions=["int8"], calibration_images=chosen)
@@ -255,7 +255,8 @@ def test_calibration_images(
     spaces = {name: siglip_onnx.load(tmp_path / name).embedding_space for name in ("command", "own", "built_in")}
     assert spaces["command"] == spaces["own"] != spaces["built_in"]
 
-    monkeypatch.setattr(sys.modules["siglip_onnx.cli.export"], "MOST_CALIBRATION", 2)
+    monkeypatch.setattr("siglip_onnx.cli.export.MOST_CALIBRATION", 2)
     result = CliRunner().invoke(main, [*command, str(folder), "--overwrite"])
-    assert "of the 5 files in" in result.stderr
-    assert "--calibration" in CliRunner().invoke(main, [*command, str(tmp_path / "none")]).stderr
+    assert "using 2 of the 5 files in" in result.stderr
+    refused = CliRunner().invoke(main, [*command, str(tmp_path / "none")])
+    assert "is not a folder; --calibration expects" in refused.stderr

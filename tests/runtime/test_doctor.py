@@ -1,4 +1,4 @@
-"""What doctor says of machines in all states, and the stored answers behind its self-test."""
+"""Findings of ``doctor`` for machines in all states, and the stored answers behind its self-test."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from click.testing import CliRunner, Result
 from siglip_onnx import doctor as doctor_module
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.cli import main
-from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
-from siglip_onnx.demo import GOLDEN_PATH
+from siglip_onnx.demo import BUNDLE_PATH, GOLDEN_PATH
 from siglip_onnx.demo.golden import MIN_COSINE, Agreement, compare, read_golden, write_golden
 from siglip_onnx.errors import BundleError
 from siglip_onnx.hub.cache import PARTIAL, models_folder, repository_folder
@@ -40,7 +39,7 @@ X86, ARM = "x86_64", "aarch64"
         (X86, (), False, False, "does not tell"),
     ],
 )
-def test_what_a_cpu_means_for_int8(architecture: str, flags: tuple[str, ...], safe: bool, fast: bool, why: str) -> None:
+def test_int8_kernels_of_a_cpu(architecture: str, flags: tuple[str, ...], safe: bool, fast: bool, why: str) -> None:
     found = int8_kernels(Cpu(architecture, "a CPU", flags), saturation_safe=safe)
     assert (found.fast, found.exact) == (fast, True)
     assert why in found.why
@@ -84,10 +83,8 @@ def test_this_machine_is_healthy() -> None:
     assert "self-test   cosine to the stored answers" in table.stdout
 
 
-@pytest.mark.parametrize(("exact", "advice"), [(True, "exact kernels are right here"), (False, "with every kernel")])
-def test_int8_that_misbehaves_is_told_with_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, exact: bool, advice: str
-) -> None:
+@pytest.mark.parametrize(("exact", "advice"), [(True, "The exact kernels"), (False, "with every kernel")])
+def test_wrong_int8_is_reported_with_advice(monkeypatch: pytest.MonkeyPatch, exact: bool, advice: str) -> None:
     embed = LazySession.embed
 
     def saturating(session: LazySession, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -102,13 +99,13 @@ def test_int8_that_misbehaves_is_told_with_what_to_do(
     assert "fp32" in found.stdout
 
 
-def test_agreement_that_is_no_number_does_not_hold() -> None:
+def test_agreement_of_nan_does_not_hold() -> None:
     assert not Agreement(float("nan"), 1.0).holds
     assert not Agreement(1.0, float("nan")).holds
     assert Agreement(MIN_COSINE, 1.0).holds
 
 
-def test_damaged_files_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_damaged_files_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "golden.npz").write_bytes(b"PK nonsense")
     monkeypatch.setattr(doctor_module, "GOLDEN_PATH", tmp_path / "golden.npz")
     monkeypatch.setattr(doctor_module, "verify_folder", lambda _path: ["onnx/x: missing"])
@@ -117,7 +114,7 @@ def test_damaged_files_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "Install siglip_onnx again" in found["self-test"]["answer"]
 
 
-def test_a_small_quota_and_telemetry_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_quota_and_telemetry_give_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {"cpus": 8, "affinity": 8, "cgroup_quota": 0.5}
     monkeypatch.setattr(doctor_module, "thread_limits", lambda: limits)
     assert doctor_module.threads().state == "warning"
@@ -128,7 +125,7 @@ def test_a_small_quota_and_telemetry_are_warned_of(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("first", "expected"), [("siglip_onnx.session", "True"), ("onnxruntime", "False")])
-def test_who_imports_onnxruntime_first_decides_on_telemetry(first: str, expected: str) -> None:
+def test_telemetry_is_off_if_onnxruntime_is_imported_second(first: str, expected: str) -> None:
     code = f"import {first}; from siglip_onnx.system.telemetry import telemetry_state; print(telemetry_state()['off'])"
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == expected
@@ -142,7 +139,7 @@ def test_health_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert doctor_module.cache().state == "ok"
     partial = repository_folder("a/b") / f"{'0' * 40}{PARTIAL}"
     partial.mkdir(parents=True)
-    assert "1 leftovers" in doctor_module.cache().answer
+    assert "leftovers: 1" in doctor_module.cache().answer
     model = models_folder() / "a--b" / ("1" * 40)
     model.mkdir()
     (model / "manifest.json").write_text("{}")
@@ -158,7 +155,7 @@ def test_health_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_stored_answers_are_those_of_the_shipped_model() -> None:
     import make_golden
 
-    golden, demo = read_golden(GOLDEN_PATH), open_bundle(DEMO_PATH)
+    golden, demo = read_golden(GOLDEN_PATH), open_bundle(BUNDLE_PATH)
     assert golden.provenance["weights_sha256"] == demo.manifest.source["weights_sha256"], "run scripts/make_golden.py"
     made = make_golden.make_golden(demo)
     assert (made.images, made.texts) == (golden.images, golden.texts)

@@ -10,7 +10,14 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 import siglip_onnx
-from siglip_onnx.errors import BundleError, ImageError, ModelNotFoundError, ProviderError, TextError
+from siglip_onnx.errors import (
+    BundleError,
+    ImageError,
+    ModelNotFoundError,
+    ProviderError,
+    SiglipOnnxError,
+    TextError,
+)
 
 TEXTS = ["a cat", "two dogs play on the beach", "赤い丸", ""]
 
@@ -175,7 +182,7 @@ def test_unknown_names_say_what_there_is(small_bundle: Path, tmp_path: Path) -> 
     with pytest.raises(BundleError, match=r"no variant 'q4'; it has (fp32, )?int8"):
         siglip_onnx.load(small_bundle, variant="q4")
     for threads in (0, -3, 100_000, "2"):
-        with pytest.raises(ProviderError, match="expected a number from 1 to 512"):
+        with pytest.raises(SiglipOnnxError, match="expected a number from 1 to 512"):
             siglip_onnx.load(small_bundle, threads=threads).encode_texts(["a"])  # type: ignore[arg-type]
     with pytest.raises(ProviderError, match="cannot be one str"):
         siglip_onnx.load(small_bundle, providers="CPUExecutionProvider").encode_texts(["a"])

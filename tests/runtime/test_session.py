@@ -13,7 +13,7 @@ import pytest
 
 import siglip_onnx
 from siglip_onnx import session
-from siglip_onnx.errors import BundleError, ProviderError
+from siglip_onnx.errors import BundleError, SiglipOnnxError
 from siglip_onnx.system import threads
 
 
@@ -118,7 +118,7 @@ def test_threads_rest_between_runs(small_bundle: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, 513, "2"])
 def test_threads_must_be_a_number_in_range(small_bundle: Path, threads: Any) -> None:
-    with pytest.raises(ProviderError, match=f"threads is {threads!r}, expected a number from 1 to 512"):
+    with pytest.raises(SiglipOnnxError, match=f"threads is {threads!r}, expected a number from 1 to 512"):
         siglip_onnx.load(small_bundle, threads=threads).encode_texts(["a"])
 
 

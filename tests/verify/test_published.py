@@ -102,7 +102,7 @@ def test_one_different_number_fails(named: Path, numbers: Path, quantity: str) -
     numbers.write_text(json.dumps(document))
     result = run(named.with_name("bundle"), "--published", "--images", numbers.parent / "images")
     assert result.exit_code == 1
-    assert f"fp32: {quantity} differ by " in result.stderr
+    assert f"fp32: difference of the {quantity} to " in result.stderr
 
 
 def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) -> None:
@@ -116,14 +116,14 @@ def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) ->
     for finding in json.loads(result.stdout)["published"]["fp32"]:
         assert finding["missing"] == ["1.png"]
         assert finding["max_abs"] is None
-    assert "no 1.png" in run(named.with_name("bundle"), "--published", "--images", others).stdout
+    assert "missing: 1.png" in run(named.with_name("bundle"), "--published", "--images", others).stdout
 
 
 def test_the_real_numbers_fail_for_a_random_model_of_that_name(named: Path) -> None:
     result = run(named.with_name("bundle"), "--published")
     assert result.exit_code == 1
-    assert "fp32: ids differ by" in result.stderr
-    assert "no 000000039769.jpg" in result.stdout
+    assert "fp32: difference of the ids to" in result.stderr
+    assert "missing: 000000039769.jpg" in result.stdout
 
 
 def test_a_checkpoint_without_published_numbers(small_bundle: Path) -> None:

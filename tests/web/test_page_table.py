@@ -12,11 +12,11 @@ pytest.importorskip("fastapi")
 pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import expect
+from siglip_onnx.cli.table import three_digits
 from support.web_page import NewPage, add, choose, probabilities, rows, texts_of
 from support.web_server import EGGS_PATH, STAR_PATH, running
 
 import siglip_onnx
-from siglip_onnx.cli.table import three_digits
 
 pytestmark = pytest.mark.web
 
