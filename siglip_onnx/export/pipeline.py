@@ -218,7 +218,7 @@ def _describe(checkpoint: Checkpoint, exporter: str, folder: Path, knows: str) -
         logit_bias=logit_bias,
         variants={},
         files={file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()},
-        knows=knows,
+        description=knows,
     )
 
 

@@ -26,7 +26,7 @@ MIN_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.999, "q4": 0.95}
 class Accuracy:
     """One variant against fp32 on the same pictures and texts."""
 
-    num_pictures: int
+    num_images: int
     num_texts: int
     vision_cosine_min: float
     vision_cosine_mean: float
@@ -62,7 +62,7 @@ def compare(model: SigLIP, found: tuple[Floats, Floats], reference: tuple[Floats
     logits, expected = model.logits(*found), model.logits(*reference)
     error = np.abs(logits - expected)
     return Accuracy(
-        num_pictures=len(vision),
+        num_images=len(vision),
         num_texts=len(text),
         vision_cosine_min=float(vision.min()),
         vision_cosine_mean=float(vision.mean()),

@@ -113,7 +113,8 @@ class ServedModels:
                     "id": name,
                     "name": manifest.model_name,
                     "variant": model.variant,
-                    "knows": manifest.knows,
+                    "description": manifest.description,
+                    "knows": manifest.description,  # the name in version 0.1
                     "embedding_dim": model.embedding_dim,
                     "embedding_space": model.embedding_space,
                     "providers": model.providers,

@@ -88,7 +88,7 @@ def test_accuracy_card_is_in_the_manifest(small_bundle: Path) -> None:
     assert variants["fp32"].accuracy["vision_cosine_min"] == pytest.approx(1)
     card = variants["int8"].accuracy
     assert 0.999 < card["vision_cosine_min"] < 1
-    assert card["num_pictures"] >= 16
+    assert card["num_images"] >= 16
     assert card["num_texts"] == 16
     assert 0 < card["logit_error_mean"] < card["logit_error_max"]
 

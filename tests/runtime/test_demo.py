@@ -40,7 +40,7 @@ def test_embedded_files_are_whole() -> None:
     bundle = siglip_onnx.load("demo").bundle
     assert bundle.verify_files() == []
     assert set(bundle.manifest.variants) == {"int8"}
-    assert bundle.manifest.knows
+    assert bundle.manifest.description
     assert json.loads((DEMO_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
 
 

@@ -34,7 +34,7 @@ def test_every_variant_against_fp32(small_bundle: Path) -> None:
     assert fp32["logit_error_max"] == 0
     assert fp32["order_agreement"] == 1
     assert 0.999 < int8["text_cosine_min"] < 1
-    assert int8["num_pictures"] == len(sample_images())
+    assert int8["num_images"] == len(sample_images())
     assert int8["num_texts"] == len(SAMPLE_TEXTS)
 
 
@@ -71,7 +71,7 @@ def test_own_pictures_and_texts(small_bundle: Path, tmp_path: Path, images: list
     texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
     result = run(small_bundle, "--images", folder, "--texts", texts, "--json")
     document = json.loads(result.stdout)
-    assert (document["variants"]["int8"]["num_pictures"], document["variants"]["int8"]["num_texts"]) == (4, 2)
+    assert (document["variants"]["int8"]["num_images"], document["variants"]["int8"]["num_texts"]) == (4, 2)
     assert "left out" in result.stderr
     assert "notes.txt" in result.stderr
 
