@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def _keys(shard: int, count: int) -> NDArray[np.uint64]:
 def _digest(collection: Collection) -> str:
     """Return a hash of which vectors there are."""
     receipts = (collection.job.receipt(shard, read_files=False) for shard in collection.shards)
-    lines = [f"{shard} {receipt and receipt.files}" for shard, receipt in zip(collection.shards, receipts, strict=True)]
+    files = [None if receipt is None else asdict(receipt)["files"] for receipt in receipts]
+    lines = [f"{shard} {written}" for shard, written in zip(collection.shards, files, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
