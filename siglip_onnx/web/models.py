@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from ..errors import ImageError
 from ..head import Floats, match_texts
 from ..image.decode import load_image
 from ..model import SigLIP
+from ..system.lru_cache import LRUCache
 from .errors import RequestError, as_request_error, invalid
 from .limits import Limits
 from .metrics import Metrics
@@ -47,27 +46,18 @@ class SeenPicture:
 
 
 class PictureCache:
-    """Embeddings by picture and model, in memory, the least recently used forgotten first."""
+    """LRU cache of embeddings by image and model."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
-        self._lock = threading.Lock()
+        self._entries: LRUCache[tuple[str, str], _Kept] = LRUCache(size)
 
     def get(self, picture: str, model: str) -> _Kept | None:
         """Return width, height and embedding, or None."""
-        with self._lock:
-            if (picture, model) not in self._kept:
-                return None
-            self._kept.move_to_end((picture, model))
-            return self._kept[picture, model]
+        return self._entries.get((picture, model))
 
     def put(self, picture: str, model: str, entry: _Kept) -> None:
-        """Keep width, height and embedding."""
-        with self._lock:
-            self._kept[picture, model] = entry
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+        """Store width, height and embedding."""
+        self._entries.put((picture, model), entry)
 
 
 class ServedModels:

@@ -10,7 +10,11 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 import siglip_onnx
+from siglip_onnx import ImageLimits, SigLIP, SiglipOnnxError
+from siglip_onnx.bundle import open_bundle
 from siglip_onnx.errors import BundleError, ImageError, ModelNotFoundError, ProviderError, TextError
+from siglip_onnx.options import RuntimeOptions
+from siglip_onnx.text.label_cache import LabelCache
 
 TEXTS = ["a cat", "two dogs play on the beach", "赤い丸", ""]
 
@@ -162,6 +166,36 @@ def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, image: Im
         model.encode_images(io.BytesIO(b""))  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="does not exist"):
         model.encode_images("nowhere.jpg")
+
+
+def test_logits_take_single_embeddings_and_refuse_other_widths(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+    images, texts = model.encode_images(image), model.encode_texts(TEXTS)
+    assert_array_equal(model.logits(images[0], texts), model.logits(images, texts))
+    assert_array_equal(model.logits(images, texts[0]), model.logits(images, texts[:1]))
+    for wrong in (images[:, :8], images[np.newaxis]):
+        with pytest.raises(SiglipOnnxError, match=r"expected \(N, 64\): this model's width"):
+            model.logits(wrong, texts)
+
+
+def test_keywords_replace_options(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(small_bundle)
+    options = RuntimeOptions(variant="fp32", providers=["CPUExecutionProvider"])
+    assert SigLIP(bundle, options).variant == "fp32"
+    model = SigLIP(bundle, options, variant="int8", cache=str(tmp_path), image_limits=None)
+    assert (model.variant, model.providers) == ("int8", ["CPUExecutionProvider"])
+    model.encode_labels(["a"])
+    assert list(tmp_path.rglob("*.npy"))
+    assert model.vision.reader.limits == ImageLimits()
+    with pytest.raises(TypeError, match="variants"):
+        SigLIP(bundle, variants="int8")
+
+
+def test_cached_label_does_not_keep_the_batch_it_was_embedded_in() -> None:
+    labels = LabelCache("space", 4)
+    labels.put("a", np.zeros((100, 4), np.float32)[3])
+    embedding = labels.get("a")
+    assert embedding is not None
+    assert embedding.base is None
 
 
 def test_unknown_names_say_what_there_is(small_bundle: Path, tmp_path: Path) -> None:
