@@ -90,7 +90,9 @@ def main(cache_dir: Path | None) -> None:
     logs = logging.StreamHandler(sys.stderr)
     logs.setFormatter(logging.Formatter("siglip-onnx: %(message)s"))
     logs.addFilter(_once())
-    logging.getLogger("siglip_onnx").handlers = [logs]
+    logger = logging.getLogger("siglip_onnx")
+    logger.handlers = [logs]
+    logger.setLevel(logging.INFO)  # of downloads
 
 
 for command in (classify, embed, search, index, web, info, export, verify, compile_, bench, doctor, models):

@@ -20,8 +20,8 @@ import siglip_onnx
 from siglip_onnx import demo
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
 from siglip_onnx.cli import main
-from siglip_onnx.errors import BundleError, CacheError, DownloadError, ModelNotFoundError
-from siglip_onnx.hub.cache import cached_models, leftovers
+from siglip_onnx.errors import BundleError, CacheError, CheckpointError, DownloadError, ModelNotFoundError
+from siglip_onnx.hub.cache import cached_models, stale_entries
 from siglip_onnx.hub.names import parse_hub_name
 
 NAME = "someone/tiny-siglip"
@@ -97,7 +97,7 @@ def test_revisions(hub: Hub, small_bundle: Path) -> None:
     assert hub.requests.total() == before
     with pytest.raises(DownloadError, match="has no such revision"):
         siglip_onnx.load(f"{NAME}@v2")
-    with pytest.raises(DownloadError, match="is not on the Hub, or wants a login"):
+    with pytest.raises(DownloadError, match="is not on the Hub, or requires a login"):
         siglip_onnx.load("someone/nothing")
 
 
@@ -114,7 +114,28 @@ def test_a_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path,
     source = model.bundle.manifest.source
     assert (source["checkpoint"], source["revision"]) == ("google/siglip2-base-patch16-224", commit)
     assert (model.encode_texts(["a"]) == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
-    assert leftovers() == []
+    assert stale_entries() == []
+
+
+def test_failed_export_raises_the_exporters_error(hub: Hub, small_checkpoint: Path) -> None:
+    config = json.loads((small_checkpoint / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "relu"
+    hub.add(NAME, small_checkpoint, **{"config.json": json.dumps(config).encode()})
+    lines: list[str] = []
+    with pytest.raises(
+        CheckpointError, match=r"tiny-siglip could not be exported \(exit code 4\): .*hidden_act 'relu'"
+    ):
+        siglip_onnx.load(NAME, report=lines.append)
+    assert not any("{" in line for line in lines)
+    assert cached_models() == []
+
+
+def test_progress_is_logged_at_level_info(hub: Hub, small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub.add(NAME, small_bundle)
+    with caplog.at_level("INFO", "siglip_onnx"):
+        siglip_onnx.load(NAME)
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert "files" in caplog.text
 
 
 def test_a_repository_of_something_else(hub: Hub, tmp_path: Path) -> None:
@@ -149,7 +170,7 @@ def test_wrong_bytes_are_asked_for_once_more_and_then_refused(hub: Hub, small_bu
     hub.corrupt = {file: 2}
     failed = call("models", "pull", NAME)
     assert failed.exit_code == 4
-    assert f"{file} of {NAME} arrived damaged twice" in failed.stderr
+    assert f"{file} of {NAME} failed its checksum twice" in failed.stderr
     assert cached_models() == []
 
 
@@ -158,7 +179,7 @@ def test_a_bundle_that_contradicts_its_manifest(hub: Hub, small_bundle: Path) ->
     failed = call("models", "pull", NAME)
     assert failed.exit_code == 4
     assert "is damaged on the Hub: config.json" in failed.stderr
-    assert cached_models() == leftovers() == []
+    assert cached_models() == stale_entries() == []
 
 
 def test_a_damaged_model_in_the_cache_is_fetched_again_once(hub: Hub, small_bundle: Path) -> None:
@@ -168,11 +189,11 @@ def test_a_damaged_model_in_the_cache_is_fetched_again_once(hub: Hub, small_bund
     lines: list[str] = []
     siglip_onnx.load(NAME, report=lines.append).encode_texts(["a"])
     assert "Fetching it again" in lines[0]
-    assert len(leftovers()) == 1
+    assert len(stale_entries()) == 1
     assert verify_folder(cached_models()[0].folder) == []
     damage(cached_models()[0].folder)
     hub.corrupt = {WEIGHTS: 99}
-    with pytest.raises(DownloadError, match="arrived damaged twice"):
+    with pytest.raises(DownloadError, match="failed its checksum twice"):
         siglip_onnx.load(NAME)
 
 
@@ -278,7 +299,7 @@ def test_eight_processes_that_start_at_once_download_once(hub: Hub, small_bundle
     assert hub.requests[WEIGHTS] == 1
     assert len(cached_models()) == 1
     assert verify_folder(cached_models()[0].folder) == []
-    assert leftovers() == []
+    assert stale_entries() == []
 
 
 def test_a_killed_download_does_no_harm(hub: Hub, small_bundle: Path, full: bool) -> None:
@@ -295,7 +316,7 @@ def test_a_killed_download_does_no_harm(hub: Hub, small_bundle: Path, full: bool
         assert cached_models() == []
         siglip_onnx.load(NAME).encode_texts(["a"])
         assert verify_folder(cached_models()[0].folder) == []
-        assert leftovers() == []
+        assert stale_entries() == []
         assert call("models", "rm", NAME).exit_code == 0
 
 

@@ -17,7 +17,7 @@ import siglip_onnx
 from siglip_onnx.cli import main
 from siglip_onnx.errors import DownloadError
 from siglip_onnx.hub import download
-from siglip_onnx.hub.cache import cached_models, leftovers, repository_folder
+from siglip_onnx.hub.cache import cached_models, repository_folder, stale_entries
 from siglip_onnx.hub.download import RemoteFile, Repository, fetch, look_up
 
 NAME = "someone/tiny-siglip"
@@ -104,7 +104,7 @@ def test_a_revision_that_is_not_a_commit_is_never_a_path(
     assert f"as the revision of {NAME}, expected a commit of 40 hexadecimal digits" in failed.stderr
     assert (tmp_path / "home" / "photos" / "wedding.jpg").read_bytes() == b"mine"
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["cache", "photos"]
-    assert cached_models() == leftovers() == []
+    assert cached_models() == stale_entries() == []
 
 
 @pytest.mark.parametrize("chunked", [True, False])
