@@ -33,7 +33,7 @@ def test_cgroup_quota(tmp_path: Path, files: dict[str, str], expected: float | N
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert threads._cgroup_quota(tmp_path) == expected
+    assert threads.cgroup_quota(tmp_path) == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(None, 4), (1.5, 2), (0.3, 1), (9.0, 4)])
@@ -41,7 +41,7 @@ def test_threads_are_the_smaller_of_affinity_and_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(threads, "_cgroup_quota", lambda: quota)
+    monkeypatch.setattr(threads, "cgroup_quota", lambda: quota)
     assert threads.available_threads() == expected
 
 
