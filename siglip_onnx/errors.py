@@ -1,16 +1,16 @@
-"""Exceptions of the package; each message says what was found, what was expected, and what to do."""
+"""Every error that the package raises on purpose; each message says what was found, what was expected, what to do."""
 
 
 class SiglipOnnxError(Exception):
-    """The root of all errors of this package. ``exit_code`` is the exit code of the command line."""
+    """The root of all errors of this package. ``exit_code`` is what the command line ends with."""
 
     exit_code = 1
 
 
 class ImageError(SiglipOnnxError):
-    """An image that cannot be read, is empty, too large, truncated, or of a type that is not supported.
+    """A picture that cannot be read, is empty, too large, or of a type that is not supported.
 
-    ``status`` is one of ``STATUSES``.
+    ``status`` says which, in one of the words of ``STATUSES``.
     """
 
     STATUSES = ("decode_error", "too_large", "unsupported", "io_error", "truncated")
@@ -21,7 +21,7 @@ class ImageError(SiglipOnnxError):
 
 
 class TextError(SiglipOnnxError):
-    """A text that cannot be tokenized, or an empty list where texts are required."""
+    """A text that cannot be tokenized, or a list of texts that is empty where one is needed."""
 
 
 class JobError(SiglipOnnxError):
@@ -29,7 +29,7 @@ class JobError(SiglipOnnxError):
 
 
 class ProviderError(SiglipOnnxError):
-    """A requested execution provider that is not available, or a wrong number of threads."""
+    """An execution provider that was asked for and is not available."""
 
 
 class MissingExtraError(SiglipOnnxError):
@@ -43,7 +43,7 @@ class ModelNotFoundError(SiglipOnnxError):
 
 
 class BundleError(SiglipOnnxError):
-    """A model folder that is not a bundle, is incomplete or damaged, or has a newer format."""
+    """A model folder that is no bundle, is incomplete, damaged, or of a newer format."""
 
     exit_code = 4
 
@@ -55,7 +55,7 @@ class CacheError(SiglipOnnxError):
 
 
 class DownloadError(SiglipOnnxError):
-    """A model that cannot be downloaded: offline, not found, interrupted, or failing its checksum."""
+    """A model that cannot be fetched: offline, not found, interrupted, or other bytes than promised."""
 
     exit_code = 4
 

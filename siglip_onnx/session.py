@@ -25,7 +25,7 @@ from .system.threads import MAX_THREADS, available_threads
 
 CPU_PROVIDER = "CPUExecutionProvider"
 _LOG_FATAL_ONLY = 4  # failures are raised; onnxruntime must not print them too
-_INT8_PROBE = Path(__file__).parent / "system" / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
+INT8_PROBE = Path(__file__).parent / "system" / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
 
 if ONNXRUNTIME_CAME_FIRST:  # too late for its first event, in time for the others
     onnxruntime.disable_telemetry_events()
@@ -198,7 +198,7 @@ def int8_saturates() -> bool:
     """
     rows, depth = 4, 32
     probe = onnxruntime.InferenceSession(
-        str(_INT8_PROBE), _options(1, exact_int8=False), providers=[CPU_PROVIDER], enable_fallback=0
+        str(INT8_PROBE), _options(1, exact_int8=False), providers=[CPU_PROVIDER], enable_fallback=0
     )
     (sums,) = probe.run(["product"], {"x": np.ones((rows, depth), np.float32)})
     return not np.allclose(sums, depth, rtol=0.05)

@@ -76,7 +76,7 @@ def webp_of_many_pixels() -> bytes:
 
 
 def avif_of_many_pixels() -> bytes:
-    """A header of another size than the coded picture's."""
+    """A header of another size than the coded image's."""
     data = bytearray(encode(Image.new("RGB", (64, 64)), "AVIF"))
     position = data.index(b"ispe")
     data[position + 8 : position + 16] = struct.pack(">II", 12_000, 12_000)
@@ -92,7 +92,7 @@ def jpeg_of_many_pixels() -> bytes:
 
 
 def jpeg_of_many_scans() -> bytes:
-    """A progressive picture refined 400 times over: half a minute of work in 160 kB."""
+    """A progressive image refined 400 times over: half a minute of work in 160 kB."""
     data = encode(Image.new("L", (6000, 6000), 128), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * 400 + b"\xff\xd9"
@@ -151,7 +151,7 @@ def tiff_of_a_large_tile() -> bytes:
 
 
 def icon_of_many_pixels() -> bytes:
-    """An icon whose directory says 256x256 and whose picture has 121 megapixels; it is decoded as it is opened."""
+    """An icon whose directory says 256x256 and whose image has 121 megapixels; it is decoded as it is opened."""
     inside = png(11_000, 11_000)
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inside), 22) + inside
 
@@ -162,7 +162,7 @@ def icon_of_a_large_bitmap() -> bytes:
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inside), 22) + inside
 
 
-def icon_of_many_pictures() -> bytes:
+def icon_of_many_images() -> bytes:
     """65,535 of them, all the same one."""
     inside = png(8, 8)
     entry = struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 32, len(inside), 6 + 16 * 65_535)
@@ -202,7 +202,7 @@ def tga_of_many_pixels() -> bytes:
 BOMBS: tuple[Callable[[], bytes], ...] = (
     png_of_many_pixels, png_whose_size_overflows, png_long_and_thin, png_of_texts, gif_of_many_pixels,
     webp_of_many_pixels, avif_of_many_pixels, jpeg_of_many_pixels, jpeg_of_many_scans, jpeg_of_hidden_scans,
-    jpeg_of_many_segments, png_of_many_chunks, icon_of_many_pictures, jpeg2000_of_many_tiles,
+    jpeg_of_many_segments, png_of_many_chunks, icon_of_many_images, jpeg2000_of_many_tiles,
     jp2_that_hides_its_size, tiff_of_many_pixels, tiff_of_a_large_tile, icon_of_many_pixels, icon_of_a_large_bitmap,
     psd_of_many_rows, bmp_of_many_pixels, ppm_of_many_pixels, qoi_of_many_pixels, tga_of_many_pixels,
 )  # fmt: skip

@@ -27,7 +27,7 @@ def edit(bundle: Path, change: Callable[[Document], object]) -> None:
     manifest.write_text(json.dumps(document))
 
 
-def test_manifest_survives_the_round_trip(small_bundle: Path) -> None:
+def test_manifest_round_trip(small_bundle: Path) -> None:
     bundle = open_bundle(small_bundle)
     assert json.loads(bundle.manifest.to_json()) == json.loads((small_bundle / "manifest.json").read_text())
     assert bundle.verify_files() == []
@@ -84,7 +84,7 @@ def test_manifest_that_is_not_json(copy: Path) -> None:
         open_bundle(copy)
 
 
-def test_folder_that_is_no_bundle(tmp_path: Path, small_checkpoint: Path) -> None:
+def test_folder_that_is_not_a_bundle(tmp_path: Path, small_checkpoint: Path) -> None:
     with pytest.raises(BundleError, match="not a model bundle"):
         open_bundle(tmp_path)
     with pytest.raises(BundleError, match="looks like a checkpoint; export it first"):
@@ -102,7 +102,7 @@ def test_missing_or_short_weights(copy: Path) -> None:
         open_bundle(copy)
 
 
-def test_a_flipped_bit_is_found(copy: Path) -> None:
+def test_verify_files_finds_a_flipped_bit(copy: Path) -> None:
     for name in ("onnx/vision_model.onnx.data", "tokenizer.json"):
         content = bytearray((copy / name).read_bytes())
         content[len(content) // 2] ^= 1

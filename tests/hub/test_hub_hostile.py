@@ -1,4 +1,4 @@
-"""A Hub, or a proxy before it, that answers with paths, foreign names and endless files: nothing outside is touched."""
+"""A malicious Hub or proxy with paths, wrong names and endless files: nothing outside the cache is touched."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class HostileHandler(hub_server._Handler):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if self.chunked else block)
                 type(self).sent_bytes += len(block)
         except OSError:
-            return  # the client has had enough
+            return  # the client closed the connection
 
 
 @pytest.fixture

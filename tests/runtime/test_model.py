@@ -31,23 +31,25 @@ def test_embeddings_have_length_one(model: siglip_onnx.SigLIP, images: list[Imag
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
 
 
-def test_many_equal_single(model: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
-    """Bitwise, in int8 as well, whatever the neighbours and the order."""
+def test_batches_equal_single_inputs(model: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
+    """Bit for bit, also in int8, with any neighbors and in any order."""
     together = model.encode_images(images)
-    assert_array_equal(together, np.concatenate([model.encode_images(picture) for picture in images]))
+    assert_array_equal(together, np.concatenate([model.encode_images(image) for image in images]))
     assert_array_equal(together[::-1], model.encode_images(iter(images[::-1])))
     assert_array_equal(model.encode_texts(TEXTS), np.concatenate([model.encode_texts([text]) for text in TEXTS]))
 
 
-def test_path_bytes_pil_and_array_are_the_same(model: siglip_onnx.SigLIP, image: Image.Image, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+def test_path_bytes_pil_and_array_give_the_same_embedding(
+    model: siglip_onnx.SigLIP, image: Image.Image, tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
     image.save(path)
     expected = model.encode_images(image)
     for source in (path, str(path), path.read_bytes(), np.asarray(image), [path], np.asarray(image)[np.newaxis]):
         assert_array_equal(model.encode_images(source), expected)
 
 
-def test_nothing_gives_no_rows(model: siglip_onnx.SigLIP) -> None:
+def test_empty_inputs_give_empty_arrays(model: siglip_onnx.SigLIP) -> None:
     assert model.encode_images([]).shape == (0, 64)
     assert model.encode_texts([]).shape == (0, 64)
     assert model.preprocess([]) == []
@@ -90,18 +92,16 @@ def test_threshold_and_bias(model: siglip_onnx.SigLIP, image: Image.Image) -> No
     assert model.classify(image, TEXTS, threshold=middle) == [m for m in plain if m.probability >= middle]
 
 
-def test_labels_are_kept_in_memory_and_on_disk(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_label_cache_in_memory_and_on_disk(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = siglip_onnx.load(small_bundle, cache=tmp_path)
     expected = first.encode_labels(TEXTS, template="a {}")
     files = list(tmp_path.rglob("*.npy"))
     assert len(files) == len(TEXTS)
     assert {path.parent.name for path in files} == {first.embedding_space}
     files[0].write_bytes(b"damaged")
-    again = siglip_onnx.load(small_bundle, cache=tmp_path)
-    assert len(again.missing_labels(TEXTS, template="a {}")) == 1
-    assert_array_equal(again.encode_labels(TEXTS, template="a {}"), expected)
+    second = siglip_onnx.load(small_bundle, cache=tmp_path)
+    assert len(second.missing_labels(TEXTS, template="a {}")) == 1
+    assert_array_equal(second.encode_labels(TEXTS, template="a {}"), expected)
     assert not siglip_onnx.load(small_bundle, cache=tmp_path).missing_labels(TEXTS, template="a {}")
     assert siglip_onnx.load(small_bundle, cache=tmp_path, variant="fp32").missing_labels(TEXTS, template="a {}")
     monkeypatch.setattr("siglip_onnx.text.label_cache.MAX_IN_MEMORY", 2)
@@ -125,14 +125,14 @@ def test_towers_load_when_needed_and_can_be_unloaded(small_bundle: Path, image: 
 def test_threads_share_one_session(small_bundle: Path, images: list[Image.Image]) -> None:
     model = siglip_onnx.load(small_bundle)
     expected = siglip_onnx.load(small_bundle).encode_images(images)
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(model.encode_images(images))) for _ in range(4)]
+    results: list[object] = []
+    threads = [threading.Thread(target=lambda: results.append(model.encode_images(images))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    for embeddings in found:
+    assert len(results) == 4
+    for embeddings in results:
         assert_array_equal(embeddings, expected)
 
 
@@ -147,7 +147,7 @@ def test_thread_count_does_not_change_fp32_much(small_bundle: Path, images: list
     np.testing.assert_allclose(one.encode_images(images), two.encode_images(images), atol=1e-6)
 
 
-def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+def test_errors_name_wrong_arguments(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
     with pytest.raises(TextError, match="no texts"):
         model.classify(image, [])
     with pytest.raises(TextError, match="one str"):
@@ -198,7 +198,7 @@ def test_cached_label_does_not_keep_the_batch_it_was_embedded_in() -> None:
     assert embedding.base is None
 
 
-def test_unknown_names_say_what_there_is(small_bundle: Path, tmp_path: Path) -> None:
+def test_errors_name_what_is_available(small_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="was not found; expected 'demo', the folder"):
         siglip_onnx.load(tmp_path / "nowhere")
     with pytest.raises(ModelNotFoundError, match="is a file"):

@@ -63,12 +63,12 @@ def test_damaged_graph_is_a_bundle_error(tmp_path: Path) -> None:
         session.LazySession(graph).load()
 
 
-def test_the_probe_is_what_its_script_makes() -> None:
-    made = onnx_ir.serde.serialize_model(int8_probe()).SerializeToString()
-    assert session._INT8_PROBE.read_bytes() == made
+def test_int8_probe_is_what_its_script_writes() -> None:
+    expected = onnx_ir.serde.serialize_model(int8_probe()).SerializeToString()
+    assert session.INT8_PROBE.read_bytes() == expected
 
 
-def test_saturating_instructions_are_found_and_avoided() -> None:
+def test_saturating_instructions_are_detected_and_avoided() -> None:
     """On an emulated CPU without VNNI; the kernels that onnxruntime then takes are real."""
     emulator = shutil.which("qemu-x86_64")
     if emulator is None or platform.machine() != "x86_64":
@@ -90,22 +90,15 @@ print(int8_saturates(), float(model.logits(image, text)[0, 0]))
 
 
 @pytest.mark.parametrize("saturates", [True, False])
-def test_exact_kernels_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatch, saturates: bool) -> None:
-    asked = []
-
-    def options(threads: int, *, exact_int8: bool) -> object:
-        asked.append(exact_int8)
-        return real(threads, exact_int8=exact_int8)
-
-    real = session._options
-    monkeypatch.setattr(session, "_options", options)
+def test_exact_int8_kernels_only_where_needed(monkeypatch: pytest.MonkeyPatch, saturates: bool) -> None:
     monkeypatch.setattr(session, "int8_saturates", lambda: saturates)
-    for saturation_safe in (False, True):
-        session.LazySession(session._INT8_PROBE, exact_int8=False if saturation_safe else None).load()
-    assert asked == [saturates, False]
+    for exact_int8, expected in ((None, saturates), (False, False), (True, True)):
+        loaded = session.LazySession(session.INT8_PROBE, exact_int8=exact_int8).load()
+        entry = loaded.get_session_options().get_session_config_entry("session.x64quantprecision")
+        assert entry == ("1" if expected else "0")
 
 
-def test_threads_rest_between_runs(small_bundle: Path) -> None:
+def test_threads_do_not_spin_between_runs(small_bundle: Path) -> None:
     model = siglip_onnx.load(small_bundle, threads=2)
     model.encode_texts(["a"])
     cpu = time.process_time()
@@ -119,7 +112,7 @@ def test_threads_must_be_a_number_in_range(small_bundle: Path, threads: Any) -> 
         siglip_onnx.load(small_bundle, threads=threads).encode_texts(["a"])
 
 
-def test_other_users_of_onnxruntime_are_left_alone(small_bundle: Path) -> None:
+def test_other_onnxruntime_sessions_work_unchanged(small_bundle: Path) -> None:
     code = f"""
 import siglip_onnx
 siglip_onnx.load({str(small_bundle)!r}).encode_texts(["a"])
