@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from attacks.mutate import mutate, mutate_json
 from PIL import Image
-from support.images import make_image
+from support.images import encode, make_image
 from support.material import MATERIAL
 
 from siglip_onnx.bundle.folder import open_bundle
@@ -62,12 +61,6 @@ def corpus() -> list[bytes]:
         odd = sorted((Path(folder) / "images" / "odd").rglob("*"))
         files += [path.read_bytes() for path in odd if path.is_file() and 0 < path.stat().st_size <= LARGEST]
     return files
-
-
-def encode(image: Image.Image, format_: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
 
 
 def decode_many(seed: int) -> tuple[Counter[str], list[Finding], float]:

@@ -1,29 +1,16 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
+from support.images import encode
 
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image.decode import FORMATS, ImageLimits, load_image
-
-
-def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
-
-
-def test_path_bytes_pil_and_array_give_the_same_image(image: Image.Image, tmp_path: Path) -> None:
-    path = tmp_path / "image.png"
-    path.write_bytes(encode(image))
-    for source in (path, str(path), path.read_bytes(), image, np.asarray(image)):
-        assert_array_equal(np.asarray(load_image(source)), np.asarray(image))
 
 
 def test_gray_and_alpha_arrays(image: Image.Image) -> None:
@@ -65,23 +52,27 @@ def test_first_frame_of_an_animation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "message", "status"),
     [
-        (b"", "empty"),
-        (b"not an image", "not a readable image"),
-        (np.zeros((4, 4, 3), np.float32), "float32"),
-        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\)"),
-        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
-        (Image.new("RGB", (0, 5)), "0x5 pixels"),
-        (None, "NoneType"),
-        (3, "int"),
-        ("no_such_file.png", "does not exist"),
-        (".", "is a folder"),
+        (b"", "empty", "decode_error"),
+        (b"not an image", "not a readable image", "unsupported"),
+        (np.zeros((4, 4, 3), np.float32), "float32", "unsupported"),
+        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\)", "unsupported"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels", "decode_error"),
+        (Image.new("RGB", (0, 5)), "0x5 pixels", "decode_error"),
+        (None, "NoneType", "unsupported"),
+        (3, "int", "unsupported"),
+        ("no_such_file.png", "does not exist", "io_error"),
+        (".", "is a folder", "io_error"),
+        ("a\0b.png", "cannot be opened", "io_error"),
+        ("x" * 5000, "cannot be opened", "io_error"),
     ],
 )
-def test_unreadable_sources_say_what_was_found(source: object, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
+def test_unreadable_sources_have_a_message_and_a_status(source: object, message: str, status: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
         load_image(source)  # type: ignore[arg-type]
+    assert caught.value.status == status
+    assert status in ImageError.STATUSES
 
 
 def test_pillow_opens_every_named_format() -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile, ImageOps
+from support.images import encode
 
 import siglip_onnx
 from siglip_onnx import ImageLimits, SiglipOnnxError
@@ -24,12 +25,6 @@ from siglip_onnx.image.decode import FORMATS, SERVER_LIMITS, load_image, open_im
 
 PACKAGE = Path(siglip_onnx.__file__).parent
 SMALL = ImageLimits(max_pixels=1000, max_side=100, max_bytes=2000)
-
-
-def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
 
 
 def refusal_of(source: object, **options: object) -> ImageError:
@@ -75,25 +70,6 @@ def test_the_servers_limits_are_stricter() -> None:
 def test_limits_cannot_be_switched_off(limits: dict[str, object]) -> None:
     with pytest.raises(SiglipOnnxError, match="expected"):
         ImageLimits(**limits)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("source", "status"),
-    [
-        (b"not an image", "unsupported"),
-        (b"", "decode_error"),
-        (np.zeros((4, 4, 3), np.float32), "unsupported"),
-        (None, "unsupported"),
-        ("no_such_file.png", "io_error"),
-        (".", "io_error"),
-        ("a\0b.png", "io_error"),
-        ("x" * 5000, "io_error"),
-    ],
-)
-def test_every_failure_has_a_status(source: object, status: str) -> None:
-    error = refusal_of(source)
-    assert error.status == status
-    assert error.status in ImageError.STATUSES
 
 
 def test_status_survives_pickling() -> None:
