@@ -95,7 +95,7 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
     spec = _model_spec(choice)
     facts = spec.job_facts(layout=job.layout, dtype=job.dtype, shard_size=job.shard_size)
     if not choice.model:
-        click.echo(f"Using the demo model, which knows only {spec.open().bundle.manifest.description}.", err=True)
+        click.echo(f"Using the demo model, which knows only {spec.open().bundle.manifest.knows}.", err=True)
     progress = Progress(job.progress)
     policy = Policy(job.prune, job.retry_errors, job.overwrite, job.fast_resume)
     with ExitStack() as opened:

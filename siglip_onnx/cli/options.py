@@ -79,7 +79,7 @@ class ModelChoice:
         )
         loaded = SigLIP(bundle, options)
         if not self.model:
-            click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.description}.", err=True)
+            click.echo(f"Using the demo model, which knows only {loaded.bundle.manifest.knows}.", err=True)
         return loaded
 
 

@@ -129,7 +129,7 @@ def open_models(
         raise click.UsageError(f"{len(chosen)} models and variants to compare; at most {MAX_MODELS} fit on the page.")
     models = [load(name, variant=variant, providers=providers or None, threads=threads) for name, variant in chosen]
     if not names:
-        click.echo(f"Using the demo model, which knows only {models[0].bundle.manifest.description}.", err=True)
+        click.echo(f"Using the demo model, which knows only {models[0].bundle.manifest.knows}.", err=True)
     return models
 
 

@@ -178,18 +178,21 @@ def _run_export(checkpoint: Path, out: Path, variants: Sequence[str], report: Re
         SiglipOnnxError: what the exporter raised, of the same class.
     """
     command = [sys.executable, "-m", "siglip_onnx.export", str(checkpoint), str(out), *variants]
-    reason = "no error message"
-    kind: type[SiglipOnnxError] = BundleError
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603
+    last_step, failure = "no message", None
+    with subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
         for line in process.stdout or ():
             entry = _parse_line(line)
             if "error" in entry:
-                reason, kind = entry["message"], getattr(errors, entry["error"], BundleError)
+                failure = entry
             else:
-                reason = entry["step"]
-                report(reason)
+                last_step = entry["step"]
+                report(last_step)
     if process.returncode != 0:
-        raise kind(f"{checkpoint.name} could not be exported (exit code {process.returncode}): {reason}")
+        failure = failure or {"error": "BundleError", "message": last_step}
+        kind: type[SiglipOnnxError] = getattr(errors, failure["error"], BundleError)
+        raise kind(f"{checkpoint.name} could not be exported (exit code {process.returncode}): {failure['message']}")
 
 
 def _parse_line(line: str) -> dict[str, str]:
