@@ -42,11 +42,11 @@ def measure(bomb: Callable[[], bytes], folder: Path) -> tuple[str, float, float]
     """Return status, seconds and megabytes of refusing a bomb, in a process of its own that has decoded before."""
     (folder / "bomb").write_bytes(bomb())
     (folder / "warm").write_bytes(png(64, 64))
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, folder / "bomb", folder / "warm"],
         capture_output=True, text=True, timeout=60 + WATCHDOG_S, check=True,
     )  # fmt: skip
-    status, seconds, megabytes = json.loads(found.stdout)
+    status, seconds, megabytes = json.loads(process.stdout)
     return status, seconds, megabytes
 
 

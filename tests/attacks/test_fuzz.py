@@ -64,7 +64,7 @@ def corpus() -> list[bytes]:
 
 
 def decode_many(seed: int) -> tuple[Counter[str], list[Finding], float]:
-    """Decode mutants; return how each ended, what must not happen, and the longest time."""
+    """Decode mutants; return counts of outcomes, forbidden outcomes, and the longest time."""
     warnings.simplefilter("ignore")  # of Pillow, about damaged files
     rng, seeds = random.Random(seed), corpus()
     outcomes: Counter[str] = Counter()
@@ -131,7 +131,7 @@ def test_mutated_configs(name: str, json_file: Callable[[str], tuple[Path, Any]]
 
 
 def test_mutated_manifests(small_bundle: Path, tmp_path: Path) -> None:
-    """The manifest may say anything; the folder's other files stay as they are."""
+    """Only the manifest is mutated."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in small_bundle.iterdir():

@@ -16,7 +16,7 @@ from siglip_onnx.demo import IMAGES_PATH
 
 PACKAGE = Path(siglip_onnx.__file__).parent
 IMAGE = str(IMAGES_PATH / "red_star.png")
-# Runs a command of the package and tells every socket and every file that was opened for writing or made.
+# Runs a command of the package and prints every socket, and every file that was opened for writing or created.
 WATCH = """
 import json, os, sys
 seen = {"sockets": [], "files": []}

@@ -25,7 +25,7 @@ COMMIT = "0123456789" * 4
 
 
 class HostileHandler(hub_server._Handler):
-    """Changes the facts that the Hub names, and sends some files without end."""
+    """Change what the Hub states, and send some files without end."""
 
     facts: dict[str, Any] = {}  # noqa: RUF012 - set per test
     sizes: dict[str, Any] = {}  # noqa: RUF012
@@ -63,7 +63,7 @@ class HostileHandler(hub_server._Handler):
 
 @pytest.fixture
 def handler(monkeypatch: pytest.MonkeyPatch) -> type[HostileHandler]:
-    """What the Hub answers; tests set its fields."""
+    """The Hub's request handler; tests set its fields."""
     fresh = type("_Fresh", (HostileHandler,), {"facts": {}, "sizes": {}, "endless": set(), "sent_bytes": 0})
     monkeypatch.setattr(hub_server, "_Handler", fresh)
     return fresh
@@ -71,7 +71,7 @@ def handler(monkeypatch: pytest.MonkeyPatch) -> type[HostileHandler]:
 
 @pytest.fixture
 def hub(handler: type[HostileHandler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hostile Hub, an empty cache, and photos of the user beside it."""
+    """A malicious Hub, an empty cache, and photos of the user beside the cache."""
     assert hub_server._Handler is handler
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "home" / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

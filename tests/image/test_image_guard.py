@@ -88,7 +88,10 @@ def test_truncated_images_are_refused_unless_allowed(image: Image.Image, format_
     data = encode(image, format_)
     cut = data[: len(data) * 2 // 3]
     error = refusal_of(cut)
-    if format_ not in ("WEBP", "AVIF"):  # decoded as a whole or not at all, so that no cut can be told from damage
+    if format_ not in (
+        "WEBP",
+        "AVIF",
+    ):  # decoded completely or not at all: truncation cannot be distinguished from damage
         assert error.status == "truncated"
         assert "allow truncated" in str(error)
         partial = open_image(cut, allow_truncated=True)

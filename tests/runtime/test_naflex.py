@@ -143,7 +143,7 @@ def test_wrong_patches_and_positions_are_refused(bundle: Path, small_bundle: Pat
 
 
 def test_published_preprocessing_oracle(material: Path) -> None:
-    """Grids, patch order, normalisation and position resizing that another project took from the reference."""
+    """Grids, patch order, normalization and position resizing that another project recorded from the reference."""
     oracle = json.loads((material / "goldens/siglip2_naflex512_coremlit/preprocess.json").read_text())
     for row in oracle["budget_table"]:
         assert list(choose_grid(row["height"], row["width"], 16, 512)) == row["grid"]
