@@ -34,6 +34,7 @@ except ValueError:  # not imported yet
 # "dot", not "cosine": all vectors have length 1, but rounding to float16 changes lengths by up to 0.0005, which
 # "cosine" would undo. Without an index every vector is compared. For tens of millions of vectors, call
 # table.create_index(metric="dot") after the import, and measure how many of the exact results it finds.
-best = table.search(query).distance_type("dot").limit(10)
+best: Any = table.search(query)  # the result of an untyped function
+best = best.distance_type("dot").limit(10)
 for row in best.to_list():
     print(f"{1 - row['_distance']:.3f}  {row['path']}")

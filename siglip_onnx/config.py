@@ -1,4 +1,4 @@
-"""What a checkpoint's ``config.json`` and ``preprocessor_config.json`` say, as frozen dataclasses.
+"""Read a checkpoint's ``config.json`` and ``preprocessor_config.json`` into frozen dataclasses.
 
 Keys and defaults are those of Hugging Face transformers 4.57 (``SiglipConfig``, ``SiglipImageProcessor``);
 published files are sparse and rely on the defaults.
@@ -21,12 +21,13 @@ CONFIGS = (CONFIG, PREPROCESSOR_CONFIG)
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
 SENTENCEPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
 
-SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution is of the first
+SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution has the first
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
-_PICTURE_STEPS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
+_IMAGE_STEPS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
 RESAMPLE_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
-# Keys of a tower or of the whole that leave the computation as it is: names, training, other kinds of model.
+# Keys that do not change the computation: names, training, other kinds of models. They are listed rather than ignored
+# by default, so that a key of a future version that does change it is refused instead of giving other embeddings.
 _WITHOUT_EFFECT = frozenset(
     """
     _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures attention_dropout
@@ -66,15 +67,15 @@ class VisionConfig(EncoderConfig):
 
     @property
     def num_patches(self) -> int:
-        """Patches of one picture; pixels beyond the last whole patch are not seen."""
+        """Patches of one image; pixels beyond the last full patch are ignored."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
 class NaflexVisionConfig(EncoderConfig):
-    """Shape of a NaFlex vision tower, which takes pictures of any aspect as up to so many patches as one asks for.
+    """Shape of a NaFlex vision tower, which takes images of any aspect as a variable number of patches.
 
-    ``num_patches`` is the size of the square grid of learned positions, which is resized to each picture's grid.
+    ``num_patches`` is the size of the square grid of learned positions, which is resized to each image's grid.
     """
 
     num_channels: int = 3
@@ -107,7 +108,7 @@ class SiglipConfig:
 
 @dataclass(frozen=True)
 class LevelsConfig:
-    """What a channel's 256 levels become: rescaled, then normalised."""
+    """How the 256 levels of each channel are rescaled, then normalized."""
 
     rescale_factor: float = 1 / 255
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -116,7 +117,7 @@ class LevelsConfig:
 
 @dataclass(frozen=True)
 class PreprocessorConfig:
-    """Squash a picture to ``(height, width)`` with a PIL filter."""
+    """Squash an image to ``(height, width)`` with a PIL filter."""
 
     height: int
     width: int
@@ -126,7 +127,7 @@ class PreprocessorConfig:
 
 @dataclass(frozen=True)
 class NaflexPreprocessorConfig:
-    """Resize a picture, its aspect nearly kept, to at most ``max_num_patches`` whole patches with a PIL filter."""
+    """Resize an image, its aspect nearly kept, to at most ``max_num_patches`` whole patches with a PIL filter."""
 
     patch_size: int = 16
     max_num_patches: int = 256
@@ -141,7 +142,7 @@ def read_config(path: Path) -> SiglipConfig:
     """Read ``config.json``.
 
     Raises:
-        CheckpointError: the file is missing or no JSON, or the checkpoint is of a family that is not supported.
+        CheckpointError: the file is missing or not JSON, or the checkpoint's family is not supported.
     """
     document = _read_json(path)
     model_type = document.get("model_type")
@@ -154,8 +155,8 @@ def read_config(path: Path) -> SiglipConfig:
     vision_document = document.get("vision_config") or {}
     if isinstance(vision_document, dict) and vision_document.get("vision_use_head") is False:
         raise CheckpointError(
-            f"{path} has a vision tower without its pooling head (vision_use_head: false), so that pictures get no "
-            "embedding. Export a checkpoint that has both towers complete."
+            f"{path} has a vision tower without its pooling head (vision_use_head: false), so that images have no "
+            "embedding. Export a checkpoint with two complete towers."
         )
     vision: VisionConfig | NaflexVisionConfig
     if model_type == NAFLEX:
@@ -169,7 +170,7 @@ def read_config(path: Path) -> SiglipConfig:
     )
     if config.vision.hidden_size != config.text.embedding_dim:
         raise CheckpointError(
-            f"{path}: pictures are embedded in {config.vision.hidden_size} dimensions and texts in "
+            f"{path}: images are embedded in {config.vision.hidden_size} dimensions and texts in "
             f"{config.text.embedding_dim}; they must be the same. Check text_config.projection_size."
         )
     return config
@@ -179,18 +180,20 @@ def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorCo
     """Read the ``preprocessor_config.json`` that belongs to ``config``.
 
     Raises:
-        CheckpointError: the file is missing or no JSON, asks for a step that SigLIP's processor does not have, or
-            makes other pictures than the vision tower takes.
+        CheckpointError: the file is missing or not JSON, requires a step that SigLIP's processor does not have, or
+            produces images of another size than the vision tower takes.
     """
     document = _read_json(path)
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if document.get(key) is False:
             raise CheckpointError(f"{path} has {key}: false; SigLIP needs this step. Remove the key or set it to true.")
-    others = [key for key, value in document.items() if key.startswith("do_") and value and key not in _PICTURE_STEPS]
-    if others:
+    unsupported = [
+        key for key, value in document.items() if key.startswith("do_") and value and key not in _IMAGE_STEPS
+    ]
+    if unsupported:
         raise CheckpointError(
-            f"{path} has {others[0]}: true, a step that SigLIP's processor does not have: the whole picture is used, "
-            "never cropped or padded. Take the preprocessor_config.json of the original checkpoint."
+            f"{path} has {unsupported[0]}: true, a step that SigLIP's processor does not have: the whole image is "
+            "used, never cropped or padded. Use the preprocessor_config.json of the original checkpoint."
         )
     if isinstance(config.vision, NaflexVisionConfig):
         return _read_naflex_preprocessor(document, config.vision, path)
@@ -215,7 +218,7 @@ def _read_squash_preprocessor(document: Mapping[str, Any], vision: VisionConfig,
         raise CheckpointError(f"{path} has size {size!r}, expected {{'height': ..., 'width': ...}} in pixels.")
     height, width = (_count(size[side], side, path) for side in ("height", "width"))
     if {height, width} != {vision.image_size}:
-        raise _other_size(path, "pictures", vision.image_size, (height, width))
+        raise _other_size(path, "images", vision.image_size, (height, width))
     return PreprocessorConfig(height, width, _read_filter(document, 3, path), _read_levels(document, path))
 
 
@@ -233,14 +236,14 @@ def _read_levels(document: Mapping[str, Any], path: Path) -> LevelsConfig:
         image_std=_numbers(document, "image_std", (0.5, 0.5, 0.5), path),
     )
     if 0 in levels.image_std:
-        raise CheckpointError(f"{path} has image_std {list(levels.image_std)}; nothing can be divided by 0.")
+        raise CheckpointError(f"{path} has image_std {list(levels.image_std)}; image_std must be non-zero.")
     return levels
 
 
-def _other_size(path: Path, what: str, takes: int, found: tuple[int, int]) -> CheckpointError:
+def _other_size(path: Path, what: str, takes: int, size: tuple[int, int]) -> CheckpointError:
     return CheckpointError(
-        f"{path} does not make {what} of {takes}x{takes} pixels, which the vision tower takes, but of "
-        f"{found[0]}x{found[1]}. The two files do not belong together."
+        f"{path} makes {what} of {size[0]}x{size[1]} pixels, but the vision tower takes {takes}x{takes}. The two files "
+        "do not belong together."
     )
 
 
@@ -260,13 +263,11 @@ def _read_tower(kind: type[Tower], document: Any, path: Path) -> Tower:
         raise CheckpointError(f"{path} has hidden_act {tower.hidden_act!r}, expected one of {ACTIVATIONS}.")
     if tower.hidden_size % tower.num_attention_heads:
         raise CheckpointError(
-            f"{path} has hidden_size {tower.hidden_size}, which {tower.num_attention_heads} attention heads "
-            "cannot share evenly."
+            f"{path} has hidden_size {tower.hidden_size}, which is not divisible by its "
+            f"{tower.num_attention_heads} attention heads."
         )
     if getattr(tower, "num_channels", 3) != 3:
-        raise CheckpointError(
-            f"{path} has num_channels {document['num_channels']}; pictures are RGB, so 3 is expected."
-        )
+        raise CheckpointError(f"{path} has num_channels {document['num_channels']}; images are RGB, so 3 is expected.")
     return tower
 
 
@@ -280,20 +281,22 @@ def _count(value: Any, name: str, path: Path) -> int:
 def _numbers(document: Mapping[str, Any], name: str, default: tuple[float, ...], path: Path) -> tuple[float, ...]:
     """Return as many finite numbers as ``default`` has; one number stands for all of them."""
     value = document.get(name)
-    values = default if value is None else value if isinstance(value, list) else [value] * len(default)
-    whole = all(type(one) in (int, float) and math.isfinite(one) for one in values)
-    if not whole or len(values) != len(default):
+    if value is None:
+        return default
+    values = value if isinstance(value, list) else [value] * len(default)
+    finite = all(type(number) in (int, float) and math.isfinite(number) for number in values)
+    if not finite or len(values) != len(default):
         raise CheckpointError(f"{path} has {name} {value!r}, expected {len(default)} finite number(s).")
     return tuple(map(float, values))
 
 
 def _refuse_unknown(document: Mapping[str, Any], known: set[str], path: Path) -> None:
-    """Raise for a key that might change the computation: to ignore it would give other answers than PyTorch."""
+    """Raise for a key that might change the computation: ignoring it could give other embeddings than PyTorch."""
     unknown = sorted(key for key, value in document.items() if value and key not in known | _WITHOUT_EFFECT)
     if unknown:
         raise CheckpointError(
-            f"{path} has {', '.join(unknown)}, which SigLIP's config in transformers 4.57 does not know and which may "
-            "change the answer. If it does not, remove it from the file."
+            f"{path} has {', '.join(unknown)}, which SigLIP's config in transformers 4.57 does not have and which may "
+            "change the embeddings. If it does not, remove it from the file."
         )
 
 

@@ -1,4 +1,4 @@
-"""From embeddings to answers: logits, sigmoid probabilities and the softmax share. numpy only."""
+"""The head: logits, sigmoid probabilities and softmax shares of embeddings, in numpy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-_ROWS_AT_ONCE = 4096  # in f64 at the same time
+_ROWS_AT_ONCE = 4096  # that are f64 at the same time
 
 
 class Match(NamedTuple):
-    """How well one text describes one picture.
+    """How well one text describes one image.
 
-    ``probability`` is the model's own, independent of the other texts. ``relative`` is the softmax share among the
-    texts asked together: it sums to 1 over them and says which fits best, not whether any fits.
+    ``probability`` is the model's own and does not depend on the other texts. ``relative`` is the softmax share among
+    the texts of one call: it sums to 1 over them and shows which text fits best, not whether any does.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Match(NamedTuple):
 def l2_normalize(features: Floats) -> Floats:
     """Scale each row of ``features``, f32 ``(N, D)``, to length 1; computed in f64, see :func:`compute_logits`.
 
-    A row that has no length, or no finite one, becomes nan.
+    A row whose length is zero or not finite becomes nan.
     """
     exact = features.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,7 +73,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def match_texts(logits: Floats, texts: list[str]) -> list[Match]:
-    """Turn one picture's logits f32 ``(M,)`` into one match per text, in the order given."""
+    """Turn one image's logits f32 ``(M,)`` into one match per text, in the order given."""
     probabilities, shares = sigmoid(logits), softmax(logits)
     return [
         Match(text, float(logit), float(probability), float(share))

@@ -23,9 +23,9 @@ from .vision_tower import EmbeddedImage, VisionTower
 
 
 class SigLIP:
-    """A model ready to use; make one with :func:`siglip_onnx.load`.
+    """A SigLIP model; open one with :func:`siglip_onnx.load`.
 
-    Any number of threads may share one. A child process that inherits one loads its towers again when it uses them.
+    Any number of threads may share a model. A child process that inherits one by fork loads its towers for itself.
 
     Attributes:
         bundle: the model folder.
@@ -35,16 +35,19 @@ class SigLIP:
     """
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULTS, **keywords: Any) -> None:
-        """Put the parts together; nothing is loaded yet.
+        """Put the parts together; graphs load at first use.
 
         Args:
             bundle: an opened model folder.
             options: how the model runs.
-            keywords: single options instead, by their names in :class:`.RuntimeOptions`.
+            keywords: single options, by their names in :class:`.RuntimeOptions`, which replace those of ``options``.
 
         Raises:
             BundleError: the bundle does not have the variant.
+            SiglipOnnxError: options that contradict each other or do not suit the model.
         """
+        if "cache" in keywords:  # the name in version 0.1
+            keywords["label_cache"] = keywords.pop("cache")
         options = replace(options, **keywords)
         self.bundle = bundle
         self.variant = bundle.choose_variant(options.variant)
@@ -60,7 +63,7 @@ class SigLIP:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled: threads and mapped weights cannot be sent.
+        """Refuse to be pickled: threads and mapped weights cannot be sent to another process.
 
         Raises:
             SiglipOnnxError: always.
@@ -70,7 +73,7 @@ class SigLIP:
         )
 
     def close(self) -> None:
-        """Free the model's memory for good; runs of other threads end first. Closing again does nothing."""
+        """Free the model's memory for good; runs in progress in other threads finish. Closing again does nothing."""
         self.vision.session.close()
         self.text.session.close()
 
@@ -81,7 +84,7 @@ class SigLIP:
 
     @property
     def embedding_space(self) -> str:
-        """Id of the vectors this model makes; vectors of different spaces must not be compared."""
+        """Id of the model's vectors; vectors of different spaces must not be compared."""
         space = self.bundle.manifest.variants[self.variant].embedding_space
         config = self.vision.preprocess.config
         if isinstance(config, NaflexPreprocessorConfig) and config != self.bundle.preprocessor:
@@ -106,11 +109,11 @@ class SigLIP:
 
         Args:
             image: path, bytes, PIL image or uint8 array.
-            texts: descriptions in any language the checkpoint knows.
-            template: what each text is put into, for example ``"This is a photo of {}."``; of several templates the
-                mean is taken.
+            texts: descriptions in any language that the checkpoint was trained on.
+            template: the prompt around each text, for example ``"This is a photo of {}."``; the embeddings of several
+                templates are averaged.
             threshold: leave out texts of lower probability.
-            logit_bias: instead of the checkpoint's, which is a little too low for many uses.
+            logit_bias: replaces the checkpoint's bias, which is a little too low for many uses.
 
         Raises:
             ImageError: the image cannot be read.
@@ -124,10 +127,12 @@ class SigLIP:
         return [match for match in match_texts(logits[0], texts) if match.probability >= threshold]
 
     def encode_images(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
-        """Return unit embeddings f32 ``(N, D)`` of one image or an iterable of them.
+        """Return unit embeddings f32 ``(N, D)`` of one image or an iterable of images.
 
         Raises:
             ImageError: an image cannot be read.
+            BundleError: the graph cannot be loaded or run.
+            ProviderError: an execution provider is not available.
         """
         return self.vision.embed(images)
 
@@ -140,7 +145,7 @@ class SigLIP:
         return (result if isinstance(result, ImageError) else result.embedding for result in results)
 
     def stream_embeddings(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[EmbeddedImage | ImageError]:
-        """Do as :meth:`stream_images`, with each image's size and whether it was truncated."""
+        """Yield the same as :meth:`stream_images`, with each image's size and whether it was truncated."""
         return self.vision.stream(images)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
@@ -164,12 +169,25 @@ class SigLIP:
         return self.text.missing_labels(texts, template)
 
     def logits(self, image_embeddings: Floats, text_embeddings: Floats, *, logit_bias: float | None = None) -> Floats:
-        """Return logits f32 ``(N, M)`` of unit embeddings ``(N, D)`` and ``(M, D)``; see :func:`.sigmoid`."""
+        """Return logits f32 ``(N, M)`` of unit embeddings ``(N, D)`` and ``(M, D)``; see :func:`.sigmoid`.
+
+        A single embedding ``(D,)`` counts as ``(1, D)``.
+
+        Raises:
+            SiglipOnnxError: embeddings of another width, or a bias that is not finite.
+        """
         manifest = self.bundle.manifest
         bias = manifest.logit_bias if logit_bias is None else logit_bias
         if not math.isfinite(bias):
             raise SiglipOnnxError(f"logit_bias is {bias}, expected a finite number.")
-        return compute_logits(image_embeddings, text_embeddings, logit_scale=manifest.logit_scale, logit_bias=bias)
+        images, texts = np.atleast_2d(image_embeddings), np.atleast_2d(text_embeddings)
+        expected = (2, self.embedding_dim)
+        for embeddings in (images, texts):
+            if (embeddings.ndim, embeddings.shape[-1]) != expected:
+                raise SiglipOnnxError(
+                    f"Embeddings have shape {embeddings.shape}, expected (N, {self.embedding_dim}): this model's width."
+                )
+        return compute_logits(images, texts, logit_scale=manifest.logit_scale, logit_bias=bias)
 
     def preprocess(self, images: ImageSource | Iterable[ImageSource]) -> list[Inputs]:
         """Return the vision tower's inputs by name, one dictionary per image, each a batch of one.

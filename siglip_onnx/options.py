@@ -1,4 +1,4 @@
-"""Options as frozen objects: how a model runs, how large an image may be. No numpy, so that ``--help`` stays fast."""
+"""Frozen options: how a model runs, and how large an image may be. Imports no numpy, so that ``--help`` stays fast."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from pathlib import Path
 from .errors import ImageError, SiglipOnnxError
 from .system.threads import MAX_THREADS
 
-MOST_PIXELS = 178_956_970  # what Pillow itself opens at most, unless its own limit was changed
+MOST_PIXELS = 178_956_970  # Pillow refuses more, unless its own limit was changed
 MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits of an image; there is always a limit.
+    """Limits of an image, which cannot be switched off.
 
-    ``max_pixels`` is width times height, ``max_side`` the longer of both, ``max_bytes`` the size of the file. The
-    defaults are Pillow's own bound of pixels, the longest side of a JPEG, and half a gigabyte.
+    Attributes:
+        max_pixels: width times height; by default the number from which Pillow warns of a decompression bomb.
+        max_side: the longer of width and height; by default the longest side of a JPEG.
+        max_bytes: size of the file; by default half a gigabyte.
     """
 
     max_pixels: int = 89_478_485
@@ -29,19 +31,19 @@ class ImageLimits:
         """Check the limits.
 
         Raises:
-            SiglipOnnxError: a limit is not a positive int, or has more pixels than Pillow opens.
+            SiglipOnnxError: a limit is not a positive int, or allows more pixels than Pillow opens.
         """
         for name, value in vars(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SiglipOnnxError(f"{name} is {value!r}, expected a whole number above 0; there is always a limit.")
+                raise SiglipOnnxError(f"{name} is {value!r}, expected a whole number above 0.")
         if self.max_pixels > MOST_PIXELS:
-            raise SiglipOnnxError(f"max_pixels is {self.max_pixels:,}, expected at most {MOST_PIXELS:,}, as Pillow.")
+            raise SiglipOnnxError(f"max_pixels is {self.max_pixels:,}, expected at most {MOST_PIXELS:,}.")
 
     def check_bytes(self, size_bytes: int, name: str) -> None:
         """Check the size of a file.
 
         Raises:
-            ImageError: it has more bytes than allowed.
+            ImageError: the file has more bytes than allowed.
         """
         if size_bytes > self.max_bytes:
             raise ImageError(
@@ -54,7 +56,7 @@ class ImageLimits:
         """Check width and height in pixels.
 
         Raises:
-            ImageError: there are none, or more than allowed.
+            ImageError: the image has no pixels, or more than allowed.
         """
         if width <= 0 or height <= 0:
             raise ImageError(f"{name} is {width}x{height} pixels; expected at least 1x1.")
@@ -79,9 +81,9 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a model runs; the arguments of :func:`siglip_onnx.load` of the same names.
+    """How a model runs: the arguments of :func:`siglip_onnx.load` of the same names.
 
-    ``exact_int8`` forces onnxruntime's exact int8 kernels on or off; None takes them where the fast ones saturate.
+    ``exact_int8`` forces onnxruntime's exact int8 kernels on or off; None uses them where the fast ones saturate.
     """
 
     variant: str | None = None
@@ -96,11 +98,16 @@ class RuntimeOptions:
     exact_int8: bool | None = None
 
     def __post_init__(self) -> None:
-        """Check workers and threads.
+        """Check workers and threads, and store the other values in their own types.
 
         Raises:
             SiglipOnnxError: ``workers`` is not a number from 1 to 512, or several workers have several threads each.
         """
+        if self.providers is not None and not isinstance(self.providers, str):  # a str is refused at the first use
+            object.__setattr__(self, "providers", tuple(self.providers))
+        if self.label_cache is not None:
+            object.__setattr__(self, "label_cache", Path(self.label_cache))
+        object.__setattr__(self, "image_limits", self.image_limits or DEFAULT_LIMITS)
         if not isinstance(self.workers, int) or not 1 <= self.workers <= MAX_THREADS:
             raise SiglipOnnxError(f"workers is {self.workers!r}, expected a number from 1 to {MAX_THREADS}.")
         if self.workers > 1 and self.threads not in (None, 1):

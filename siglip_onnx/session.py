@@ -24,15 +24,19 @@ from .system.telemetry import ONNXRUNTIME_CAME_FIRST
 from .system.threads import MAX_THREADS, available_threads
 
 CPU_PROVIDER = "CPUExecutionProvider"
-_LOG_FATAL_ONLY = 4  # what fails is raised; onnxruntime need not print it as well
-_INT8_PROBE = Path(__file__).parent / "system" / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
+_LOG_FATAL_ONLY = 4  # failures are raised; onnxruntime must not print them too
+INT8_PROBE = Path(__file__).parent / "system" / "int8_probe.onnx"  # made by scripts/make_int8_probe.py
 
-if ONNXRUNTIME_CAME_FIRST:  # too late for its first message, in time for the others
+if ONNXRUNTIME_CAME_FIRST:  # too late for its first event, in time for the others
     onnxruntime.disable_telemetry_events()
 
 
 class LazySession:
-    """One ONNX graph, loaded once at first use, by any thread; it can be unloaded and closed, and survives a fork."""
+    """One ONNX graph, loaded at first use, for any number of threads.
+
+    It can be unloaded, after which it loads again when needed, or closed for good. A child process that inherits it by
+    fork loads the graph for itself.
+    """
 
     def __init__(
         self,
@@ -45,11 +49,11 @@ class LazySession:
         """Keep the arguments; nothing is read before the first use.
 
         Args:
-            path: the graph; its weights lie beside it and are mapped, not copied.
+            path: the graph; its weights are beside it and are mapped, not copied.
             providers: execution providers in onnxruntime's spelling; the CPU by default.
             threads: intra-op threads; by default what the process may use, see :func:`.available_threads`.
-            exact_int8: whether to take onnxruntime's exact, slower int8 kernels; by default where this CPU's fast ones
-                saturate, see :func:`int8_saturates`. Weights within 7 bits never saturate and need none.
+            exact_int8: whether to use onnxruntime's exact, slower int8 kernels; by default where this CPU's fast ones
+                saturate, see :func:`int8_saturates`. Weights within 7 bits never saturate and do not need them.
         """
         self._path = path
         self._providers = providers
@@ -67,7 +71,7 @@ class LazySession:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The graph's own metadata entries."""
+        """The graph's own metadata entries; the graph is loaded for them, see :meth:`load` for errors."""
         return dict(self.load().get_modelmeta().custom_metadata_map)
 
     @property
@@ -76,7 +80,7 @@ class LazySession:
         return self._loaded is not None
 
     def load(self) -> Any:
-        """Load the graph unless that has happened; return onnxruntime's session.
+        """Load the graph unless it is loaded; return onnxruntime's session.
 
         Raises:
             ProviderError: a provider is not part of this onnxruntime.
@@ -92,29 +96,29 @@ class LazySession:
             return self._loaded
 
     def preload(self) -> None:
-        """Begin to load in the background; an error shows at the first use."""
+        """Start loading in the background; an error is raised at the first use, not here."""
 
         def load() -> None:
-            with contextlib.suppress(SiglipOnnxError):
+            with contextlib.suppress(SiglipOnnxError):  # the first use raises it again
                 self.load()
 
-        # Not a daemon: an interpreter that ends while onnxruntime works in a thread aborts.
+        # Not a daemon: an interpreter that exits while onnxruntime works in a daemon thread aborts.
         threading.Thread(target=load).start()
 
     def unload(self) -> None:
-        """Free the graph's memory; it loads again when needed."""
+        """Free the graph's memory, after the runs in progress; it loads again when needed."""
         with self._lock:
             self._loaded = None
         return_free_memory()
 
     def close(self) -> None:
-        """Free the graph's memory for good; runs of other threads end first. Closing again does nothing."""
+        """Free the graph's memory for good; runs in progress in other threads finish. Closing again does nothing."""
         with self._lock:
             self._closed = True
         self.unload()
 
     def run_many(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Return the outputs of those names.
+        """Return the outputs of these names, arrays of the graph's shapes, for inputs by name.
 
         Raises:
             BundleError: the graph cannot be loaded or run; see :meth:`load` for further errors.
@@ -130,7 +134,7 @@ class LazySession:
         return results
 
     def run(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Return the output of that name."""
+        """Return the output of this name; see :meth:`run_many`."""
         return self.run_many([output], inputs)[0]
 
     def embed(self, inputs: Mapping[str, NDArray[Any]]) -> Floats:
@@ -188,23 +192,23 @@ def open_tower(bundle: Bundle, tower: str, variant: str, options: RuntimeOptions
 
 @cache
 def int8_saturates() -> bool:
-    """Say whether this CPU's fast int8 instructions saturate, as those of x86 without VNNI do; measured, not looked up.
+    """Measure whether this CPU's fast int8 instructions saturate, as those of x86 without VNNI do.
 
-    They add two products in 16 bits, and so give about half of a sum of large ones. onnxruntime's slower kernels are
-    exact everywhere, but take twice the time where the fast ones would have been exact too.
+    They add two products in 16 bits, and so return about half of a sum of large products. onnxruntime's slower kernels
+    are exact everywhere, but take twice the time where the fast ones would be exact too.
     """
     rows, depth = 4, 32
     probe = onnxruntime.InferenceSession(
-        str(_INT8_PROBE), _options(1, exact_int8=False), providers=[CPU_PROVIDER], enable_fallback=0
+        str(INT8_PROBE), _options(1, exact_int8=False), providers=[CPU_PROVIDER], enable_fallback=0
     )
     (sums,) = probe.run(["product"], {"x": np.ones((rows, depth), np.float32)})
     return not np.allclose(sums, depth, rtol=0.05)
 
 
 def return_free_memory() -> None:
-    """Give memory that a closed session freed back to the system, which glibc otherwise keeps for later."""
+    """Return the memory that an unloaded session freed to the system, which glibc would otherwise keep."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # musl has none, and needs none
+    if trim is not None:  # musl has no such function, and returns memory by itself
         trim(0)
 
 
@@ -228,7 +232,7 @@ def _check_providers(providers: Sequence[str] | None) -> list[str]:
         raise ProviderError(
             f"Execution provider {', '.join(missing) or '(none named)'} is not available; this onnxruntime "
             f"{runtime_version()} has {', '.join(available_providers())}. Install the onnxruntime wheel for that "
-            "provider, or ask for another."
+            "provider, or choose another."
         )
     return list(providers)
 
@@ -238,10 +242,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _options(threads: int, *, exact_int8: bool) -> Any:
-    """Return options for a session with so many threads of its own.
+    """Return options for a session with its own pool of ``threads``.
 
-    They wait for each other spinning while the session runs, and stop when it ends: spinning on, one tower's threads
-    would take the CPUs from the other tower's.
+    The threads spin while they wait during a run, and stop when it ends: threads of one tower that went on spinning
+    would take the CPUs from the other tower.
     """
     if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise SiglipOnnxError(f"threads is {threads!r}, expected a number from 1 to {MAX_THREADS}.")

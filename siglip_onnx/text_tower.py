@@ -1,4 +1,4 @@
-"""The text tower: from texts to unit embeddings, with a cache for labels that are embedded again and again."""
+"""The text tower: from texts to unit embeddings, with a cache for labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .text.tokenizer import Tokenizer
 
 
 class TextTower:
-    """Tokenizer, session and label cache of one variant's text tower.
+    """Tokenizer, session and label cache of one variant's text tower, for any number of threads.
 
     Attributes:
         session: runs the tower, ``pooler_output`` f32 ``(M, D)``.
@@ -43,6 +43,7 @@ class TextTower:
 
         Raises:
             TextError: a text cannot be tokenized.
+            BundleError: the tokenizer's file is damaged.
         """
         with self._lock:
             if self._tokenizer is None:
@@ -50,10 +51,11 @@ class TextTower:
         return self._tokenizer(check_texts(texts))
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """Return unit embeddings f32 ``(M, D)``, each text run by itself.
+        """Return unit embeddings f32 ``(M, D)``; each text is a run of its own, so that it does not depend on others.
 
         Raises:
             TextError: a text cannot be tokenized.
+            BundleError: the tokenizer or the graph cannot be loaded or run.
         """
         inputs = ({"input_ids": row[np.newaxis]} for row in self.tokenize(texts))
         rows = map_in_order(self.session.embed, inputs, self._workers)
@@ -62,10 +64,12 @@ class TextTower:
     def embed_labels(self, texts: Sequence[str], template: str | Sequence[str] = "{}") -> Floats:
         """Return unit embeddings f32 ``(M, D)`` of texts in a template, or their mean over several templates.
 
-        Each prompt is embedded once and then kept, in memory and in the folder ``label_cache``.
+        Prompts that are cached, in memory or in the folder ``label_cache``, are not embedded again.
 
         Raises:
             TextError: a template has no ``{}``, or a text cannot be tokenized.
+            BundleError: the tokenizer or the graph cannot be loaded or run.
+            SiglipOnnxError: the folder ``label_cache`` cannot be written.
         """
         prompts = fill_templates(template, texts)
         known = {prompt: self._labels.get(prompt) for row in prompts for prompt in row}
@@ -79,6 +83,10 @@ class TextTower:
         return average_unit(np.array([[known[prompt] for prompt in row] for row in prompts], np.float32))
 
     def missing_labels(self, texts: Sequence[str], template: str | Sequence[str] = "{}") -> list[str]:
-        """Return the prompts that :meth:`embed_labels` would have to embed."""
+        """Return the prompts that :meth:`embed_labels` would have to embed, in order, each once.
+
+        Raises:
+            TextError: a template has no ``{}``.
+        """
         prompts = {prompt: None for row in fill_templates(template, texts) for prompt in row}
         return [prompt for prompt in prompts if self._labels.get(prompt) is None]

@@ -25,7 +25,7 @@ _DRAFT, _REDUCING_GAP = 4, 3.0
 
 
 class EmbeddedImage(NamedTuple):
-    """An image's unit embedding f32 ``(D,)``, whether its file was truncated, and its pixels as decoded, upright."""
+    """An image's unit embedding f32 ``(D,)``, whether its file was truncated, and its upright size in pixels."""
 
     embedding: Floats
     truncated: bool
@@ -34,7 +34,7 @@ class EmbeddedImage(NamedTuple):
 
 
 class VisionTower:
-    """Image reader, preprocessor and session of one variant's vision tower.
+    """Image reader, preprocessor and session of one variant's vision tower, for any number of threads.
 
     Attributes:
         reader: decodes an image to RGB, as :class:`.ImageReader` does.
@@ -57,15 +57,16 @@ class VisionTower:
 
     @property
     def batch_size(self) -> int:
-        """Images per run. On the CPU 1: int8 gives an image other vectors in a batch."""
+        """Images per run; 1 on the CPU, where int8 vectors would depend on the other images of a batch."""
         fixed_size = isinstance(self.preprocess, SquashPreprocessor)
         return _BATCH if fixed_size and self.session.providers != [CPU_PROVIDER] else 1
 
     def embed(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
-        """Return unit embeddings f32 ``(N, D)`` of one image or an iterable of them.
+        """Return unit embeddings f32 ``(N, D)`` of one image or an iterable of images.
 
         Raises:
             ImageError: an image cannot be read.
+            BundleError: the graph cannot be loaded or run.
         """
         rows = [raise_error(result).embedding for result in self.stream(images)]
         return np.array(rows, np.float32).reshape(len(rows), self._embedding_dim)
@@ -73,18 +74,22 @@ class VisionTower:
     def stream(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[EmbeddedImage | ImageError]:
         """Yield for each image its embedding, or the error of one that cannot be read, in order.
 
-        Images are taken as they are needed, at most a few at once. On the CPU each runs by itself, so that a vector
+        Images are read as they are needed, at most a few ahead. On the CPU each is a run of its own, so that a vector
         never depends on its neighbors; on other providers images of fixed resolution run in batches.
+
+        Raises:
+            ImageError: ``images`` is neither an image nor an iterable.
+            BundleError: the graph cannot be loaded or run, at the first image.
         """
         if self.batch_size == 1:
             return map_in_order(self._embed, as_images(images), self._workers)
         return self._stream_batches(as_images(images))
 
     def prepare(self, image: ImageSource) -> Inputs:
-        """Return the tower's inputs of one image.
+        """Return the tower's inputs for one image, a batch of one.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         return self.preprocess(self.reader.read(image).rgb)
 
@@ -122,7 +127,7 @@ def raise_error(result: EmbeddedImage | ImageError) -> EmbeddedImage:
 
 
 def make_preprocessor(bundle: Bundle, options: RuntimeOptions) -> Preprocessor:
-    """Return what turns an RGB image into the inputs of the bundle's vision tower.
+    """Return the preprocessor of a bundle's vision tower.
 
     Raises:
         SiglipOnnxError: ``max_num_patches`` is given for a model of fixed resolution, or is out of range.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchmarkError
+from ..system.records import read_record
 from .statistics import Rounds, Summary, summarize
 
 FORMAT = "siglip_onnx.benchmark"
@@ -156,23 +157,10 @@ def read_document(path: Path) -> Document:
             f"{path} has schema version {version!r}, this siglip_onnx reads {SCHEMA_VERSION}. Measure again."
         )
     try:
-        return _parse(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BenchmarkError(f"{path} is incomplete or damaged ({error!r}). Measure again.") from error
-
-
-def _parse(found: dict[str, Any]) -> Document:
-    rows = tuple(
-        Row(**(row | {
-            "fidelity": Fidelity(**row["fidelity"]),
-            "starts": tuple(Start(**start) for start in row["starts"]),
-            "load_averages": tuple(row["load_averages"]),
-        }))
-        for row in found["rows"]
-    )  # fmt: skip
-    throughput = tuple(Throughput(**one) for one in found["throughput"])
-    kept = {key: value for key, value in found.items() if key not in ("format", "schema_version")}
-    return Document(**(kept | {"rows": rows, "throughput": throughput}))
+        values = {key: value for key, value in found.items() if key not in ("format", "schema_version")}
+        return read_record(Document, values)
+    except ValueError as error:
+        raise BenchmarkError(f"{path} is incomplete or damaged ({error}). Measure again.") from error
 
 
 def _dump(value: Any, indent: str = "") -> str:

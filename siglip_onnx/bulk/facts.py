@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..bundle.integrity import FileFacts
 from .records import OK
 
 FORMAT = "siglip_onnx.job/1"
@@ -47,7 +48,7 @@ class Receipt:
 
     fingerprint: str
     plan_sha256: str
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileFacts]
     counts: dict[str, int]
 
     @property

@@ -7,16 +7,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.integrity import FileFacts
 from ..errors import JobError
 from ..system.files import remove_own_files
 from ..system.json_files import read_json_object
+from ..system.records import read_record
 from .facts import FORMAT, JobFacts, Receipt
 from .layouts import LAYOUTS, Layout
 from .records import STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, rows_from_bytes, rows_to_bytes
@@ -73,9 +75,7 @@ class Job:
         receipt = Receipt(
             fingerprint=self._fingerprint,
             plan_sha256=_sha256(inputs_to_bytes(inputs)),
-            files={
-                name: {"size_bytes": len(content), "sha256": _sha256(content)} for name, content in contents.items()
-            },
+            files={name: FileFacts(len(content), _sha256(content)) for name, content in contents.items()},
             counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
         )
         write_whole(self.path, _receipt_name(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
@@ -84,12 +84,9 @@ class Job:
     def receipt(self, shard: int, *, read_files: bool) -> Receipt | None:
         """Return a shard's receipt if it belongs to this job and its files match; ``read_files`` also checks hashes."""
         try:
-            document = json.loads((self.path / _receipt_name(shard)).read_bytes())
+            receipt = read_record(Receipt, read_json_object(self.path / _receipt_name(shard)))
         except (OSError, ValueError):
             return None
-        if not isinstance(document, dict) or set(document) != {field.name for field in fields(Receipt)}:
-            return None
-        receipt = Receipt(**document)
         whole = receipt.fingerprint == self._fingerprint and self._has_files(shard, receipt, read_files)
         return receipt if whole else None
 
@@ -128,11 +125,11 @@ class Job:
             return False
         for name, facts in receipt.files.items():
             try:
-                if (self.path / name).stat().st_size != facts["size_bytes"]:
+                if (self.path / name).stat().st_size != facts.size_bytes:
                     return False
-                if read_files and _sha256((self.path / name).read_bytes()) != facts["sha256"]:
+                if read_files and _sha256((self.path / name).read_bytes()) != facts.sha256:
                     return False
-            except (OSError, KeyError, TypeError):
+            except OSError:
                 return False
         return True
 
@@ -145,19 +142,25 @@ def open_job(path: Path) -> Job:
     """
     facts_path = path / FACTS
     try:
-        document = json.loads(facts_path.read_bytes())
+        document = read_json_object(facts_path)
     except FileNotFoundError as error:
         raise JobError(f"{path} holds no vectors; create them with: siglip-onnx embed FOLDER --out {path}") from error
     except (OSError, ValueError) as error:
         raise JobError(f"{facts_path} cannot be read: {error}.") from error
-    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+    if document.pop("format", None) != FORMAT:
         raise JobError(
             f"{facts_path} does not have the format {FORMAT!r}; start over with --overwrite, or use the version that "
             "wrote it."
         )
-    if set(document) != {field.name for field in fields(JobFacts)} or document["layout"] not in LAYOUTS:
-        raise JobError(f"{facts_path} is damaged. Start over with --overwrite, or choose another --out.")
-    return Job(path, JobFacts(**document))
+    try:
+        facts = read_record(JobFacts, document)
+        if facts.layout not in LAYOUTS:
+            raise ValueError(f"layout is {facts.layout!r}, expected one of {', '.join(LAYOUTS)}")
+    except ValueError as error:
+        raise JobError(
+            f"{facts_path} is damaged ({error}). Start over with --overwrite, or choose another --out."
+        ) from error
+    return Job(path, facts)
 
 
 def make_folder(path: Path) -> None:

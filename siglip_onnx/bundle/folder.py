@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# The suffixes of the graph files are those that users of transformers.js know.
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -42,7 +40,7 @@ class Bundle:
         return self.path / TOKENIZER
 
     def read_positions(self) -> NDArray[np.float32]:
-        """Return the learned positions of a NaFlex model, f32 ``(num_patches, D)``.
+        """Return the learned position embeddings of a NaFlex model, f32 ``(num_patches, D)``.
 
         Raises:
             BundleError: the file is missing or of another shape.
@@ -63,10 +61,10 @@ class Bundle:
         return positions
 
     def choose_variant(self, name: str | None) -> str:
-        """Return ``name``, or the best present variant if it is None.
+        """Return ``name``, or the best variant of the bundle if it is None.
 
         Raises:
-            BundleError: the bundle does not have it.
+            BundleError: the bundle does not have the variant.
         """
         present = self.manifest.variants
         if name is None:
@@ -80,30 +78,30 @@ class Bundle:
         return verify_folder(self.path)
 
     def check_unchanged(self, variant: str) -> None:
-        """Hash those files of a variant that are not as when they were last verified; see :func:`.changed_files`.
+        """Hash the files of a variant that changed since they were last verified; see :func:`.changed_files`.
 
         Raises:
-            BundleError: a file is not as the manifest says.
+            BundleError: a file differs from the manifest.
         """
         problems = changed_files(self.path, self.manifest.files | self.manifest.variants[variant].files)
         if problems:
-            found = "; ".join(f"{self.path / name}: {problem}" for name, problem in problems.items())
-            raise BundleError(f"The model is damaged: {found}. Export or download it again.")
+            damage = "; ".join(f"{self.path / name}: {problem}" for name, problem in problems.items())
+            raise BundleError(f"The model is damaged: {damage}. Export or download it again.")
 
 
 def open_bundle(path: Path) -> Bundle:
     """Open a model folder; graphs are not loaded yet.
 
     Raises:
-        BundleError: no bundle, of a newer format, or with files missing or of the wrong size.
+        BundleError: not a bundle, of a newer format, or with files missing or of the wrong size.
     """
     manifest = read_manifest(path)
     for name, facts in manifest.all_files().items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != facts.size_bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise BundleError(f"{file} {found}, expected {facts.size_bytes} bytes. Export or download the model again.")
+            state = "is missing" if size is None else f"has {size} bytes"
+            raise BundleError(f"{file} {state}, expected {facts.size_bytes} bytes. Export or download the model again.")
     config = read_config(path / CONFIG)
     preprocessor = read_preprocessor_config(path / PREPROCESSOR_CONFIG, config)
     if manifest.embedding_dim != config.text.embedding_dim:
@@ -117,10 +115,10 @@ def open_bundle(path: Path) -> Bundle:
 def verify_folder(path: Path) -> list[str]:
     """Read every file of a model folder and return one line per file that is missing or changed.
 
-    If it is the manifest, it alone is named: what it says of the others cannot be trusted.
+    If the manifest itself is damaged, only it is named, because its entries for other files cannot be trusted.
 
     Raises:
-        BundleError: no bundle, or of a newer format.
+        BundleError: not a bundle, or of a newer format.
     """
     if (path / MANIFEST).is_file() and (problem := manifest_problem(path / MANIFEST)):
         return [f"{MANIFEST}: {problem}"]

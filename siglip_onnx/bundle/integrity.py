@@ -1,4 +1,4 @@
-"""Whether the files of a model are the ones that were written: sizes, hashes, and names that stay in the folder."""
+"""Verify a bundle's files: sizes, hashes, and names that stay inside the folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,21 @@ _MAX_STAMP_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Size and hash of one file, to know that it arrived whole."""
+    """Size and hash of one file, by which damage is recognized."""
 
     size_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Check both.
+
+        Raises:
+            ValueError: a negative size, or a hash that is not 64 hexadecimal digits.
+        """
+        if self.size_bytes < 0:
+            raise ValueError(f"size_bytes is {self.size_bytes}, expected at least 0")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 is {self.sha256!r:.80}, expected 64 hexadecimal digits")
 
 
 def file_facts(path: Path) -> FileFacts:
@@ -37,22 +48,16 @@ def file_facts(path: Path) -> FileFacts:
         return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def parse_files(entries: Mapping[str, Any]) -> dict[str, FileFacts]:
-    """Return the files that a manifest lists.
+def check_names(names: Collection[str]) -> None:
+    """Check the file names that a manifest lists.
 
     Raises:
-        ValueError: a name that leaves the folder, a size or hash that is none, or too many files.
+        ValueError: a name leads out of the folder, or there are too many.
     """
-    if len(entries) > MAX_FILES:
-        raise ValueError(f"{len(entries)} files, expected at most {MAX_FILES}")
-    files = {name: FileFacts(entry["size_bytes"], entry["sha256"]) for name, entry in entries.items()}
-    for name, facts in files.items():
+    if len(names) > MAX_FILES:
+        raise ValueError(f"{len(names)} files, expected at most {MAX_FILES}")
+    for name in names:
         check_name(name)
-        if type(facts.size_bytes) is not int or facts.size_bytes < 0:
-            raise ValueError(f"file {name!r} of {facts.size_bytes!r} bytes")
-        if not isinstance(facts.sha256, str) or not _SHA256.fullmatch(facts.sha256):
-            raise ValueError(f"file {name!r} with sha256 {facts.sha256!r}")
-    return files
 
 
 def find_problem(folder: Path, name: str, expected: FileFacts) -> str:
@@ -62,17 +67,17 @@ def find_problem(folder: Path, name: str, expected: FileFacts) -> str:
         return "missing"
     if leaves_folder(folder, path):
         return f"a link to {path.resolve()}, outside the folder"
-    found = file_facts(path)
-    if found.size_bytes != expected.size_bytes:
-        return f"{found.size_bytes} bytes, expected {expected.size_bytes}"
-    return "" if found == expected else f"sha256 {found.sha256}, expected {expected.sha256}"
+    facts = file_facts(path)
+    if facts.size_bytes != expected.size_bytes:
+        return f"{facts.size_bytes} bytes, expected {expected.size_bytes}"
+    return "" if facts == expected else f"sha256 {facts.sha256}, expected {expected.sha256}"
 
 
 def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str]:
-    """Hash those files whose size, time or place on disk is not as when they were last verified.
+    """Hash the files that changed on disk since they were last verified; return what is wrong, by name.
 
-    Returns what is wrong by name. What was verified is kept in the cache folder, never in the model's own; where the
-    cache cannot be written, all is hashed each time.
+    A file counts as unchanged while its size, modification time and inode are. These stamps are kept in the cache
+    folder, never in the model's own; without a writable cache all files are hashed each time.
     """
     stamp_path = _stamp_path(folder)
     stamps = {} if stamp_path is None else _read_stamps(stamp_path)
@@ -100,14 +105,14 @@ def _stamp_path(folder: Path) -> Path | None:
 
 def _stamp(path: Path, expected: FileFacts) -> list[Any] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return [expected.sha256, found.st_size, found.st_mtime_ns, found.st_ino]
+    return [expected.sha256, status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _read_stamps(path: Path) -> dict[str, Any]:
-    # What is missing or damaged is verified again.
+    # Without readable stamps every file is verified again.
     with contextlib.suppress(OSError, ValueError):
         return read_json_object(path, _MAX_STAMP_BYTES)
     return {}

@@ -135,4 +135,6 @@ def main(cache_dir: Path | None) -> None:
     logs = logging.StreamHandler(sys.stderr)
     logs.setFormatter(logging.Formatter("siglip-onnx: %(message)s"))
     logs.addFilter(_once())
-    logging.getLogger("siglip_onnx").handlers = [logs]
+    logger = logging.getLogger("siglip_onnx")
+    logger.handlers = [logs]
+    logger.setLevel(logging.INFO)  # of downloads

@@ -28,7 +28,8 @@ def info(model: str, verify_files: bool, as_json: bool) -> None:
     facts: dict[str, Any] = {
         "model": manifest.model_name,
         "folder": str(bundle.path),
-        "knows": manifest.knows,
+        "description": manifest.description,
+        "knows": manifest.description,  # the name in version 0.1
         "source": manifest.source,
         "picture": asdict(bundle.preprocessor),
         "patch_size": config.vision.patch_size,
@@ -68,7 +69,7 @@ def _describe(facts: dict[str, Any]) -> str:
     lines = [
         ("model", facts["model"]),
         ("folder", facts["folder"]),
-        *([("knows", facts["knows"])] if facts["knows"] else []),
+        *([("description", facts["description"])] if facts["description"] else []),
         ("images", _describe_input(facts)),
         ("texts", f"{facts['text_length']} tokens, vocabulary of {facts['vocab_size']}"),
         ("embeddings", f"{facts['embedding_dim']} dimensions"),

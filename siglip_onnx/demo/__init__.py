@@ -1,4 +1,4 @@
-"""The embedded demo model: where its bundle, sample images and expected answers are."""
+"""Paths of the embedded demo model: its bundle, sample images and expected embeddings."""
 
 from pathlib import Path
 

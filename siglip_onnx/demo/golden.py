@@ -1,7 +1,7 @@
-"""Self-test of the demo model: compare its answers on this machine with stored fp32 ones.
+"""Self-test of the demo model: compare its embeddings on this machine with stored fp32 ones.
 
-``demo/golden.npz`` holds unit embeddings f32 of the sample images and of some texts, made by
-``scripts/make_golden.py``, and says what made them.
+``demo/golden.npz`` holds unit embeddings f32 of the sample images and of some texts, and their provenance;
+``scripts/make_golden.py`` writes it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..head import Floats
 from ..model import SigLIP
 from . import IMAGES_PATH
 
-MIN_COSINE = 0.99  # whatever the CPU; int8 itself is above .999
+MIN_COSINE = 0.99  # on every CPU; int8 itself is above .999
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Stored answers: file names of images, texts, their unit embeddings f32 ``(N, D)``, and what made them."""
+    """Stored embeddings: file names of images, texts, unit embeddings f32 ``(N, D)`` of both, and their provenance."""
 
     images: tuple[str, ...]
     texts: tuple[str, ...]
@@ -35,14 +35,14 @@ class Golden:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The lowest cosine to the stored answers, of images and of texts."""
+    """The lowest cosine to the stored embeddings, of images and of texts."""
 
     image_cosine_min: float
     text_cosine_min: float
 
     @property
     def holds(self) -> bool:
-        """Whether the model can be trusted here; NaN cannot."""
+        """Whether the model works correctly on this machine; NaN does not pass."""
         return self.image_cosine_min >= MIN_COSINE and self.text_cosine_min >= MIN_COSINE
 
 
@@ -50,7 +50,7 @@ def read_golden(path: Path) -> Golden:
     """Read what :func:`write_golden` wrote.
 
     Raises:
-        BundleError: it cannot be read.
+        BundleError: the file cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -66,7 +66,7 @@ def read_golden(path: Path) -> Golden:
 
 
 def write_golden(golden: Golden, path: Path) -> None:
-    """Write answers for :func:`read_golden`."""
+    """Write embeddings for :func:`read_golden`."""
     np.savez_compressed(
         path,
         pictures=np.array(golden.images),
@@ -78,7 +78,7 @@ def write_golden(golden: Golden, path: Path) -> None:
 
 
 def compare(golden: Golden, image_embeddings: Floats, text_embeddings: Floats) -> Agreement:
-    """Return how near embeddings are to the stored ones."""
+    """Compare embeddings with the stored ones."""
     return Agreement(
         _cosine_min(golden.image_embeddings, image_embeddings), _cosine_min(golden.text_embeddings, text_embeddings)
     )
@@ -88,16 +88,16 @@ def self_test(model: SigLIP, golden: Golden) -> Agreement:
     """Compare a model's embeddings of the sample images and texts with the stored ones.
 
     Raises:
-        BundleError: the answers are of another model.
+        BundleError: the stored embeddings are of another model.
     """
     images = model.encode_images([IMAGES_PATH / name for name in golden.images])
     return compare(golden, images, model.encode_texts(golden.texts))
 
 
-def _cosine_min(expected: Floats, found: Floats) -> float:
-    if expected.shape != found.shape:
+def _cosine_min(expected: Floats, embeddings: Floats) -> float:
+    if expected.shape != embeddings.shape:
         raise BundleError(
-            f"The stored answers have shape {expected.shape}, the model's {found.shape}; they are of different models. "
-            "Install siglip_onnx again."
+            f"The stored embeddings have shape {expected.shape}, the model's {embeddings.shape}; they are of different "
+            "models. Install siglip_onnx again."
         )
-    return float((expected * found).sum(axis=1).min())
+    return float((expected * embeddings).sum(axis=1).min())

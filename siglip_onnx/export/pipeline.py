@@ -128,7 +128,7 @@ def export_bundle(
             **head,
             variants=variants,
             files=files,
-            knows=knows,
+            description=knows,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return [

@@ -1,6 +1,6 @@
-"""The models in the cache: ``models/<owner>--<name>/<revision>/`` is a bundle, beside it a record of where it is from.
+"""The models in the cache: each ``models/<owner>--<name>/<revision>/`` is a bundle, beside a record of its origin.
 
-A bundle appears under its revision whole or not at all; what is being made lies in ``<revision>.partial``.
+A bundle appears under its revision complete or not at all; until then it is built in ``<revision>.partial``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from ..system.cache_dir import CACHE_VARIABLE, models_folder
 from ..system.files import remove as remove_tree
 from ..system.files import remove_stale_parts, replace_folder, write_atomic
 from ..system.json_files import read_json_object
+from ..system.records import read_record
 
 RECORD = ".json"
 PARTIAL = ".partial"
 CORRUPT = ".corrupt-"
 REPLACED = ".replaced-"
-# What this module writes into a repository's folder, and all that it ever removes.
+# Names that this module writes into a repository's folder; it never removes others.
 _OWN = re.compile(r"[0-9a-f]{40}(\.json|\.partial|\.corrupt-\d{8}-\d{6}|\.replaced-[0-9a-f]{32})?")
 
 
@@ -35,8 +36,12 @@ _OWN = re.compile(r"[0-9a-f]{40}(\.json|\.partial|\.corrupt-\d{8}-\d{6}|\.replac
 class CachedModel:
     """One model in the cache.
 
-    ``kind`` is what it was on the Hub, ``pulled`` in seconds since 1970, ``asked`` the branch or tag by which it was
-    asked for, if any.
+    Attributes:
+        name: ``owner/name`` on the Hub.
+        revision: the commit, 40 hexadecimal digits.
+        kind: what the repository held, a bundle or a checkpoint.
+        pulled: time of the download, in seconds since 1970.
+        asked: the branch or tag that was requested, if any.
     """
 
     name: str
@@ -47,40 +52,37 @@ class CachedModel:
 
     @property
     def folder(self) -> Path:
-        """Its bundle."""
+        """The folder of its bundle."""
         return repository_folder(self.name) / self.revision
 
     @property
     def size_bytes(self) -> int:
-        """Size of its files."""
+        """Size of its files on disk."""
         return folder_size(self.folder)
 
 
 def repository_folder(name: str) -> Path:
-    """Return where the revisions of a repository lie; ``name`` is checked to be ``owner/name``."""
+    """Return the folder of a repository's revisions; ``name`` must be a checked ``owner/name``."""
     return models_folder() / name.replace("/", "--")
 
 
 def cached_models() -> list[CachedModel]:
     """Return all models in the cache, by name, the newest first."""
-    found = []
-    for record in models_folder().glob(f"*/*{RECORD}"):
-        model = _read_record(record)
-        if model is not None and (model.folder / MANIFEST).is_file():
-            found.append(model)
-    return sorted(found, key=lambda model: (model.name, -model.pulled))
+    records = [_read_cached_model(path) for path in models_folder().glob(f"*/*{RECORD}")]
+    models = [model for model in records if model is not None and (model.folder / MANIFEST).is_file()]
+    return sorted(models, key=lambda model: (model.name, -model.pulled))
 
 
 def find_cached(name: str, revision: str | None) -> CachedModel | None:
-    """Return a model of the cache: of a commit (or its beginning), branch or tag, or else the one pulled last."""
+    """Return a cached model of a commit (or its first digits), branch or tag; without a revision, the newest one."""
     for model in cached_models():
         if model.name == name and (revision in (None, model.asked) or model.revision.startswith(str(revision))):
             return model
     return None
 
 
-def keep(model: CachedModel, partial: Path) -> None:
-    """Give a finished bundle its place, and write its record.
+def store(model: CachedModel, partial: Path) -> None:
+    """Move a complete bundle to its folder, and write its record.
 
     Raises:
         CacheError: the cache cannot be written.
@@ -92,17 +94,17 @@ def keep(model: CachedModel, partial: Path) -> None:
             discard(old)
 
 
-def set_aside(model: CachedModel) -> None:
-    """Rename a model that is damaged, so that it can be fetched again and still be looked at.
+def quarantine(model: CachedModel) -> None:
+    """Rename a damaged model, so that it can be fetched again and still be examined.
 
-    Another process may have done so, and have fetched it again already.
+    Nothing happens if another process has already done so.
     """
     with locked(model.name), cache_errors():
         if not model.folder.exists() or _is_sound(model.folder):
             return
-        aside = model.folder.with_name(f"{model.revision}{CORRUPT}{time.strftime('%Y%m%d-%H%M%S')}")
-        discard(aside)
-        model.folder.rename(aside)
+        target = model.folder.with_name(f"{model.revision}{CORRUPT}{time.strftime('%Y%m%d-%H%M%S')}")
+        discard(target)
+        model.folder.rename(target)
 
 
 def _is_sound(folder: Path) -> bool:
@@ -113,47 +115,51 @@ def _is_sound(folder: Path) -> bool:
 
 
 def remove(name: str, revision: str | None) -> int:
-    """Delete a model, all its revisions if none is given, and what is left of its downloads; return the bytes freed.
+    """Delete one revision of a model, or all, with what is left of its downloads; return the bytes freed.
 
     Raises:
-        ModelNotFoundError: it is not in the cache.
-        CacheError: it cannot be deleted.
+        ModelNotFoundError: the model or revision is not in the cache.
+        CacheError: a file cannot be deleted.
     """
     folder = repository_folder(name)
     if not folder.is_dir():
-        raise ModelNotFoundError(f"{name} is not in the cache. See what is: siglip-onnx models list")
-    wanted = "" if revision is None else revision
+        raise ModelNotFoundError(f"{name} is not in the cache. List its models with: siglip-onnx models list")
     with locked(name), cache_errors():
         remove_stale_parts(folder)
-        names = [path.name for path in folder.iterdir() if path.name.startswith(wanted)]
-        doomed = [folder / name for name in names if _OWN.fullmatch(name)]
-        if not doomed:
-            raise ModelNotFoundError(f"{name} has no revision {revision} in the cache. See: siglip-onnx models list")
-        freed = sum(folder_size(path) for path in doomed)
-        for path in sorted(doomed, key=lambda path: path.suffix != RECORD):  # first what says that it is there
+        own = [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]
+        to_remove = [path for path in own if path.name.startswith(revision or "")]
+        if not to_remove:
+            raise ModelNotFoundError(
+                f"{name} has no revision {revision} in the cache. List its models with: siglip-onnx models list"
+            )
+        freed = sum(folder_size(path) for path in to_remove)
+        for path in sorted(to_remove, key=lambda path: path.suffix != RECORD):  # the record first
             discard(path)
         if not any(folder.iterdir()):
             discard(folder)
     return freed
 
 
-def leftovers() -> list[Path]:
-    """Return interrupted downloads and damaged models that were set aside."""
+def stale_entries() -> list[Path]:
+    """Return interrupted downloads and quarantined models."""
     marks = (PARTIAL, CORRUPT, REPLACED)
     return sorted(path for path in models_folder().glob("*/*") if any(mark in path.name for mark in marks))
 
 
+leftovers = stale_entries  # the name in version 0.1
+
+
 def discard(path: Path) -> None:
-    """Remove what is in the cache, if it is there.
+    """Remove a file or folder of the cache, if it exists.
 
     Raises:
-        OSError: ``path`` is a link or not in the cache, or cannot be removed.
+        OSError: ``path`` is a link, is outside the cache, or cannot be removed.
     """
     remove_tree(path, within=models_folder())
 
 
 def folder_size(path: Path) -> int:
-    """Return the bytes in a file, or in all files of a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -161,7 +167,7 @@ def folder_size(path: Path) -> int:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Let one process at a time change a repository's folder; the others wait.
+    """Let only one process at a time change a repository's folder; others wait.
 
     Raises:
         CacheError: the cache cannot be written.
@@ -179,7 +185,7 @@ def locked(name: str) -> Iterator[None]:
 
 @contextmanager
 def cache_errors() -> Iterator[None]:
-    """Turn what the file system says into an error that names the cache."""
+    """Turn an OSError into a CacheError that names the cache."""
     try:
         yield
     except OSError as error:
@@ -189,11 +195,10 @@ def cache_errors() -> Iterator[None]:
         ) from error
 
 
-def _read_record(path: Path) -> CachedModel | None:
+def _read_cached_model(path: Path) -> CachedModel | None:
     try:
-        document = read_json_object(path)
-        model = CachedModel(**document)
-    except (OSError, ValueError, TypeError):
-        return None  # a record that cannot be read is of no model; doctor tells the files
-    is_own = isinstance(model.name, str) and path.parent == repository_folder(model.name)
-    return model if is_own and path.stem == model.revision and _OWN.fullmatch(path.name) else None
+        model = read_record(CachedModel, read_json_object(path))
+    except (OSError, ValueError):
+        return None  # doctor reports the files
+    is_own = path.parent == repository_folder(model.name) and path.stem == model.revision
+    return model if is_own and _OWN.fullmatch(path.name) else None

@@ -1,4 +1,4 @@
-"""The only place that speaks to the Hugging Face Hub: what a repository holds, and single files, each verified."""
+"""List and download files of the Hugging Face Hub, verified; the only module that talks to the Hub."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TIMEOUT_S = 10
 _LIBRARY: dict[str, Any] = {"library_name": "siglip_onnx", "library_version": __version__}
 _BLOCK = 1 << 20
 _LARGEST_SIZE = 1 << 50
-_UNSIZED_BYTES = 50_000_000  # what a file may have whose size the Hub does not name; weights always have one
-_INCOMING = ".incoming"  # beside the files, none of whose names begins with a dot
-# What comes from the network is a path only if it matches these.
+_UNSIZED_BYTES = 50_000_000  # limit of a file whose size the Hub does not state; it states that of weights
+_INCOMING = ".incoming"  # beside the files, whose names never begin with a dot
+# Only names from the network that match these become paths.
 REVISION = re.compile(r"[0-9a-f]{40}")
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 _FILE_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,9}}")
@@ -32,9 +32,9 @@ _UNREACHABLE = ("ConnectionError", "ConnectError", "ConnectTimeout", "SSLError",
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository; the Hub knows large ones by sha256 and small ones by git's sha1.
+    """One file of a repository; the Hub states the SHA-256 of large files and git's SHA-1 of small ones.
 
-    ``size_bytes`` is None if the Hub does not name it.
+    ``size_bytes`` is None if the Hub does not state it.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Repository:
     files: dict[str, RemoteFile]
 
     def size_bytes(self, names: Iterable[str]) -> int:
-        """Return the bytes of some files, as far as the Hub names them."""
+        """Return the total size of some files, as far as the Hub states it."""
         return sum(self.files[name].size_bytes or 0 for name in names)
 
 
@@ -62,65 +62,64 @@ def is_offline() -> bool:
 
 
 def look_up(name: str, revision: str | None) -> Repository:
-    """Ask the Hub what a repository holds at a revision, its newest if None.
+    """Ask the Hub for the files of a repository at a revision, by default the newest.
 
     Raises:
-        DownloadError: there is no such repository or revision, the Hub cannot be reached, or its answer is not one
-            of a Hub.
+        DownloadError: there is no such repository or revision, the Hub cannot be reached, or its answer is not valid.
     """
     with _hub_errors(name):
         from huggingface_hub import HfApi  # noqa: PLC0415 - loads an HTTP client, which most runs do not need
 
-        found = HfApi(endpoint=_endpoint(), **_LIBRARY).model_info(
+        info = HfApi(endpoint=_endpoint(), **_LIBRARY).model_info(
             name, revision=revision, files_metadata=True, timeout=_TIMEOUT_S
         )
-    if not isinstance(found.sha, str) or not REVISION.fullmatch(found.sha):
+    if not isinstance(info.sha, str) or not REVISION.fullmatch(info.sha):
         raise DownloadError(
-            f"The Hub names {str(found.sha)[:100]!r} as the revision of {name}, expected a commit of 40 hexadecimal "
+            f"The Hub names {str(info.sha)[:100]!r} as the revision of {name}, expected a commit of 40 hexadecimal "
             "digits. Nothing was downloaded; check HF_ENDPOINT and the network."
         )
     with _hub_errors(name):
-        files = {file.rfilename: _remote_file(name, file) for file in found.siblings or []}
-    return Repository(name, found.sha, files)
+        files = {file.rfilename: _remote_file(name, file) for file in info.siblings or []}
+    return Repository(name, info.sha, files)
 
 
-def _remote_file(name: str, found: Any) -> RemoteFile:
-    size = found.size
+def _remote_file(name: str, sibling: Any) -> RemoteFile:
+    size = sibling.size
     if size is not None and not (isinstance(size, int) and 0 <= size < _LARGEST_SIZE):
-        raise DownloadError(f"The Hub names {size!r:.100} as the size of {found.rfilename!r:.200} of {name}.")
-    return RemoteFile(found.rfilename, size, found.lfs.sha256 if found.lfs else None, found.blob_id)
+        raise DownloadError(f"The Hub names {size!r:.100} as the size of {sibling.rfilename!r:.200} of {name}.")
+    return RemoteFile(sibling.rfilename, size, sibling.lfs.sha256 if sibling.lfs else None, sibling.blob_id)
 
 
 def fetch(repository: Repository, names: Iterable[str], folder: Path) -> None:
-    """Download files into ``folder``; what is there already, whole, is kept, and what arrives damaged is asked twice.
+    """Download files into ``folder``; complete files there are kept, and one that fails its checksum is retried once.
 
     Raises:
-        DownloadError: a file does not arrive, has an unsafe name, or is not what the Hub says that it is.
+        DownloadError: a download fails, a file has an unsafe name, or it fails its checksum twice.
         CacheError: the disk is full.
     """
-    wanted = [repository.files[name] for name in names]
-    for file in wanted:
+    requested = [repository.files[name] for name in names]
+    for file in requested:
         if not _FILE_NAME.fullmatch(file.name):
             raise DownloadError(
                 f"{repository.name} holds a file named {file.name[:200]!r}; expected letters, digits, '_', '-' and "
                 "'.' below the model's folder. It is not downloaded."
             )
-    missing = [file for file in wanted if _problem(file, folder)]
+    missing = [file for file in requested if _problem(file, folder)]
     _check_space(folder, sum(file.size_bytes or 0 for file in missing))
     for file in missing:
-        _fetch_one(repository, file, folder, again=False)
+        _fetch_file(repository, file, folder, restart=False)
         if _problem(file, folder):
-            _fetch_one(repository, file, folder, again=True)
+            _fetch_file(repository, file, folder, restart=True)
         if problem := _problem(file, folder):
             remove(folder / file.name, within=folder)
             raise DownloadError(
-                f"{file.name} of {repository.name} arrived damaged twice: {problem}. Try again later, or over another "
-                "network."
+                f"{file.name} of {repository.name} failed its checksum twice: {problem}. Try again later, or "
+                "over another network."
             )
 
 
-def _fetch_one(repository: Repository, file: RemoteFile, folder: Path, *, again: bool) -> None:
-    """Download one file, from where an interrupted run stopped; ``again`` discards what that run left."""
+def _fetch_file(repository: Repository, file: RemoteFile, folder: Path, *, restart: bool) -> None:
+    """Download one file, resuming an interrupted download unless ``restart``."""
     with _hub_errors(repository.name):
         from huggingface_hub import constants, hf_hub_url  # noqa: PLC0415 - loads an HTTP client
         from huggingface_hub.file_download import http_get  # noqa: PLC0415
@@ -129,12 +128,12 @@ def _fetch_one(repository: Repository, file: RemoteFile, folder: Path, *, again:
         part = folder / _INCOMING / hashlib.sha256(file.name.encode()).hexdigest()
         part.parent.mkdir(parents=True, exist_ok=True)
         limit = _UNSIZED_BYTES if file.size_bytes is None else file.size_bytes
-        unusable = file.size_bytes is None or (part.exists() and part.stat().st_size > limit)  # to resume from
-        if again or unusable:
+        cannot_resume = file.size_bytes is None or (part.exists() and part.stat().st_size > limit)
+        if restart or cannot_resume:
             remove(part, within=folder)
         headers = build_hf_headers(**_LIBRARY)
         if getattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", False):
-            headers["Range"] = "bytes=0-"  # keeps the client from hf_transfer, which writes by itself, without a limit
+            headers["Range"] = "bytes=0-"  # prevents the client from using hf_transfer, which writes without a limit
         with part.open("ab") as incoming:
             bounded: Any = _BoundedFile(incoming, limit, f"{file.name} of {repository.name}")
             http_get(
@@ -150,7 +149,7 @@ def _fetch_one(repository: Repository, file: RemoteFile, folder: Path, *, again:
 
 
 class _BoundedFile:
-    """A file for the HTTP client to write to, which takes no more bytes than were promised."""
+    """A file for the HTTP client to write to, which refuses more bytes than the Hub stated."""
 
     def __init__(self, file: IO[bytes], limit: int, name: str) -> None:
         self._file, self._limit, self._name = file, limit, name
@@ -160,12 +159,12 @@ class _BoundedFile:
         """Write a block.
 
         Raises:
-            DownloadError: with it the file would be larger than promised.
+            DownloadError: the file would become larger than the Hub stated.
         """
         if self._file.tell() + len(block) > self._limit:
             raise DownloadError(
                 f"{self._name} is larger than the {self._limit:,} bytes that it may have; the download was stopped. "
-                "The Hub or a proxy before it sends something else; check HF_ENDPOINT and the network."
+                "The Hub or a proxy sends another file; check HF_ENDPOINT and the network."
             )
         return self._file.write(block)
 
@@ -179,13 +178,13 @@ def _problem(file: RemoteFile, folder: Path) -> str:
     if file.size_bytes is not None and size != file.size_bytes:
         return f"{size} bytes, expected {file.size_bytes}"
     if file.sha256 is not None:
-        found, expected = _digest(path, hashlib.sha256()), file.sha256
+        digest, expected = _digest(path, hashlib.sha256()), file.sha256
     elif file.git_sha1 is not None:
         git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        found, expected = _digest(path, git), file.git_sha1
+        digest, expected = _digest(path, git), file.git_sha1
     else:
         return ""
-    return "" if found == expected else f"hash {found}, expected {expected}"
+    return "" if digest == expected else f"hash {digest}, expected {expected}"
 
 
 def _digest(path: Path, digest: Any) -> str:
@@ -200,8 +199,8 @@ def _check_space(folder: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size_bytes:
         raise CacheError(
-            f"{folder} has {free / 1e6:,.0f} MB free, and {size_bytes / 1e6:,.0f} MB are to be downloaded. Free some, "
-            "or name another cache folder."
+            f"{folder} has {free / 1e6:,.0f} MB free, but the download needs {size_bytes / 1e6:,.0f} MB. Free some "
+            "space, or choose another cache folder."
         )
 
 
@@ -211,7 +210,7 @@ def _endpoint() -> str | None:
 
 @contextmanager
 def _hub_errors(name: str) -> Iterator[None]:
-    """Turn what the client raises, which shares no root, into one error that says what to do."""
+    """Turn the client's exceptions, which have no common base class, into a DownloadError that says what to do."""
     try:
         yield
     except DownloadError:
@@ -220,13 +219,13 @@ def _hub_errors(name: str) -> Iterator[None]:
         kind, reason = type(error).__name__, str(error).strip().split("\n", maxsplit=1)[0]
         if kind in ("RepositoryNotFoundError", "GatedRepoError"):
             raise DownloadError(
-                f"{name} is not on the Hub, or wants a login: set HF_TOKEN if it is private or gated."
+                f"{name} is not on the Hub, or requires a login: set HF_TOKEN if it is private or gated."
             ) from error
         if kind == "RevisionNotFoundError":
             raise DownloadError(f"{name} has no such revision on the Hub: {reason}") from error
         if kind in _UNREACHABLE:
             reason = f"{_endpoint() or 'the Hub'} cannot be reached"
         raise DownloadError(
-            f"{name} could not be downloaded ({kind}: {reason}). What has arrived is kept; run the command again, or "
-            "check the network."
+            f"{name} could not be downloaded ({kind}: {reason}). The partial download is kept; run the command "
+            "again to resume it, or check the network."
         ) from error

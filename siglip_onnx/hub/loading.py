@@ -1,4 +1,4 @@
-"""From a model's name to its folder: the embedded demo model, a path, the cache, or the Hugging Face Hub."""
+"""Find and open a model by name: the embedded demo model, a folder, the cache, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..bundle.folder import Bundle, open_bundle
 from ..errors import BundleError, DownloadError, ModelNotFoundError
 from ..model import SigLIP
 from ..options import DEFAULT_LIMITS, ImageLimits, RuntimeOptions
-from .cache import CachedModel, find_cached, set_aside
+from .cache import CachedModel, find_cached, quarantine
 from .download import is_offline
 from .names import parse_hub_name
 from .pull import Report, offline_message, pull
@@ -34,35 +34,34 @@ def load(
     allow_truncated: bool = False,
     offline: bool = False,
     cache: str | os.PathLike[str] | None = None,
-    report: Report = _log.warning,
+    report: Report = _log.info,
 ) -> SigLIP:
     """Open a model by name; its towers load at first use.
 
     A model on the Hub is downloaded once and verified, and a checkpoint is exported; from then on it is opened from the
-    cache, without the network. A damaged model in the cache is fetched again, once.
+    cache, without the network. A damaged model in the cache is quarantined and fetched again, once.
 
     Args:
         name: ``"demo"``, the folder of a bundle, or a repository on the Hugging Face Hub, ``"owner/name"`` or
             ``"owner/name@revision"``; Google's checkpoints also by their names alone.
         variant: ``"int8"`` (the default where present), ``"fp32"``, ...
         providers: execution providers in onnxruntime's spelling; the CPU by default.
-        threads: intra-op threads; by default what the process may use.
+        threads: intra-op threads; by default as many as the process may use.
         workers: 1 has the lowest latency: all threads work on one image. More have the highest throughput: as many
-            images (or texts) are decoded and run at once, each by one thread.
+            images (or texts) are processed at once, each by one thread.
         fast_decode: decode large JPEGs at a fraction of their size: faster, but not quite the same pixels.
-        max_num_patches: NaFlex only: how many patches an image may have, by default what the checkpoint says.
-        label_cache: a folder in which embeddings of labels are kept for other runs.
-        image_limits: pixels, sides and bytes that an image may have, known from its header; by default 89 megapixels.
-        allow_truncated: decode what is there of images whose files end early; by default they are refused.
+        max_num_patches: NaFlex only: the largest number of patches per image; by default the checkpoint's.
+        label_cache: a folder in which embeddings of labels are stored for other runs.
+        image_limits: limits of an image's pixels, sides and bytes; by default 89 megapixels.
+        allow_truncated: accept truncated images and decode what is there; by default they are refused.
         offline: open no socket; ``HF_HUB_OFFLINE=1`` in the environment does the same.
         cache: the old name of ``label_cache``.
-        report: called with a line of progress when a model is downloaded; logged by default.
+        report: called with each line of progress of a download or export; by default it is logged at level INFO.
 
     Raises:
         ModelNotFoundError: no such model.
         BundleError: the folder is not a bundle, or is incomplete or damaged.
-        DownloadError: the model cannot be fetched.
-        ProviderError: a provider is not available.
+        DownloadError: the model cannot be downloaded.
     """
     label_cache = label_cache or cache
     options = RuntimeOptions(
@@ -80,13 +79,13 @@ def load(
 
 
 def open_model(
-    name: str | os.PathLike[str], variant: str | None = None, *, offline: bool = False, report: Report = _log.warning
+    name: str | os.PathLike[str], variant: str | None = None, *, offline: bool = False, report: Report = _log.info
 ) -> Bundle:
-    """Open a model's bundle, its files verified; see :func:`load`."""
+    """Open a model's bundle and verify its files; see :func:`load`."""
     folder = _local_folder(name)
     if folder is not None:
         bundle = open_bundle(folder)
-        if folder != demo.BUNDLE_PATH:  # which was verified when the package was installed
+        if folder != demo.BUNDLE_PATH:  # verified when the package was installed
             bundle.check_unchanged(bundle.choose_variant(variant))
         return bundle
     hub_name = parse_hub_name(str(name))
@@ -100,7 +99,7 @@ def open_model(
 
 
 def find_model(name: str | os.PathLike[str]) -> Path:
-    """Return the folder of a model that is at hand: embedded, a path, or in the cache.
+    """Return the folder of a local model: embedded, a path, or in the cache.
 
     Raises:
         ModelNotFoundError: no such model, or it must be downloaded first.
@@ -118,45 +117,45 @@ def find_model(name: str | os.PathLike[str]) -> Path:
 
 
 def _local_folder(name: str | os.PathLike[str]) -> Path | None:
-    """Return the embedded model's folder, or the folder of that name, or None."""
+    """Return the embedded model's folder, or the folder ``name``, or None."""
     if str(name) == demo.NAME:
         return demo.BUNDLE_PATH
     return Path(name) if Path(name).is_dir() else None
 
 
 def _open_cached(cached: CachedModel, variant: str | None, forbidden: bool, report: Report) -> Bundle:
-    """Open a model of the cache; one that is damaged is set aside and fetched again, once."""
+    """Open a cached model; a damaged one is quarantined and fetched again, once."""
     try:
         bundle = open_bundle(cached.folder)
     except BundleError as error:
-        return _heal(cached, variant, forbidden, report, error)
+        return _refetch(cached, variant, forbidden, report, error)
     chosen = bundle.choose_variant(variant) if variant in (None, *bundle.manifest.variants) else None
     if chosen is None:
         if forbidden:
             raise DownloadError(
-                f"{cached.name} has no variant {variant} in the cache, and the network is not to be used. Run where it "
-                f"may: siglip-onnx models pull {cached.name} --variant {variant}"
+                f"{cached.name} has no variant {variant} in the cache, and offline mode is on. With network access, "
+                f"run: siglip-onnx models pull {cached.name} --variant {variant}"
             )
-        wanted = [*bundle.manifest.variants, str(variant)]
-        return open_bundle(pull(cached.name, cached.revision, wanted, report).folder)
+        variants = [*bundle.manifest.variants, str(variant)]
+        return open_bundle(pull(cached.name, cached.revision, variants, report).folder)
     try:
         bundle.check_unchanged(chosen)
     except BundleError as error:
-        return _heal(cached, variant, forbidden, report, error)
+        return _refetch(cached, variant, forbidden, report, error)
     return bundle
 
 
-def _heal(
+def _refetch(
     cached: CachedModel, variant: str | None, forbidden: bool, report: Report, problem: BundleError
 ) -> Bundle:  # fmt: skip
     if forbidden:
         raise BundleError(
-            f"{problem} It was downloaded and can be fetched again, but the network is not to be used. Run where it "
-            f"may: siglip-onnx models pull {cached.name}@{cached.revision}"
+            f"{problem} It can be downloaded again, but offline mode is on. With network access, run: "
+            f"siglip-onnx models pull {cached.name}@{cached.revision}"
         ) from problem
-    set_aside(cached)
-    report(f"{problem} Fetching it again; the damaged files are kept beside {cached.folder}")
-    again = pull(cached.name, cached.revision, [] if variant is None else [variant], report)
-    bundle = open_bundle(again.folder)
+    quarantine(cached)
+    report(f"{problem} Fetching it again; the damaged files are kept in {cached.folder.parent}")
+    pulled = pull(cached.name, cached.revision, [] if variant is None else [variant], report)
+    bundle = open_bundle(pulled.folder)
     bundle.check_unchanged(bundle.choose_variant(variant))
     return bundle

@@ -11,36 +11,36 @@ from .. import demo
 from ..errors import ModelNotFoundError
 from .published import PUBLISHED
 
-OWNER = "google"  # of the checkpoints that are known by their short names
+OWNER = "google"  # of the checkpoints with short names
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w.][\w./-]{0,99}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class HubName:
-    """A repository on the Hub, ``owner/name``, and the branch, tag or commit that was asked for, if any."""
+    """A repository on the Hub, ``owner/name``, and the requested branch, tag or commit, if any."""
 
     name: str
     revision: str | None
 
 
 def parse_hub_name(name: str) -> HubName:
-    """Return the repository that a name means: one on the Hub, or the short name of a published checkpoint.
+    """Parse ``owner/name``, ``owner/name@revision`` or the short name of a published checkpoint.
 
     Raises:
-        ModelNotFoundError: it is no such name.
+        ModelNotFoundError: not such a name.
     """
     known = [checkpoint.name for checkpoint in PUBLISHED]
     if name.split("@", maxsplit=1)[0] in known:
         name = f"{OWNER}/{name}"
     match = _HUB_NAME.fullmatch(name)
     path = Path(name)
-    # A path that is mistyped must not become a question to the network.
+    # A mistyped path must not become a request to the network.
     if match is None or ".." in name or path.exists() or (path.parts[:-1] and Path(path.parts[0]).exists()):
-        found = "is a file" if path.exists() else "was not found"
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        problem = "is a file" if path.exists() else "was not found"
+        similar = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {similar[0]!r}?" if similar else ""
         raise ModelNotFoundError(
-            f"Model {name!r} {found}; expected {demo.NAME!r}, the folder of an exported model, or a name on the "
+            f"Model {name!r} {problem}; expected {demo.NAME!r}, the folder of an exported model, or a name on the "
             f"Hugging Face Hub.{hint} Make one with: siglip-onnx export CHECKPOINT {name}"
         )
     return HubName(match[1], match[2])

@@ -1,4 +1,4 @@
-"""The SigLIP checkpoints that Google published, each with the shape that its name stands for.
+"""The SigLIP checkpoints that Google published, with their shapes.
 
 Source: the configs on the Hugging Face Hub and ``convert_siglip_to_hf.py`` of transformers 4.57.
 """
@@ -28,7 +28,7 @@ GIANT = Width(1536, 6144, 40, 16)
 
 
 class PublishedCheckpoint(NamedTuple):
-    """One published checkpoint; ``image_size`` is None for NaFlex, whose pictures have any size."""
+    """One published checkpoint; ``image_size`` is None for NaFlex, which takes images of any size."""
 
     name: str
     width: Width
@@ -39,14 +39,14 @@ class PublishedCheckpoint(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Generation, as its authors call it."""
+        """Generation, in its authors' words."""
         if self.image_size is None:
             return "SigLIP 2 NaFlex"
         return "SigLIP 2" if self.vocab_size == GEMMA else "SigLIP"
 
     @property
     def config(self) -> SiglipConfig:
-        """The config that its sparse ``config.json`` stands for."""
+        """Its config; the published ``config.json`` relies on defaults."""
         text_width = SO400M if self.width == GIANT else self.width
         text = TextConfig(
             vocab_size=self.vocab_size,
@@ -61,8 +61,8 @@ class PublishedCheckpoint(NamedTuple):
         return SiglipConfig(SIGLIP, vision, text)
 
 
-def _siglip(name: str, width: Width, image_size: int, patch_size: int = 16, **others: int) -> PublishedCheckpoint:
-    return PublishedCheckpoint(f"siglip-{name}", width, image_size, patch_size, **{"vocab_size": ENGLISH} | others)
+def _siglip(name: str, width: Width, image_size: int, patch_size: int = 16, **options: int) -> PublishedCheckpoint:
+    return PublishedCheckpoint(f"siglip-{name}", width, image_size, patch_size, **{"vocab_size": ENGLISH} | options)
 
 
 def _siglip2(name: str, width: Width, image_size: int | None, patch_size: int = 16) -> PublishedCheckpoint:

@@ -1,7 +1,9 @@
-"""From a repository on the Hub to a verified bundle in the cache: a bundle is copied, a checkpoint is exported."""
+"""Pull a repository of the Hub into the cache as a verified bundle: copy a bundle, export a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -9,31 +11,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .. import errors
 from ..bundle.folder import verify_folder
 from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
 from ..config import CONFIGS, SENTENCEPIECE, SHARD_INDEX, TOKENIZER, WEIGHTS
-from ..errors import BundleError, DownloadError
+from ..errors import BundleError, DownloadError, SiglipOnnxError
 from ..system.extras import check_extra
-from .cache import PARTIAL, CachedModel, cache_errors, discard, find_cached, keep, locked, repository_folder
+from .cache import PARTIAL, CachedModel, cache_errors, discard, find_cached, locked, repository_folder, store
 from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
-TOKENIZERS = (SENTENCEPIECE, TOKENIZER)  # the first that there is
-_BYTES_PER_S = 10e6  # a usual line, to say how long a download may take
+TOKENIZERS = (SENTENCEPIECE, TOKENIZER)  # the first that the repository has
+_BYTES_PER_S = 10e6  # of a typical connection, to estimate how long a download takes
 _EXPORT_BYTES_PER_S = 25e6  # of weights, on two cores
 
 Report = Callable[[str], None]
 
 
 def pull(name: str, revision: str | None, variants: Sequence[str], report: Report) -> CachedModel:
-    """Fetch ``owner/name`` into the cache, or what it lacks of ``variants``; the best one that there is if empty.
+    """Fetch ``owner/name`` into the cache with the given variants; without any, with the best one that it has.
 
-    One process at a time does it for one name; the others wait and find it done.
+    Only one process at a time pulls a repository; others wait for it and then use its result.
 
     Raises:
-        DownloadError: offline, or it does not arrive.
-        BundleError: what arrives is no model, or lacks a variant.
-        MissingExtraError: a checkpoint is to be exported, and the exporter's packages are missing.
+        DownloadError: offline, or the download fails.
+        BundleError: the repository holds no model, or not the variant.
+        MissingExtraError: a checkpoint must be exported, and the exporter's packages are missing.
+        SiglipOnnxError: the export failed, with the exporter's own class of error.
     """
     if is_offline():
         raise DownloadError(offline_message(name, revision))
@@ -45,15 +49,15 @@ def pull(name: str, revision: str | None, variants: Sequence[str], report: Repor
             return cached
         kind = BUNDLE if MANIFEST in repository.files else CHECKPOINT
         partial = repository_folder(name) / f"{repository.revision}{PARTIAL}"
-        make = _copy_bundle if kind == BUNDLE else _export_checkpoint
-        made = make(repository, variants, partial, report)
-        problems = verify_folder(made)
+        build = _copy_bundle if kind == BUNDLE else _export_checkpoint
+        bundle = build(repository, variants, partial, report)
+        problems = verify_folder(bundle)
         if problems:
             with cache_errors():
                 discard(partial)
-            raise BundleError(f"{name} is damaged on the Hub: {'; '.join(problems)}. Tell its owner.")
+            raise BundleError(f"{name} is damaged on the Hub: {'; '.join(problems)}. Report this to its owner.")
         model = CachedModel(name, repository.revision, kind, time.time(), revision or "")
-        keep(model, made)
+        store(model, bundle)
         with cache_errors():
             discard(partial)
         report(f"{name} is in the cache: {model.folder}")
@@ -61,11 +65,11 @@ def pull(name: str, revision: str | None, variants: Sequence[str], report: Repor
 
 
 def offline_message(name: str, revision: str | None) -> str:
-    """Say what to run where there is a network."""
+    """Return the message for a model that is not in the cache and must not be downloaded."""
     full = name if revision is None else f"{name}@{revision}"
     return (
-        f"{full} is not in the cache, and the network is not to be used (--offline or HF_HUB_OFFLINE). "
-        f"Run where it may: siglip-onnx models pull {full}"
+        f"{full} is not in the cache, and offline mode is on (--offline or HF_HUB_OFFLINE). "
+        f"With network access, run: siglip-onnx models pull {full}"
     )
 
 
@@ -78,13 +82,13 @@ def _has(cached: CachedModel, variants: Sequence[str]) -> bool:
 
 
 def _copy_bundle(repository: Repository, variants: Sequence[str], partial: Path, report: Report) -> Path:
-    """Download the files of the chosen variants and of all; the manifest is written anew, without the others."""
+    """Download the shared files and those of the chosen variants; write a manifest that lists only these."""
     fetch(repository, [MANIFEST], partial)
     manifest = _choose(read_manifest(partial), variants, repository.name)
     names = list(manifest.all_files())
     absent = [name for name in names if name not in repository.files]
     if absent:
-        raise BundleError(f"{repository.name} lacks {absent[0]}, which its {MANIFEST} names. Tell its owner.")
+        raise BundleError(f"{repository.name} lacks {absent[0]}, which its {MANIFEST} lists. Report this to its owner.")
     _announce(repository, names, report)
     fetch(repository, names, partial)
     folder = partial / "bundle"
@@ -106,9 +110,9 @@ def _choose(manifest: Manifest, variants: Sequence[str], name: str) -> Manifest:
 
 
 def _export_checkpoint(repository: Repository, variants: Sequence[str], partial: Path, report: Report) -> Path:
-    """Download a checkpoint and export it, in a process of its own: the runtime does not import the exporter."""
+    """Download a checkpoint and export it."""
     check_extra("export", f"{repository.name} is a checkpoint; its export")
-    checkpoint = partial / repository.name.split("/")[1]  # its name becomes the model's
+    checkpoint = partial / repository.name.split("/")[1]  # this name becomes the model's
     names = _checkpoint_files(repository)
     _announce(repository, names, report, exported=True)
     fetch(repository, names, checkpoint)
@@ -126,15 +130,16 @@ def _export_checkpoint(repository: Repository, variants: Sequence[str], partial:
 
 
 def _checkpoint_files(repository: Repository) -> list[str]:
-    """Return the files that an export reads, and no other."""
+    """Return the files that an export reads."""
     tokenizers = [name for name in TOKENIZERS if name in repository.files]
     weights = [name for name in (WEIGHTS, SHARD_INDEX) if name in repository.files]
     absent = [name for name in CONFIGS if name not in repository.files]
     if absent or not tokenizers or not weights:
-        lacks = (absent or ([] if tokenizers else [TOKENIZERS[0]]) or [WEIGHTS])[0]
+        absent += [] if tokenizers else [TOKENIZERS[0]]
+        absent += [] if weights else [WEIGHTS]
         raise BundleError(
-            f"{repository.name} is neither a model of siglip_onnx nor a SigLIP checkpoint: it has no {lacks}. Choose "
-            "one of: siglip-onnx models list --known"
+            f"{repository.name} is neither a model of siglip_onnx nor a SigLIP checkpoint: it has no {absent[0]}. "
+            "Choose one of: siglip-onnx models list --known"
         )
     return [*CONFIGS, tokenizers[0], weights[0]]
 
@@ -144,7 +149,7 @@ def _shards(repository: Repository) -> list[str]:
 
 
 def _announce(repository: Repository, names: Sequence[str], report: Report, *, exported: bool = False) -> None:
-    """Say how much is downloaded and how long that may take, before it begins."""
+    """Report how much will be downloaded and how long that may take."""
     listed = [*names, *(_shards(repository) if SHARD_INDEX in names else [])]
     size_bytes = repository.size_bytes(listed)
     line = (
@@ -161,13 +166,33 @@ def _duration(seconds: float) -> str:
 
 
 def _run_export(checkpoint: Path, out: Path, variants: Sequence[str], report: Report) -> None:
-    precisions = [argument for variant in variants for argument in ("--precision", variant)]
-    command = [sys.executable, "-m", "siglip_onnx", "export", str(checkpoint), str(out), "--json", *precisions]
-    last = ""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
-        for line in process.stderr or ():
-            last = line.strip()
-            report(last)
+    """Export in a process of its own, whose memory (2.7 GB for a base model) is free again when it ends.
+
+    Raises:
+        SiglipOnnxError: what the exporter raised, of the same class.
+    """
+    command = [sys.executable, "-m", "siglip_onnx.export", str(checkpoint), str(out), *variants]
+    last_step, failure = "no message", None
+    with subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            entry = _parse_line(line)
+            if "error" in entry:
+                failure = entry
+            else:
+                last_step = entry["step"]
+                report(last_step)
     if process.returncode != 0:
-        reason = last.removeprefix("siglip-onnx: ")
-        raise BundleError(f"{checkpoint.name} could not be exported (exit code {process.returncode}): {reason}")
+        failure = failure or {"error": "BundleError", "message": last_step}
+        kind: type[SiglipOnnxError] = getattr(errors, failure["error"], BundleError)
+        raise kind(f"{checkpoint.name} could not be exported (exit code {process.returncode}): {failure['message']}")
+
+
+def _parse_line(line: str) -> dict[str, str]:
+    """Return one line of ``siglip_onnx/export/__main__.py``; lines that libraries print count as steps."""
+    with contextlib.suppress(ValueError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and ("step" in entry or {"error", "message"} <= entry.keys()):
+            return entry
+    return {"step": line.strip()}

@@ -1,16 +1,19 @@
-"""Images: from a path, bytes, a PIL image or an array to RGB, and from RGB to the inputs of the vision tower."""
+"""Images: decode a path, bytes, a PIL image or an array to RGB, and prepare RGB for the vision tower."""
 
 from ..options import SERVER_LIMITS, ImageLimits
-from .decode import DEFAULT_LIMITS, FORMATS, DecodedImage, ImageSource, load_image, open_image
+from .decode import DEFAULT_LIMITS, FORMATS, DecodedImage, ImageReader, ImageSource, load_image, open_image
 
 __all__ = [
     "DEFAULT_LIMITS",
     "FORMATS",
     "SERVER_LIMITS",
+    "DecodedImage",
     "ImageLimits",
+    "ImageReader",
     "ImageSource",
     "Picture",
     "load_image",
+    "open_image",
     "open_picture",
 ]
 

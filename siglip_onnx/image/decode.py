@@ -32,7 +32,7 @@ __all__ = [
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 
-# A list of formats that are pictures; Pillow would also run Ghostscript on EPS.
+# Only formats of raster images: for EPS, Pillow would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEG_END = b"\xff\xd9"
 
@@ -41,15 +41,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture.
+    """A decoded image.
 
-    ``rgb`` is of mode RGB and upright. ``truncated`` says that its file ended early, so that its lower part is grey or
-    black. ``format`` is Pillow's name of the file's format, empty for arrays and PIL images made in memory.
+    Attributes:
+        rgb: the pixels, mode RGB, upright.
+        truncated: whether the data ended early, so that the lower part is gray or black.
     """
 
     rgb: Image.Image
     truncated: bool
-    format: str
 
 
 def load_image(
@@ -83,7 +83,7 @@ class ImageReader:
     Source: ``transformers.image_utils.load_image`` of 4.57, whose pixels this gives.
 
     Args:
-        limits: what an image may have at most, known from its header.
+        limits: bounds of an image's size, checked before its pixels are decoded.
         allow_truncated: decode what is there of an image whose data ends early, which is logged and returned.
         draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
             not smaller than that: faster, but not the same pixels.
@@ -154,29 +154,31 @@ def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSour
     """
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return list(images)
-    one = isinstance(images, str | bytes | Image.Image | np.ndarray) or hasattr(images, "__fspath__")
-    if not one and (not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase)):
+    if isinstance(images, str | bytes | Image.Image | np.ndarray) or hasattr(images, "__fspath__"):
+        return [images]  # type: ignore[list-item]
+    if not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase):
         raise ImageError(f"Images cannot be a {type(images).__name__}; give a path, bytes, a PIL image or an array.",
                          status="unsupported")  # fmt: skip
-    return [images] if one else images  # type: ignore[list-item,return-value]
+    return images
 
 
 class _WatchedFile:
-    """An open file that knows whether somebody wanted to read behind its end: then the picture is cut short.
-
-    ``missing_end`` is read there once, so that a decoder finishes what it has.
-    """
+    """An open file that notices when a decoder reads past its end, which means that the image needs more data."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.ended = False
-        self.missing_end = b""
+        self.read_past_end = False
+        self._end_marker = b""
+
+    def watch(self, end_marker: bytes) -> None:
+        """Watch from now on; the first read past the end returns ``end_marker``, later ones nothing."""
+        self.read_past_end, self._end_marker = False, end_marker
 
     def read(self, count: int = -1) -> bytes:
         data = self._file.read(count)
         if count > 0 and not data:
-            self.ended = True
-            data, self.missing_end = self.missing_end, b""
+            self.read_past_end = True
+            data, self._end_marker = self._end_marker, b""
         return data
 
     def __getattr__(self, name: str) -> Any:
@@ -184,50 +186,56 @@ class _WatchedFile:
 
 
 def _decode(
-    image: Image.Image, name: str, allow_truncated: bool, watched: _WatchedFile | None = None
+    image: Image.Image, name: str, allow_truncated: bool, file: _WatchedFile | None = None
 ) -> DecodedImage:  # fmt: skip
     if image.mode.startswith(("I", "F")):
         _log.warning("%s has levels beyond 8 bits, which are cut at 255 as the reference does; convert it first.", name)
-    format_ = image.format or ""
-    image, truncated = _load_pixels(image, name, allow_truncated, watched)
+    image, truncated = _load_pixels(image, name, allow_truncated, file)
     try:
-        return DecodedImage(ImageOps.exif_transpose(image).convert("RGB"), truncated, format_)
+        return DecodedImage(ImageOps.exif_transpose(image).convert("RGB"), truncated)
     except Exception as error:  # decoders raise almost anything on damaged data
         raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
 
 
 def _load_pixels(
-    image: Image.Image, name: str, allow_truncated: bool, watched: _WatchedFile | None
+    image: Image.Image, name: str, allow_truncated: bool, file: _WatchedFile | None
 ) -> tuple[Image.Image, bool]:
-    """Decode; return the picture, and whether its file ended early, which Pillow's global switch is not asked about."""
-    end = _JPEG_END if allow_truncated and image.format in ("JPEG", "MPO") else b""
-    if watched is not None:
-        watched.ended, watched.missing_end = False, end
+    """Decode the pixels; return the image, and whether its data ended early."""
+    # libjpeg fails on a JPEG that stops before its end marker, but completes one that has the marker, with gray for
+    # what is missing; so where truncated images are allowed the file supplies the marker at its end.
+    end_marker = _JPEG_END if allow_truncated and image.format in ("JPEG", "MPO") else b""
+    if file is not None:
+        file.watch(end_marker)
+    problem: Exception | None = None
     try:
         image.load()
     except Exception as error:  # decoders raise almost anything on damaged data
-        if not (watched is not None and watched.ended) and not _means_truncated(error):
-            raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
-        partial = _decoded_part(image) if allow_truncated else None
-        if partial is None:
-            raise _truncated(name, allow_truncated) from error
-        image = partial
-    else:
-        if watched is None or not watched.ended or not (end or _host_lets_pass(image)):
-            return image, False
-        if not allow_truncated:
-            raise _truncated(name, allow_truncated)
-    _log.warning("%s is truncated; what is missing of it is grey or black.", name)
-    return image, True
+        problem = error
+    if not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
+        if problem is not None:
+            raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
+        return image, False
+    if not allow_truncated:
+        raise _truncated(name, "get it again, or allow truncated images (--allow-truncated)") from problem
+    partial = image if problem is None else _decoded_part(image)
+    if partial is None:
+        raise _truncated(name, "no part of it can be decoded") from problem
+    _log.warning("%s is truncated; what is missing of it is gray or black.", name)
+    return partial, True
 
 
-def _host_lets_pass(image: Image.Image) -> bool:
-    """Say whether the host has told Pillow to let truncated pictures pass; OpenJPEG reads on behind the end anyway."""
-    return ImageFile.LOAD_TRUNCATED_IMAGES and image.format != "JPEG2000"
+def _ends_early(image: Image.Image, problem: Exception | None, read_past_end: bool, end_marker: bytes) -> bool:
+    """Say whether an image's data ended early, after Pillow tried to load it and raised ``problem``, if anything."""
+    if problem is not None:
+        return read_past_end or _means_truncated(problem)
+    # Many decoders look past the end of a complete file too. Without an error an image is truncated only if libjpeg
+    # used up the marker, or if the host lets Pillow pass truncated images; OpenJPEG always reads past the end.
+    host_passes_truncated = ImageFile.LOAD_TRUNCATED_IMAGES and image.format != "JPEG2000"
+    return read_past_end and (bool(end_marker) or host_passes_truncated)
 
 
 def _decoded_part(image: Image.Image) -> Image.Image | None:
-    """Return what was decoded before the data ended: the rows lie in the image already, only its tiles are not done."""
+    """Return the rows decoded before the data ended, None if there are none: the image without its unread tiles."""
     tiles: Any = getattr(image, "tile", None)
     if tiles is None or getattr(image, "_im", None) is None:
         return None
@@ -240,28 +248,30 @@ def _decoded_part(image: Image.Image) -> Image.Image | None:
 
 def _from_array(array: np.ndarray[Any, Any], limits: ImageLimits) -> DecodedImage:
     shape = array.shape
-    grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
-    if array.dtype != np.uint8 or not (grey or (len(shape) == 3 and shape[2] in (3, 4))):
+    gray = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    if array.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] in (3, 4))):
         raise ImageError(
-            f"A picture array is {array.dtype} of shape {shape}; expected uint8 (0-255) of shape (H, W), (H, W, 1), "
+            f"An image array is {array.dtype} of shape {shape}; expected uint8 (0-255) of shape (H, W), (H, W, 1), "
             "(H, W, 3) or (H, W, 4). Convert floats with (array * 255).round().astype('uint8').",
             status="unsupported",
         )
     if 0 in shape:
-        raise ImageError(f"A picture array has shape {shape} and so no pixels; expected at least 1x1.")
-    limits.check_size(shape[1], shape[0], f"the picture array of shape {shape}")
-    rgb = Image.fromarray(array[..., 0] if grey and len(shape) == 3 else array).convert("RGB")
-    return DecodedImage(rgb, truncated=False, format="")
+        raise ImageError(f"An image array has shape {shape} and so no pixels; expected at least 1x1.")
+    limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
+    rgb = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array).convert("RGB")
+    return DecodedImage(rgb, truncated=False)
 
 
 def _cannot_open(error: Exception, name: str, limits: ImageLimits) -> ImageError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageError(
-            f"{name} has far more than the {limits.max_pixels:,} pixels allowed; make it smaller.", status="too_large"
+            f"{name} has far more than the {limits.max_pixels:,} pixels allowed; resize it, or raise the limit with "
+            "--max-megapixels.",
+            status="too_large",
         )
     status = "unsupported" if isinstance(error, UnidentifiedImageError) else "decode_error"
     return ImageError(
-        f"{name} is not a readable picture: {_cause(error)}. Expected one of {', '.join(FORMATS)}.", status=status
+        f"{name} is not a readable image: {_cause(error)}. Expected one of {', '.join(FORMATS)}.", status=status
     )
 
 
@@ -270,12 +280,7 @@ def _means_truncated(error: Exception) -> bool:
     return "truncated" in text or "not enough image data" in text
 
 
-def _truncated(name: str, allow_truncated: bool) -> ImageError:
-    advice = (
-        "no part of it can be decoded"
-        if allow_truncated
-        else "get it again, or allow truncated pictures (--allow-truncated)"
-    )
+def _truncated(name: str, advice: str) -> ImageError:
     return ImageError(f"{name} is truncated: its data ends early; {advice}.", status="truncated")
 
 

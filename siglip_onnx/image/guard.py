@@ -1,7 +1,7 @@
-"""What the headers of pictures claim, read before Pillow opens them: some formats do their work while being opened.
+"""Refuse decompression bombs by their headers, before Pillow opens them: some formats decode while being opened.
 
-Each check reads a few bytes and refuses a file whose decoding would cost far more than its pixels: a bomb. What is
-merely damaged is left to the decoder, which says it better.
+Each check reads a few bytes and refuses a file that would cost far more to decode than its number of pixels suggests.
+Files that are merely damaged are left to the decoder, whose message is better.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from PIL import Image
 from ..errors import ImageError
 from ..options import ImageLimits
 
-MAX_SCANS = 64  # an encoder's progressive JPEG has about ten; each costs a pass over the whole picture
-MAX_J2K_TILES = 4096  # each costs 11 kB, however small it is
+MAX_SCANS = 64  # an encoder's progressive JPEG has about ten; each costs a pass over the whole image
+MAX_J2K_TILES = 4096  # each costs 11 kB, whatever its size
 MAX_PNG_TEXTS = 16  # compressed texts, each of up to a megabyte
 MAX_BOXES = 1000
-MAX_SEGMENTS = 10_000  # of a JPEG, and
-MAX_PNG_CHUNKS = 100_000  # of a PNG: reading their headers alone takes time
+MAX_SEGMENTS = 10_000  # of a JPEG; reading their headers alone takes time
+MAX_PNG_CHUNKS = 100_000
 MAX_ICONS = 256
-_FARTHEST = 1 << 62  # what a file can seek to
+_FARTHEST = 1 << 62  # the largest position that a file can seek to
 _PNG = b"\x89PNG\r\n\x1a\n"
 _J2K = b"\xff\x4f\xff\x51"
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-_ALONE, _END, _SCAN, _PROGRESSIVE = 0x01, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)  # markers; one has no length
+_ALONE, _END, _SCAN, _PROGRESSIVE = 0x01, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)  # markers; the first has no length
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
-    """Refuse a file whose header promises more than the limits, or much work for few pixels.
+    """Refuse a file whose header claims more than the limits, or much work for few pixels.
 
     Raises:
         ImageError: of status ``"too_large"``.
@@ -51,12 +51,12 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
             height, width = struct.unpack(">II", prefix[14:22])
             limits.check_size(width, height, name)
     except struct.error:
-        pass  # cut within its header: the decoder says so
+        pass  # truncated within its header: the decoder reports it
     file.seek(0)
 
 
 def check_tiles(image: Image.Image, name: str) -> None:
-    """Refuse an opened TIFF whose tiles are far larger than the picture: each is decoded whole.
+    """Refuse an opened TIFF whose tiles are far larger than the image: each is decoded whole.
 
     Raises:
         ImageError: of status ``"too_large"``.
@@ -66,7 +66,7 @@ def check_tiles(image: Image.Image, name: str) -> None:
     if not isinstance(width, int) or not isinstance(height, int):
         return
     if width * height > max(4 * image.width * image.height, 4_000_000):
-        raise _bomb(name, f"tiles of {width}x{height} pixels for a picture of {image.width}x{image.height}")
+        raise _bomb(name, f"tiles of {width}x{height} pixels for an image of {image.width}x{image.height}")
 
 
 def _check_png_size(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
@@ -89,7 +89,7 @@ def _check_png_texts(file: IO[bytes], name: str) -> None:
 
 
 def _check_jpeg(file: IO[bytes], name: str) -> None:
-    """Count the scans up to the end of the first picture; others, or a video, may follow it."""
+    """Count the scans up to the end of the first image; others, or a video, may follow it."""
     scans, progressive, position = 0, False, 2
     for _ in range(MAX_SEGMENTS):
         position = _next_marker(file, position)
@@ -108,7 +108,7 @@ def _check_jpeg(file: IO[bytes], name: str) -> None:
 
 
 def _next_marker(file: IO[bytes], position: int) -> int:
-    """Return where the next marker is, behind fill bytes; entropy-coded data escapes what looks like one."""
+    """Return the position of the next marker, after fill bytes; in entropy-coded data such bytes are escaped."""
     while block := _read_at(file, position, 1 << 16):
         if match := _JPEG_MARKER.search(block):
             return position + match.start()
@@ -117,7 +117,7 @@ def _next_marker(file: IO[bytes], position: int) -> int:
 
 
 def _check_jpeg2000(file: IO[bytes], limits: ImageLimits, name: str) -> None:
-    """Check the codestream's own size, which a JP2's header may contradict, and its tiles."""
+    """Check the size in the codestream, which may differ from that in a JP2's header, and its tiles."""
     start = 0 if _read_at(file, 0, 4) == _J2K else _codestream(file, name)
     size_marker = _read_at(file, start + 8, 32)
     right, bottom, left, top, tile_width, tile_height, *_ = struct.unpack(">8I", size_marker)
@@ -130,7 +130,7 @@ def _check_jpeg2000(file: IO[bytes], limits: ImageLimits, name: str) -> None:
 
 
 def _codestream(file: IO[bytes], name: str) -> int:
-    """Return where the codestream of a JP2 begins."""
+    """Return the position of the codestream of a JP2."""
     position = 0
     for _ in range(MAX_BOXES):
         length, kind = struct.unpack(">I4s", _read_at(file, position, 8))
@@ -144,13 +144,13 @@ def _codestream(file: IO[bytes], name: str) -> int:
 
 
 def _check_icon(file: IO[bytes], limits: ImageLimits, name: str) -> None:
-    """Check every picture of an icon: the directory says at most 256x256, and Pillow decodes while it opens.
+    """Check every image of an icon by its own header: the directory says at most 256x256, and Pillow decodes at once.
 
-    A bitmap's height is doubled, for the mask below it.
+    A bitmap's stored height is doubled, for the mask below it.
     """
     count = struct.unpack("<H", _read_at(file, 4, 2))[0]
     if count > MAX_ICONS:
-        raise _bomb(name, f"{count} pictures")
+        raise _bomb(name, f"{count} images")
     for number in range(count):
         start = struct.unpack("<I", _read_at(file, 6 + 16 * number + 12, 4))[0]
         header = _read_at(file, start, 16)
@@ -172,4 +172,6 @@ def _read_at(file: IO[bytes], position: int, count: int) -> bytes:
 
 
 def _bomb(name: str, what: str) -> ImageError:
-    return ImageError(f"{name} has {what}, which costs far more than its pixels; save it anew.", status="too_large")
+    return ImageError(
+        f"{name} has {what}, which is disproportionately expensive to decode; re-save it.", status="too_large"
+    )

@@ -1,4 +1,4 @@
-"""From an RGB picture to the vision tower's inputs, bit-equal to transformers' slow image processors."""
+"""Turn an RGB image into the vision tower's inputs, bit-equal to transformers' slow image processors."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Inputs = dict[str, NDArray[np.float32] | NDArray[np.int32]]
 
 
 class SquashPreprocessor:
-    """Squash a picture to the model's size, whatever its aspect, and normalise it: SigLIP of fixed resolution.
+    """Squash an image to the model's size, whatever its aspect, and normalize it: SigLIP of fixed resolution.
 
     Source: ``SiglipImageProcessor.preprocess`` of transformers 4.57.
     """
 
     def __init__(self, config: PreprocessorConfig, *, reducing_gap: float | None = None) -> None:
-        """With ``reducing_gap`` large pictures are averaged first to so many times the size: faster, not the same."""
+        """Store the config; ``reducing_gap`` is Pillow's: faster for large images, but not the same pixels."""
         self.config = config
         self._levels = normalized_levels(config.levels)
         self._reducing_gap = reducing_gap
 
     @property
     def largest_side(self) -> int:
-        """Pixels of the longest side that a prepared picture can have."""
+        """Longest side of a prepared image, in pixels."""
         return max(self.config.width, self.config.height)
 
     def __call__(self, image: Image.Image) -> Inputs:
-        """Return ``pixel_values`` f32 ``(1, 3, H, W)`` of one RGB picture."""
+        """Return ``pixel_values`` f32 ``(1, 3, H, W)`` of one RGB image."""
         pixels = np.asarray(self.squash(image))
         planes = [self._levels[channel][pixels[..., channel]] for channel in range(3)]
         return {"pixel_values": np.stack(planes)[np.newaxis]}
 
     def squash(self, image: Image.Image) -> Image.Image:
-        """Return the picture at the model's size."""
+        """Return the image at the model's size."""
         size = (self.config.width, self.config.height)
         return _resize(image, size, self.config.resample, self._reducing_gap)
 
 
 class NaflexPreprocessor:
-    """Cut a picture into patches, its aspect nearly kept: SigLIP 2 NaFlex.
+    """Cut an image into patches, its aspect nearly kept: SigLIP 2 NaFlex.
 
     Sources: ``Siglip2ImageProcessor.preprocess`` and ``Siglip2VisionEmbeddings.resize_positional_embeddings`` of
     transformers 4.57. Patches are not padded to ``max_num_patches``: masked padding would not change the answer.
@@ -62,11 +62,11 @@ class NaflexPreprocessor:
 
     @property
     def largest_side(self) -> int:
-        """Pixels of the longest side that a prepared picture of usual aspect, up to 4 to 1, can have."""
+        """Longest side of a prepared image of an aspect up to 4 to 1, in pixels."""
         return 2 * math.isqrt(self.config.max_num_patches) * self.config.patch_size
 
     def __call__(self, image: Image.Image) -> Inputs:
-        """Return the inputs of one RGB picture of ``P`` patches.
+        """Return the inputs of one RGB image of ``P`` patches.
 
         ``pixel_values`` f32 ``(1, P, patch_size * patch_size * 3)``, ``pixel_attention_mask`` i32 ``(1, P)``, and
         ``position_embeddings`` f32 ``(1, P, D)``.
@@ -85,7 +85,7 @@ class NaflexPreprocessor:
 
 
 def normalized_levels(config: LevelsConfig) -> Floats:
-    """Return what each of the 256 levels becomes, f32 ``(3, 256)``: pictures are uint8, so a table is exact."""
+    """Return the normalized value of each of the 256 levels, f32 ``(3, 256)``: images are uint8."""
     rescaled = (np.arange(256, dtype=np.float64) * config.rescale_factor).astype(np.float32)
     mean = np.array(config.image_mean, np.float32)[:, np.newaxis]
     std = np.array(config.image_std, np.float32)[:, np.newaxis]
@@ -94,9 +94,9 @@ def normalized_levels(config: LevelsConfig) -> Floats:
 
 
 def choose_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    """Return rows and columns of the largest grid of whole patches that a picture of that size may have.
+    """Return rows and columns of the largest grid of whole patches that an image of that size may have.
 
-    The bisection is the reference's, step by step: another way to the same optimum would round some sizes elsewhere.
+    The bisection is the reference's, step by step: another method would round some sizes differently.
     Source: ``get_image_size_for_max_num_patches`` of transformers 4.57.
     """
 
@@ -118,7 +118,8 @@ def resize_positions(positions: Floats, rows: int, columns: int) -> Floats:
     """Resize a grid ``(H, W, D)`` bilinearly, antialiased, to f32 ``(rows * columns, D)``.
 
     Source: ``torch.nn.functional.interpolate(..., mode="bilinear", antialias=True, align_corners=False)``. For one
-    column and other than the table's rows PyTorch 2.13 mixes up rows and channels on the CPU; that is not followed.
+    column and a number of rows other than the table's, PyTorch 2.13 mixes up rows and channels on the CPU; this
+    function does not.
     """
     height, width, dim = positions.shape
     across = _triangle_weights(width, columns) @ positions  # (H, columns, D)
@@ -127,12 +128,12 @@ def resize_positions(positions: Floats, rows: int, columns: int) -> Floats:
 
 
 def _triangle_weights(size_in: int, size_out: int) -> Floats:
-    """Return f32 ``(size_out, size_in)``: each output's shares of the inputs under a triangle around its centre."""
+    """Return f32 ``(size_out, size_in)``: each output's weights of the inputs under a triangle around its center."""
     half = np.float32(0.5)
     scale = np.float32(size_in) / np.float32(size_out)
     support = max(scale, np.float32(1))  # the triangle is stretched when shrinking, which is what antialias means
-    centres = scale * (np.arange(size_out, dtype=np.float32)[:, np.newaxis] + half)
-    distances = np.abs(np.arange(size_in, dtype=np.float32)[np.newaxis] - centres + half)
+    centers = scale * (np.arange(size_out, dtype=np.float32)[:, np.newaxis] + half)
+    distances = np.abs(np.arange(size_in, dtype=np.float32)[np.newaxis] - centers + half)
     weights = np.maximum(np.float32(0), 1 - distances / support)
     shares: Floats = weights / weights.sum(axis=1, keepdims=True)
     return shares

@@ -1,4 +1,4 @@
-"""Where the package keeps what it may always make or fetch again: downloaded models, and what was verified when."""
+"""Location of the cache: downloaded models and verification records, all of which can be created again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ CACHE_VARIABLE = "SIGLIP_ONNX_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the cache: what ``SIGLIP_ONNX_CACHE`` names, else the system's place for it.
+    """Return the cache folder: the value of ``SIGLIP_ONNX_CACHE``, or the system's folder for caches.
 
     Raises:
-        CacheError: none is named, and the user has no home folder.
+        CacheError: the variable is not set, and the user has no home folder.
     """
     named = os.environ.get(CACHE_VARIABLE)
     try:
         return Path(named).expanduser() if named else _system_cache()
     except RuntimeError as error:  # what pathlib raises without a home
-        raise CacheError(f"There is no home folder for a cache; name one with {CACHE_VARIABLE}.") from error
+        raise CacheError(f"There is no home folder for the cache; set {CACHE_VARIABLE} to a folder.") from error
 
 
 def _system_cache() -> Path:
@@ -33,10 +33,10 @@ def _system_cache() -> Path:
 
 
 def use_cache(folder: str | os.PathLike[str]) -> None:
-    """Let this process, and those that it starts, use another cache folder."""
+    """Use another cache folder in this process and those that it starts."""
     os.environ[CACHE_VARIABLE] = os.fspath(folder)
 
 
 def models_folder() -> Path:
-    """Return where downloaded and exported models lie."""
+    """Return the folder of downloaded and exported models."""
     return cache_folder() / "models"

@@ -1,4 +1,4 @@
-"""What the CPU can do, and what that means for int8."""
+"""Instruction sets of the CPU, and how fast int8 runs on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 X86 = ("x86_64", "AMD64")
 ARM = ("aarch64", "arm64")
-# Those that decide which kernels onnxruntime takes.
+# Those by which onnxruntime chooses its kernels.
 FLAGS = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sme",
@@ -20,9 +20,9 @@ _DOT = {"asimddp", "i8mm"}
 
 @dataclass(frozen=True)
 class Cpu:
-    """Architecture, name and the instruction sets that matter; ``flags`` is empty where the system does not tell.
+    """Architecture, name, and the instruction sets that matter; ``flags`` is empty where the system does not list them.
 
-    ``virtual`` if it says that it is a virtual machine's.
+    ``virtual`` is true if the CPU reports a hypervisor.
     """
 
     architecture: str
@@ -33,15 +33,14 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Int8Kernels:
-    """How int8 runs: whether fast, whether exact, and why, in a sentence."""
+    """Whether int8 runs fast, and why, in a sentence. It is always exact: see :func:`.int8_saturates`."""
 
     fast: bool
-    exact: bool
     why: str
 
 
 def read_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
-    """Return what is known of this machine's CPU."""
+    """Return the CPU of this machine, as far as the system describes it."""
     entries: dict[str, str] = {}
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -54,26 +53,25 @@ def read_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
 
 
 def int8_kernels(cpu: Cpu, *, saturation_safe: bool) -> Int8Kernels:
-    """Say how a model's int8 layers run; ``saturation_safe`` if its weights are within 7 bits (``reduce_range``)."""
+    """Return how a model's int8 layers run; ``saturation_safe`` if its weights are within 7 bits (``reduce_range``)."""
     if not cpu.flags:
-        return Int8Kernels(fast=False, exact=True, why="The system does not tell the CPU's instructions.")
+        return Int8Kernels(fast=False, why="The system does not list the CPU's instructions.")
     if cpu.architecture in X86:
         return _x86_kernels(cpu.flags, saturation_safe)
     if cpu.architecture in ARM and not _DOT.isdisjoint(cpu.flags):
-        return Int8Kernels(fast=True, exact=True, why="The CPU multiplies int8 by itself (dot product).")
-    return Int8Kernels(fast=False, exact=True, why="The CPU has no int8 instructions; fp32 may be as fast.")
+        return Int8Kernels(fast=True, why="The CPU has int8 instructions (dot product).")
+    return Int8Kernels(fast=False, why="The CPU has no int8 instructions; fp32 may be as fast.")
 
 
 def _x86_kernels(flags: Collection[str], saturation_safe: bool) -> Int8Kernels:
     if not _VNNI.isdisjoint(flags):
-        return Int8Kernels(fast=True, exact=True, why="The CPU multiplies int8 by itself (VNNI), which is exact.")
+        return Int8Kernels(fast=True, why="The CPU has exact int8 instructions (VNNI).")
     if saturation_safe:
         return Int8Kernels(
-            fast=True, exact=True, why="No VNNI, but the weights are within 7 bits: older instructions do not saturate."
+            fast=True, why="No VNNI, but the weights are within 7 bits: older instructions do not saturate."
         )
     return Int8Kernels(
         fast=False,
-        exact=True,
         why="No VNNI: older instructions would saturate, so slower, exact ones are used. Faster here: a model exported "
         "with --reduce-range.",
     )

@@ -1,7 +1,4 @@
-"""Write files whole or not at all, and remove only what belongs to this package.
-
-No other module of the package removes a file or folder.
-"""
+"""Write files atomically, and remove only files of this package. No other module removes a file or folder."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _PART = re.compile(r"\.siglip_onnx-[0-9a-f]{32}\.part(\..*)?")
 def write_atomic(
     path: Path, content: bytes | Iterable[bytes], *, durable: bool = True, part_dir: Path | None = None
 ) -> None:
-    """Write a file; a reader sees the old content or the new one, and after any failure the old one is still there.
+    """Write a file atomically: readers see the old content or the new one, and a failure leaves the old one.
 
     A symbolic link is followed and stays. A device or pipe is written directly. The mode of a file that is replaced is
     kept.
@@ -33,7 +30,7 @@ def write_atomic(
     Args:
         path: the file to write; its folder exists.
         content: all bytes, or chunks of them.
-        durable: force the content to the disk first, so that this also holds after a power cut.
+        durable: force the content to the disk first, so that this holds after a power cut too.
         part_dir: an existing folder on the same file system for the temporary file, by default that of ``path``.
 
     Raises:
@@ -44,10 +41,10 @@ def write_atomic(
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write several files that belong together: all are on the disk before the first one gets its name.
+    """Write several files that belong together: all contents are on the disk before the first file is renamed.
 
     Raises:
-        OSError: one cannot be written; then none is replaced, unless the renaming itself failed midway.
+        OSError: a file cannot be written; no file is replaced then, unless the renaming itself failed midway.
     """
     with contextlib.ExitStack() as replacing:
         for path, content in files.items():
@@ -59,31 +56,31 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 
 @contextmanager
 def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = None) -> Iterator[Path]:
-    """Give a temporary path, for libraries that write by name; after the block that file takes the place of ``path``.
+    """Yield a temporary path, for libraries that write by name; after the block that file replaces ``path``.
 
     The temporary name has the suffix of ``path``. See :func:`write_atomic`.
 
     Raises:
         OSError: the file cannot be written; the temporary file is removed.
     """
-    found = _stat(path)
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        if stat.S_ISDIR(found.st_mode):
+    old = _stat(path)
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        if stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         yield path  # replacing a device or pipe would destroy it
         return
-    # A link inside a folder of ours is replaced; one that a user made leads to the file that is meant.
+    # A link inside a folder of ours is replaced; one that a user made is followed.
     target = path if part_dir is not None else Path(os.path.realpath(path))
     part = new_part(target) if part_dir is None else part_dir / uuid4().hex
     try:
         yield part
         if durable:
             _sync(part)
-        if found is not None:
-            part.chmod(stat.S_IMODE(found.st_mode))
+        if old is not None:
+            part.chmod(stat.S_IMODE(old.st_mode))
         part.replace(target)
     finally:
-        with contextlib.suppress(OSError):  # what led here matters more
+        with contextlib.suppress(OSError):  # the first error matters more
             part.unlink(missing_ok=True)
     if durable:
         with contextlib.suppress(OSError):  # some network file systems cannot; the file has its name already
@@ -97,13 +94,13 @@ def sync_folder(path: Path) -> None:
 
 
 def new_part(target: Path) -> Path:
-    """Return an unused temporary name beside ``target``; what killed runs left under such names there is removed."""
+    """Return an unused temporary name beside ``target``; old temporary files of killed runs are removed there."""
     _clear_stale_parts(target.parent)
     return target.with_name(f".siglip_onnx-{uuid4().hex}.part{target.suffix}")
 
 
 def replace_folder(new: Path, target: Path) -> Path | None:
-    """Give the folder ``new`` the name ``target``; return where the folder that had it now lies, None if none had.
+    """Rename the folder ``new`` to ``target``; return the new path of the folder that it replaced, None if none.
 
     Raises:
         OSError: it cannot be renamed; ``target`` is as it was.
@@ -122,7 +119,7 @@ def replace_folder(new: Path, target: Path) -> Path | None:
 
 
 def remove(path: Path, *, within: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there. Links inside are removed, never followed.
+    """Remove a file, or a folder with its contents, if it exists. Links inside are removed, never followed.
 
     Raises:
         OSError: ``path`` is a symbolic link, does not lie strictly inside ``within``, or cannot be removed.
@@ -139,42 +136,42 @@ def remove(path: Path, *, within: Path) -> None:
 
 
 def remove_own_files(folder: Path, own: Sequence[tuple[str, str]]) -> None:
-    """Remove the files of ``folder`` whose names are ours, then those of its folders that are empty.
+    """Remove the files of ``folder`` that have our names, then folders in it that became empty.
 
     Args:
-        folder: what to clear; it stays.
+        folder: the folder to clear; it is kept.
         own: pairs of a folder inside (empty: ``folder`` itself) and a pattern that whole file names match. Files are
             removed in this order.
 
     Raises:
-        OSError: something of such a name is a symbolic link or not a file: then nothing is removed. Or a file cannot
+        OSError: an entry of such a name is a symbolic link or not a file, and nothing was removed; or a file cannot
             be removed.
     """
     home = Path(os.path.realpath(folder))
     files: list[Path] = []
     for inside, pattern in own:
-        place = home / inside
-        if not os.path.lexists(place):
+        entry = home / inside
+        if not os.path.lexists(entry):
             continue
-        if Path(os.path.realpath(place)) != place or not place.is_dir():
-            raise _refusal(place, f"{place} is not a real folder, and nothing is removed")
-        names = sorted(name for name in os.listdir(place) if re.fullmatch(pattern, name))  # noqa: PTH208 - names only
-        files += [place / name for name in names]
+        if Path(os.path.realpath(entry)) != entry or not entry.is_dir():
+            raise _refusal(entry, f"{entry} is not a real folder, and nothing is removed")
+        names = sorted(name for name in os.listdir(entry) if re.fullmatch(pattern, name))  # noqa: PTH208 - names only
+        files += [entry / name for name in names]
     for path in files:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise _refusal(path, f"{path} is a symbolic link or not a file, and nothing is removed")
     for path in files:
         path.unlink(missing_ok=True)
     below = {home / inside for inside, _ in own if inside}
-    for place in sorted(below, key=lambda place: len(place.parts), reverse=True):
-        while place != home and place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
-            place = place.parent  # noqa: PLW2901 - upward while folders are empty
+    for entry in sorted(below, key=lambda entry: len(entry.parts), reverse=True):
+        while entry != home and entry.is_dir() and not any(entry.iterdir()):
+            entry.rmdir()
+            entry = entry.parent  # noqa: PLW2901 - upward while folders are empty
 
 
 def remove_stale_parts(folder: Path) -> None:
     """Remove the temporary files and folders of this package in ``folder`` that no run has written to for a day."""
-    with contextlib.suppress(OSError):  # a folder that cannot be read, or files of another user: not this run's task
+    with contextlib.suppress(OSError):  # an unreadable folder, or files of another user, are left alone
         for name in os.listdir(folder):  # noqa: PTH208 - no Path per name
             if _PART.fullmatch(name) and time.time() - _last_write(folder / name) > STALE_S:
                 remove(folder / name, within=folder)
@@ -182,13 +179,13 @@ def remove_stale_parts(folder: Path) -> None:
 
 @functools.lru_cache(1000)
 def _clear_stale_parts(folder: Path) -> None:
-    """Do it once per process and folder: folders may be large."""
+    """Remove stale parts once per process and folder: folders may be large."""
     remove_stale_parts(folder)
 
 
 def _last_write(path: Path) -> float:
     inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
-    return max(float(place.lstat().st_mtime) for place in (path, *inside))
+    return max(float(entry.lstat().st_mtime) for entry in (path, *inside))
 
 
 def _stat(path: Path) -> os.stat_result | None:

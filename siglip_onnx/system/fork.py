@@ -1,4 +1,4 @@
-"""Reset locks and sessions after a fork: threads do not exist in the child, and its locks may be held for ever."""
+"""Reset locks and sessions after a fork: a lock that another thread held would stay locked in the child forever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _after_fork: weakref.WeakKeyDictionary[object, list[Callable[[], None]]] = weakr
 
 
 def renewed_lock(owner: object, attribute: str = "_lock") -> threading.Lock:
-    """Return a lock for ``owner``, which gets a new one of that attribute in a child process."""
+    """Return a lock to store as ``owner.<attribute>``; a forked child gets a new, free one there."""
     reference = weakref.ref(owner)
 
     def renew() -> None:
@@ -24,7 +24,7 @@ def renewed_lock(owner: object, attribute: str = "_lock") -> threading.Lock:
 
 
 def weak_call(method: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that calls a bound method as long as its object lives, without keeping it alive."""
+    """Return a function that calls a bound method while its object is alive, without keeping it alive."""
     reference = weakref.WeakMethod(method)
 
     def call() -> None:
@@ -36,7 +36,7 @@ def weak_call(method: Callable[[], None]) -> Callable[[], None]:
 
 
 def call_after_fork(owner: object, renew: Callable[[], None]) -> None:
-    """Call ``renew`` in every child process, as long as ``owner`` lives; it must not hold on to it."""
+    """Call ``renew`` in every forked child while ``owner`` is alive; ``renew`` must not refer to ``owner`` itself."""
     _after_fork.setdefault(owner, []).append(renew)
 
 

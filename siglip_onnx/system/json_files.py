@@ -1,4 +1,4 @@
-"""Read JSON objects from files that may be damaged or hostile."""
+"""Read JSON objects from files that may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is larger than ``max_bytes``, no UTF-8, no JSON, nested without end, or no object.
+        ValueError: the file is too large, not UTF-8, not JSON, nested too deeply, or not an object.
     """
     with path.open("rb") as file:
         content = file.read(max_bytes + 1)

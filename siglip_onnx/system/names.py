@@ -1,4 +1,4 @@
-"""Check names of files from elsewhere: relative, and below their folder on every system."""
+"""Check file names from untrusted sources: relative, and inside their folder on every system."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 def check_name(name: str) -> None:
-    """Check that a file's name in a manifest or graph is relative and stays below its folder, on every system.
+    """Check that a file name is relative and stays inside its folder, on every system.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the name leads outside.
     """
     parts = PurePosixPath(name).parts
     windows = PureWindowsPath(name)
@@ -19,12 +19,12 @@ def check_name(name: str) -> None:
 
 
 def leaves_folder(folder: Path, path: Path) -> bool:
-    """Say whether ``path`` is a link to somewhere else than its folder.
+    """Say whether ``path`` is a link that leads out of its folder.
 
-    A snapshot of the Hugging Face cache, whose files are links to its own blobs, is the one place where they may.
+    In a snapshot of the Hugging Face cache, links to the cache's own blobs do not count.
     """
     real, home = path.resolve(), folder.resolve()
     if real.is_relative_to(home):
         return False
-    snapshots = (place.parent for place in (home, home.parent) if place.parent.name == "snapshots")
-    return not any(real.is_relative_to(place.parent / "blobs") for place in snapshots)
+    repositories = (each.parent.parent for each in (home, home.parent) if each.parent.name == "snapshots")
+    return not any(real.is_relative_to(repository / "blobs") for repository in repositories)

@@ -12,20 +12,20 @@ MAX_THREADS = 512
 def available_threads() -> int:
     """Return how many CPUs this process may use: the smaller of its affinity and its cgroup's quota, rounded up.
 
-    onnxruntime itself counts the machine's cores, and so oversubscribes a container.
+    onnxruntime itself counts the cores of the machine, which oversubscribes a container.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = cgroup_quota()
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
 def thread_limits() -> dict[str, float | None]:
-    """Return what bounds the threads: the machine's CPUs, this process's affinity, its cgroup's quota in CPUs."""
+    """Return the limits: the CPUs of the machine, the affinity of this process, the quota of its cgroup in CPUs."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {"cpus": os.cpu_count(), "affinity": affinity, "cgroup_quota": _cgroup_quota()}
+    return {"cpus": os.cpu_count(), "affinity": affinity, "cgroup_quota": cgroup_quota()}
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     """Return the CPU quota of this process's cgroup (v2 or v1) in CPUs, None where there is none."""
     try:
         quota, period = (root / "cpu.max").read_text().split()

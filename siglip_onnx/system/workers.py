@@ -1,4 +1,4 @@
-"""Many inputs through a bounded pool of workers, results in the order of the inputs."""
+"""Map a function over inputs with a bounded pool of threads, with the results in order."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_AHEAD = 2  # inputs per worker that are taken before their turn, so that no worker waits for the reader
+_AHEAD = 2  # inputs per worker that are read ahead, so that no worker waits for the reader
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Yield ``function(item)`` for each item, computed by as many threads, in the order of the items.
+    """Yield ``function(item)`` for each item, computed by ``workers`` threads, in the order of the items.
 
-    Items are taken as they are needed and at most ``2 * workers`` are held at once, so both ends may be endless. An
-    exception shows at its item's turn. A reader that stops early waits only for what is being computed.
+    Items are read as they are needed and at most ``2 * workers`` are held at once, so ``items`` may be endless. An
+    exception is raised at its item's turn. A caller that stops early waits only for calls in progress.
     """
     if workers == 1:
         yield from map(function, items)

@@ -1,11 +1,10 @@
-"""Embeddings of texts asked again and again, in memory and, if wanted, on disk."""
+"""Cache of text embeddings, in memory and optionally on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -13,69 +12,60 @@ import numpy as np
 from ..errors import SiglipOnnxError
 from ..head import Floats
 from ..system.files import write_atomic
-from ..system.fork import renewed_lock
+from ..system.lru_cache import LRUCache
 
-MAX_IN_MEMORY = 4096
+MAX_IN_MEMORY = 4096  # embeddings
 
 
 class LabelCache:
-    """Unit embeddings f32 ``(D,)`` by prompt: the text as it stands in its template.
+    """Unit embeddings f32 ``(D,)`` by prompt, the text inside its template.
 
-    On disk each is a file ``<folder>/<embedding space>/<sha256 of the prompt>.npy``, written whole or not at all, so
+    On disk each is a file ``<folder>/<embedding space>/<sha256 of the prompt>.npy``. Files are written atomically, so
     several processes may share a folder.
     """
 
     def __init__(self, embedding_space: str, embedding_dim: int, folder: Path | None = None) -> None:
         self._folder = folder / embedding_space if folder else None
         self._embedding_dim = embedding_dim
-        self._memory: OrderedDict[str, Floats] = OrderedDict()
-        self._lock = renewed_lock(self)
+        self._memory: LRUCache[str, Floats] = LRUCache(MAX_IN_MEMORY)
 
     def get(self, prompt: str) -> Floats | None:
-        """Return a prompt's embedding, or None if it is not known."""
-        with self._lock:
-            if prompt in self._memory:
-                self._memory.move_to_end(prompt)
-                return self._memory[prompt]
-        found = self._read(prompt)
-        if found is not None:
-            self._remember(prompt, found)
-        return found
+        """Return a prompt's embedding, or None if it is not cached; it must not be changed."""
+        embedding = self._memory.get(prompt)
+        if embedding is None:
+            embedding = self._read(prompt)
+            if embedding is not None:
+                self._memory.put(prompt, embedding)
+        return embedding
 
     def put(self, prompt: str, embedding: Floats) -> None:
-        """Keep a prompt's embedding.
+        """Store a copy of a prompt's embedding.
 
         Raises:
             SiglipOnnxError: the folder cannot be written.
         """
-        self._remember(prompt, embedding)
+        self._memory.put(prompt, embedding.copy())  # a row would keep the whole array that it is a view of
         if self._folder is None:
             return
         buffer = io.BytesIO()
         np.save(buffer, embedding)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # What a power cut damages is computed again.
+            # A file that a power cut damages is computed again.
             write_atomic(self._path(self._folder, prompt), buffer.getvalue(), durable=False)
         except OSError as error:
             raise SiglipOnnxError(
                 f"{self._folder} cannot be written: {error.strerror or error}. Choose another folder for the cache."
             ) from error
 
-    def _remember(self, prompt: str, embedding: Floats) -> None:
-        with self._lock:
-            self._memory[prompt] = embedding
-            if len(self._memory) > MAX_IN_MEMORY:
-                self._memory.popitem(last=False)
-
     def _read(self, prompt: str) -> Floats | None:
         if self._folder is None:
             return None
-        # A file that is missing or damaged is one that must be made again.
+        # A prompt whose file is missing or damaged is embedded again.
         with contextlib.suppress(OSError, ValueError, EOFError):
-            found: Floats = np.load(self._path(self._folder, prompt), allow_pickle=False)
-            if found.shape == (self._embedding_dim,) and found.dtype == np.float32:
-                return found
+            embedding: Floats = np.load(self._path(self._folder, prompt), allow_pickle=False)
+            if embedding.shape == (self._embedding_dim,) and embedding.dtype == np.float32:
+                return embedding
         return None
 
     @staticmethod

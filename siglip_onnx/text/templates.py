@@ -1,4 +1,4 @@
-"""Texts as users give them, and the sentences that templates make of them."""
+"""Check texts from users and put them into templates such as ``a photo of {}``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ def fill_templates(template: str | Sequence[str], texts: Sequence[str]) -> list[
     """Put each text in the place of ``{}``; one row per text, one column per template.
 
     Raises:
-        TextError: a template has no ``{}``, or there is none.
+        TextError: a template has no ``{}``, there is no template, or the texts are not a sequence.
     """
     templates = [template] if isinstance(template, str) else list(template)
-    for one in templates or [""]:
-        if "{}" not in one:
-            raise TextError(f"The template {one!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
-    return [[one.replace("{}", text) for one in templates] for text in check_texts(texts)]
+    for each in templates or [""]:
+        if "{}" not in each:
+            raise TextError(f"The template {each!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
+    return [[each.replace("{}", text) for each in templates] for text in check_texts(texts)]
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:
     """Return the texts as a list.
 
     Raises:
-        TextError: they are one str, or no sequence.
+        TextError: they are one str, or not a sequence.
     """
-    # A lone string is a sequence of its letters: surely not what was meant. A set has no order.
+    # A str is a sequence of its letters, which is never meant. A set has no order.
     if isinstance(texts, str):
         raise TextError(f"Texts cannot be one str; give a list: [{texts[:40]!r}].")
     if not isinstance(texts, Sequence):

@@ -1,4 +1,4 @@
-"""From text to ``input_ids``, always of the model's full length: SigLIP reads the last position, padding included."""
+"""Tokenize texts to ``input_ids`` of the model's full length: SigLIP pools the last position, padding included."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tokenizer:
-    """A ``tokenizer.json`` whose cleaning, truncation and padding were made exact at export."""
+    """A bundle's ``tokenizer.json``; export made its normalization, truncation and padding those of the reference."""
 
     def __init__(self, path: Path, text_length: int) -> None:
         """Read ``path``; ``text_length`` is the number of positions of the text tower.
@@ -37,48 +37,49 @@ class Tokenizer:
         pieces_path = path.with_name(PIECES)
         self._pieces = PieceTable(pieces_path) if pieces_path.exists() else None
         if self._pieces is not None:
-            found = self._pieces.lengths
+            lengths = self._pieces.lengths
         else:
-            found = [
+            lengths = [
                 (self._whole.padding or {}).get("length"),
                 (self._whole.truncation or {}).get("max_length"),
             ]
-        if found != [text_length, text_length]:
+        if lengths != [text_length, text_length]:
             raise BundleError(
-                f"{path} pads to {found[0]} and truncates to {found[1]} tokens, but the text tower takes exactly "
+                f"{path} pads to {lengths[0]} and truncates to {lengths[1]} tokens, but the text tower takes exactly "
                 f"{text_length}. Export the model again with siglip-onnx export."
             )
 
     def __call__(self, texts: list[str]) -> NDArray[np.int64]:
-        """Return token ids i64 ``(M, T)``; longer texts are cut, keeping the end token last, which is logged.
+        """Return token ids i64 ``(M, T)``; longer texts are truncated before the end token, which is logged.
 
         Raises:
-            TextError: an item is no str, has more than ``MAX_CHARACTERS``, or lone surrogates.
+            TextError: an item is not a str, has more than ``MAX_CHARACTERS``, or has a lone surrogate.
+            BundleError: the tokenizer's file is damaged.
         """
         for text in texts:
             _check_text(text, self.text_length)
         rows = []
-        for text, (ids, cut) in zip(texts, self._encode(texts), strict=True):
-            if cut:
+        for text, (ids, truncated) in zip(texts, self._encode(texts), strict=True):
+            if truncated:
                 _log.warning("Only the first %d tokens of the text %r are read.", self.text_length, _short(text))
             rows.append(ids)
         return np.array(rows, np.int64).reshape(len(texts), self.text_length)
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
-        """Return the ids of each text, and whether it was cut."""
+        """Return the ids of each text, and whether it was truncated."""
         with _library_errors(f"{self._path} cannot tokenize"):
-            return self._encode_as_told(texts)
+            return self._encode_unguarded(texts)
 
-    def _encode_as_told(self, texts: list[str]) -> list[tuple[list[int], bool]]:
-        pieces = self._pieces  # another thread may give it up meanwhile
+    def _encode_unguarded(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        pieces = self._pieces  # another thread may set it to None
         if pieces is not None:
             if pieces.suits(texts):
                 return [self._finish(ids, pieces.document) for ids in pieces.encode(texts)]
-            self._pieces = None  # the whole model serves all texts from now on
+            self._pieces = None  # from now on the whole model is used for all texts
         return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
 
     def _finish(self, ids: list[int], document: dict[str, Any]) -> tuple[list[int], bool]:
-        """Cut, end and pad the ids of one text as the document says; also says whether something was cut."""
+        """Truncate, end and pad the ids of one text; also return whether they were truncated."""
         ending = document["post_processor"]
         end = ending["special_tokens"][ending["single"][-1]["SpecialToken"]["id"]]["ids"]
         whole = ids[: self.text_length - len(end)] + end
@@ -99,9 +100,9 @@ class Tokenizer:
 
 @contextmanager
 def _library_errors(problem: str) -> Iterator[None]:
-    """Turn what the tokenizers library raises into a bundle's error: plain Exception, or a panic of its Rust code.
+    """Turn what the tokenizers library raises, Exception itself or a panic of its Rust code, into a BundleError.
 
-    A panic is no Exception. Whatever else is none, as Ctrl-C, passes.
+    A panic is not a subclass of Exception; other such exceptions, for example KeyboardInterrupt, pass.
     """
     try:
         yield
@@ -125,7 +126,7 @@ def _check_text(text: str, text_length: int) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TextError(
-            f"The text {_short(text)!r} has a lone surrogate at position {error.start} and is no valid Unicode; "
+            f"The text {_short(text)!r} has a lone surrogate at position {error.start} and is not valid Unicode; "
             "decode its bytes with the right encoding."
         ) from error
 

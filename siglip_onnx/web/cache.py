@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
-from collections import OrderedDict
 from typing import NamedTuple
 
 from ..head import Floats
+from ..system.lru_cache import LRUCache
 
 
 class CachedEmbedding(NamedTuple):
@@ -20,12 +19,10 @@ class CachedEmbedding(NamedTuple):
 
 
 class EmbeddingCache:
-    """Embeddings by image id and model id; the least recently used are evicted. Thread-safe."""
+    """LRU cache of embeddings by image id and model id, for any number of threads."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: OrderedDict[tuple[str, str], CachedEmbedding] = OrderedDict()
-        self._lock = threading.Lock()
+        self._entries: LRUCache[tuple[str, str], CachedEmbedding] = LRUCache(size)
         self._key = secrets.token_bytes(32)  # without it an id would tell others which image it belongs to
 
     def image_id(self, data: bytes) -> str:
@@ -34,15 +31,8 @@ class EmbeddingCache:
 
     def get(self, image_id: str, model_id: str) -> CachedEmbedding | None:
         """Return an entry, or None."""
-        with self._lock:
-            if (image_id, model_id) not in self._entries:
-                return None
-            self._entries.move_to_end((image_id, model_id))
-            return self._entries[image_id, model_id]
+        return self._entries.get((image_id, model_id))
 
     def put(self, image_id: str, model_id: str, entry: CachedEmbedding) -> None:
         """Store an entry."""
-        with self._lock:
-            self._entries[image_id, model_id] = entry
-            if len(self._entries) > self._size:
-                self._entries.popitem(last=False)
+        self._entries.put((image_id, model_id), entry)

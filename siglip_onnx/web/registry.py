@@ -62,8 +62,8 @@ def _describe(model_id: str, model: SigLIP) -> dict[str, Any]:
         "id": model_id,
         "name": manifest.model_name,
         "variant": model.variant,
-        "description": manifest.knows,
-        "knows": manifest.knows,  # the name of version 0.1
+        "description": manifest.description,
+        "knows": manifest.description,  # the name of version 0.1
         "embedding_dim": model.embedding_dim,
         "embedding_space": model.embedding_space,
         "providers": model.providers,

@@ -59,7 +59,7 @@ def png_of_many_chunks() -> bytes:
 
 
 def gif_of_many_pixels() -> bytes:
-    """A frame larger than the screen it is said to be drawn on."""
+    """A frame larger than the screen that it is drawn on."""
     data = bytearray(encode(Image.new("P", (8, 8)), "GIF"))
     position = data.index(b",", 13)
     data[position + 5 : position + 9] = struct.pack("<HH", 65_535, 65_535)
@@ -67,7 +67,7 @@ def gif_of_many_pixels() -> bytes:
 
 
 def webp_of_many_pixels() -> bytes:
-    """An animation's canvas, which is allocated as it is opened."""
+    """An animation's canvas, which is allocated on opening."""
     frames = [Image.new("RGBA", (64, 64), (n, 0, 0, 9)) for n in (1, 2)]
     data = bytearray(encode(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:]))
     position = data.index(b"VP8X")
@@ -76,7 +76,7 @@ def webp_of_many_pixels() -> bytes:
 
 
 def avif_of_many_pixels() -> bytes:
-    """A header of another size than the coded picture's."""
+    """A header of another size than the coded image's."""
     data = bytearray(encode(Image.new("RGB", (64, 64)), "AVIF"))
     position = data.index(b"ispe")
     data[position + 8 : position + 16] = struct.pack(">II", 12_000, 12_000)
@@ -84,7 +84,7 @@ def avif_of_many_pixels() -> bytes:
 
 
 def jpeg_of_many_pixels() -> bytes:
-    """65,500 pixels in square."""
+    """65,500x65,500 pixels."""
     data = bytearray(encode(Image.new("L", (8, 8)), "JPEG"))
     position = data.index(b"\xff\xc0")
     data[position + 5 : position + 9] = struct.pack(">HH", 65_500, 65_500)
@@ -92,14 +92,14 @@ def jpeg_of_many_pixels() -> bytes:
 
 
 def jpeg_of_many_scans() -> bytes:
-    """A progressive picture refined 400 times over: half a minute of work in 160 kB."""
+    """A progressive image refined 400 times over: half a minute of work in 160 kB."""
     data = encode(Image.new("L", (6000, 6000), 128), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * 400 + b"\xff\xd9"
 
 
 def jpeg_of_hidden_scans() -> bytes:
-    """The same behind fill bytes and a marker without a length, which decoders skip."""
+    """The same after fill bytes and a marker without a length, which decoders skip."""
     return jpeg_of_many_scans().replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda")
 
 
@@ -124,7 +124,7 @@ def jpeg2000_of_many_tiles() -> bytes:
 
 
 def jp2_that_hides_its_size() -> bytes:
-    """A box that says 64x64 around a codestream of 30,000 pixels in square."""
+    """A box that says 64x64 around a codestream of 30,000x30,000 pixels."""
     return jpeg2000(30_000, 30_000, boxed=True)
 
 
@@ -137,12 +137,12 @@ def tiff(size: tuple[int, int], tile: tuple[int, int], data: bytes) -> bytes:
 
 
 def tiff_of_many_pixels() -> bytes:
-    """A gigapixel that is not even there."""
+    """A header of a gigapixel, without data."""
     return tiff((32_000, 32_000), (32_000, 32_000), b"")
 
 
 def tiff_of_a_large_tile() -> bytes:
-    """16x16 pixels out of a tile of 16,384 in square, which is decoded whole."""
+    """16x16 pixels out of a tile of 16,384x16,384, which is decoded whole."""
     side = 16_384
     packer = zlib.compressobj(9)
     return tiff(
@@ -151,7 +151,7 @@ def tiff_of_a_large_tile() -> bytes:
 
 
 def icon_of_many_pixels() -> bytes:
-    """An icon whose directory says 256x256 and whose picture has 121 megapixels; it is decoded as it is opened."""
+    """An icon whose directory says 256x256 and whose image has 121 megapixels; it is decoded on opening."""
     inside = png(11_000, 11_000)
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inside), 22) + inside
 
@@ -162,22 +162,22 @@ def icon_of_a_large_bitmap() -> bytes:
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inside), 22) + inside
 
 
-def icon_of_many_pictures() -> bytes:
-    """65,535 of them, all the same one."""
+def icon_of_many_images() -> bytes:
+    """65,535 entries for the same image."""
     inside = png(8, 8)
     entry = struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 32, len(inside), 6 + 16 * 65_535)
     return b"\0\0\1\0\xff\xff" + entry * 65_535 + inside
 
 
 def psd_of_many_rows() -> bytes:
-    """So many rows that counting them while opening takes seconds."""
+    """So many rows that counting them on opening takes seconds."""
     rows = 5_000_000
     header = b"8BPS" + struct.pack(">HxxxxxxHIIHH", 1, 3, rows, 1, 8, 3)
     return header + bytes(12) + struct.pack(">H", 1) + bytes(3 * rows * 2)
 
 
 def bmp_of_many_pixels() -> bytes:
-    """Run-length coded rows that are not there."""
+    """Run-length coded rows without data."""
     data = bytearray(encode(Image.new("P", (8, 8)), "BMP"))
     data[18:26] = struct.pack("<ii", 40_000, 40_000)
     data[30:34] = struct.pack("<I", 1)
@@ -202,7 +202,7 @@ def tga_of_many_pixels() -> bytes:
 BOMBS: tuple[Callable[[], bytes], ...] = (
     png_of_many_pixels, png_whose_size_overflows, png_long_and_thin, png_of_texts, gif_of_many_pixels,
     webp_of_many_pixels, avif_of_many_pixels, jpeg_of_many_pixels, jpeg_of_many_scans, jpeg_of_hidden_scans,
-    jpeg_of_many_segments, png_of_many_chunks, icon_of_many_pictures, jpeg2000_of_many_tiles,
+    jpeg_of_many_segments, png_of_many_chunks, icon_of_many_images, jpeg2000_of_many_tiles,
     jp2_that_hides_its_size, tiff_of_many_pixels, tiff_of_a_large_tile, icon_of_many_pixels, icon_of_a_large_bitmap,
     psd_of_many_rows, bmp_of_many_pixels, ppm_of_many_pixels, qoi_of_many_pixels, tga_of_many_pixels,
 )  # fmt: skip

@@ -42,11 +42,11 @@ def measure(bomb: Callable[[], bytes], folder: Path) -> tuple[str, float, float]
     """Return status, seconds and megabytes of refusing a bomb, in a process of its own that has decoded before."""
     (folder / "bomb").write_bytes(bomb())
     (folder / "warm").write_bytes(png(64, 64))
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, folder / "bomb", folder / "warm"],
         capture_output=True, text=True, timeout=60 + WATCHDOG_S, check=True,
     )  # fmt: skip
-    status, seconds, megabytes = json.loads(found.stdout)
+    status, seconds, megabytes = json.loads(process.stdout)
     return status, seconds, megabytes
 
 
@@ -60,7 +60,7 @@ def test_the_measure_sees_memory(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
-def test_bombs_cost_nothing(bomb: Callable[[], bytes], tmp_path: Path) -> None:
+def test_bombs_are_refused_at_no_cost(bomb: Callable[[], bytes], tmp_path: Path) -> None:
     status, seconds, megabytes = measure(bomb, tmp_path)
     assert status == "too_large"
     assert seconds < WATCHDOG_S
@@ -68,10 +68,10 @@ def test_bombs_cost_nothing(bomb: Callable[[], bytes], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
-def test_bombs_are_refused_as_files_too(bomb: Callable[[], bytes], tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
+def test_bombs_in_files_are_refused(bomb: Callable[[], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
     path.write_bytes(bomb())
     for limits in (ImageLimits(), SERVER_LIMITS):
-        with pytest.raises(ImageError, match=r"picture\.jpg") as found:
+        with pytest.raises(ImageError, match=r"image\.jpg") as caught:
             load_image(path, limits=limits)
-        assert found.value.status == "too_large"
+        assert caught.value.status == "too_large"

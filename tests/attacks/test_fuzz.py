@@ -1,8 +1,7 @@
-"""Thousands of damaged pictures, configs and manifests: our own error or an answer, never a crash or a hang."""
+"""Thousands of mutated images, configs and manifests: a result or our own error, never a crash or a hang."""
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from attacks.mutate import mutate, mutate_json
 from PIL import Image
-from support.images import make_image
+from support.images import encode, make_image
 from support.material import MATERIAL
 
 from siglip_onnx.bundle.folder import open_bundle
@@ -39,39 +38,33 @@ Finding = tuple[int, str]
 
 
 def corpus() -> list[bytes]:
-    """Small pictures of every format and of many modes, and the odd real ones that are at hand."""
+    """Small images of every format and many modes, and odd real files where they are available."""
     rng = np.random.default_rng(3)
-    pictures = [make_image(rng, size) for size in ((31, 17), (64, 64))]
-    found = []
-    for picture in pictures:
-        found += [encode(picture, format_) for format_ in sorted(set(FORMATS) - {"PSD"})]  # which Pillow cannot write
-        found += [encode(picture.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
-        found += [encode(picture.convert(mode), "TIFF") for mode in ("1", "L", "P", "CMYK", "F", "YCbCr")]
-        found += [
-            encode(picture, "TIFF", compression=kind) for kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    images = [make_image(rng, size) for size in ((31, 17), (64, 64))]
+    files = []
+    for image in images:
+        files += [encode(image, format_) for format_ in sorted(set(FORMATS) - {"PSD"})]  # which Pillow cannot write
+        files += [encode(image.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
+        files += [encode(image.convert(mode), "TIFF") for mode in ("1", "L", "P", "CMYK", "F", "YCbCr")]
+        files += [
+            encode(image, "TIFF", compression=kind) for kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
         ]
-        found += [encode(picture.convert("L"), "JPEG"), encode(picture.convert("CMYK"), "JPEG")]
-        found += [encode(picture, "JPEG", progressive=True), encode(picture, "JPEG2000", no_jp2=True)]
-        found += [encode(picture, "WEBP", lossless=True), encode(picture, "GIF", save_all=True, append_images=pictures)]
-        found += [encode(picture, "PNG", save_all=True, append_images=pictures), encode(picture, "TGA", rle=True)]
+        files += [encode(image.convert("L"), "JPEG"), encode(image.convert("CMYK"), "JPEG")]
+        files += [encode(image, "JPEG", progressive=True), encode(image, "JPEG2000", no_jp2=True)]
+        files += [encode(image, "WEBP", lossless=True), encode(image, "GIF", save_all=True, append_images=images)]
+        files += [encode(image, "PNG", save_all=True, append_images=images), encode(image, "TGA", rle=True)]
         exif = Image.Exif()
         exif[0x0112] = 6
-        found.append(encode(picture, "JPEG", exif=exif))
+        files.append(encode(image, "JPEG", exif=exif))
     folder = os.environ.get(MATERIAL)
     if folder:
         odd = sorted((Path(folder) / "images" / "odd").rglob("*"))
-        found += [path.read_bytes() for path in odd if path.is_file() and 0 < path.stat().st_size <= LARGEST]
-    return found
-
-
-def encode(image: Image.Image, format_: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
+        files += [path.read_bytes() for path in odd if path.is_file() and 0 < path.stat().st_size <= LARGEST]
+    return files
 
 
 def decode_many(seed: int) -> tuple[Counter[str], list[Finding], float]:
-    """Decode mutants; return how each ended, what must not happen, and the longest time."""
+    """Decode mutants; return counts of outcomes, forbidden outcomes, and the longest time."""
     warnings.simplefilter("ignore")  # of Pillow, about damaged files
     rng, seeds = random.Random(seed), corpus()
     outcomes: Counter[str] = Counter()
@@ -81,9 +74,9 @@ def decode_many(seed: int) -> tuple[Counter[str], list[Finding], float]:
         data = mutate(rng.choice(seeds), seeds, rng)
         began = time.perf_counter()
         try:
-            picture = open_image(data, limits=LIMITS, allow_truncated=number % 2 == 0)
-            assert picture.rgb.mode == "RGB"
-            outcomes["truncated, allowed" if picture.truncated else "decoded"] += 1
+            image = open_image(data, limits=LIMITS, allow_truncated=number % 2 == 0)
+            assert image.rgb.mode == "RGB"
+            outcomes["truncated, allowed" if image.truncated else "decoded"] += 1
         except ImageError as error:
             outcomes[error.status] += 1
         except BaseException as error:
@@ -96,14 +89,14 @@ def decode_many(seed: int) -> tuple[Counter[str], list[Finding], float]:
 
 
 @pytest.mark.slow
-def test_mutated_pictures(request: pytest.FixtureRequest) -> None:
-    """A worker that crashes breaks the pool, one that hangs runs into the time limit; the seed says which picture."""
+def test_mutated_images(request: pytest.FixtureRequest) -> None:
+    """A worker that crashes breaks the pool, one that hangs runs into the time limit; the seed says which image."""
     tasks = max(1, request.config.getoption("--fuzz") // PER_TASK)
     outcomes: Counter[str] = Counter()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for seed, found in enumerate(pool.map(decode_many, range(tasks), timeout=TIMEOUT_S + tasks)):
-            assert found[1] == [], f"seed {seed}"
-            outcomes += found[0]
+        for seed, (counts, findings, _) in enumerate(pool.map(decode_many, range(tasks), timeout=TIMEOUT_S + tasks)):
+            assert findings == [], f"seed {seed}"
+            outcomes += counts
     assert outcomes.total() == tasks * PER_TASK
     assert outcomes.keys() >= {"decoded", "decode_error", "too_large", "truncated"}, outcomes
 
@@ -139,7 +132,7 @@ def test_mutated_configs(name: str, json_file: Callable[[str], tuple[Path, Any]]
 
 
 def test_mutated_manifests(small_bundle: Path, tmp_path: Path) -> None:
-    """The manifest may say anything; the folder's other files stay as they are."""
+    """Only the manifest is mutated."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in small_bundle.iterdir():

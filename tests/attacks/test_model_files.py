@@ -1,4 +1,4 @@
-"""Broken and hostile model folders: found, named, and refused before onnxruntime sees them."""
+"""Damaged and malicious model folders: detected, named, and refused before onnxruntime loads them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def copy(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 def damage(folder: Path, times: int, change: Callable[[random.Random, bytes], bytes]) -> None:
-    """Change one file after another, each as likely as every other, and check that it alone is named."""
+    """Change one random file after another, and check that it is named."""
     rng = random.Random(times)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for _ in range(times):
@@ -41,15 +41,15 @@ def damage(folder: Path, times: int, change: Callable[[random.Random, bytes], by
         sound = path.read_bytes()
         path.write_bytes(change(rng, sound))
         try:
-            found = "; ".join(verify_folder(folder))
+            problems = "; ".join(verify_folder(folder))
         except SiglipOnnxError as error:
-            found = str(error)
-        assert path.relative_to(folder).as_posix() in found
+            problems = str(error)
+        assert path.relative_to(folder).as_posix() in problems
         path.write_bytes(sound)
     assert verify_folder(folder) == []
 
 
-def test_every_flipped_byte_is_found_and_its_file_named(copy: Path) -> None:
+def test_verify_names_the_file_of_every_flipped_byte(copy: Path) -> None:
     def flip(rng: random.Random, sound: bytes) -> bytes:
         place = rng.randrange(len(sound))
         return sound[:place] + bytes([sound[place] ^ rng.randrange(1, 256)]) + sound[place + 1 :]
@@ -57,23 +57,23 @@ def test_every_flipped_byte_is_found_and_its_file_named(copy: Path) -> None:
     damage(copy, FLIPS, flip)
 
 
-def test_every_truncation_is_found_and_its_file_named(copy: Path) -> None:
+def test_verify_names_every_truncated_file(copy: Path) -> None:
     damage(copy, CUTS, lambda rng, sound: sound[: rng.randrange(len(sound))])
 
 
-def test_a_changed_file_is_hashed_at_the_next_load_and_no_other(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_hashes_only_changed_files(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
     original = integrity.file_facts
     monkeypatch.setattr(integrity, "file_facts", lambda path: hashed.append(path.name) or original(path))
     siglip_onnx.load(copy)
-    first = len(hashed)
-    assert first == len(open_bundle(copy).manifest.files) + 4
+    num_hashed = len(hashed)
+    assert num_hashed == len(open_bundle(copy).manifest.files) + 4
     siglip_onnx.load(copy)
-    assert len(hashed) == first
+    assert len(hashed) == num_hashed
     weights = copy / "onnx" / "text_model_quantized.onnx.data"
     os.utime(weights)
     siglip_onnx.load(copy)
-    assert hashed[first:] == [weights.name]
+    assert hashed[num_hashed:] == [weights.name]
     content = bytearray(weights.read_bytes())
     content[100] ^= 1
     weights.write_bytes(content)
@@ -88,7 +88,7 @@ def test_a_changed_file_is_hashed_at_the_next_load_and_no_other(copy: Path, monk
 
 
 def make_manifest_true(folder: Path) -> None:
-    """Enter sizes and hashes anew after files were changed, as an attacker would."""
+    """Update sizes and hashes after files were changed, as an attacker would."""
     document = json.loads((folder / "manifest.json").read_text())
     for files in (document["files"], *(variant["files"] for variant in document["variants"].values())):
         for name in files:
@@ -100,7 +100,7 @@ def make_manifest_true(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
-def test_files_that_the_manifest_must_list(copy: Path, name: str) -> None:
+def test_manifest_must_list_the_shared_files(copy: Path, name: str) -> None:
     document = json.loads((copy / "manifest.json").read_text())
     del document["files"][name]
     (copy / "manifest.json").write_text(json.dumps(document))
@@ -108,14 +108,14 @@ def test_files_that_the_manifest_must_list(copy: Path, name: str) -> None:
         open_bundle(copy)
 
 
-def test_without_a_home_everything_is_hashed_each_time(copy: Path) -> None:
+def test_load_without_a_home_folder(copy: Path) -> None:
     code = f"import siglip_onnx; print(siglip_onnx.load({str(copy)!r}).encode_texts(['a']).shape[0])"
     patch = "import pathlib\ndef home(): raise RuntimeError('no home')\npathlib.Path.home = home\n"
     environment = {key: value for key, value in os.environ.items() if "CACHE" not in key}
     assert subprocess.check_output([sys.executable, "-c", patch + code], env=environment, text=True).strip() == "1"
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_with_an_unwritable_cache(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy.parent / "file").touch()
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(copy.parent / "file"))
     assert siglip_onnx.load(copy).encode_texts(["a"]).shape[0] == 1
@@ -125,13 +125,13 @@ def test_a_cache_that_cannot_be_written_only_costs_time(copy: Path, monkeypatch:
     "name",
     ["../x", "a/../../x", "/etc/passwd", "C:\\x", "..\\x", "a\\..\\..\\x", "\\\\host\\share", "", ".", "a\0b"],
 )
-def test_names_that_leave_the_folder(name: str) -> None:
+def test_check_name_refuses_names_outside_the_folder(name: str) -> None:
     with pytest.raises(ValueError, match="outside the bundle"):
         check_name(name)
 
 
 @pytest.mark.parametrize("name", ["config.json", "onnx/vision_model.onnx.data", "..hidden", "a b/ä.onnx"])
-def test_names_that_stay(name: str) -> None:
+def test_check_name_accepts_names_inside_the_folder(name: str) -> None:
     check_name(name)
 
 
@@ -185,7 +185,7 @@ def edit_manifest_size(folder: Path, name: str, size_bytes: int) -> None:
         (folder / "manifest.json").write_text(json.dumps(document))
 
 
-def test_links_out_of_the_folder_are_named_and_snapshots_of_the_hub_are_not(copy: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_refused_except_in_hub_snapshots(copy: Path, tmp_path: Path) -> None:
     name = "tokenizer.json"
     outside = tmp_path / "outside.json"
     (copy / name).rename(outside)
@@ -205,7 +205,7 @@ def test_links_out_of_the_folder_are_named_and_snapshots_of_the_hub_are_not(copy
 
 
 def graph_with(location: str, *, offset: int | None = None, length: int | None = None, inside: str = "top") -> bytes:
-    """A small graph whose one weight lies in ``location``, at the top, in a branch of an If, or in a constant."""
+    """A small graph whose one weight is stored in ``location``, at the top, in a branch of an If, or in a constant."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         if value is not None:
@@ -267,7 +267,7 @@ def test_external_data_that_links_elsewhere(tmp_path: Path) -> None:
         LazySession(folder / "m.onnx").load()
 
 
-def test_nan_weights_and_infinite_outputs_are_told(small_bundle: Path, tmp_path: Path) -> None:
+def test_nan_weights_are_an_error(small_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
     weights = copy / "onnx" / "vision_model.onnx.data"
     content = np.fromfile(weights, np.float32)

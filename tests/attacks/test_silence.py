@@ -15,8 +15,8 @@ import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
 
 PACKAGE = Path(siglip_onnx.__file__).parent
-PICTURE = str(IMAGES_PATH / "red_star.png")
-# Runs a command of the package and tells every socket and every file that was opened for writing or made.
+IMAGE = str(IMAGES_PATH / "red_star.png")
+# Runs a command of the package and prints every socket, and every file that was opened for writing or created.
 WATCH = """
 import json, os, sys
 seen = {"sockets": [], "files": []}
@@ -56,8 +56,8 @@ def watch(tmp_path: Path, *arguments: object, **environment: str) -> dict[str, o
 @pytest.mark.parametrize(
     "command",
     [
-        ("classify", PICTURE, "--text", "a red star"),
-        ("classify", PICTURE, "--text", "a red star", "--offline", "--json"),
+        ("classify", IMAGE, "--text", "a red star"),
+        ("classify", IMAGE, "--text", "a red star", "--offline", "--json"),
         ("info", "--verify-files"),
         ("doctor", "--json"),
         ("models", "list"),
@@ -71,27 +71,27 @@ def test_commands_on_the_demo_open_no_socket_and_write_no_file(tmp_path: Path, c
 
 @pytest.mark.parametrize("how", [("--offline",), ("HF_HUB_OFFLINE",)])
 def test_offline_opens_no_socket(tmp_path: Path, how: tuple[str, ...]) -> None:
-    options = [one for one in how if one.startswith("--")]
-    environment = {one: "1" for one in how if not one.startswith("--")}
-    for command in (("models", "pull"), ("classify", PICTURE, "--text", "a", "--model")):
-        found = watch(tmp_path, *command, "siglip2-base-patch16-224", *options, **environment)
-        assert found == {"sockets": [], "files": [], "home": [], "code": 4}
+    options = [option for option in how if option.startswith("--")]
+    environment = {variable: "1" for variable in how if not variable.startswith("--")}
+    for command in (("models", "pull"), ("classify", IMAGE, "--text", "a", "--model")):
+        report = watch(tmp_path, *command, "siglip2-base-patch16-224", *options, **environment)
+        assert report == {"sockets": [], "files": [], "home": [], "code": 4}
 
 
-def test_a_models_folder_stays_as_it_is(tmp_path: Path, small_bundle: Path) -> None:
-    found = watch(tmp_path, "classify", PICTURE, "--text", "a", "--model", small_bundle)
+def test_model_folder_is_not_changed(tmp_path: Path, small_bundle: Path) -> None:
+    report = watch(tmp_path, "classify", IMAGE, "--text", "a", "--model", small_bundle)
     cache = str(tmp_path / "home" / ".cache" / "siglip_onnx")
-    assert found["code"] == 0
-    assert found["sockets"] == []
-    assert found["files"]
-    assert all(str(path).startswith((cache, str(Path(cache).parent))) for path in found["files"])  # type: ignore[attr-defined]
-    assert all(path.startswith(".cache/siglip_onnx/verified/") for path in found["home"])  # type: ignore[attr-defined]
+    assert report["code"] == 0
+    assert report["sockets"] == []
+    assert report["files"]
+    assert all(str(path).startswith((cache, str(Path(cache).parent))) for path in report["files"])  # type: ignore[attr-defined]
+    assert all(path.startswith(".cache/siglip_onnx/verified/") for path in report["home"])  # type: ignore[attr-defined]
 
 
-def test_the_watch_sees_what_it_is_for(tmp_path: Path) -> None:
+def test_audit_hook_sees_sockets(tmp_path: Path) -> None:
     """Otherwise the tests above could not fail."""
-    found = watch(tmp_path, "models", "pull", "a/b", HF_ENDPOINT="http://127.0.0.1:9")
-    assert found["sockets"]
+    report = watch(tmp_path, "models", "pull", "a/b", HF_ENDPOINT="http://127.0.0.1:9")
+    assert report["sockets"]
 
 
 # What runs code, or trusts data as if it were code.
@@ -99,7 +99,7 @@ FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "mktemp"}
 
 
-def test_no_data_is_run_as_code() -> None:
+def test_no_data_is_executed() -> None:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
@@ -125,15 +125,15 @@ NETWORK = {"socket", "http", "urllib", "requests", "httpx", "aiohttp", "huggingf
 NETWORK_ROOMS = {"hub", "web", "bench"}
 
 
-def test_the_network_has_its_rooms() -> None:
+def test_network_libraries_are_imported_in_their_rooms_only() -> None:
     """The rest of the package cannot open a socket."""
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0] in NETWORK_ROOMS:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            found = set()
+            libraries = set()
             if isinstance(node, ast.Import):
-                found = {name.name.split(".")[0] for name in node.names}
+                libraries = {name.name.split(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                found = {node.module.split(".")[0]}
-            assert not found & NETWORK, path
+                libraries = {node.module.split(".")[0]}
+            assert not libraries & NETWORK, path

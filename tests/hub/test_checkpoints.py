@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 
 
-def test_all_checkpoints_once() -> None:
+def test_published_checkpoints_are_listed_once() -> None:
     names = [checkpoint.name for checkpoint in PUBLISHED]
     assert len(names) == len(set(names)) == 27
     assert [checkpoint.family for checkpoint in PUBLISHED].count("SigLIP") == 10
@@ -42,7 +42,7 @@ def test_shapes_fit_together(checkpoint: describe_checkpoints.PublishedCheckpoin
 
 
 @pytest.mark.slow
-def test_the_page_is_what_the_table_says() -> None:
+def test_page_of_checkpoints_is_generated_from_the_table() -> None:
     assert describe_checkpoints.DOCUMENT.read_text(encoding="utf-8") == describe_checkpoints.document()
 
 
@@ -55,9 +55,9 @@ def test_sizes_are_those_of_an_export(bundle: Path) -> None:
             assert sizes[variant][tower] == pytest.approx(weights, abs=0.001)
 
 
-def test_the_published_config_is_the_table_s(material: Path) -> None:
+def test_published_configs_match_the_table(material: Path) -> None:
     by_name = {checkpoint.name: checkpoint.config for checkpoint in PUBLISHED}
     for name in ("siglip2-base-patch16-384", "siglip2-base-patch16-naflex"):
-        found, listed = read_config(material / "configs" / f"{name}_config.json"), by_name[name]
-        assert found.vision == listed.vision
-        assert expected_shapes(found) == expected_shapes(listed)
+        published, listed = read_config(material / "configs" / f"{name}_config.json"), by_name[name]
+        assert published.vision == listed.vision
+        assert expected_shapes(published) == expected_shapes(listed)

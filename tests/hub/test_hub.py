@@ -1,4 +1,4 @@
-"""Models by name: from the Hub into the cache and back, whatever breaks on the way, and without the network."""
+"""Models of the Hub: download, cache, resume and repair, and offline use."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import siglip_onnx
 from siglip_onnx import demo
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
 from siglip_onnx.cli import main
-from siglip_onnx.errors import BundleError, CacheError, DownloadError, ModelNotFoundError
-from siglip_onnx.hub.cache import cached_models, leftovers
+from siglip_onnx.errors import BundleError, CacheError, CheckpointError, DownloadError, ModelNotFoundError
+from siglip_onnx.hub.cache import cached_models, stale_entries
 from siglip_onnx.hub.names import parse_hub_name
 
 NAME = "someone/tiny-siglip"
@@ -30,7 +30,7 @@ WEIGHTS = "onnx/vision_model_quantized.onnx.data"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub, and an empty cache of one's own."""
+    """A local Hub, and an empty cache."""
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -44,7 +44,7 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_a_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bundle: Path) -> None:
+def test_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bundle: Path) -> None:
     commit = hub.add(NAME, small_bundle)
     pulled = call("models", "pull", NAME)
     assert pulled.exit_code == 0, pulled.output
@@ -54,10 +54,10 @@ def test_a_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bun
     assert folder.name == commit
     assert verify_folder(folder) == []
     assert set(open_bundle(folder).manifest.variants) == {"int8"}
-    assert hub.requests["onnx/vision_model.onnx.data"] == 0, "fp32 was not asked for"
+    assert hub.requests["onnx/vision_model.onnx.data"] == 0, "fp32 was not requested"
     before = hub.requests.total()
-    again = siglip_onnx.load(NAME).encode_texts(["a"])
-    assert (again == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
+    embedding = siglip_onnx.load(NAME).encode_texts(["a"])
+    assert (embedding == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
     assert hub.requests.total() == before, "a model in the cache needs no network"
     listed = json.loads(call("models", "list", "--json").stdout)["models"]
     assert [(row["model"], row["revision"], row["variants"]) for row in listed] == [(NAME, commit, ["int8"])]
@@ -68,7 +68,7 @@ def test_a_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bun
     assert call("models", "rm", NAME).exit_code == 4
 
 
-def test_load_pulls_what_is_missing_once(hub: Hub, small_bundle: Path) -> None:
+def test_load_downloads_a_model_once(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
     lines: list[str] = []
     model = siglip_onnx.load(NAME, report=lines.append)
@@ -78,7 +78,7 @@ def test_load_pulls_what_is_missing_once(hub: Hub, small_bundle: Path) -> None:
     assert hub.requests[WEIGHTS] == 1
 
 
-def test_another_variant_is_fetched_when_it_is_asked_for(hub: Hub, small_bundle: Path) -> None:
+def test_load_downloads_another_variant_on_request(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
     siglip_onnx.load(NAME)
     assert siglip_onnx.load(NAME, variant="fp32").variant == "fp32"
@@ -97,11 +97,11 @@ def test_revisions(hub: Hub, small_bundle: Path) -> None:
     assert hub.requests.total() == before
     with pytest.raises(DownloadError, match="has no such revision"):
         siglip_onnx.load(f"{NAME}@v2")
-    with pytest.raises(DownloadError, match="is not on the Hub, or wants a login"):
+    with pytest.raises(DownloadError, match="is not on the Hub, or requires a login"):
         siglip_onnx.load("someone/nothing")
 
 
-def test_a_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path, small_bundle: Path) -> None:
+def test_pulled_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path, small_bundle: Path) -> None:
     commit = hub.add("google/siglip2-base-patch16-224", small_checkpoint, **{"pytorch_model.bin": bytes(20_000)})
     done = call("models", "pull", "siglip2-base-patch16-224", "--json")
     assert done.exit_code == 0, done.output
@@ -114,11 +114,33 @@ def test_a_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path,
     source = model.bundle.manifest.source
     assert (source["checkpoint"], source["revision"]) == ("google/siglip2-base-patch16-224", commit)
     assert (model.encode_texts(["a"]) == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
-    assert leftovers() == []
+    assert stale_entries() == []
 
 
 @pytest.mark.export
-def test_a_repository_of_something_else(hub: Hub, tmp_path: Path) -> None:
+def test_failed_export_raises_the_exporters_error(hub: Hub, small_checkpoint: Path) -> None:
+    config = json.loads((small_checkpoint / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "relu"
+    hub.add(NAME, small_checkpoint, **{"config.json": json.dumps(config).encode()})
+    lines: list[str] = []
+    with pytest.raises(
+        CheckpointError, match=r"tiny-siglip could not be exported \(exit code 4\): .*hidden_act 'relu'"
+    ):
+        siglip_onnx.load(NAME, report=lines.append)
+    assert not any("{" in line for line in lines)
+    assert cached_models() == []
+
+
+def test_progress_is_logged_at_level_info(hub: Hub, small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub.add(NAME, small_bundle)
+    with caplog.at_level("INFO", "siglip_onnx"):
+        siglip_onnx.load(NAME)
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert "files" in caplog.text
+
+
+@pytest.mark.export
+def test_repository_of_something_else_is_refused(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     hub.add(NAME, tmp_path / "other")
@@ -126,7 +148,7 @@ def test_a_repository_of_something_else(hub: Hub, tmp_path: Path) -> None:
         siglip_onnx.load(NAME)
 
 
-def test_an_interrupted_download_goes_on(hub: Hub, small_bundle: Path) -> None:
+def test_interrupted_download_resumes(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
     hub.cut = {WEIGHTS: 50}
     failed = call("models", "pull", NAME)
@@ -137,12 +159,12 @@ def test_an_interrupted_download_goes_on(hub: Hub, small_bundle: Path) -> None:
     text_requests = hub.requests["tokenizer.json"]
     hub.cut = {}
     assert call("models", "pull", NAME).exit_code == 0
-    assert hub.requests["tokenizer.json"] == text_requests, "what had arrived is not asked for again"
+    assert hub.requests["tokenizer.json"] == text_requests, "complete files are not downloaded again"
     assert verify_folder(cached_models()[0].folder) == []
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
-def test_wrong_bytes_are_asked_for_once_more_and_then_refused(hub: Hub, small_bundle: Path, file: str) -> None:
+def test_wrong_checksum_is_retried_once_and_then_refused(hub: Hub, small_bundle: Path, file: str) -> None:
     hub.add(NAME, small_bundle)
     hub.corrupt = {file: 1}
     assert call("models", "pull", NAME).exit_code == 0
@@ -150,34 +172,34 @@ def test_wrong_bytes_are_asked_for_once_more_and_then_refused(hub: Hub, small_bu
     hub.corrupt = {file: 2}
     failed = call("models", "pull", NAME)
     assert failed.exit_code == 4
-    assert f"{file} of {NAME} arrived damaged twice" in failed.stderr
+    assert f"{file} of {NAME} failed its checksum twice" in failed.stderr
     assert cached_models() == []
 
 
-def test_a_bundle_that_contradicts_its_manifest(hub: Hub, small_bundle: Path) -> None:
+def test_bundle_that_contradicts_its_manifest_is_refused(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle, **{"config.json": b"{}"})
     failed = call("models", "pull", NAME)
     assert failed.exit_code == 4
     assert "is damaged on the Hub: config.json" in failed.stderr
-    assert cached_models() == leftovers() == []
+    assert cached_models() == stale_entries() == []
 
 
-def test_a_damaged_model_in_the_cache_is_fetched_again_once(hub: Hub, small_bundle: Path) -> None:
+def test_damaged_model_in_the_cache_is_downloaded_again_once(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
     siglip_onnx.load(NAME)
     damage(cached_models()[0].folder)
     lines: list[str] = []
     siglip_onnx.load(NAME, report=lines.append).encode_texts(["a"])
     assert "Fetching it again" in lines[0]
-    assert len(leftovers()) == 1
+    assert len(stale_entries()) == 1
     assert verify_folder(cached_models()[0].folder) == []
     damage(cached_models()[0].folder)
     hub.corrupt = {WEIGHTS: 99}
-    with pytest.raises(DownloadError, match="arrived damaged twice"):
+    with pytest.raises(DownloadError, match="failed its checksum twice"):
         siglip_onnx.load(NAME)
 
 
-def test_a_users_folder_is_never_touched(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+def test_folder_of_a_user_is_never_changed(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
     mine = Path(shutil.copytree(small_bundle, tmp_path / "mine"))
     damage(mine)
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
@@ -200,8 +222,8 @@ def test_offline(hub: Hub, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     flag = ["--offline"] if how == "option" else []
-    picture = demo.IMAGES_PATH / "red_star.png"
-    for command in (["models", "pull", NAME], ["classify", picture, "--text", "a", "--model", NAME]):
+    image = demo.IMAGES_PATH / "red_star.png"
+    for command in (["models", "pull", NAME], ["classify", image, "--text", "a", "--model", NAME]):
         failed = call(*command, *flag)
         assert failed.exit_code == 4
         assert f"siglip-onnx models pull {NAME}" in failed.stderr
@@ -211,7 +233,7 @@ def test_offline(hub: Hub, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     before = hub.requests.total()
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert call("classify", picture, "--text", "a", "--model", NAME, *flag).exit_code == 0
+    assert call("classify", image, "--text", "a", "--model", NAME, *flag).exit_code == 0
     with pytest.raises(DownloadError, match=f"models pull {NAME} --variant fp32"):
         siglip_onnx.load(NAME, variant="fp32", offline=True)
     damage(cached_models()[0].folder)
@@ -229,18 +251,18 @@ def test_offline(hub: Hub, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, 
         ("a/b@refs/pr/1", ("a/b", "refs/pr/1")),
     ],
 )
-def test_names(name: str, expected: tuple[str, str | None]) -> None:
-    found = parse_hub_name(name)
-    assert (found.name, found.revision) == expected
+def test_hub_names(name: str, expected: tuple[str, str | None]) -> None:
+    parsed = parse_hub_name(name)
+    assert (parsed.name, parsed.revision) == expected
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "../b", "a/..", "-a/b", "a b/c", "a/b@", "a/b@../..", "http://a/b", ""])
-def test_names_that_are_none(name: str) -> None:
+def test_invalid_hub_names(name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         parse_hub_name(name)
 
 
-def test_a_mistyped_path_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistyped_path_does_not_use_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError, match="was not found"):
@@ -249,7 +271,7 @@ def test_a_mistyped_path_asks_no_network(tmp_path: Path, monkeypatch: pytest.Mon
         parse_hub_name("siglip2-base-patch16-24")
 
 
-def test_a_cache_that_cannot_be_written(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
+def test_unwritable_cache_is_one_error(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
     hub.add(NAME, small_bundle)
     (tmp_path / "file").touch()
     failed = call("--cache-dir", tmp_path / "file", "models", "pull", NAME)
@@ -267,7 +289,7 @@ print(siglip_onnx.load({NAME!r}, report=lambda line: None).encode_texts(["a"]).s
 """
 
 
-def test_eight_processes_that_start_at_once_download_once(hub: Hub, small_bundle: Path) -> None:
+def test_eight_concurrent_processes_download_once(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
     hub.gate = threading.Event()
     processes = [start(LOAD) for _ in range(8)]
@@ -279,11 +301,11 @@ def test_eight_processes_that_start_at_once_download_once(hub: Hub, small_bundle
     assert hub.requests[WEIGHTS] == 1
     assert len(cached_models()) == 1
     assert verify_folder(cached_models()[0].folder) == []
-    assert leftovers() == []
+    assert stale_entries() == []
 
 
-def test_a_killed_download_does_no_harm(hub: Hub, small_bundle: Path, full: bool) -> None:
-    """At whatever request it happens."""
+def test_killed_download_leaves_the_cache_usable(hub: Hub, small_bundle: Path, full: bool) -> None:
+    """At any of its requests."""
     hub.add(NAME, small_bundle)
     for requests in range(1, 11) if full else (4,):
         hub.gate = threading.Event()
@@ -296,7 +318,7 @@ def test_a_killed_download_does_no_harm(hub: Hub, small_bundle: Path, full: bool
         assert cached_models() == []
         siglip_onnx.load(NAME).encode_texts(["a"])
         assert verify_folder(cached_models()[0].folder) == []
-        assert leftovers() == []
+        assert stale_entries() == []
         assert call("models", "rm", NAME).exit_code == 0
 
 

@@ -1,4 +1,4 @@
-"""A Hub, or a proxy before it, that answers with paths, foreign names and endless files: nothing outside is touched."""
+"""A malicious Hub or proxy with paths, wrong names and endless files: nothing outside the cache is touched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import siglip_onnx
 from siglip_onnx.cli import main
 from siglip_onnx.errors import DownloadError
 from siglip_onnx.hub import download
-from siglip_onnx.hub.cache import cached_models, leftovers, repository_folder
+from siglip_onnx.hub.cache import cached_models, repository_folder, stale_entries
 from siglip_onnx.hub.download import RemoteFile, Repository, fetch, look_up
 
 NAME = "someone/tiny-siglip"
@@ -25,7 +25,7 @@ COMMIT = "0123456789" * 4
 
 
 class HostileHandler(hub_server._Handler):
-    """Changes the facts that the Hub names, and sends some files without end."""
+    """Change what the Hub states, and send some files without end."""
 
     facts: dict[str, Any] = {}  # noqa: RUF012 - set per test
     sizes: dict[str, Any] = {}  # noqa: RUF012
@@ -58,12 +58,12 @@ class HostileHandler(hub_server._Handler):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if self.chunked else block)
                 type(self).sent_bytes += len(block)
         except OSError:
-            return  # the client has had enough
+            return  # the client closed the connection
 
 
 @pytest.fixture
 def handler(monkeypatch: pytest.MonkeyPatch) -> type[HostileHandler]:
-    """What the Hub answers; tests set its fields."""
+    """The Hub's request handler; tests set its fields."""
     fresh = type("_Fresh", (HostileHandler,), {"facts": {}, "sizes": {}, "endless": set(), "sent_bytes": 0})
     monkeypatch.setattr(hub_server, "_Handler", fresh)
     return fresh
@@ -71,7 +71,7 @@ def handler(monkeypatch: pytest.MonkeyPatch) -> type[HostileHandler]:
 
 @pytest.fixture
 def hub(handler: type[HostileHandler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hostile Hub, an empty cache, and photos of the user beside it."""
+    """A malicious Hub, an empty cache, and photos of the user beside the cache."""
     assert hub_server._Handler is handler
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "home" / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -104,7 +104,7 @@ def test_a_revision_that_is_not_a_commit_is_never_a_path(
     assert f"as the revision of {NAME}, expected a commit of 40 hexadecimal digits" in failed.stderr
     assert (tmp_path / "home" / "photos" / "wedding.jpg").read_bytes() == b"mine"
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["cache", "photos"]
-    assert cached_models() == leftovers() == []
+    assert cached_models() == stale_entries() == []
 
 
 @pytest.mark.parametrize("chunked", [True, False])

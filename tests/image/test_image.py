@@ -1,37 +1,24 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
+from support.images import encode
 
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image.decode import FORMATS, ImageLimits, load_image
 
 
-def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
-
-
-def test_path_bytes_pil_and_array_give_the_same_picture(image: Image.Image, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    path.write_bytes(encode(image))
-    for source in (path, str(path), path.read_bytes(), image, np.asarray(image)):
-        assert_array_equal(np.asarray(load_image(source)), np.asarray(image))
-
-
-def test_grey_and_alpha_arrays(image: Image.Image) -> None:
-    grey = np.asarray(image.convert("L"))
-    expected = np.repeat(grey[..., np.newaxis], 3, axis=2)
-    assert_array_equal(np.asarray(load_image(grey)), expected)
-    assert_array_equal(np.asarray(load_image(grey[..., np.newaxis])), expected)
-    rgba = np.dstack([np.asarray(image), np.zeros(grey.shape, np.uint8)])
+def test_gray_and_alpha_arrays(image: Image.Image) -> None:
+    gray = np.asarray(image.convert("L"))
+    expected = np.repeat(gray[..., np.newaxis], 3, axis=2)
+    assert_array_equal(np.asarray(load_image(gray)), expected)
+    assert_array_equal(np.asarray(load_image(gray[..., np.newaxis])), expected)
+    rgba = np.dstack([np.asarray(image), np.zeros(gray.shape, np.uint8)])
     assert_array_equal(np.asarray(load_image(rgba)), np.asarray(image))
 
 
@@ -44,7 +31,7 @@ def test_every_mode_becomes_rgb(image: Image.Image, mode: str) -> None:
 
 
 def test_levels_beyond_eight_bits_are_cut_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """As transformers does it; the picture loses its grey, which must not happen in silence."""
+    """As in transformers; the image loses its gray levels, which must not happen silently."""
     deep = Image.fromarray(np.array([[0, 200, 300, 65535]], np.uint16))
     assert np.asarray(load_image(deep))[0, :, 0].tolist() == [0, 200, 255, 255]
     assert "levels beyond 8 bits" in caplog.text
@@ -59,32 +46,36 @@ def test_exif_orientation_is_applied(image: Image.Image) -> None:
 
 
 def test_first_frame_of_an_animation() -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert load_image(data).getpixel((0, 0)) == (254, 0, 0) or load_image(data).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "message", "status"),
     [
-        (b"", "empty"),
-        (b"not a picture", "not a readable picture"),
-        (np.zeros((4, 4, 3), np.float32), "float32"),
-        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\)"),
-        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
-        (Image.new("RGB", (0, 5)), "0x5 pixels"),
-        (None, "NoneType"),
-        (3, "int"),
-        ("no_such_file.png", "does not exist"),
-        (".", "is a folder"),
+        (b"", "empty", "decode_error"),
+        (b"not an image", "not a readable image", "unsupported"),
+        (np.zeros((4, 4, 3), np.float32), "float32", "unsupported"),
+        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\)", "unsupported"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels", "decode_error"),
+        (Image.new("RGB", (0, 5)), "0x5 pixels", "decode_error"),
+        (None, "NoneType", "unsupported"),
+        (3, "int", "unsupported"),
+        ("no_such_file.png", "does not exist", "io_error"),
+        (".", "is a folder", "io_error"),
+        ("a\0b.png", "cannot be opened", "io_error"),
+        ("x" * 5000, "cannot be opened", "io_error"),
     ],
 )
-def test_unreadable_sources_say_what_was_found(source: object, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
+def test_unreadable_sources_have_a_message_and_a_status(source: object, message: str, status: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
         load_image(source)  # type: ignore[arg-type]
+    assert caught.value.status == status
+    assert status in ImageError.STATUSES
 
 
-def test_every_named_format_is_one_that_pillow_opens() -> None:
+def test_pillow_opens_every_named_format() -> None:
     Image.init()
     assert set(FORMATS) <= set(Image.OPEN)
 
@@ -100,8 +91,8 @@ def test_too_many_pixels_are_refused_before_decoding() -> None:
         load_image(data, limits=ImageLimits(max_pixels=1_000_000))
 
 
-def test_every_real_odd_file_loads_or_raises_our_error(material: Path) -> None:
-    """No other exception leaves, whatever is wrong with a file; the readable ones are most."""
+def test_every_odd_file_loads_or_raises_an_image_error(material: Path) -> None:
+    """No other exception, whatever is wrong with a file; most are readable."""
     files = [path for path in sorted((material / "images" / "odd").rglob("*")) if path.is_file()]
     loaded = 0
     for path in files:

@@ -1,4 +1,4 @@
-"""Every real picture at hand, normal and odd, becomes the very numbers that the reference's slow processors make."""
+"""Preprocessed pixels of real images, normal and odd: bit-equal to the reference's slow processors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NO_POSITIONS = np.zeros((4, 8), np.float32)
 
 
 @pytest.fixture(scope="module")
-def real_pictures(material: Path) -> list[tuple[str, Image.Image]]:
-    """All that can be decoded; the rest must be refused with our own error, which the loader's tests prove."""
-    found = list(decode_all(material / "images"))
-    assert len(found) > 80
-    return found
+def real_images(material: Path) -> list[tuple[str, Image.Image]]:
+    """All that can be decoded; the loader's tests prove that the others are refused."""
+    decoded = list(decode_all(material / "images"))
+    assert len(decoded) > 80
+    return decoded
 
 
 def decode_all(folder: Path) -> Iterator[tuple[str, Image.Image]]:
@@ -43,22 +43,22 @@ def decode_all(folder: Path) -> Iterator[tuple[str, Image.Image]]:
 
 @pytest.mark.parametrize("resample", [BICUBIC, BILINEAR])
 @pytest.mark.parametrize("size", [224, 384])
-def test_squashed_pixels(real_pictures: list[tuple[str, Image.Image]], size: int, resample: int) -> None:
+def test_squashed_pixels(real_images: list[tuple[str, Image.Image]], size: int, resample: int) -> None:
     ours = SquashPreprocessor(PreprocessorConfig(size, size, resample))
     reference: Any = SiglipImageProcessor(size={"height": size, "width": size}, resample=resample)
-    for name, picture in real_pictures:
-        expected = reference(picture, input_data_format="channels_last", return_tensors="np")["pixel_values"]
-        assert_array_equal(ours(picture)["pixel_values"], expected, err_msg=name)
+    for name, image in real_images:
+        expected = reference(image, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+        assert_array_equal(ours(image)["pixel_values"], expected, err_msg=name)
 
 
 @pytest.mark.parametrize("patches", PATCHES)
-def test_naflex_patches(real_pictures: list[tuple[str, Image.Image]], patches: int) -> None:
+def test_naflex_patches(real_images: list[tuple[str, Image.Image]], patches: int) -> None:
     ours = NaflexPreprocessor(NaflexPreprocessorConfig(max_num_patches=patches), NO_POSITIONS)
     reference: Any = Siglip2ImageProcessor(max_num_patches=patches)
-    for name, picture in real_pictures:
-        expected = reference([picture], input_data_format="channels_last", return_tensors="np")
-        found = ours(picture)
-        count = found["pixel_values"].shape[1]
-        assert_array_equal(found["pixel_values"], expected["pixel_values"][:, :count], err_msg=name)
-        assert expected["pixel_attention_mask"].sum() == count == found["pixel_attention_mask"].sum()
+    for name, image in real_images:
+        expected = reference([image], input_data_format="channels_last", return_tensors="np")
+        inputs = ours(image)
+        count = inputs["pixel_values"].shape[1]
+        assert_array_equal(inputs["pixel_values"], expected["pixel_values"][:, :count], err_msg=name)
+        assert expected["pixel_attention_mask"].sum() == count == inputs["pixel_attention_mask"].sum()
         assert expected["spatial_shapes"].prod() == count

@@ -32,19 +32,19 @@ Call = Callable[[], NDArray[np.float32]]
 
 
 def mixed_calls(model: siglip_onnx.SigLIP, count: int) -> list[Call]:
-    """Pictures of many sizes, texts of many lengths, labels in templates, and preprocessing, in a fixed order."""
+    """Images of many sizes, texts of many lengths, labels in templates, and preprocessing, in a fixed order."""
     rng = np.random.default_rng(5)
-    pictures = [make_image(rng, (int(w), int(h))) for w, h in rng.integers(5, 200, (12, 2))]
+    images = [make_image(rng, (int(w), int(h))) for w, h in rng.integers(5, 200, (12, 2))]
     texts = ["a cat", "犬", "", "word " * 100, "a photo of a red circle", "e\u0301", "</s> x"]
 
     def call(number: int) -> Call:
-        picture, text = pictures[number % len(pictures)], texts[number % len(texts)]
+        image, text = images[number % len(images)], texts[number % len(texts)]
         kinds: list[Call] = [
-            lambda: model.encode_images(picture),
+            lambda: model.encode_images(image),
             lambda: model.encode_texts([text, f"{text} {number}"]),
             lambda: model.encode_labels([text], template=["{}", "a photo of {}."]),
-            lambda: np.array([match.logit for match in model.classify(picture, [text, "b"])], np.float32),
-            lambda: model.preprocess(picture)[0]["pixel_values"],  # type: ignore[return-value,list-item]
+            lambda: np.array([match.logit for match in model.classify(image, [text, "b"])], np.float32),
+            lambda: model.preprocess(image)[0]["pixel_values"],  # type: ignore[return-value,list-item]
         ]
         return kinds[number % len(kinds)]
 
@@ -52,7 +52,7 @@ def mixed_calls(model: siglip_onnx.SigLIP, count: int) -> list[Call]:
 
 
 @pytest.mark.parametrize("variant", ["int8", pytest.param("fp32", marks=pytest.mark.export)])
-def test_threads_give_the_same_bits_as_one_after_another(small_bundle: Path, full: bool, variant: str) -> None:
+def test_threads_give_bit_equal_results(small_bundle: Path, full: bool, variant: str) -> None:
     calls = FULL_CALLS if full else CALLS
     expected = [call() for call in mixed_calls(siglip_onnx.load(small_bundle, variant=variant), calls)]
     shared = mixed_calls(siglip_onnx.load(small_bundle, variant=variant), calls)
@@ -84,11 +84,11 @@ import numpy as np
 import siglip_onnx
 ending, path = sys.argv[1:]
 model = siglip_onnx.load(path, threads=2)
-picture = np.zeros((50, 40, 3), np.uint8)
-expected = model.encode_images(picture), model.encode_texts(["a"])
-inherited = [getattr(model, tower).session._loaded for tower in ("vision", "text")]
+image = np.zeros((50, 40, 3), np.uint8)
+expected = model.encode_images(image), model.encode_texts(["a"])
+inherited = [getattr(model, tower).session.load() for tower in ("vision", "text")]
 stop = threading.Event()
-busy = threading.Thread(target=lambda: [model.classify(picture, [str(n)]) for n in range(10**6) if not stop.is_set()])
+busy = threading.Thread(target=lambda: [model.classify(image, [str(n)]) for n in range(10**6) if not stop.is_set()])
 busy.start()
 for _ in range(5):
     child = os.fork()
@@ -96,9 +96,9 @@ for _ in range(5):
         signal.alarm({WATCHDOG_S})
         code = 7
         try:
-            found = model.encode_images(picture), model.encode_texts(["a"])
-            code = 0 if all(np.array_equal(*pair) for pair in zip(found, expected)) else 8
-            if any(getattr(model, tower).session._loaded in inherited for tower in ("vision", "text")):
+            results = model.encode_images(image), model.encode_texts(["a"])
+            code = 0 if all(np.array_equal(*pair) for pair in zip(results, expected)) else 8
+            if any(getattr(model, tower).session.load() in inherited for tower in ("vision", "text")):
                 code = 6
         finally:
             if ending == "abrupt":
@@ -116,11 +116,11 @@ busy.join()
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("ending", ["abrupt", "orderly"])
 def test_a_forked_child_loads_its_own_towers(small_bundle: Path, ending: str) -> None:
-    """While another thread of the parent holds any lock, and computes."""
-    found = run(FORK, ending, small_bundle)
-    lines = found.stdout.split()
+    """While another thread of the parent computes and may hold any lock."""
+    process = run(FORK, ending, small_bundle)
+    lines = process.stdout.split()
     assert lines
-    assert set(lines) == {"0"}, found.stdout + found.stderr
+    assert set(lines) == {"0"}, process.stdout + process.stderr
 
 
 POOL = """
@@ -142,17 +142,17 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_every_way_to_start_processes(small_bundle: Path, tmp_path: Path, method: str) -> None:
+def test_every_start_method_of_processes(small_bundle: Path, tmp_path: Path, method: str) -> None:
     script = tmp_path / "pool.py"
     script.write_text(POOL)
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script), str(small_bundle), method],
         capture_output=True, text=True, timeout=60 + WATCHDOG_S, check=False,
     )  # fmt: skip
-    assert found.stdout.strip() == "True", found.stderr
+    assert process.stdout.strip() == "True", process.stderr
 
 
-def test_a_closed_model_says_so(small_bundle: Path) -> None:
+def test_closed_model_raises_an_error(small_bundle: Path) -> None:
     with siglip_onnx.load(small_bundle) as model:
         model.encode_texts(["a"])
     model.close()
@@ -163,7 +163,7 @@ def test_a_closed_model_says_so(small_bundle: Path) -> None:
     model.vision.session.preload()
 
 
-def test_closing_waits_for_nobody_and_breaks_nothing(small_bundle: Path) -> None:
+def test_close_does_not_break_runs_in_progress(small_bundle: Path) -> None:
     for _ in range(10):
         model = siglip_onnx.load(small_bundle)
         outcomes: list[str] = []
@@ -187,7 +187,7 @@ def test_closing_waits_for_nobody_and_breaks_nothing(small_bundle: Path) -> None
 
 
 @pytest.mark.parametrize("copy_", [pickle.dumps, copy.copy])
-def test_a_model_cannot_be_sent(small_bundle: Path, copy_: Callable[[object], object]) -> None:
+def test_model_cannot_be_pickled(small_bundle: Path, copy_: Callable[[object], object]) -> None:
     with pytest.raises(SiglipOnnxError, match="cannot be sent to another process"):
         copy_(siglip_onnx.load(small_bundle))
 

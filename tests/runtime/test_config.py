@@ -53,7 +53,7 @@ def test_sparse_published_naflex_config(material: Path) -> None:
 
 @pytest.mark.export
 @pytest.mark.parametrize("name", ["SiglipConfig", "Siglip2Config"])
-def test_every_key_that_transformers_writes_is_known(name: str, tmp_path: Path) -> None:
+def test_every_key_of_transformers_is_accepted(name: str, tmp_path: Path) -> None:
     """All attributes, not only those that differ from the defaults, as older versions wrote them."""
     import transformers
 
@@ -62,12 +62,12 @@ def test_every_key_that_transformers_writes_is_known(name: str, tmp_path: Path) 
     assert read_config(tmp_path / "config.json").model_type == reference.model_type
 
 
-def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:
+def test_pixels_beyond_the_last_full_patch_are_ignored() -> None:
     assert VisionConfig(image_size=384, patch_size=14).num_patches == 27 * 27
 
 
 @pytest.mark.parametrize(("content", "message"), [("[1]", "JSON list, expected an object"), ("{", "cannot be read")])
-def test_files_that_are_no_config(tmp_path: Path, content: str, message: str) -> None:
+def test_files_that_are_not_a_config(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         read_config(tmp_path / "config.json")

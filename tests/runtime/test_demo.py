@@ -20,8 +20,8 @@ from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.image.decode import load_image
 
 
-def test_accuracy_on_fresh_pictures() -> None:
-    """Below the model card's figures by what so few pictures may differ."""
+def test_accuracy_on_new_images() -> None:
+    """Limits are the model card's figures less the spread of so few images."""
     model = siglip_onnx.load("demo")
     accuracy = evaluate(model.encode_images, model.encode_texts, num_pictures=60, seed=77)
     for language in ("en", "ja"):
@@ -36,16 +36,16 @@ def test_package_stays_small() -> None:
     assert sum(path.stat().st_size for path in files) <= 6_000_000
 
 
-def test_embedded_files_are_whole() -> None:
+def test_embedded_files_match_the_manifest() -> None:
     bundle = siglip_onnx.load("demo").bundle
     assert bundle.verify_files() == []
     assert set(bundle.manifest.variants) == {"int8"}
-    assert bundle.manifest.knows
+    assert bundle.manifest.description
     assert json.loads((DEMO_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
 
 
 @pytest.mark.slow
-def test_sample_pictures_are_those_of_the_script(tmp_path: Path) -> None:
+def test_sample_images_are_those_of_the_script(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from draw_samples import main
@@ -68,9 +68,9 @@ def test_never_shown_pairs_are_neither_drawn_nor_named() -> None:
     for _ in range(2000):
         scene = draw_scene(rng)
         claim = choose_claim(scene, rng)
-        for one in (scene, claim, foil(claim, rng)):
-            assert (one.colour, one.shape) not in NEVER_SHOWN
-            assert (one.colour2, one.shape2) not in NEVER_SHOWN
+        for drawn in (scene, claim, foil(claim, rng)):
+            assert (drawn.colour, drawn.shape) not in NEVER_SHOWN
+            assert (drawn.colour2, drawn.shape2) not in NEVER_SHOWN
 
 
 def test_claims_are_true_and_foils_are_not() -> None:
@@ -117,17 +117,17 @@ def test_pairs_are_matched_from_either_side() -> None:
 def test_every_scene_can_be_drawn() -> None:
     rng = np.random.default_rng(2)
     for colour, shape in TRAINED_PAIRS:
-        picture = np.asarray(draw(Scene(colour, shape, 6, dark=0), rng, 64))
-        assert picture.shape == (64, 64, 3)
-        assert picture.std() > 5
+        image = np.asarray(draw(Scene(colour, shape, 6, dark=0), rng, 64))
+        assert image.shape == (64, 64, 3)
+        assert image.std() > 5
     for word in range(len(WORDS)):
         assert np.asarray(draw(Scene(0, word=word, dark=1), rng, 96)).max() > 100
 
 
 @pytest.mark.slow
 @pytest.mark.export
-def test_training_runs_stops_and_goes_on(tmp_path: Path) -> None:
-    """Two steps, then one more: the checkpoint is one that export takes."""
+def test_training_stops_and_resumes(tmp_path: Path) -> None:
+    """Two steps, then one more; export accepts the checkpoint."""
     from click.testing import CliRunner
 
     from siglip_onnx.export.pipeline import export_bundle

@@ -22,7 +22,7 @@ def test_sigmoid_values(logit: float, probability: float) -> None:
     assert_allclose(sigmoid(np.array([logit], np.float32)), [probability], rtol=1e-5)
 
 
-def test_large_logits_neither_warn_nor_overflow() -> None:
+def test_sigmoid_of_large_logits_does_not_overflow() -> None:
     logits = np.array([-200.0, -87.0, 0.0, 200.0], np.float32)
     with np.errstate(all="raise", under="ignore"):
         probabilities = sigmoid(logits)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,11 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 import siglip_onnx
-from siglip_onnx.errors import (
-    BundleError,
-    ImageError,
-    ModelNotFoundError,
-    ProviderError,
-    SiglipOnnxError,
-    TextError,
-)
+from siglip_onnx import ImageLimits, SigLIP, SiglipOnnxError
+from siglip_onnx.bundle import open_bundle
+from siglip_onnx.errors import BundleError, ImageError, ModelNotFoundError, ProviderError, TextError
+from siglip_onnx.options import RuntimeOptions
+from siglip_onnx.text.label_cache import LabelCache
 
 TEXTS = ["a cat", "two dogs play on the beach", "赤い丸", ""]
 
@@ -34,23 +30,17 @@ def test_embeddings_have_length_one(model: siglip_onnx.SigLIP, images: list[Imag
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
 
 
-def test_many_equal_single(model: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
-    """Bitwise, in int8 as well, whatever the neighbours and the order."""
-    together = model.encode_images(images)
-    assert_array_equal(together, np.concatenate([model.encode_images(picture) for picture in images]))
-    assert_array_equal(together[::-1], model.encode_images(iter(images[::-1])))
-    assert_array_equal(model.encode_texts(TEXTS), np.concatenate([model.encode_texts([text]) for text in TEXTS]))
-
-
-def test_path_bytes_pil_and_array_are_the_same(model: siglip_onnx.SigLIP, image: Image.Image, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+def test_path_bytes_pil_and_array_give_the_same_embedding(
+    model: siglip_onnx.SigLIP, image: Image.Image, tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
     image.save(path)
     expected = model.encode_images(image)
     for source in (path, str(path), path.read_bytes(), np.asarray(image), [path], np.asarray(image)[np.newaxis]):
         assert_array_equal(model.encode_images(source), expected)
 
 
-def test_nothing_gives_no_rows(model: siglip_onnx.SigLIP) -> None:
+def test_empty_inputs_give_empty_arrays(model: siglip_onnx.SigLIP) -> None:
     assert model.encode_images([]).shape == (0, model.embedding_dim)
     assert model.encode_texts([]).shape == (0, model.embedding_dim)
     assert model.preprocess([]) == []
@@ -94,18 +84,16 @@ def test_threshold_and_bias(model: siglip_onnx.SigLIP, image: Image.Image) -> No
 
 
 @pytest.mark.export
-def test_labels_are_kept_in_memory_and_on_disk(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_label_cache_in_memory_and_on_disk(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = siglip_onnx.load(small_bundle, cache=tmp_path)
     expected = first.encode_labels(TEXTS, template="a {}")
     files = list(tmp_path.rglob("*.npy"))
     assert len(files) == len(TEXTS)
     assert {path.parent.name for path in files} == {first.embedding_space}
     files[0].write_bytes(b"damaged")
-    again = siglip_onnx.load(small_bundle, cache=tmp_path)
-    assert len(again.missing_labels(TEXTS, template="a {}")) == 1
-    assert_array_equal(again.encode_labels(TEXTS, template="a {}"), expected)
+    second = siglip_onnx.load(small_bundle, cache=tmp_path)
+    assert len(second.missing_labels(TEXTS, template="a {}")) == 1
+    assert_array_equal(second.encode_labels(TEXTS, template="a {}"), expected)
     assert not siglip_onnx.load(small_bundle, cache=tmp_path).missing_labels(TEXTS, template="a {}")
     assert siglip_onnx.load(small_bundle, cache=tmp_path, variant="fp32").missing_labels(TEXTS, template="a {}")
     monkeypatch.setattr("siglip_onnx.text.label_cache.MAX_IN_MEMORY", 2)
@@ -126,20 +114,6 @@ def test_towers_load_when_needed_and_can_be_unloaded(small_bundle: Path, image: 
     assert_array_equal(model.encode_images(image), expected)
 
 
-def test_threads_share_one_session(small_bundle: Path, images: list[Image.Image]) -> None:
-    model = siglip_onnx.load(small_bundle)
-    expected = siglip_onnx.load(small_bundle).encode_images(images)
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(model.encode_images(images))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    for embeddings in found:
-        assert_array_equal(embeddings, expected)
-
-
 @pytest.mark.export
 def test_int8_is_the_default_and_spaces_differ(small_bundle: Path) -> None:
     assert siglip_onnx.load(small_bundle).variant == "int8"
@@ -153,7 +127,7 @@ def test_thread_count_does_not_change_fp32_much(small_bundle: Path, images: list
     np.testing.assert_allclose(one.encode_images(images), two.encode_images(images), atol=1e-6)
 
 
-def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+def test_errors_name_wrong_arguments(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
     with pytest.raises(TextError, match="no texts"):
         model.classify(image, [])
     with pytest.raises(TextError, match="one str"):
@@ -174,7 +148,38 @@ def test_wrong_arguments_say_what_was_found(model: siglip_onnx.SigLIP, image: Im
         model.encode_images("nowhere.jpg")
 
 
-def test_unknown_names_say_what_there_is(small_bundle: Path, tmp_path: Path) -> None:
+def test_logits_take_single_embeddings_and_refuse_other_widths(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+    images, texts = model.encode_images(image), model.encode_texts(TEXTS)
+    assert_array_equal(model.logits(images[0], texts), model.logits(images, texts))
+    assert_array_equal(model.logits(images, texts[0]), model.logits(images, texts[:1]))
+    for wrong in (images[:, :8], images[np.newaxis]):
+        with pytest.raises(SiglipOnnxError, match=rf"expected \(N, {model.embedding_dim}\): this model's width"):
+            model.logits(wrong, texts)
+
+
+def test_keywords_replace_options(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(small_bundle)
+    options = RuntimeOptions(variant="q4", providers=["CPUExecutionProvider"])
+    with pytest.raises(BundleError, match="no variant 'q4'"):
+        SigLIP(bundle, options)
+    model = SigLIP(bundle, options, variant="int8", cache=str(tmp_path), image_limits=None)
+    assert (model.variant, model.providers) == ("int8", ["CPUExecutionProvider"])
+    model.encode_labels(["a"])
+    assert list(tmp_path.rglob("*.npy"))
+    assert model.vision.reader.limits == ImageLimits()
+    with pytest.raises(TypeError, match="variants"):
+        SigLIP(bundle, variants="int8")
+
+
+def test_cached_label_does_not_keep_the_batch_it_was_embedded_in() -> None:
+    labels = LabelCache("space", 4)
+    labels.put("a", np.zeros((100, 4), np.float32)[3])
+    embedding = labels.get("a")
+    assert embedding is not None
+    assert embedding.base is None
+
+
+def test_errors_name_what_is_available(small_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="was not found; expected 'demo', the folder"):
         siglip_onnx.load(tmp_path / "nowhere")
     with pytest.raises(ModelNotFoundError, match="is a file"):

@@ -39,13 +39,13 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def picture_of(size: tuple[int, int]) -> Image.Image:
+def image_of_size(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(size).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("max_num_patches", [64, 128, 256, 576, 1024])
 @pytest.mark.parametrize("patch_size", [14, 16])
-def test_grid_is_the_reference_s(max_num_patches: int, patch_size: int) -> None:
+def test_grid_equals_the_reference(max_num_patches: int, patch_size: int) -> None:
     rng = np.random.default_rng(max_num_patches)
     for height, width in [*SIZES, *rng.integers(1, 5000, (100, 2)).tolist()]:
         expected = get_image_size_for_max_num_patches(height, width, patch_size, max_num_patches)
@@ -60,13 +60,13 @@ def test_patches_and_mask_are_bit_equal(size: tuple[int, int], max_num_patches: 
     preprocess = NaflexPreprocessor(
         NaflexPreprocessorConfig(max_num_patches=max_num_patches), np.zeros((4, 8), np.float32)
     )
-    picture = picture_of(size)
-    found = preprocess(picture)
-    expected = Siglip2ImageProcessor(max_num_patches=max_num_patches)([picture], return_tensors="np")
-    count = found["pixel_values"].shape[1]
-    assert_array_equal(found["pixel_values"], expected["pixel_values"][:, :count])
+    image = image_of_size(size)
+    inputs = preprocess(image)
+    expected = Siglip2ImageProcessor(max_num_patches=max_num_patches)([image], return_tensors="np")
+    count = inputs["pixel_values"].shape[1]
+    assert_array_equal(inputs["pixel_values"], expected["pixel_values"][:, :count])
     assert not expected["pixel_values"][:, count:].any()
-    assert_array_equal(found["pixel_attention_mask"], expected["pixel_attention_mask"][:, :count])
+    assert_array_equal(inputs["pixel_attention_mask"], expected["pixel_attention_mask"][:, :count])
     assert expected["pixel_attention_mask"].sum() == count
 
 
@@ -93,11 +93,11 @@ def test_positions_of_one_column_are_those_of_one_row(rows: int) -> None:
 def test_fp32_embeddings(checkpoint: Path, bundle: Path, max_num_patches: int | None) -> None:
     model = siglip_onnx.load(bundle, variant="fp32", max_num_patches=max_num_patches)
     reference = Siglip2Model.from_pretrained(checkpoint).eval()
-    pictures = [picture_of(size) for size in SIZES if size != (900, 2)]  # one column of patches, see above
+    images = [image_of_size(size) for size in SIZES if size != (900, 2)]  # one column of patches, see above
     settings = {"max_num_patches": max_num_patches} if max_num_patches else {}
-    inputs = Siglip2ImageProcessor.from_pretrained(checkpoint)(pictures, return_tensors="pt", **settings)
+    inputs = Siglip2ImageProcessor.from_pretrained(checkpoint)(images, return_tensors="pt", **settings)
     expected = torch.nn.functional.normalize(reference.get_image_features(**inputs)).numpy()
-    assert_allclose(model.encode_images(pictures), expected, atol=1e-5)
+    assert_allclose(model.encode_images(images), expected, atol=1e-5)
 
     texts = ["a photo of a cat", "赤い丸", ""]
     ids = torch.from_numpy(model.tokenize(texts))
@@ -110,10 +110,10 @@ def test_other_patch_counts_are_other_embedding_spaces(bundle: Path) -> None:
     assert len(spaces) == 2
 
 
-def test_padding_that_is_masked_changes_nothing(bundle: Path) -> None:
-    """Other users of the graph may batch pictures of different grids."""
+def test_masked_padding_changes_nothing(bundle: Path) -> None:
+    """Other users of the graph may batch images of different grids."""
     model = siglip_onnx.load(bundle, variant="fp32")
-    (inputs,) = model.preprocess(picture_of((90, 50)))
+    (inputs,) = model.preprocess(image_of_size((90, 50)))
     padded: dict[str, Any] = {
         name: np.pad(array, [(0, 0), (0, 5)] + [(0, 0)] * (array.ndim - 2), constant_values=0 if "mask" in name else 3)
         for name, array in inputs.items()
@@ -124,8 +124,8 @@ def test_padding_that_is_masked_changes_nothing(bundle: Path) -> None:
 
 def test_int8_stays_near_fp32(bundle: Path) -> None:
     fp32, int8 = (siglip_onnx.load(bundle, variant=variant) for variant in ("fp32", "int8"))
-    pictures = [picture_of(size) for size in SIZES]
-    assert (fp32.encode_images(pictures) * int8.encode_images(pictures)).sum(axis=1).min() > 0.999
+    images = [image_of_size(size) for size in SIZES]
+    assert (fp32.encode_images(images) * int8.encode_images(images)).sum(axis=1).min() > 0.999
 
 
 def test_wrong_patches_and_positions_are_refused(bundle: Path, small_bundle: Path) -> None:
@@ -144,14 +144,14 @@ def test_wrong_patches_and_positions_are_refused(bundle: Path, small_bundle: Pat
 
 
 def test_published_preprocessing_oracle(material: Path) -> None:
-    """Grids, patch order, normalisation and position resizing that another project took from the reference."""
+    """Grids, patch order, normalization and position resizing that another project recorded from the reference."""
     oracle = json.loads((material / "goldens/siglip2_naflex512_coremlit/preprocess.json").read_text())
     for row in oracle["budget_table"]:
         assert list(choose_grid(row["height"], row["width"], 16, 512)) == row["grid"]
     for case in oracle["pos_lift"]["cases"]:
         table = np.array(case["input"], np.float32).reshape(case["src_h"], case["src_w"], -1)
-        found = resize_positions(table, case["dst_h"], case["dst_w"])
-        assert_allclose(found.ravel(), case["values"], atol=oracle["pos_lift"]["tolerance"])
+        resized = resize_positions(table, case["dst_h"], case["dst_w"])
+        assert_allclose(resized.ravel(), case["values"], atol=oracle["pos_lift"]["tolerance"])
     patchify = oracle["patchify"]
     # The oracle numbers its pixels; their last bytes are enough to see the order.
     pixels = (
@@ -162,13 +162,13 @@ def test_published_preprocessing_oracle(material: Path) -> None:
     plain = NaflexPreprocessorConfig(
         max_num_patches=4, levels=LevelsConfig(rescale_factor=1, image_mean=(0, 0, 0), image_std=(1, 1, 1))
     )
-    found = NaflexPreprocessor(plain, np.zeros((1, 1), np.float32))(Image.fromarray(pixels))["pixel_values"]
-    assert_array_equal(found.ravel(), np.array(patchify["patches"]) % 256)
+    patches = NaflexPreprocessor(plain, np.zeros((1, 1), np.float32))(Image.fromarray(pixels))["pixel_values"]
+    assert_array_equal(patches.ravel(), np.array(patchify["patches"]) % 256)
 
 
-def test_smallest_picture_is_one_patch_wide(bundle: Path) -> None:
+def test_smallest_image_is_one_patch_wide(bundle: Path) -> None:
     """One pixel, from which the reference cannot tell height from channels."""
-    (inputs,) = siglip_onnx.load(bundle).preprocess(picture_of((1, 1)))
+    (inputs,) = siglip_onnx.load(bundle).preprocess(image_of_size((1, 1)))
     assert inputs["pixel_values"].shape == (1, 36, 192)
 
 
@@ -177,5 +177,5 @@ def test_preprocessor_of_other_patches_is_refused(checkpoint: Path, tmp_path: Pa
 
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     Siglip2ImageProcessor(patch_size=16).save_pretrained(copy)
-    with pytest.raises(CheckpointError, match=r"not make patches of 8x8 pixels, .* but of 16x16"):
+    with pytest.raises(CheckpointError, match=r"makes patches of 16x16 pixels, but the vision tower takes 8x8"):
         export_bundle(copy, tmp_path / "out")

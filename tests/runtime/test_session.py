@@ -31,7 +31,7 @@ def test_cgroup_quota(tmp_path: Path, files: dict[str, str], expected: float | N
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert threads._cgroup_quota(tmp_path) == expected
+    assert threads.cgroup_quota(tmp_path) == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(None, 4), (1.5, 2), (0.3, 1), (9.0, 4)])
@@ -39,7 +39,7 @@ def test_threads_are_the_smaller_of_affinity_and_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(threads, "_cgroup_quota", lambda: quota)
+    monkeypatch.setattr(threads, "cgroup_quota", lambda: quota)
     assert threads.available_threads() == expected
 
 
@@ -62,16 +62,16 @@ def test_damaged_graph_is_a_bundle_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.export
-def test_the_probe_is_what_its_script_makes() -> None:
+def test_int8_probe_is_what_its_script_writes() -> None:
     import onnx_ir
 
     from make_int8_probe import int8_probe
 
-    made = onnx_ir.serde.serialize_model(int8_probe()).SerializeToString()
-    assert session._INT8_PROBE.read_bytes() == made
+    expected = onnx_ir.serde.serialize_model(int8_probe()).SerializeToString()
+    assert session.INT8_PROBE.read_bytes() == expected
 
 
-def test_saturating_instructions_are_found_and_avoided() -> None:
+def test_saturating_instructions_are_detected_and_avoided() -> None:
     """On an emulated CPU without VNNI; the kernels that onnxruntime then takes are real."""
     emulator = shutil.which("qemu-x86_64")
     if emulator is None or platform.machine() != "x86_64":
@@ -93,22 +93,15 @@ print(int8_saturates(), float(model.logits(image, text)[0, 0]))
 
 
 @pytest.mark.parametrize("saturates", [True, False])
-def test_exact_kernels_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatch, saturates: bool) -> None:
-    asked = []
-
-    def options(threads: int, *, exact_int8: bool) -> object:
-        asked.append(exact_int8)
-        return real(threads, exact_int8=exact_int8)
-
-    real = session._options
-    monkeypatch.setattr(session, "_options", options)
+def test_exact_int8_kernels_only_where_needed(monkeypatch: pytest.MonkeyPatch, saturates: bool) -> None:
     monkeypatch.setattr(session, "int8_saturates", lambda: saturates)
-    for saturation_safe in (False, True):
-        session.LazySession(session._INT8_PROBE, exact_int8=False if saturation_safe else None).load()
-    assert asked == [saturates, False]
+    for exact_int8, expected in ((None, saturates), (False, False), (True, True)):
+        loaded = session.LazySession(session.INT8_PROBE, exact_int8=exact_int8).load()
+        entry = loaded.get_session_options().get_session_config_entry("session.x64quantprecision")
+        assert entry == ("1" if expected else "0")
 
 
-def test_threads_rest_between_runs(small_bundle: Path) -> None:
+def test_threads_do_not_spin_between_runs(small_bundle: Path) -> None:
     model = siglip_onnx.load(small_bundle, threads=2)
     model.encode_texts(["a"])
     cpu = time.process_time()
@@ -122,7 +115,7 @@ def test_threads_must_be_a_number_in_range(small_bundle: Path, threads: Any) -> 
         siglip_onnx.load(small_bundle, threads=threads).encode_texts(["a"])
 
 
-def test_other_users_of_onnxruntime_are_left_alone(small_bundle: Path) -> None:
+def test_other_onnxruntime_sessions_work_unchanged(small_bundle: Path) -> None:
     graph = next((small_bundle / "onnx").glob("text_model*.onnx"))
     code = f"""
 import siglip_onnx

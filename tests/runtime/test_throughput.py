@@ -1,4 +1,4 @@
-"""Many pictures: in order, bounded, and every vector the same bits whatever its company; and the fast decode."""
+"""Streams of many images: in order, bounded, each vector independent of its neighbors; and the fast decode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from siglip_onnx.system.workers import in_batches, map_in_order
 from siglip_onnx.vision_tower import VisionTower
 
 
-def test_results_come_in_order_whatever_takes_longest() -> None:
+def test_map_in_order_keeps_the_order_of_slow_items() -> None:
     def slow_if_even(number: int) -> int:
         time.sleep(0.02 if number % 2 == 0 else 0)
         return number
@@ -34,7 +34,7 @@ def test_results_come_in_order_whatever_takes_longest() -> None:
     assert list(map_in_order(slow_if_even, range(30), 4)) == list(range(30))
 
 
-def test_items_are_taken_only_as_needed() -> None:
+def test_map_in_order_reads_items_only_as_needed() -> None:
     taken = []
 
     def endless() -> Iterator[int]:
@@ -49,7 +49,7 @@ def test_items_are_taken_only_as_needed() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("siglip_onnx")]
 
 
-def test_an_exception_shows_at_its_turn() -> None:
+def test_map_in_order_raises_an_exception_at_its_turn() -> None:
     def fail_at_three(number: int) -> int:
         if number == 3:
             raise ValueError("three")
@@ -61,40 +61,39 @@ def test_an_exception_shows_at_its_turn() -> None:
         next(results)
 
 
-def test_batches() -> None:
+def test_in_batches() -> None:
     assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize("variant", [pytest.param("fp32", marks=pytest.mark.export), "int8"])
-def test_vectors_are_the_same_bits_in_every_mode(small_bundle: Path, images: list[Image.Image], variant: str) -> None:
+def test_vectors_are_bit_equal_for_any_workers(small_bundle: Path, images: list[Image.Image], variant: str) -> None:
     texts = ["a cat", "赤い丸", "", "word " * 30]
     latency = siglip_onnx.load(small_bundle, variant=variant, threads=2)
     expected, expected_texts = latency.encode_images(images), latency.encode_texts(texts)
-    alone = np.concatenate([latency.encode_images(picture) for picture in images])
+    alone = np.concatenate([latency.encode_images(image) for image in images])
     assert_array_equal(alone, expected)
+    assert_array_equal(np.concatenate([latency.encode_texts([text]) for text in texts]), expected_texts)
     for workers in (2, 5):
         model = siglip_onnx.load(small_bundle, variant=variant, workers=workers)
         assert_array_equal(model.encode_images(images[::-1])[::-1], expected)
         assert_array_equal(model.encode_images(iter(images)), expected)
         assert_array_equal(model.encode_texts(texts), expected_texts)
-    assert model.encode_images([]).shape == (0, model.embedding_dim)
-    assert model.encode_texts([]).shape == (0, model.embedding_dim)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_unreadable_pictures_are_told_in_their_place(
+def test_errors_of_unreadable_images_keep_their_positions(
     small_bundle: Path, images: list[Image.Image], workers: int
 ) -> None:
     model = siglip_onnx.load(small_bundle, workers=workers)
-    found = list(model.stream_images([images[0], "nowhere.png", images[1]]))
-    assert [isinstance(one, ImageError) for one in found] == [False, True, False]
-    assert_array_equal(found[2], model.encode_images(images[1])[0])
+    results = list(model.stream_images([images[0], "nowhere.png", images[1]]))
+    assert [isinstance(result, ImageError) for result in results] == [False, True, False]
+    assert_array_equal(results[2], model.encode_images(images[1])[0])
     with pytest.raises(ImageError, match=r"nowhere\.png does not exist"):
         model.encode_images([images[0], "nowhere.png"])
 
 
 @pytest.mark.export
-def test_other_providers_get_batches(
+def test_providers_other_than_the_cpu_run_batches(
     small_bundle: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = siglip_onnx.load(small_bundle, variant="fp32", workers=2)
@@ -110,11 +109,11 @@ def test_other_providers_get_batches(
 
     monkeypatch.setattr(VisionTower, "batch_size", 16)
     monkeypatch.setattr(tower, "run", run_and_count)
-    for one, other in zip(model.stream_images(many), expected, strict=True):
-        if isinstance(other, ImageError):
-            assert isinstance(one, ImageError)
+    for result, reference in zip(model.stream_images(many), expected, strict=True):
+        if isinstance(reference, ImageError):
+            assert isinstance(result, ImageError)
         else:
-            assert_allclose(one, other, atol=1e-6)
+            assert_allclose(result, reference, atol=1e-6)
     assert sizes == [15, 13]
 
 
@@ -122,7 +121,7 @@ def test_other_providers_get_batches(
     ("workers", "threads", "message"),
     [(0, None, "workers is 0, expected a number from 1"), (2, 4, "2 workers of 4 threads each were requested")],
 )
-def test_impossible_workers(small_bundle: Path, workers: int, threads: int | None, message: str) -> None:
+def test_wrong_workers_are_refused(small_bundle: Path, workers: int, threads: int | None, message: str) -> None:
     with pytest.raises(SiglipOnnxError, match=message):
         siglip_onnx.load(small_bundle, workers=workers, threads=threads)
 
@@ -134,17 +133,17 @@ def jpeg(size: tuple[int, int]) -> bytes:
 
 
 def test_fast_decode_reads_fewer_pixels_and_stays_near(small_bundle: Path) -> None:
-    picture = jpeg((1600, 1200))
-    assert load_image(picture).size == (1600, 1200)
-    assert load_image(picture, draft_size=(128, 128)).size == (200, 150)
+    image = jpeg((1600, 1200))
+    assert load_image(image).size == (1600, 1200)
+    assert load_image(image, draft_size=(128, 128)).size == (200, 150)
     exact, fast = (siglip_onnx.load(small_bundle, fast_decode=choice) for choice in (False, True))
-    (one,), (other,) = exact.preprocess(picture), fast.preprocess(picture)
-    levels = np.abs(one["pixel_values"] - other["pixel_values"]) * 127.5
+    (exact_inputs,), (fast_inputs,) = exact.preprocess(image), fast.preprocess(image)
+    levels = np.abs(exact_inputs["pixel_values"] - fast_inputs["pixel_values"]) * 127.5
     assert 0 < levels.max() < 6
-    assert float(exact.encode_images(picture)[0] @ fast.encode_images(picture)[0]) > 0.999
+    assert float(exact.encode_images(image)[0] @ fast.encode_images(image)[0]) > 0.999
 
 
-def test_fast_decode_leaves_small_pictures_as_they_are(small_bundle: Path) -> None:
+def test_fast_decode_does_not_change_small_images(small_bundle: Path) -> None:
     exact, fast = (siglip_onnx.load(small_bundle, fast_decode=choice) for choice in (False, True))
     small = jpeg((100, 60))
     assert_array_equal(exact.preprocess(small)[0]["pixel_values"], fast.preprocess(small)[0]["pixel_values"])
@@ -152,8 +151,8 @@ def test_fast_decode_leaves_small_pictures_as_they_are(small_bundle: Path) -> No
 
 def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
     paths = []
-    for number, picture in enumerate(images):
-        picture.save(tmp_path / f"{number}.png")
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
         paths.append(str(tmp_path / f"{number}.png"))
     expected = siglip_onnx.load(small_bundle).encode_images(paths)
     for options in ([], ["--workers", "1"], ["--workers", "3"], ["--fast-decode"]):

@@ -45,7 +45,7 @@ def result(tmp_path: Path) -> Path:
     return folder / "result.html"
 
 
-def test_content_is_replaced(result: Path) -> None:
+def test_write_atomic_replaces_content(result: Path) -> None:
     write_atomic(result, NEW)
     assert result.read_bytes() == NEW
     write_atomic(result, iter([b"a", b"", b"b"]))
@@ -64,7 +64,7 @@ def broken_content() -> Iterator[bytes]:
     raise RuntimeError("no more")
 
 
-def test_whatever_fails_the_old_content_stays_and_nothing_piles_up(
+def test_failed_write_keeps_the_old_content_and_no_temporary_file(
     result: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RuntimeError, match="no more"):
@@ -84,7 +84,7 @@ def test_whatever_fails_the_old_content_stays_and_nothing_piles_up(
     assert [path.name for path in result.parent.iterdir()] == ["result.html"]
 
 
-def test_a_result_that_is_a_folder_is_one_error(tmp_path: Path) -> None:
+def test_target_that_is_a_folder_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_atomic(tmp_path, NEW)
 
@@ -105,7 +105,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
 
 
-def test_a_disk_that_is_full(small_disk: Path) -> None:
+def test_full_disk_keeps_the_old_content(small_disk: Path) -> None:
     first, second = small_disk / "a.npy", small_disk / "a.jsonl"
     write_together({first: OLD, second: OLD})
     with pytest.raises(OSError, match="No space left on device"):
@@ -171,7 +171,7 @@ write_atomic(Path(sys.argv[1]), content())
 """
 
 
-def test_what_a_killed_run_left_is_removed_once_it_is_old(result: Path) -> None:
+def test_old_temporary_files_of_killed_runs_are_removed(result: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(result)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert result.read_bytes() == OLD
@@ -190,7 +190,7 @@ def test_what_a_killed_run_left_is_removed_once_it_is_old(result: Path) -> None:
     assert all(path.read_text() == "mine" for path in mine)
 
 
-def test_a_folder_of_a_killed_export_is_removed_once_nothing_in_it_is_new(tmp_path: Path) -> None:
+def test_old_folder_of_a_killed_export_is_removed(tmp_path: Path) -> None:
     left = files.new_part(tmp_path / "model")
     (left / "onnx").mkdir(parents=True)
     (left / "onnx" / "a.onnx").write_bytes(b"half")
@@ -219,7 +219,7 @@ def test_mode_and_links_are_kept(result: Path, tmp_path: Path) -> None:
     assert (tmp_path / "later").read_bytes() == NEW
 
 
-def test_devices_and_pipes_are_written_to_and_stay(tmp_path: Path) -> None:
+def test_devices_and_pipes_are_written_and_kept(tmp_path: Path) -> None:
     write_atomic(Path(os.devnull), NEW)
     assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
     pipe = tmp_path / "pipe"
@@ -244,7 +244,7 @@ def test_files_of_shared_caches_can_be_read_by_others(tmp_path: Path) -> None:
     assert LabelCache("space", 2, tmp_path).get("a cat") is not None
 
 
-def test_only_what_lies_inside_is_removed(tmp_path: Path) -> None:
+def test_remove_refuses_paths_outside(tmp_path: Path) -> None:
     ours, photos = tmp_path / "ours", tmp_path / "photos"
     (ours / "a" / "b").mkdir(parents=True)
     photos.mkdir()
@@ -265,7 +265,7 @@ def test_only_what_lies_inside_is_removed(tmp_path: Path) -> None:
 REMOVING = {"rmtree", "unlink", "rmdir", "removedirs"}
 
 
-def test_nothing_else_in_the_package_removes_files() -> None:
+def test_no_other_module_removes_files() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path == PACKAGE / "system" / "files.py":
             continue
@@ -277,7 +277,7 @@ def test_nothing_else_in_the_package_removes_files() -> None:
             assert not of_os or node.attr not in {"remove", "replace"}, f"{path}:{node.lineno} replaces by itself"
 
 
-def test_stamps_are_written_whole(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stamps_are_written_atomically(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path))
     siglip_onnx.load(small_bundle)
     (stamps,) = (tmp_path / "verified").iterdir()

@@ -1,4 +1,4 @@
-"""Token ids against the slow reference tokenizer, on SigLIP's real vocabulary and on real texts where at hand."""
+"""Token ids equal the slow reference tokenizer's, with real vocabularies and texts where they are available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from siglip_onnx import demo
 from siglip_onnx.errors import BundleError, CheckpointError
 from siglip_onnx.export.tokenizer import write_tokenizer
 from siglip_onnx.text.tokenizer import Tokenizer
-from siglip_onnx.text.vocabulary import PIECES
+from siglip_onnx.text.vocabulary import PIECES, PieceTable
 
 HARD = [
     "", " ", "  leading", "trailing  ", "!!!", "! hello", "</s>", "hello</s>", "a </s>", "<unk>", "<pad> a", "▁", "▁▁a",
@@ -27,9 +27,9 @@ HARD = [
 
 # The known differences, each with its reason.
 EXCEPTIONS = {
-    "</s>a": "text behind a literal special token starts a new word",
-    "x<unk>y": "text behind a literal special token starts a new word",
-    "a </s> b": "text behind a literal special token starts a new word",
+    "</s>a": "text after a literal special token starts a new word",
+    "x<unk>y": "text after a literal special token starts a new word",
+    "a </s> b": "text after a literal special token starts a new word",
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:This sequence already has </s>:UserWarning")  # the reference's own
@@ -59,20 +59,20 @@ def differences(checkpoint: Path, spiece: Path, texts: list[str], tmp_path: Path
 
     out = tmp_path / "exact.json"
     write_tokenizer(checkpoint, out, text_length=64, vocab_size=10**6)
-    found = Tokenizer(out, 64)(texts)
+    ids = Tokenizer(out, 64)(texts)
     reference = SiglipTokenizer(str(spiece))
     expected = np.array(reference(texts, padding="max_length", truncation=True, max_length=64).input_ids)
-    return [text for text, one, other in zip(texts, found, expected, strict=True) if not np.array_equal(one, other)]
+    return [text for text, ours, theirs in zip(texts, ids, expected, strict=True) if not np.array_equal(ours, theirs)]
 
 
 def test_small_vocabulary(small_checkpoint: Path, tmp_path: Path) -> None:
     assert differences(small_checkpoint, small_checkpoint / "spiece.model", HARD, tmp_path) == []
 
 
-def test_known_exceptions_still_are(small_checkpoint: Path, tmp_path: Path) -> None:
-    """When one of them is mended, it must leave the list."""
-    found = differences(small_checkpoint, small_checkpoint / "spiece.model", list(EXCEPTIONS), tmp_path)
-    assert found == list(EXCEPTIONS)
+def test_known_differences_from_the_reference(small_checkpoint: Path, tmp_path: Path) -> None:
+    """A difference that disappears must leave the list."""
+    different = differences(small_checkpoint, small_checkpoint / "spiece.model", list(EXCEPTIONS), tmp_path)
+    assert different == list(EXCEPTIONS)
 
 
 @pytest.mark.export
@@ -81,9 +81,9 @@ def test_more_than_ten_thousand_texts(material: Path, tmp_path: Path, file: str)
     texts = real_texts(material)
     assert len(texts) >= 10_000
     spiece = Path(shutil.copy(material / "tokenizers" / file, tmp_path))
-    found = differences(tmp_path, spiece, texts, tmp_path)
-    assert [text for text in found if not stacks_marks(text) and text != T5_TIE] == []
-    assert len(found) <= 6
+    different = differences(tmp_path, spiece, texts, tmp_path)
+    assert [text for text in different if not stacks_marks(text) and text != T5_TIE] == []
+    assert len(different) <= 6
 
 
 @pytest.mark.export
@@ -108,11 +108,11 @@ def test_gemma_vocabulary_is_lower_cased_ended_and_padded(material: Path, tmp_pa
 
     reference = GemmaTokenizerFast.from_pretrained(tmp_path, add_bos_token=False, add_eos_token=True, legacy=False)
     reference.padding_side = "right"
-    # One by one as str.lower() says, but for the final sigma, which depends on what follows it.
+    # Letter by letter as str.lower(), except for the final sigma, which depends on what follows it.
     lowered = [text.lower().replace("ς", "σ") if "Σ" in text else text.lower() for text in texts]
     expected = np.array(reference(lowered, padding="max_length", truncation=True, max_length=64).input_ids)
-    found = Tokenizer(tmp_path / "exact.json", 64)(texts)
-    assert [text for text, one, other in zip(texts, found, expected, strict=True) if (one != other).any()] == []
+    ids = Tokenizer(tmp_path / "exact.json", 64)(texts)
+    assert [text for text, ours, theirs in zip(texts, ids, expected, strict=True) if (ours != theirs).any()] == []
 
 
 @pytest.mark.slow
@@ -123,8 +123,7 @@ def test_gemma_vocabulary_pruned(material: Path, tmp_path: Path) -> None:
     path.parent.mkdir()
     write_tokenizer(tmp_path, path, text_length=64, vocab_size=256_000)
     tokenizer = Tokenizer(path, 64)
-    pieces = tokenizer._pieces
-    assert pieces is not None
+    pieces = PieceTable(path.with_name(PIECES))
     texts = [text for text in [*HARD, *real_texts(material)[::20]] if pieces.suits([text])]
     alone = np.concatenate([tokenizer([text]) for text in texts])
     pairs = [number for number in range(len(texts) - 1) if pieces.suits(texts[number : number + 2])]
@@ -144,7 +143,7 @@ def test_ids_are_always_the_full_length() -> None:
     assert (ids[1] == 1).all()
 
 
-def test_cut_texts_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_texts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = Tokenizer(demo.BUNDLE_PATH / "tokenizer.json", TEXT_LENGTH)
     tokenizer(["a cat"])
     assert not caplog.messages
@@ -167,10 +166,10 @@ def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path:
         write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=20)
 
 
-def test_a_model_of_the_texts_own_pieces_gives_the_same_ids(
+def test_pruned_vocabulary_gives_the_same_ids(
     small_checkpoint: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What large vocabularies use for few short texts, forced upon a small one."""
+    """The way of large vocabularies with a few short texts, applied to a small one."""
     expected = Tokenizer(small_bundle / "tokenizer.json", 16)(HARD)
     monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
     path = tmp_path / "tokenizer.json"
@@ -190,7 +189,7 @@ def test_a_model_of_the_texts_own_pieces_gives_the_same_ids(
 
 @pytest.mark.export
 def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With falling back to bytes; many texts, or long ones, get the whole model."""
+    """With byte fallback; many or long texts use the whole model."""
     monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
     write_tokenizer(material / "tokenizers/siglip_v1_c4en_32k", tmp_path / "t.json", text_length=64, vocab_size=10**6)
     texts = HARD + real_texts(material)[::20]
