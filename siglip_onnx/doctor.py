@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from .model import SigLIP
 from .session import available_providers, int8_saturates
 from .system.cache_dir import cache_folder
 from .system.cpu import Cpu, int8_kernels, read_cpu
+from .system.packages import package_version
 from .system.telemetry import telemetry_state
 from .system.threads import available_threads, thread_limits
 
@@ -57,7 +56,7 @@ def examine() -> Iterator[Finding]:
 
 def versions() -> Finding:
     """Say what is installed."""
-    found = {name: _version(name) for name in PACKAGES}
+    found = {name: package_version(name) or "not installed" for name in PACKAGES}
     facts = {"python": platform.python_version(), "system": platform.platform(), "packages": found}
     listed = ", ".join(f"{name} {number}" for name, number in found.items())
     return Finding("versions", OK, f"Python {facts['python']} on {facts['system']}; {listed}", "", facts)
@@ -192,11 +191,3 @@ def _is_writable(folder: Path) -> bool:
     """Say whether files can be made there; a folder that is not there yet is asked for by its nearest parent."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        module = sys.modules.get(package)
-        return str(getattr(module, "__version__", "not installed"))

@@ -41,6 +41,12 @@ class _Percent(click.ParamType):  # type: ignore[type-arg] # generic only for ty
             self.fail(f"{value!r} is no percentage; write for example 10%.", param, ctx)
 
 
+def _refuse_csv(_context: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Say what replaces an option that was removed."""
+    if value:
+        raise click.UsageError("--csv was removed. Use --json, which has every sample.")
+
+
 @click.group(cls=_RunByDefault, subcommand_metavar="MODEL | COMMAND [ARGS]...")
 def bench() -> None:
     """Measure MODEL on this machine: siglip-onnx bench MODEL is short for bench run MODEL."""
@@ -70,7 +76,7 @@ def bench() -> None:
     "--out", "-o", type=click.Path(path_type=Path), metavar="FILE.json", help="Keep results with all samples."
 )
 @click.option("--json", "format_", flag_value="json", help="Print the results as JSON.")
-@click.option("--csv", "format_", flag_value="csv", help="Print every sample as CSV.")
+@click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse_csv)
 @click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown.")
 @click.pass_context
 def run(
@@ -155,7 +161,7 @@ def compare(context: click.Context, before: Path, after: Path, fail_if_slower: f
 @bench.command()
 @click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS.json")
 @click.option("--json", "format_", flag_value="json", help="Print the results as JSON.")
-@click.option("--csv", "format_", flag_value="csv", help="Print every sample as CSV.")
+@click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse_csv)
 @click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown.")
 @click.option(
     "--plots",
@@ -201,14 +207,12 @@ def render(document: Document, format_: str | None) -> str:
 
     if format_ == "json":
         return document.to_json()
-    if format_ == "csv":
-        return tables.to_csv(document)
     if format_ == "markdown":
         return f"{tables.document_markdown(document)}\n"
-    found = [tables.speed_table(document), tables.stage_table(document)]
+    parts = [tables.speed_table(document), tables.stage_table(document)]
     if document.throughput:
-        found.append(tables.throughput_table(document))
-    return "\n\n".join([*(format_table(header, rows) for header, rows in found), tables.explain(document)]) + "\n"
+        parts.append(tables.throughput_table(document))
+    return "\n\n".join([*(format_table(header, rows) for header, rows in parts), tables.explain(document)]) + "\n"
 
 
 def _compare_table(changes: list[Change]) -> str:

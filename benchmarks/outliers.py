@@ -14,7 +14,7 @@ Weights = dict[str, torch.Tensor]
 def add_outliers(checkpoint: Path, out: Path, *, channels: int = 6, factor: float = 60.0, seed: int = 0) -> Path:
     """Write ``out``: in each layer some channels of every LayerNorm and of the values are ``factor`` times as large.
 
-    What reads them is made as much smaller, so that the function stays the same: only a quantizer sees a difference.
+    The weights that read them are divided by it, so that the function stays the same, except for a quantizer.
     """
     shutil.copytree(checkpoint, out)
     weights = load_file(out / "model.safetensors")
@@ -31,7 +31,7 @@ def add_outliers(checkpoint: Path, out: Path, *, channels: int = 6, factor: floa
 
 
 def add_gelu_outliers(checkpoint: Path, out: Path, *, channels: int = 4, factor: float = 60.0, seed: int = 0) -> Path:
-    """Write ``out``, another model: some channels behind each GELU are large, and nothing before it can undo that."""
+    """Write ``out``, another model: some channels after each GELU are large, and no weight before it can undo that."""
     shutil.copytree(checkpoint, out)
     weights = load_file(out / "model.safetensors")
     generator = torch.Generator().manual_seed(seed)
@@ -46,10 +46,12 @@ def add_gelu_outliers(checkpoint: Path, out: Path, *, channels: int = 4, factor:
 
 
 def pick(weights: Weights, name: str, channels: int, generator: torch.Generator) -> torch.Tensor:
+    """Return random channels of a weight."""
     return torch.randperm(len(weights[name]), generator=generator)[:channels]
 
 
 def grow(weights: Weights, producer: str, consumers: list[str], channels: torch.Tensor, factor: float) -> None:
+    """Multiply the channels that one layer writes, and divide the weights that read them."""
     weights[f"{producer}.weight"][channels] *= factor
     weights[f"{producer}.bias"][channels] *= factor
     for consumer in consumers:
