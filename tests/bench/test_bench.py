@@ -71,7 +71,8 @@ def test_a_known_time_is_measured(measured: Any) -> None:
     assert set(row.stages) == {*STAGES, SAME_IMAGE}
     assert [len(samples) for samples in row.stages[VISION]] == [4, 4, 4]
     assert all(start.first_answer_s > start.load_s + start.import_s > 0 for start in row.starts)
-    assert len({start.first_answer_s for start in row.starts}) == 3  # three processes
+    assert len(row.starts) == 3
+    assert all(start.import_s > 0 for start in row.starts)  # every process imports the backend itself
 
 
 def test_fidelity_is_that_of_the_timed_answers(measured: Any) -> None:
