@@ -13,13 +13,13 @@ from siglip_onnx.bench.statistics import Rounds, ratio_of
 from siglip_onnx.bench.tables import (
     Table,
     explain,
+    format_measurement,
     markdown,
     speed_table,
     stage_table,
     start_table,
     throughput_table,
 )
-from siglip_onnx.system.numbers import format_measurement
 
 INT8 = engine_name("int8")
 PEAKS = (("instructions, all threads", "instructions"), ("instructions, one thread", "instructions_one_thread"),

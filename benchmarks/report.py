@@ -18,10 +18,9 @@ from result_files import RESULTS, ROOT, read_results
 from siglip_onnx.bench.machine import describe_busy
 from siglip_onnx.bench.run import PYTORCH_FP32, engine_name
 from siglip_onnx.bench.schema import VISION, Document, read_document
-from siglip_onnx.bench.tables import markdown, start_memory_mb, start_seconds
+from siglip_onnx.bench.tables import format_measurement, markdown, start_memory_mb, start_seconds
 from siglip_onnx.errors import BenchmarkError
 from siglip_onnx.system.files import write_atomic
-from siglip_onnx.system.numbers import format_measurement
 
 PAGE, PLOTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "plots"
 SUITE = RESULTS / "base_multilingual.json"

@@ -15,9 +15,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from ..system.files import atomic_path
-from ..system.numbers import format_measurement
 from .schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Mode, Row
-from .tables import SAME_ANSWER, start_memory_mb, start_seconds
+from .tables import SAME_ANSWER, format_measurement, start_memory_mb, start_seconds
 
 INK = "#767676"  # 4.5 to 1 on white, 4.2 to 1 on the black of dark pages
 OURS, PEERS = "#d9622b", "#3f7fc1"

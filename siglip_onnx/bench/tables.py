@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..system.numbers import format_measurement
 from .machine import describe_briefly
 from .schema import END_TO_END, STAGES, TEXT, VISION, Document, Row
 from .statistics import Summary
@@ -125,3 +124,8 @@ def explain(document: Document) -> str:
         f"and logit errors compare the timed answers with {' and '.join(references)}. Start: from the start of the "
         f"process to the first answer of both towers; memory: its peak by then. {describe_briefly(document.machine)}"
     )
+
+
+def format_measurement(value: float) -> str:
+    """Return a positive value with about three significant digits: ``0.0312``, ``4.15``, ``43.1``, ``335``."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:.{2 if value < 10 else 1}f}"

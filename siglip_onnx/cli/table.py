@@ -6,10 +6,6 @@ from collections.abc import Sequence
 
 from wcwidth import wcswidth, wcwidth
 
-from ..system.numbers import format_probability as three_digits
-
-__all__ = ["format_table", "printable", "three_digits"]
-
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """Return aligned lines; the first ``left`` columns are set left, the others, numbers, right."""
@@ -22,6 +18,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
         ).rstrip()
         for line in lines
     )
+
+
+def three_digits(value: float) -> str:
+    """Return a probability with three significant digits, never rounded to 0 or 1: ``0.987``, ``1.40e-04``."""
+    if 0 < value < 0.001:
+        return f"{value:.2e}"
+    if 0.9995 <= value < 1:
+        return f"1-{1 - value:.1e}"
+    return f"{value:#.3g}"
 
 
 def printable(cell: str) -> str:

@@ -32,7 +32,7 @@ from siglip_onnx.bench.schema import (
     read_document,
 )
 from siglip_onnx.bench.statistics import ratio_of, summarize
-from siglip_onnx.bench.tables import document_markdown, speed_table
+from siglip_onnx.bench.tables import document_markdown, format_measurement, speed_table
 from siglip_onnx.bench.timer import Limits, time_calls
 from siglip_onnx.errors import BenchmarkError
 
@@ -309,6 +309,10 @@ def test_tables_mark_what_is_unstable_and_name_what_is_absent() -> None:
     text = document_markdown(make_document(row))
     assert "* OpenVINO: not installed" in text
     assert "timed answers with PyTorch fp32" in text
+
+
+def test_measurements_have_three_significant_digits() -> None:
+    assert [format_measurement(value) for value in (0.03124, 4.149, 43.06, 335.4)] == ["0.0312", "4.15", "43.1", "335"]
 
 
 def test_answers_of_another_shape_are_refused(tmp_path: Path) -> None:
