@@ -105,7 +105,7 @@ def _compare(answers: Answers, expected: Answers) -> dict[str, Any]:
         "text_cosine_mean": text.mean(),
         "logit_error_mean": errors.mean(),
         "logit_error_max": errors.max(),
-        "pixel_error": max(map(_pixel_error, answers.pixels, expected.pixels)),
+        "pixel_error": np.max([_pixel_error(*pair) for pair in zip(answers.pixels, expected.pixels, strict=True)]),
         "ids_different": int((answers.ids != expected.ids).any(axis=1).sum()),
     }
 
