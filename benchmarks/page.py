@@ -25,6 +25,16 @@ INT8 = engine_name("int8")
 PEAKS = (("instructions, all threads", "instructions"), ("instructions, one thread", "instructions_one_thread"),
          ("one large product in onnxruntime, all threads", "large_gemm"))  # fmt: skip
 
+OTHERS = """\
+* `benchmarks/accuracy.py DATASET --model MODEL`: zero-shot top-1 and top-5 on a folder per class, and the loss against
+  fp32 with its interval; with `--checkpoint` also for PyTorch and other backends. `benchmarks/draw_demo_set.py` draws a
+  data set for the demo model ([results](../benchmarks/results/accuracy_demo.json)).
+* `benchmarks/quantization.py`: size and loss of each variant on weights with outliers
+  ([results](../benchmarks/results/quantization.json)).
+* `benchmarks/parity.py`: all published shapes against PyTorch ([results](../benchmarks/results/parity.json)).
+* `benchmarks/bulk.py`: bulk jobs, killed and with faulty inputs ([results](../benchmarks/results/bulk.json)).
+* `benchmarks/web.py`: the web server, and its overload ([results](../benchmarks/results/web.json))."""
+
 
 def benchmarks_page(document: Document, no_vnni: Mapping[str, Any]) -> str:
     """Return docs/benchmarks.md."""
@@ -60,6 +70,7 @@ def benchmarks_page(document: Document, no_vnni: Mapping[str, Any]) -> str:
         markdown(no_vnni_table(no_vnni)),
         "## Limit", limit_text(document),
         "## Setup of each backend", markdown(setup_table(document)),
+        "## Other measurements", OTHERS,
         *(["## Not measured", "\n".join(f"* {name}: {reason}" for name, reason in document.absent.items())]
           if document.absent else []),
     ]  # fmt: skip
