@@ -6,12 +6,12 @@ BENCH_VENV := .venv-bench
 
 .PHONY: demo web test lint coverage audit constraints bench report clean
 
-## The main job on the demo model and its sample pictures.
+## Classify sample images with the demo model.
 demo: $(VENV)/.installed
 	$(BIN)/siglip-onnx classify siglip_onnx/demo/images/never_shown_red_circle.png siglip_onnx/demo/images/six_eggs.png \
 	    siglip_onnx/demo/images/word_open.png --texts-file siglip_onnx/demo/texts.txt
 
-## The page, at http://127.0.0.1:5678/ until Ctrl-C.
+## The web page, at http://127.0.0.1:5678/ until Ctrl-C.
 web: $(VENV)/.installed-web
 	$(BIN)/siglip-onnx web
 
@@ -34,7 +34,7 @@ bench: $(BENCH_VENV)/.installed
 report: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/report.py
 
-## Branch coverage of the runtime, without the exporter and the benchmarks; what is left out stands in pyproject.toml.
+## Branch coverage of the runtime, without the exporter and the benchmarks; see pyproject.toml for what is omitted.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --cov --cov-report=term-missing
 

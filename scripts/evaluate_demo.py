@@ -52,23 +52,23 @@ def model_card(training: dict[str, Any], rows: list[tuple[str, ...]], num_pictur
     pairs = ", ".join(f"{COLOURS[colour].en} {SHAPES[shape].en}" for colour, shape in sorted(NEVER_SHOWN))
     return f"""# The demo model
 
-A small SigLIP, trained from scratch by `scripts/train_demo.py` on pictures that the script draws. It shows that the
-whole path works on a fresh machine, and what zero-shot means; it knows nothing of photographs.
+A small SigLIP, trained from scratch by `scripts/train_demo.py` on images that the script draws. It shows that the
+whole path works on a fresh machine, and what zero-shot means; it was not trained on photographs.
 
-* Knows, in English and Japanese: colours ({_list(COLOURS)}); shapes ({_list(SHAPES)}); counts one to six; dark and
+* Knows, in English and Japanese: colors ({_list(COLOURS)}); shapes ({_list(SHAPES)}); counts one to six; dark and
   light backgrounds; printed words ({", ".join(WORDS)}).
 * Does not know, though its captions said it: which of two objects lies left or above. The table shows chance.
 * Never shown nor named in training: {pairs}.
-* A true but incomplete text has a training target between 0.5 and 1, growing with what it tells, so a richer true
+* A true but incomplete text has a training target between 0.5 and 1, growing with its detail, so that a richer true
   description gets a higher probability.
-* Shape: pictures of 96 x 96 pixels in patches of 16, vision tower 6 layers of width 192, text tower 4 layers of width
+* Shape: images of 96 x 96 pixels in patches of 16, vision tower 6 layers of width 192, text tower 4 layers of width
   128 and 32 tokens, SentencePiece Unigram vocabulary trained on the captions.
-* Licence: Apache-2.0, as the code; there is no training data from elsewhere.
+* License: Apache-2.0, like the code; all training data is drawn by the script.
 
 ## Accuracy
 
-Top-1 in percent on {num_pictures} freshly drawn pictures per question (seed {seed}, 384 pixels). The right answer is
-one of {len(COLOURS) * len(SHAPES)} names for colour and shape, of 6 for count, of {len(WORDS)} for words, of
+Top-1 in percent on {num_pictures} freshly drawn images per question (seed {seed}, 384 pixels). The right answer is
+one of {len(COLOURS) * len(SHAPES)} names for color and shape, of 6 for count, of {len(WORDS)} for words, of
 {2 * len(COLOURS) * len(SHAPES)} for object and background, of 2 for left of and above. Measured with siglip_onnx
 {siglip_onnx.__version__} on onnxruntime {onnxruntime.__version__}.
 

@@ -1,10 +1,19 @@
-"""Run SigLIP with onnxruntime, without PyTorch: probabilities that texts match images.
+"""Zero-shot image classification and search with SigLIP on onnxruntime, without PyTorch.
 
-import siglip_onnx
+    import siglip_onnx
 
-model = siglip_onnx.load("demo")
-for match in model.classify("image.png", ["a red circle", "青い星"]):
-    print(match.text, match.probability)
+    model = siglip_onnx.load("demo")
+    for match in model.classify("image.png", ["a red circle", "青い星"]):
+        print(match.text, match.probability)
+
+load            open a model by name: embedded, a folder, or on the Hugging Face Hub
+SigLIP          the model: classify, encode_images, encode_texts, logits; its towers are vision and text
+Match           a text's logit, probability and relative share
+sigmoid         logits to probabilities, each text independently
+softmax         logits to shares, which sum to 1
+RuntimeOptions  how a model runs: variant, providers, threads, workers
+ImageLimits     limits of pixels, sides and bytes of an image
+SiglipOnnxError the root of all errors of this package
 """
 
 from __future__ import annotations
@@ -27,6 +36,7 @@ from .errors import ProviderError as ProviderError
 from .errors import SiglipOnnxError as SiglipOnnxError
 from .errors import TextError as TextError
 from .options import ImageLimits as ImageLimits
+from .options import RuntimeOptions as RuntimeOptions
 from .system import telemetry as _telemetry  # noqa: F401 - switched off before onnxruntime is imported
 
 if TYPE_CHECKING:
@@ -38,7 +48,7 @@ if TYPE_CHECKING:
 
 # Imported at first use, so that `siglip-onnx --help` does not load numpy.
 _LAZY = {"load": "hub.loading", "SigLIP": "model", "Match": "head", "sigmoid": "head", "softmax": "head"}
-__all__ = [*_LAZY, "ImageLimits", *(name for name in globals() if name.endswith("Error"))]  # noqa: PLE0604
+__all__ = [*_LAZY, "ImageLimits", "RuntimeOptions", *(name for name in globals() if name.endswith("Error"))]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,13 @@
 """A compiled classifier: one ONNX file with the labels inside, made by ``siglip-onnx compile``.
 
-The graph takes ``pixel_values`` and gives ``logits`` and ``probabilities``; its metadata entry ``siglip_onnx`` is a
-JSON object with the labels and how images are prepared. Nothing else is needed to run it.
+The graph takes ``pixel_values`` and gives ``logits`` and ``probabilities``; its metadata entry ``siglip_onnx`` is
+:class:`ClassifierFacts` as JSON. Nothing else is needed to run it.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,50 @@ from .session import LazySession
 
 FACTS = "siglip_onnx"
 FORMAT = "siglip_onnx.classifier/1"
+
+
+@dataclass(frozen=True)
+class ClassifierFacts:
+    """The metadata of a compiled classifier: its origin, its labels, and how images are prepared.
+
+    ``input`` is ``"uint8"`` for pixels u8 ``(N, height, width, 3)``, or ``"float32"`` for normalized f32
+    ``(N, 3, height, width)``; the fields after it are those of :class:`.PreprocessorConfig`.
+    """
+
+    model: str
+    variant: str
+    embedding_space: str
+    labels: list[str]
+    templates: list[str]
+    input: str
+    height: int
+    width: int
+    resample: int
+    rescale_factor: float
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+
+    @property
+    def preprocessor(self) -> PreprocessorConfig:
+        """How images are prepared."""
+        levels = LevelsConfig(self.rescale_factor, tuple(self.image_mean), tuple(self.image_std))
+        return PreprocessorConfig(self.height, self.width, self.resample, levels)
+
+    def to_json(self) -> str:
+        """Return the metadata entry."""
+        return json.dumps({"format": FORMAT} | asdict(self), ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> ClassifierFacts:
+        """Read the metadata entry; unknown keys are ignored.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is damaged, or of another format.
+        """
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']!r}, expected {FORMAT!r}")
+        return ClassifierFacts(**{field.name: document[field.name] for field in fields(ClassifierFacts)})
 
 
 class Classifier:
@@ -42,23 +87,17 @@ class Classifier:
         self._reader = ImageReader(options.image_limits, options.allow_truncated)
         self.providers = self._session.providers
         try:
-            facts = json.loads(self._session.metadata[FACTS])
-            if facts["format"] != FORMAT:
-                raise ValueError(f"format {facts['format']!r}, expected {FORMAT!r}")
-            levels = LevelsConfig(facts["rescale_factor"], tuple(facts["image_mean"]), tuple(facts["image_std"]))
-            self._preprocessor = SquashPreprocessor(
-                PreprocessorConfig(facts["height"], facts["width"], facts["resample"], levels)
-            )
-            self.labels: list[str] = facts["labels"]
-            self.templates: list[str] = facts["templates"]
-            self.model_name: str = facts["model"]
-            self.variant: str = facts["variant"]
-            self.embedding_space: str = facts["embedding_space"]
-            self._uint8 = facts["input"] == "uint8"
+            self.facts = ClassifierFacts.from_json(self._session.metadata[FACTS])
+            self._preprocessor = SquashPreprocessor(self.facts.preprocessor)
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{path} is not a compiled classifier of this version ({error!r}). Make one with: siglip-onnx compile"
             ) from error
+        self.labels = self.facts.labels
+        self.templates = self.facts.templates
+        self.model_name = self.facts.model
+        self.variant = self.facts.variant
+        self.embedding_space = self.facts.embedding_space
 
     def classify(self, image: ImageSource) -> list[Match]:
         """Return for each label how probably it describes the image, in the order of the labels.
@@ -78,7 +117,7 @@ class Classifier:
         return self._run(self._reader.read(image).rgb)
 
     def _run(self, image: Image.Image) -> Floats:
-        if self._uint8:
+        if self.facts.input == "uint8":
             inputs = {"pixel_values": np.asarray(self._preprocessor.squash(image))[np.newaxis]}
         else:
             inputs = {"pixel_values": self._preprocessor(image)["pixel_values"]}

@@ -1,4 +1,4 @@
-"""Shared fixtures: images, real files where they are at hand, and small random checkpoints with their bundles.
+"""Markers and shared fixtures: images, real files where they are available, small random checkpoints and bundles.
 
 The fixtures of checkpoints need PyTorch and the exporter; tests that use none of them run without both.
 """
@@ -6,7 +6,8 @@ The fixtures of checkpoints need PyTorch and the exporter; tests that use none o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,56 @@ from support.images import make_image
 from support.material import MATERIAL
 from support.shapes import SHAPES
 
+# A test module that imports one of these is skipped where it is not installed.
+OPTIONAL = {
+    "fastapi", "httpx2", "ml_dtypes", "onnx", "onnx_ir", "playwright", "safetensors", "sentencepiece", "starlette",
+    "torch", "transformers", "trustme", "uvicorn",
+}  # fmt: skip
+MARKED_FOLDERS = {"export": "export", "verify": "export", "web": "web"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--full`` runs the stress tests at the promised length, ``--fuzz`` decodes more mutated images."""
     parser.addoption("--full", action="store_true", help="stress tests at full length (many minutes)")
     parser.addoption("--fuzz", type=int, default=int(os.environ.get("SIGLIP_ONNX_FUZZ", "10000")),
                      metavar="IMAGES", help="how many mutated images to decode; also SIGLIP_ONNX_FUZZ")  # fmt: skip
+
+
+class OptionalModule(pytest.Module):
+    """A test module that is skipped, with the reason, where an optional library that it imports is not installed."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """Collect the tests, or skip the module."""
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            missing = getattr(error.__cause__, "name", None) or ""
+            if missing.split(".")[0] in OPTIONAL:
+                pytest.skip(f"{missing} is not installed", allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    """Make every test module an :class:`OptionalModule`."""
+    return OptionalModule.from_parent(parent, path=module_path)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of the exporter where it or PyTorch is not installed."""
+    missing = [name for name in ("torch", "onnx_ir") if find_spec(name) is None]
+    if missing and item.get_closest_marker("export"):
+        pytest.skip(f"{' and '.join(missing)} not installed")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and those that use a checkpoint as ``export``."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in MARKED_FOLDERS:
+            item.add_marker(MARKED_FOLDERS[folder])
+        if {"checkpoint", "small_checkpoint"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("export")
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +84,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def make_checkpoint(folder: Path, shape: str) -> Path:
-    """Write a random checkpoint; the test is skipped without PyTorch."""
-    torch = pytest.importorskip("torch")
+    """Write a random checkpoint."""
+    import torch
     from support import checkpoints
 
     torch.set_num_threads(1)  # the models here are tiny; more threads would only wait for each other
@@ -48,8 +93,7 @@ def make_checkpoint(folder: Path, shape: str) -> Path:
 
 
 def export(checkpoint: Path, out: Path) -> Path:
-    """Export a checkpoint to fp32 and int8; the test is skipped without the exporter."""
-    pytest.importorskip("onnx_ir")
+    """Export a checkpoint to fp32 and int8."""
     from siglip_onnx.export.pipeline import export_bundle
 
     export_bundle(checkpoint, out)

@@ -90,7 +90,6 @@ def test_package_has_at_most_26_top_level_names() -> None:
         ("huggingface_hub", {"hub"}),
         ("pyarrow", {"bulk"}),
         ("ray", {"bulk"}),
-        ("usearch", {"bulk"}),
     ],
 )
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:

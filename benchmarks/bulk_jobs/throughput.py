@@ -59,9 +59,9 @@ class Stopwatch(Progress):
 
     began, ended = float("inf"), 0.0
 
-    def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
+    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
         """Record one shard."""
-        super().shard(shard, receipt, seconds)
+        super().shard_done(shard, receipt, seconds)
         self.ended = time.perf_counter()
         self.began = min(self.began, self.ended - seconds)
 
@@ -72,7 +72,7 @@ def time_job(bundle: str, folder: Path, out: Path, on_ray: bool) -> dict[str, fl
         from siglip_onnx.bulk.ray_engine import RayEngine  # noqa: PLC0415 - needs ray
     spec, watch, count = ModelSpec(bundle), Stopwatch(OFF), len(list(folder.iterdir()))
     began = time.perf_counter()
-    run_job(out, Listing([folder]), spec, spec.job_facts(shard_size=20), watcher=watch,
+    run_job(out, Listing([folder]), spec, spec.job_facts(shard_size=20), progress=watch,
             engine=RayEngine() if on_ray else LocalEngine())  # fmt: skip
     return {
         "images_per_second": round(count / (watch.ended - watch.began), 2),

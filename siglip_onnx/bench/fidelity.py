@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..bundle.folder import Bundle
 from ..errors import BenchmarkError
 from ..head import Floats, l2_normalize
-from ..verify.accuracy import Closeness
+from ..verify.accuracy import Closeness, summarize_closeness
 from .schema import Fidelity
 
 _CARD = "the model's accuracy card"
@@ -97,14 +97,8 @@ def cosines(features: Floats, expected: Floats) -> NDArray[np.float64]:
 def _compare(answers: Answers, expected: Answers) -> dict[str, Any]:
     vision, text = cosines(answers.vision, expected.vision), cosines(answers.text, expected.text)
     differences = (answers.logits - expected.logits, answers.end_to_end - expected.end_to_end)
-    errors = np.abs(np.concatenate([values.ravel() for values in differences]))
-    return {
-        "vision_cosine_min": vision.min(),
-        "vision_cosine_mean": vision.mean(),
-        "text_cosine_min": text.min(),
-        "text_cosine_mean": text.mean(),
-        "logit_error_mean": errors.mean(),
-        "logit_error_max": errors.max(),
+    closeness = summarize_closeness(vision, text, np.abs(np.concatenate([values.ravel() for values in differences])))
+    return asdict(closeness) | {
         "pixel_error": np.max([_pixel_error(*pair) for pair in zip(answers.pixels, expected.pixels, strict=True)]),
         "ids_different": int((answers.ids != expected.ids).any(axis=1).sum()),
     }

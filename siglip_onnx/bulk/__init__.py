@@ -1,6 +1,6 @@
-"""Bulk jobs: pictures by the million into a folder of vectors, and search in it.
+"""Bulk jobs: embed millions of images into a folder of vectors, and search it.
 
-The job's folder is described in ``docs/bulk.md`` and written only here. In the order of the data: ``listing`` finds the
-inputs, ``plan`` deals them out to shards, ``shard`` embeds one shard and commits it, ``crew`` runs shards in processes
-that may die, ``run`` does a whole job, ``search`` reads it.
+The format of the folder is described in ``docs/bulk.md``; only this package writes it. In the order of the data:
+``listing`` finds the inputs, ``plan`` assigns them to shards, ``shard`` embeds and commits one shard, ``worker_pool``
+runs shards in processes that may crash, ``run`` runs a whole job, ``search`` reads its folder.
 """

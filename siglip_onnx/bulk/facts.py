@@ -1,4 +1,4 @@
-"""What all vectors of a job have in common, and what is known of a shard that is done."""
+"""Facts that all vectors of a job share, and the receipt of a finished shard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_SHARD_SIZE = 1000
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What every vector of a job has in common."""
+    """The facts that all vectors of a job share, stored as ``job.json``."""
 
     model_name: str
     variant: str
@@ -30,7 +30,7 @@ class JobFacts:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all facts; a shard made under others is not taken for one of this job."""
+        """Hash of all facts, by which a shard of this job is distinguished from one of another."""
         return hashlib.sha256(self._to_json().encode()).hexdigest()
 
     def to_bytes(self) -> bytes:
@@ -43,7 +43,7 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class Receipt:
-    """That a shard is done: of which plan, into which files, with how many rows of each status."""
+    """Proof that a shard is done: the hash of its plan, its files, and the number of rows of each status."""
 
     fingerprint: str
     plan_sha256: str
@@ -52,10 +52,10 @@ class Receipt:
 
     @property
     def num_inputs(self) -> int:
-        """Rows of any status."""
+        """Number of rows of any status."""
         return sum(self.counts.values())
 
     @property
     def num_errors(self) -> int:
-        """Rows without a vector."""
+        """Number of rows without a vector."""
         return self.num_inputs - self.counts.get(OK, 0)

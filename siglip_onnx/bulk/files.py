@@ -1,4 +1,4 @@
-"""From an input's path to its bytes; what is no file is never waited for."""
+"""Read an input's bytes; never blocks on pipes, sockets or devices."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def read_file(path: str, limits: ImageLimits) -> bytes:
-    """Read a file as a whole, so that what is decoded is what is hashed, whoever writes to it meanwhile.
+    """Read a whole file at once, so that the bytes that are hashed are the bytes that are decoded.
 
     Raises:
-        ImageError: it is no file, cannot be read, or has more bytes than allowed.
+        ImageError: the path is not a regular file, cannot be read, or has more bytes than allowed.
     """
     try:
         # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb", buffering=0) as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
-                raise ImageError(f"{path} is a {kind}; expected a picture file.", status="io_error")
-            limits.check_bytes(found.st_size, path)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
+                raise ImageError(f"{path} is a {kind}; expected an image file.", status="io_error")
+            limits.check_bytes(status.st_size, path)
             content = file.read()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         problem = getattr(error, "strerror", None) or error

@@ -1,4 +1,4 @@
-"""A page of found pictures in one HTML file: their thumbnails are inside, each a link to the picture itself."""
+"""Render search results as one HTML file with embedded thumbnails, each of which links to its image."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }
 ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; padding: 0;
 list-style: none }
-img, .gone { width: 100%; height: 12rem; object-fit: contain; background: #f2f2f2; display: block }
-.gone { color: #777; padding: 1rem; box-sizing: border-box }
+img, .unreadable { width: 100%; height: 12rem; object-fit: contain; background: #f2f2f2; display: block }
+.unreadable { color: #777; padding: 1rem; box-sizing: border-box }
 b { font-variant-numeric: tabular-nums } small { color: #666; overflow-wrap: anywhere }
-@media (prefers-color-scheme: dark) { body { color: #eee; background: #181818 } img, .gone { background: #262626 }
-small, .gone { color: #aaa } a { color: inherit } }
+@media (prefers-color-scheme: dark) { body { color: #eee; background: #181818 } img, .unreadable { background: #262626 }
+small, .unreadable { color: #aaa } a { color: inherit } }
 """
 
 
 def render_gallery(title: str, hits: Sequence[Hit]) -> str:
-    """Return the page; a picture that can no longer be read leaves its place empty."""
+    """Return the page; an image that can no longer be read is shown as a gray box."""
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
@@ -42,21 +42,21 @@ def render_gallery(title: str, hits: Sequence[Hit]) -> str:
 def _render_hit(hit: Hit) -> str:
     name = _escape(Path(hit.path).name)
     thumbnail = _thumbnail(hit.path)
-    picture = f'<img alt="{name}" src="{thumbnail}">' if thumbnail else '<span class="gone">cannot be read</span>'
+    content = f'<img alt="{name}" src="{thumbnail}">' if thumbnail else '<span class="unreadable">cannot be read</span>'
     return (
-        f'<li><a href="{_escape(Path(hit.path).as_uri())}">{picture}</a> <b>{hit.probability:.3g}</b> '
+        f'<li><a href="{_escape(Path(hit.path).as_uri())}">{content}</a> <b>{hit.probability:.3g}</b> '
         f"<small>logit {hit.logit:.2f}, {name}</small></li>\n"
     )
 
 
 def _thumbnail(path: str) -> str:
     try:
-        picture = load_image(read_file(path, DEFAULT_LIMITS), draft_size=(_SIDE, _SIDE))
+        image = load_image(read_file(path, DEFAULT_LIMITS), draft_size=(_SIDE, _SIDE))
     except ImageError:
         return ""
-    picture.thumbnail((_SIDE, _SIDE))
+    image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,4 +1,4 @@
-"""A job's folder: what stands where, what all shards share, and which shards are done."""
+"""Read and write a job's folder: the facts of the job, and the plan, rows, vectors and receipt of each shard."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .records import STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, r
 from .storage import LOCK, TEMPORARY, TEMPORARY_FILES, remove, write_whole
 
 FACTS, SUMMARY, ERRORS, LOG = "job.json", "summary.json", "errors.jsonl", "log.jsonl"
-INDEX, INDEX_FACTS = "index.usearch", "index.json"
-DERIVED = (SUMMARY, ERRORS, INDEX, INDEX_FACTS)
+_INDEX_OF_0_1 = ("index.usearch", "index.json")  # version 0.1 could add an approximate index
+DERIVED = (SUMMARY, ERRORS, *_INDEX_OF_0_1)
 PLAN, ROWS, RECEIPTS = "plan", "rows", "receipts"
 
 
 class Job:
-    """An opened job's folder."""
+    """An open job folder."""
 
     def __init__(self, path: Path, facts: JobFacts) -> None:
-        """Take a folder whose ``job.json`` holds these facts."""
+        """Use the folder ``path``, whose ``job.json`` holds these facts."""
         self.path = path
         self.facts = facts
         self.layout: Layout = LAYOUTS[facts.layout](facts.embedding_dim, np.dtype(facts.dtype))
@@ -43,7 +43,7 @@ class Job:
         return _numbers(self.path / PLAN)
 
     def read_plan(self, shard: int) -> list[Input]:
-        """Return what a shard is to hold.
+        """Return the planned inputs of a shard.
 
         Raises:
             JobError: the plan file is missing or damaged.
@@ -51,12 +51,12 @@ class Job:
         return inputs_from_bytes(self._plan_bytes(shard), str(self.path / _plan_name(shard)))
 
     def write_plan(self, shard: int, inputs: Iterable[Input]) -> None:
-        """Say what a shard is to hold; whatever it holds now is then no longer what it should."""
+        """Write the planned inputs of a shard; a receipt for other inputs is no longer valid."""
         remove(self.path, SUMMARY)
         write_whole(self.path, _plan_name(shard), [inputs_to_bytes(inputs)])
 
     def remove_shard(self, shard: int) -> None:
-        """Remove all that belongs to a shard, the receipt first."""
+        """Remove all files of a shard, the receipt first."""
         remove(self.path, SUMMARY)
         for name in (_receipt_name(shard), *self.layout.file_names(shard), _rows_name(shard), _plan_name(shard)):
             remove(self.path, name)
@@ -73,14 +73,16 @@ class Job:
         receipt = Receipt(
             fingerprint=self._fingerprint,
             plan_sha256=_sha256(inputs_to_bytes(inputs)),
-            files={name: {"size_bytes": len(one), "sha256": _sha256(one)} for name, one in contents.items()},
+            files={
+                name: {"size_bytes": len(content), "sha256": _sha256(content)} for name, content in contents.items()
+            },
             counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
         )
         write_whole(self.path, _receipt_name(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
         return receipt
 
     def receipt(self, shard: int, *, read_files: bool) -> Receipt | None:
-        """Return a shard's receipt if it is this job's and its files are as it says; ``read_files`` checks hashes."""
+        """Return a shard's receipt if it belongs to this job and its files match; ``read_files`` also checks hashes."""
         try:
             document = json.loads((self.path / _receipt_name(shard)).read_bytes())
         except (OSError, ValueError):
@@ -92,27 +94,27 @@ class Job:
         return receipt if whole else None
 
     def is_done(self, shard: int, receipt: Receipt) -> bool:
-        """Say whether a shard's receipt is for what the plan says now."""
+        """Return whether a receipt is for the current plan of its shard."""
         return receipt.plan_sha256 == _sha256(self._plan_bytes(shard))
 
     def read_rows(self, shard: int) -> list[Row]:
-        """Return what became of a committed shard's inputs."""
+        """Return the rows of a committed shard."""
         name = _rows_name(shard)
         return rows_from_bytes((self.path / name).read_bytes(), str(self.path / name))
 
     def find_paths(self, shard: int, rows: Iterable[int]) -> dict[int, str]:
         """Return the paths of some rows of a shard's vectors; only their lines are parsed."""
         content = (self.path / _rows_name(shard)).read_bytes()
-        found = {}
+        paths = {}
         for row in rows:
             # Inside a name the quotes would be escaped.
-            place = content.index(b'"row": %d,' % row)
-            start, end = content.rfind(b"\n", 0, place) + 1, content.find(b"\n", place)
-            found[row] = json.loads(content[start:end])["path"]
-        return found
+            position = content.index(b'"row": %d,' % row)
+            start, end = content.rfind(b"\n", 0, position) + 1, content.find(b"\n", position)
+            paths[row] = json.loads(content[start:end])["path"]
+        return paths
 
     def read_vectors(self, shard: int) -> NDArray[Any]:
-        """Return a committed shard's vectors ``(number of ok rows, D)``, mapped where its layout allows."""
+        """Return a committed shard's vectors ``(number of ok rows, D)``, memory-mapped where its layout allows."""
         return self.layout.read(self.path, shard)
 
     def _plan_bytes(self, shard: int) -> bytes:
@@ -136,47 +138,50 @@ class Job:
 
 
 def open_job(path: Path) -> Job:
-    """Open a job's folder to read it, or to go on.
+    """Open the folder of a job.
 
     Raises:
-        JobError: it is none, or one of another version.
+        JobError: it is not a job folder, is damaged, or was written by an incompatible version.
     """
     facts_path = path / FACTS
     try:
         document = json.loads(facts_path.read_bytes())
     except FileNotFoundError as error:
-        raise JobError(f"{path} holds no vectors; make it with: siglip-onnx embed FOLDER --out {path}") from error
+        raise JobError(f"{path} holds no vectors; create them with: siglip-onnx embed FOLDER --out {path}") from error
     except (OSError, ValueError) as error:
         raise JobError(f"{facts_path} cannot be read: {error}.") from error
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-        raise JobError(f"{facts_path} is not of format {FORMAT!r}; make the job anew, or use the version that made it.")
+        raise JobError(
+            f"{facts_path} does not have the format {FORMAT!r}; start over with --overwrite, or use the version that "
+            "wrote it."
+        )
     if set(document) != {field.name for field in fields(JobFacts)} or document["layout"] not in LAYOUTS:
-        raise JobError(f"{facts_path} is damaged. Begin anew with --overwrite, or give another --out.")
+        raise JobError(f"{facts_path} is damaged. Start over with --overwrite, or choose another --out.")
     return Job(path, JobFacts(**document))
 
 
 def make_folder(path: Path) -> None:
-    """Make a job's folder if it is not there.
+    """Create a job's folder if it does not exist.
 
     Raises:
-        JobError: it is something else, or cannot be made.
+        JobError: the path is a file, holds other files, or cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        others = {one.name for one in path.iterdir()} - {TEMPORARY, LOCK}
+        other_names = {entry.name for entry in path.iterdir()} - {TEMPORARY, LOCK}
     except FileExistsError as error:
         raise JobError(f"{path} is a file; give the name of a folder as --out.") from error
     except OSError as error:
-        raise JobError(f"{path} cannot be made: {error.strerror}. Choose another place for --out.") from error
-    if others and not (path / FACTS).exists():
-        raise JobError(f"{path} holds other things than a job of this command; give another --out.")
+        raise JobError(f"{path} cannot be created: {error.strerror}. Choose another place for --out.") from error
+    if other_names and not (path / FACTS).exists():
+        raise JobError(f"{path} is not empty and is not a job folder; choose another --out.")
 
 
 def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
-    """Begin a job in its folder, or open that of an earlier run with the same facts.
+    """Create a job in its folder, or open the job that an earlier run with the same facts left there.
 
     Raises:
-        JobError: the folder holds a job with other facts or something else than a job, or cannot be written.
+        JobError: the folder holds a job with other facts or other files, or cannot be written.
     """
     if overwrite and (path / FACTS).exists():
         _remove_job(path)
@@ -188,17 +193,19 @@ def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
     return Job(path, facts)
 
 
-def _compare(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    different = [f"{name} {found[name]!r}, not {asked[name]!r}" for name in asked if found[name] != asked[name]]
+def _compare(path: Path, stored: dict[str, Any], requested: dict[str, Any]) -> None:
+    different = [
+        f"{name} {stored[name]!r}, not {requested[name]!r}" for name in stored if stored[name] != requested[name]
+    ]
     if different:
         raise JobError(
-            f"{path} was made with {'; '.join(different)}. Give the same options to go on, --overwrite to begin anew, "
+            f"{path} was made with {'; '.join(different)}. Use the same options to resume, --overwrite to start over, "
             "or another --out."
         )
 
 
 def _read_own_facts(path: Path) -> dict[str, Any]:
-    """Return the content of a ``job.json`` of this command, of whatever version."""
+    """Return the content of a ``job.json`` that any version of this command wrote."""
     try:
         document = read_json_object(path / FACTS)
     except (OSError, ValueError) as error:
@@ -210,13 +217,13 @@ def _read_own_facts(path: Path) -> dict[str, Any]:
 
 def _not_ours(path: Path, reason: object) -> JobError:
     return JobError(
-        f"{path / FACTS} does not describe a job of this command ({reason}), so nothing there is overwritten; give "
+        f"{path / FACTS} does not describe a job of this command ({reason}), so nothing there is overwritten; choose "
         "another --out."
     )
 
 
 def _remove_job(path: Path) -> None:
-    """Remove what a job wrote, its facts last, and nothing else; folders that hold other files stay."""
+    """Remove the files that a job wrote, its facts last; other files and the folders that hold them stay."""
     layout = LAYOUTS.get(str(_read_own_facts(path).get("layout")))
     own = [(RECEIPTS, r"\d{6,}\.json"), (ROWS, r"\d{6,}\.jsonl"), (PLAN, r"\d{6,}\.jsonl")]
     for file in layout.names if layout else ():
@@ -227,7 +234,7 @@ def _remove_job(path: Path) -> None:
     try:
         remove_own_files(path, own)
     except OSError as error:
-        raise JobError(f"{path} cannot be overwritten: {error.strerror}. Give another --out.") from error
+        raise JobError(f"{path} cannot be overwritten: {error.strerror}. Choose another --out.") from error
 
 
 def _plan_name(shard: int) -> str:

@@ -1,4 +1,4 @@
-"""How a shard's vectors are stored: ``.npy``, the layout of clip-retrieval, or Parquet."""
+"""Store a shard's vectors as ``.npy``, in the layout of clip-retrieval, or as Parquet."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _HEADER_BYTES = 128  # what numpy writes before small arrays
 
 
 class Layout:
-    """Vectors of readable pictures in ``vectors/NNNNNN.npy``; the base of the others."""
+    """One ``vectors/NNNNNN.npy`` per shard; the base class of the other layouts."""
 
-    names: ClassVar[tuple[str, ...]] = ("vectors/{:06}.npy",)  # of a shard's files beside its rows
+    names: ClassVar[tuple[str, ...]] = ("vectors/{:06}.npy",)  # of a shard's files, apart from its rows
 
     def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
-        """Store vectors of so many dimensions as float32 or float16."""
+        """Store vectors of ``embedding_dim`` dimensions as float32 or float16."""
         self.embedding_dim = embedding_dim
         self.dtype = dtype
 
     def file_names(self, shard: int) -> list[str]:
-        """Return a shard's files beside its rows."""
+        """Return the names of a shard's files, apart from its rows."""
         return [name.format(shard) for name in self.names]
 
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
-        """Return a shard's files; ``vectors`` are those of the rows that are ok."""
+        """Return a shard's files by name; ``vectors`` has one vector for each row whose status is ``ok``."""
         del rows
         return {self.file_names(shard)[0]: _to_npy(vectors.astype(self.dtype, copy=False))}
 
     def read(self, folder: Path, shard: int) -> NDArray[Any]:
-        """Return a shard's vectors, mapped.
+        """Return a shard's vectors, memory-mapped.
 
         Raises:
-            JobError: they are missing, damaged or of another shape.
+            JobError: the file is missing, damaged, or of another shape.
         """
         path = folder / self.file_names(shard)[0]
         try:
@@ -57,7 +57,7 @@ class Layout:
 
 
 class ClipRetrievalLayout(Layout):
-    """Two files per shard, whose rows are the same pictures: what clip-retrieval writes and autofaiss reads."""
+    """Two files per shard with one row per readable image: what clip-retrieval writes and autofaiss reads."""
 
     names = ("img_emb/img_emb_{:06}.npy", "metadata/metadata_{:06}.parquet")
 
@@ -67,7 +67,7 @@ class ClipRetrievalLayout(Layout):
         _import_pyarrow()
 
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
-        """Return both files; pictures without a vector are in neither."""
+        """Return both files; images without a vector are in neither."""
         arrow = _import_pyarrow()
         readable = [row for row in rows if row.status == OK]
         columns = {
@@ -125,7 +125,7 @@ LAYOUTS: dict[str, type[Layout]] = {
 
 
 def _map_npy(path: Path) -> NDArray[Any]:
-    """Map a ``.npy`` file of two dimensions, as ``np.load`` does: that costs more than scoring the vectors inside."""
+    """Map a two-dimensional ``.npy`` file; ``np.load`` takes longer than scoring the vectors of a shard."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
         shape, dtype = _read_header(header)
@@ -140,7 +140,7 @@ def _map_npy(path: Path) -> NDArray[Any]:
 def _read_header(header: bytes) -> tuple[tuple[int, int], np.dtype[Any]]:
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("another version of .npy")
+        raise ValueError("not version 1.0 of the .npy format")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if fortran_order or len(shape) != 2 or file.tell() != _HEADER_BYTES or dtype.hasobject:
         raise ValueError(f"shape {shape} of {dtype}, expected the rows of a shard")
@@ -157,7 +157,7 @@ def _to_parquet(table: Any) -> bytes:
     from pyarrow import parquet  # noqa: PLC0415 - an optional package
 
     buffer = io.BytesIO()
-    # Embeddings do not compress, and dictionaries of them only cost.
+    # Embeddings do not compress, and dictionaries would only make the file larger.
     parquet.write_table(table, buffer, compression="zstd", use_dictionary=False)
     return buffer.getvalue()
 
@@ -172,7 +172,7 @@ def _row_schema(arrow: Any) -> Any:
 
 
 def _as_text(name: str) -> str:
-    """Return a name as valid Unicode, its bytes that are none escaped; the JSON lines keep it as it is."""
+    """Return a name as valid Unicode with invalid bytes escaped; the JSON lines keep the original bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -187,4 +187,4 @@ def _import_pyarrow() -> Any:
 
 
 def _unreadable(path: Path, problem: object) -> JobError:
-    return JobError(f"{path} cannot be read: {problem}. Run the embed command again, which makes it anew.")
+    return JobError(f"{path} cannot be read: {problem}. Run the embed command again; it rewrites damaged shards.")

@@ -1,4 +1,4 @@
-"""Which inputs there are: the pictures of folders, or the lines of lists, in a stable order."""
+"""List the inputs: the images of folders, or the lines of lists, in a stable order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 from ..errors import JobError
 from .records import Input
 
-# What a file of the formats of ``siglip_onnx.image`` is usually called.
+# The usual suffixes of the formats that ``siglip_onnx.image`` reads.
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
      ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi", ".jp2", ".j2k", ".jpx", ".jpf", ".tga", ".psd")
@@ -20,35 +20,35 @@ SUFFIXES = frozenset(
 
 
 class Listing:
-    """Inputs of folders and lists, one by one; afterwards, how many files were left out and what was not listed."""
+    """Yields the inputs; afterwards ``left_out`` counts skipped files and ``unlisted`` names unreadable folders."""
 
     def __init__(self, sources: Iterable[Path | IO[bytes]], *, all_files: bool = False) -> None:
-        """Take folders, of which pictures are known by their suffix, and open lists of one path per line.
+        """Take folders, whose images are recognized by their suffixes, and open lists of one path per line.
 
-        With ``all_files`` every file of a folder is taken.
+        With ``all_files``, every file of a folder is an input.
 
         Raises:
-            JobError: a folder is none.
+            JobError: a path is not a folder.
         """
         self._sources = list(sources)
         self._all_files = all_files
         self.left_out = 0
         self.unlisted: list[str] = []
-        self._begun: Iterator[Input] | None = None
+        self._started: Iterator[Input] | None = None
         for source in self._sources:
             if isinstance(source, Path) and not source.is_dir():
-                raise JobError(f"{source} is no folder; give a folder of pictures, a list of paths (.txt), or -.")
+                raise JobError(f"{source} is not a folder; give a folder of images, a list of paths (.txt), or -.")
 
     def __iter__(self) -> Iterator[Input]:
         """Return the inputs, folder by folder, each sorted by name."""
-        begun, self._begun = self._begun, None
-        return begun or self._inputs()
+        started, self._started = self._started, None
+        return started or self._inputs()
 
     def is_empty(self) -> bool:
-        """Say whether there are no inputs; only the first one is looked for, and yielded again later."""
-        inputs = self._inputs() if self._begun is None else self._begun
+        """Return whether there are no inputs; reads only the first one, which is yielded again later."""
+        inputs = self._inputs() if self._started is None else self._started
         first = next(inputs, None)
-        self._begun = inputs if first is None else chain([first], inputs)
+        self._started = inputs if first is None else chain([first], inputs)
         return first is None
 
     def _inputs(self) -> Iterator[Input]:
@@ -59,7 +59,7 @@ class Listing:
                 yield from self._read_list(source)
 
     def _walk(self, folder: str) -> Iterator[Input]:
-        """Yield the inputs under a folder; links to folders are not followed, for they may lead in circles."""
+        """Yield the inputs under a folder; links to folders are not followed, because they may form a cycle."""
         try:
             names = sorted(os.listdir(folder), reverse=True)  # noqa: PTH208 - no Path per name
         except OSError:
@@ -67,19 +67,19 @@ class Listing:
             yield Input(folder, None, None)
             return
         while names:
-            name = names.pop()  # what is done need not stay in memory
+            name = names.pop()  # frees the names that are done
             path = f"{folder.rstrip(os.sep)}{os.sep}{name}"
-            found = _stat(path)
-            is_folder = found is not None and stat.S_ISDIR(found.st_mode)
-            if self._is_wanted(name, is_folder):
-                yield _input(path, found)
+            status = _stat(path)
+            is_folder = status is not None and stat.S_ISDIR(status.st_mode)
+            if self._is_input(name, is_folder):
+                yield _input(path, status)
             elif not is_folder:
                 self.left_out += 1
             if is_folder and not os.path.islink(path):  # noqa: PTH114
                 yield from self._walk(path)
 
-    def _is_wanted(self, name: str, is_folder: bool) -> bool:
-        """Say whether something is an input; a folder called like a picture is, so that its row says what it is."""
+    def _is_input(self, name: str, is_folder: bool) -> bool:
+        """Return whether an entry is an input. A folder named like an image is one: it gets a row with an error."""
         return (self._all_files and not is_folder) or os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
     @staticmethod
@@ -91,10 +91,10 @@ class Listing:
                 yield _input(path, _stat(path))
 
 
-def _input(path: str, found: os.stat_result | None) -> Input:
-    if found is None or not stat.S_ISREG(found.st_mode):
+def _input(path: str, status: os.stat_result | None) -> Input:
+    if status is None or not stat.S_ISREG(status.st_mode):
         return Input(path, None, None)
-    return Input(path, found.st_size, found.st_mtime_ns)
+    return Input(path, status.st_size, status.st_mtime_ns)
 
 
 def _stat(path: str) -> os.stat_result | None:

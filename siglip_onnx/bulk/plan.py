@@ -1,199 +1,142 @@
-"""Deal the inputs out to shards: once dealt, an input stays in its shard, so that more inputs mean more shards only."""
+"""Assign the inputs to shards; an input stays in its shard, so that new inputs only add shards."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import JobError
 from ..system.workers import in_batches
 from .job import Job
+from .known_inputs import KnownInputs
 from .listing import Listing
 from .records import Input
 
 _BATCH = 1000
-_UNKNOWN = -1  # size and time of what is no file
+_NO_SHARD = -1  # of inputs that are new in this listing
 
 
 @dataclass
 class Changes:
-    """What a new listing changed in the plan. ``gone`` inputs stay in it unless it is pruned."""
+    """How a listing differs from the plan. ``missing`` inputs stay in the plan unless it is pruned."""
 
     new: int = 0
     changed: int = 0
-    gone: int = 0
+    missing: int = 0
     listed: int = 0
 
 
 def update_plan(job: Job, listing: Listing, *, prune: bool) -> Changes:
-    """Add to the plan what is new, note what changed, and with ``prune`` drop what the listing does not have.
+    """Add new inputs to the plan, update changed ones, and with ``prune`` drop those that are no longer listed.
 
-    The last shard is filled first, if it is not full; what is new beyond that goes to new shards.
+    New inputs fill the last shard, if it is not full, and then new shards.
 
     Raises:
-        JobError: ``prune`` is asked for and the listing is empty or has gaps, so that it cannot say what is gone.
+        JobError: ``prune`` is set, but the listing is empty or incomplete, and cannot tell what is missing.
     """
-    known = Index()
-    shards = job.shards()
-    for shard in shards:
-        known.add(job.read_plan(shard), shard)
-    num_planned = len(known)
-    changes = Changes()
-    dealer = _Dealer(job, shards)
-    dirty: set[int] = set()
+    update = _PlanUpdate(job)
     for batch in in_batches(listing, _BATCH):
-        changes.listed += len(batch)
-        unknown: dict[str, Input] = {}
-        for one, number in zip(batch, known.find(batch), strict=True):
+        update.append(update.match(batch))
+    update.close()
+    if prune and update.missing:
+        _check_prune(job, listing, update.changes)
+        update.prune()
+    update.rewrite(prune=prune)
+    return update.changes
+
+
+class _PlanUpdate:
+    """The plan as it was, and what a new listing changes in it."""
+
+    def __init__(self, job: Job) -> None:
+        self.changes = Changes()
+        self.missing: list[int] = []
+        self._job = job
+        self._known = KnownInputs()
+        self._changed_shards: set[int] = set()
+        shards = job.shards()
+        for shard in shards:
+            self._known.add(job.read_plan(shard), shard)
+        self._num_planned = len(self._known)
+        self._writer = _ShardWriter(job, shards)
+
+    def match(self, batch: Sequence[Input]) -> list[Input]:
+        """Compare listed inputs with the plan; return those that are new, each once."""
+        self.changes.listed += len(batch)
+        new: dict[str, Input] = {}
+        for item, number in zip(batch, self._known.find(batch), strict=True):
             if number < 0:
-                unknown.setdefault(one.path, one)
-            elif known.note(number, one):
-                dirty.add(known.shards[number])
-                changes.changed += 1
-        fresh = list(unknown.values())
-        known.add(fresh, _UNKNOWN, seen=True)
-        dealer.deal(fresh)
-        changes.new += len(fresh)
-    dealer.finish()
-    gone = [number for number in range(num_planned) if not known.seen[number]]
-    changes.gone = len(gone)
-    if prune and gone:
-        _check_prune(job, listing, changes)
-        dirty |= {known.shards[number] for number in gone}
-    for shard in sorted(dirty):
-        _rewrite(job, shard, known, prune=prune)
-    return changes
+                new.setdefault(item.path, item)
+            elif self._known.mark_seen(number, item):
+                self._changed_shards.add(self._known.shards[number])
+                self.changes.changed += 1
+        return list(new.values())
+
+    def append(self, new: Sequence[Input]) -> None:
+        """Assign new inputs to shards."""
+        self._known.add(new, _NO_SHARD, seen=True)
+        self._writer.append(new)
+        self.changes.new += len(new)
+
+    def close(self) -> None:
+        """Write the last shard, and find the planned inputs that were not listed."""
+        self._writer.close()
+        self.missing = [number for number in range(self._num_planned) if not self._known.seen[number]]
+        self.changes.missing = len(self.missing)
+
+    def prune(self) -> None:
+        """Mark the shards that hold missing inputs."""
+        self._changed_shards |= {self._known.shards[number] for number in self.missing}
+
+    def rewrite(self, *, prune: bool) -> None:
+        """Write the plans of changed shards with the latest sizes and times; with ``prune``, without missing inputs."""
+        for shard in sorted(self._changed_shards):
+            inputs = self._job.read_plan(shard)
+            kept = [
+                self._known.latest(item.path, number)
+                for item, number in zip(inputs, self._known.find(inputs), strict=True)
+                if self._known.seen[number] or not prune
+            ]
+            if kept:
+                self._job.write_plan(shard, kept)
+            else:
+                self._job.remove_shard(shard)
 
 
-class Index:
-    """Inputs by path, in about 50 bytes each: a hash of the path in sorted arrays, and the facts beside it."""
-
-    def __init__(self) -> None:
-        self.sizes, self.times, self.shards = array("q"), array("q"), array("q")
-        self.seen = bytearray()
-        self._levels: list[tuple[NDArray[np.bytes_], NDArray[np.int64]]] = []
-
-    def __len__(self) -> int:
-        return len(self.seen)
-
-    def add(self, inputs: Sequence[Input], shard: int, *, seen: bool = False) -> None:
-        """Add inputs of one shard, numbered on from those before."""
-        if not inputs:
-            return
-        numbers = np.arange(len(self), len(self) + len(inputs))
-        self.sizes.extend(_or_unknown(one.size_bytes) for one in inputs)
-        self.times.extend(_or_unknown(one.mtime_ns) for one in inputs)
-        self.shards.extend([shard] * len(inputs))
-        self.seen.extend(bytes([seen]) * len(inputs))
-        digests = _digests(inputs)
-        order = np.argsort(digests)
-        level = (digests[order], numbers[order])
-        # Levels double in size, so that adding costs little and there are few to search.
-        while self._levels and len(self._levels[-1][0]) <= len(level[0]):
-            level = _merge(self._levels.pop(), level)
-        self._levels.append(level)
-
-    def find(self, inputs: Sequence[Input]) -> list[int]:
-        """Return each input's number, -1 where its path is not known."""
-        wanted = _digests(inputs)
-        found = np.full(len(inputs), -1, np.int64)
-        for digests, numbers in self._levels:
-            places = np.minimum(np.searchsorted(digests, wanted), len(digests) - 1)
-            equal = digests[places] == wanted
-            found[equal] = numbers[places[equal]]
-        numbers_found: list[int] = found.tolist()
-        return numbers_found
-
-    def note(self, number: int, found: Input) -> bool:
-        """Mark an input as seen with these facts, and say whether they differ from those before.
-
-        An input seen twice in a listing keeps what it was first.
-        """
-        if self.seen[number]:
-            return False
-        self.seen[number] = True
-        size, time = _or_unknown(found.size_bytes), _or_unknown(found.mtime_ns)
-        if (size, time) == (self.sizes[number], self.times[number]):
-            return False
-        self.sizes[number], self.times[number] = size, time
-        return True
-
-    def facts(self, path: str, number: int) -> Input:
-        """Return an input as it was last seen."""
-        size, time = self.sizes[number], self.times[number]
-        return Input(path, None if size == _UNKNOWN else size, None if size == _UNKNOWN else time)
-
-
-class _Dealer:
-    """Fills the last shard, then new ones, each written as soon as it is full."""
+class _ShardWriter:
+    """Fills the last shard, then new ones; each plan is written as soon as its shard is full."""
 
     def __init__(self, job: Job, shards: Sequence[int]) -> None:
         self._job = job
         self._size = job.facts.shard_size
         self._shard = shards[-1] if shards else 0
         self._inputs = job.read_plan(self._shard) if shards else []
-        self._written = len(self._inputs)
+        self._num_written = len(self._inputs)
 
-    def deal(self, inputs: Iterable[Input]) -> None:
-        for one in inputs:
+    def append(self, inputs: Iterable[Input]) -> None:
+        for item in inputs:
             if len(self._inputs) >= self._size:
                 self._write()
-                self._shard, self._inputs, self._written = self._shard + 1, [], 0
-            self._inputs.append(one)
+                self._shard, self._inputs, self._num_written = self._shard + 1, [], 0
+            self._inputs.append(item)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         self._write()
         self._inputs = []
 
     def _write(self) -> None:
-        if len(self._inputs) > self._written:
+        if len(self._inputs) > self._num_written:
             self._job.write_plan(self._shard, self._inputs)
-
-
-def _rewrite(job: Job, shard: int, known: Index, *, prune: bool) -> None:
-    """Write a shard's plan with the facts as they are now, and without what is gone."""
-    inputs = job.read_plan(shard)
-    numbers = known.find(inputs)
-    kept = [
-        known.facts(one.path, number)
-        for one, number in zip(inputs, numbers, strict=True)
-        if known.seen[number] or not prune
-    ]
-    if kept:
-        job.write_plan(shard, kept)
-    else:
-        job.remove_shard(shard)
 
 
 def _check_prune(job: Job, listing: Listing, changes: Changes) -> None:
     if listing.unlisted:
-        raise JobError(f"{listing.unlisted[0]} cannot be listed, so --prune cannot know what is gone. Leave it out.")
+        raise JobError(
+            f"{listing.unlisted[0]} cannot be listed, so --prune cannot tell which inputs are missing. "
+            "Run the command without --prune, or make the folder readable."
+        )
     if not changes.listed:
         raise JobError(
-            f"No inputs were found, so --prune would drop all of {job.path}. Is the folder there? "
-            "If it is meant, begin anew with --overwrite."
+            f"No inputs were found, so --prune would drop all of {job.path}. Check that the folder is there; "
+            "to start over on purpose, use --overwrite."
         )
-
-
-def _digests(inputs: Sequence[Input]) -> NDArray[np.bytes_]:
-    """Return 128 bits of hash per path: among a billion paths two are alike with a chance of 1e-21."""
-    hashes = [hashlib.blake2b(os.fsencode(one.path), digest_size=16).digest() for one in inputs]
-    return np.array(hashes, "S16")
-
-
-def _merge(
-    one: tuple[NDArray[np.bytes_], NDArray[np.int64]], other: tuple[NDArray[np.bytes_], NDArray[np.int64]]
-) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    digests = np.concatenate([one[0], other[0]])
-    order = np.argsort(digests, kind="stable")
-    return digests[order], np.concatenate([one[1], other[1]])[order]
-
-
-def _or_unknown(value: int | None) -> int:
-    return _UNKNOWN if value is None else value

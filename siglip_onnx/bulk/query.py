@@ -1,4 +1,4 @@
-"""One vector to search with, of texts and pictures that are wanted, and those that are not."""
+"""Combine weighted texts and images into one query vector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..model import SigLIP
 
 
 class Term(NamedTuple):
-    """A text or a picture, and how much of it is wanted; less than 0: how little."""
+    """A text or an image with its weight; a negative weight searches for its opposite."""
 
     weight: float
     text: str | None = None
@@ -25,18 +25,18 @@ def encode_query(model: SigLIP, terms: Sequence[Term], *, template: str | Sequen
     """Return the unit vector f32 ``(D,)`` of the weighted sum of the terms' embeddings.
 
     Raises:
-        SiglipOnnxError: there are no terms, or nothing is left of them.
-        ImageError: a picture cannot be read.
+        SiglipOnnxError: there are no terms, or they cancel out.
+        ImageError: an image cannot be read.
         TextError: a text cannot be tokenized.
     """
     texts = [term.text for term in terms if term.text is not None]
-    of_texts = iter(model.encode_labels(texts, template=template))
-    of_images = iter(model.encode_images([term.image for term in terms if term.image is not None]))
+    text_embeddings = iter(model.encode_labels(texts, template=template))
+    image_embeddings = iter(model.encode_images([term.image for term in terms if term.image is not None]))
     total = np.zeros(model.embedding_dim, np.float32)
     for term in terms:
-        total += np.float32(term.weight) * next(of_images if term.text is None else of_texts)
+        total += np.float32(term.weight) * next(image_embeddings if term.text is None else text_embeddings)
     if not np.isfinite(total).all() or np.linalg.norm(total) < 1e-6:
-        raise SiglipOnnxError("Nothing is left of the query: its terms are none or cancel out. Change their weights.")
+        raise SiglipOnnxError("The query is zero: it has no terms, or they cancel out; change its terms or weights.")
     if len(terms) == 1 and terms[0].weight > 0:
         total /= np.float32(terms[0].weight)
         return total

@@ -1,70 +1,79 @@
-"""Shards on the machines of a Ray cluster, or under a Ray of this machine: it schedules, and decides nothing else."""
+"""Embed shards on a Ray cluster, or with a Ray on this machine; Ray only schedules them."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import JobError, MissingExtraError, SiglipOnnxError
 from ..system.threads import available_threads
-from .crew import Crew, Watcher
 from .facts import Receipt
 from .job import Job
+from .progress import NoProgress, Progress
 from .shard import Task
 from .spec import ModelSpec
 from .storage import make_temporary, writing
+from .worker_pool import WorkerPool
 
-MAX_ATTEMPTS = 3  # for one shard
-_MAX_RESTARTS, _MAX_TASK_RETRIES = 3, 2
+_MAX_RESTARTS = 20  # of one actor; without a limit, machines on which no actor starts would be tried forever
+_MAX_TASK_RETRIES = 2  # of a shard whose actor died; images that crash a worker are the worker pool's business
 _ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # about the least that Ray takes; only receipts go through it
+_LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: listen on the loopback interface only
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # otherwise it takes a minute to notice that Ray has died
+}
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # about the minimum of Ray; only receipts go through it
 
 
 class RayEngine:
-    """Deals shards out to Ray actors, each with a worker process of its own, so that pictures may kill that one."""
+    """Assigns shards to Ray actors; each has a worker process of its own, which an image may crash."""
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
-        """Use the cluster at ``address``, or start one here; by default all its CPUs but one.
+        """Use the cluster at ``address``, or start one on this machine; by default all its CPUs but one.
 
-        A Ray that is started here is told of one CPU more than there is, and that one stays free: actors on every CPU
-        would leave Ray's own tasks waiting.
+        A local Ray is started with one CPU more than the machine has, and that one stays free: if actors occupied every
+        CPU, Ray's own tasks would have to wait.
 
         Raises:
             MissingExtraError: Ray is not installed.
         """
         os.environ.update(_ENVIRONMENT)
+        if address is None:
+            for name, value in _LOCAL_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)  # Ray reads them when it is imported
         self._ray = _import_ray()
         self._address, self._workers = address, workers
 
     def __call__(
-        self, job: Job, model: ModelSpec, tasks: list[Task], watcher: Watcher
+        self, job: Job, model: ModelSpec, tasks: list[Task], progress: Progress
     ) -> Iterator[tuple[int, Receipt]]:
-        """Do the tasks.
+        """Run the tasks.
 
         Raises:
-            JobError: the cluster cannot be reached, its machines do not share the folder, or a shard fails again and
-                again.
+            JobError: the cluster cannot be reached, its machines do not share the folder, or the actors of a shard died
+                three times.
         """
         if not tasks:
             return
         self._connect()
         try:
             self._check_shared(job, model)
-            yield from self._run(_Absolute.of(job, model), tasks, watcher)
+            yield from self._run(job, model, tasks, progress)
         except self._ray.exceptions.RayError as error:
-            raise JobError(f"Ray failed: {_first_line(error)}. Run the same command again: it goes on.") from error
+            raise JobError(
+                f"Ray failed: {_first_line(error)}. Finished shards are kept. Check the memory of the machines, then "
+                "run the same command again."
+            ) from error
         finally:
             self._ray.shutdown()
 
     def _connect(self) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
-            # Otherwise a minute passes until it is noticed that the cluster has died.
-            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
             cpus = (self._workers or available_threads()) + 1
             options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
@@ -76,69 +85,49 @@ class RayEngine:
             ) from error
 
     def _check_shared(self, job: Job, model: ModelSpec) -> None:
-        """Refuse a folder, model or picture that other machines of the cluster do not have at the same path."""
+        """Check that every machine of the cluster has the folder, the model and the first image at the same path."""
         nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
         if len(nodes) == 1:
             return
         with writing(job.path):
             mark = make_temporary(job.path.absolute()) / uuid.uuid4().hex
             mark.touch()
-        here = [str(mark), str(Path(model.name).absolute())]
-        here += [one.path for one in job.read_plan(job.shards()[0]) if one.size_bytes is not None][:1]
-        wanted = [path for path in here if Path(path).exists()]
-        probe = self._ray.remote(num_cpus=0)(_find_missing)
-        strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        asked = {node: probe.options(scheduling_strategy=strategy(node, soft=False)).remote(wanted) for node in nodes}
-        for node, answer in asked.items():
+        candidates = [str(mark), str(Path(model.name).absolute())]
+        candidates += [item.path for item in job.read_plan(job.shards()[0]) if item.size_bytes is not None][:1]
+        paths = [path for path in candidates if Path(path).exists()]
+        find_missing = self._ray.remote(num_cpus=0)(_find_missing)
+        affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        answers = {
+            node: find_missing.options(scheduling_strategy=affinity(node, soft=False)).remote(paths) for node in nodes
+        }
+        for node, answer in answers.items():
             if missing := self._ray.get(answer):
                 raise JobError(
-                    f"The machine {node[:8]} of the Ray cluster does not have {missing[0]}. Put pictures, model and "
+                    f"The machine {node[:8]} of the Ray cluster does not have {missing[0]}. Put images, model and "
                     "--out on storage that all machines mount at the same path."
                 )
 
-    def _run(self, where: _Absolute, tasks: list[Task], watcher: Watcher) -> Iterator[tuple[int, Receipt]]:
-        ray = self._ray
-        remote = ray.remote(num_cpus=1, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_TASK_RETRIES)(_ShardActor)
-        waiting = deque((task, 1) for task in tasks)
-        idle = [remote.remote(*where) for _ in range(min(self._num_actors(), len(tasks)))]
-        running: dict[Any, tuple[Any, Task, int]] = {}
-        while waiting or running:
-            while idle and waiting:
-                actor, (task, attempt) = idle.pop(), waiting.popleft()
-                running[actor.embed.remote(task)] = (actor, task, attempt)
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            actor, task, attempt = running.pop(ready)
-            try:
-                found = ray.get(ready)
-            except ray.exceptions.RayActorError as error:  # dead for good: its restarts are used up
-                if attempt == MAX_ATTEMPTS:
-                    raise JobError(
-                        f"Shard {task.shard} ended {attempt} actors: {_first_line(error)}. The others are not lost; "
-                        "check the machines' memory, then run the same command again."
-                    ) from error
-                waiting.appendleft((task, attempt + 1))
-                idle.append(remote.remote(*where))
-                continue
-            idle.append(actor)
-            if isinstance(found, SiglipOnnxError):
-                raise found
-            yield _tell(found, watcher)
+    def _run(self, job: Job, model: ModelSpec, tasks: list[Task], progress: Progress) -> Iterator[tuple[int, Receipt]]:
+        as_actor = self._ray.remote(num_cpus=1, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_TASK_RETRIES)
+        start, where = as_actor(_ShardActor).remote, (job.path.absolute(), model.absolute())
+        pool = self._ray.util.ActorPool([start(*where) for _ in range(min(self._num_actors(), len(tasks)))])
+        for task in tasks:
+            pool.submit(lambda actor, task: actor.embed.remote(task), task)
+        while pool.has_next():
+            result = pool.get_next_unordered()
+            # Without tasks left, the actor ends; its CPU may be needed to restart another one.
+            pool.pop_idle()
+            if isinstance(result, SiglipOnnxError):
+                raise result
+            for status in Counter(result.receipt.counts).elements():
+                progress.image_done(status)
+            progress.shard_done(*result)
+            yield result.shard, result.receipt
 
     def _num_actors(self) -> int:
         cpus = int(self._ray.cluster_resources().get("CPU", 1))
         free = max(1, cpus - 1)
         return free if self._workers is None else min(free, self._workers)
-
-
-class _Absolute(NamedTuple):
-    """Where the job and the model are, whatever folder a process works in."""
-
-    job: Path
-    model: ModelSpec
-
-    @classmethod
-    def of(cls, job: Job, model: ModelSpec) -> _Absolute:
-        return cls(job.path.absolute(), model.absolute())
 
 
 class _Done(NamedTuple):
@@ -147,43 +136,25 @@ class _Done(NamedTuple):
     seconds: float
 
 
-class _ShardActor:
-    """One CPU of the cluster."""
+class _ShardActor(NoProgress):
+    """Embeds one shard at a time on one CPU of the cluster."""
 
     def __init__(self, job: Path, model: ModelSpec) -> None:
-        self._last = _Last()
-        self._crew = Crew(job, model, 1, self._last)
+        self._seconds = 0.0
+        self._pool = WorkerPool(job, model, 1, self)
 
     def embed(self, task: Task) -> _Done | SiglipOnnxError:
-        """Do a shard; an error is a result, for Ray would try again what cannot work."""
+        """Run a task; an error that another attempt would meet again is returned, so that Ray does not retry."""
         try:
-            ((shard, receipt),) = self._crew.run([task])
+            ((shard, receipt),) = self._pool.run([task])
         except SiglipOnnxError as error:
             return error
-        return _Done(shard, receipt, self._last.seconds)
+        return _Done(shard, receipt, self._seconds)
 
-
-class _Last(Watcher):
-    """Keeps how long the last shard took."""
-
-    seconds = 0.0
-
-    def picture(self, status: str) -> None:
-        pass
-
-    def lost(self, statuses: Mapping[str, int]) -> None:
-        pass
-
-    def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
+    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
+        """Keep the duration."""
         del shard, receipt
-        self.seconds = seconds
-
-
-def _tell(found: _Done, watcher: Watcher) -> tuple[int, Receipt]:
-    for status in Counter(found.receipt.counts).elements():
-        watcher.picture(status)
-    watcher.shard(*found)
-    return found.shard, found.receipt
+        self._seconds = seconds
 
 
 def _find_missing(paths: list[str]) -> list[str]:
@@ -200,6 +171,6 @@ def _import_ray() -> Any:
         import ray.util.scheduling_strategies  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError(
-            '--engine ray needs Ray; install it with: pip install "siglip-onnx[ray]", or leave --engine out.'
+            '--engine ray needs Ray; install it with: pip install "siglip-onnx[ray]", or omit --engine.'
         ) from error
     return ray

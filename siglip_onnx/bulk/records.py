@@ -1,4 +1,4 @@
-"""What is known of one input before and after it was embedded, as one line of JSON each."""
+"""Records of an input before and after it is embedded, each stored as one line of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATUSES = (OK, *ImageError.STATUSES, CRASH)
 
 
 class Input(NamedTuple):
-    """One input as it was listed; ``size_bytes`` and ``mtime_ns`` are None for what is no file that can be read."""
+    """One input as it was listed; ``size_bytes`` and ``mtime_ns`` are None if the path is not a regular file."""
 
     path: str
     size_bytes: int | None
@@ -23,10 +23,10 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one input.
+    """The result for one input.
 
-    ``row`` is its row in the shard's vectors, None unless ``status`` is ``"ok"``. ``sha256`` is that of the bytes that
-    were embedded, ``width`` and ``height`` are the pixels of the upright picture as it was decoded.
+    ``row`` is its row in the shard's vectors, None unless ``status`` is ``"ok"``. ``sha256`` is the hash of the bytes
+    that were embedded; ``width`` and ``height`` are the pixels of the decoded image after EXIF rotation.
     """
 
     path: str
@@ -42,12 +42,12 @@ class Row:
 
     @property
     def input(self) -> Input:
-        """What was listed."""
+        """The input as it was listed."""
         return Input(self.path, self.size_bytes, self.mtime_ns)
 
 
 def to_line(document: object) -> str:
-    """Return one line of JSON that can be written as UTF-8; names that are no valid Unicode are escaped."""
+    """Return one line of JSON that can be written as UTF-8; names that are not valid Unicode are escaped."""
     line = json.dumps(document, ensure_ascii=False)
     try:
         line.encode()
@@ -58,7 +58,7 @@ def to_line(document: object) -> str:
 
 def inputs_to_bytes(inputs: Iterable[Input]) -> bytes:
     """Return a plan file's content."""
-    return "".join(to_line(one._asdict()) for one in inputs).encode()
+    return "".join(to_line(item._asdict()) for item in inputs).encode()
 
 
 def inputs_from_bytes(content: bytes, name: str) -> list[Input]:
@@ -77,13 +77,13 @@ def rows_from_bytes(content: bytes, name: str) -> list[Row]:
 
 
 def read_lines(content: bytes, fields: tuple[str, ...], name: str) -> list[dict[str, Any]]:
-    """Read JSON lines that must have exactly those fields.
+    """Read JSON lines that must have exactly these fields, in this order.
 
     Raises:
-        JobError: they have not; ``name`` says where they come from.
+        JobError: they do not; the message calls their file ``name``.
     """
     try:
-        # JSON escapes every line feed in a name, so that only true ends of lines are found.
+        # JSON escapes line feeds in names, so every line feed ends a line.
         lines = [json.loads(line) for line in content.split(b"\n") if line]
     except ValueError as error:
         raise _damaged(name) from error
@@ -93,4 +93,4 @@ def read_lines(content: bytes, fields: tuple[str, ...], name: str) -> list[dict[
 
 
 def _damaged(name: str) -> JobError:
-    return JobError(f"{name} is damaged. Begin anew with --overwrite, or give another --out.")
+    return JobError(f"{name} is damaged. Start over with --overwrite, or choose another --out.")

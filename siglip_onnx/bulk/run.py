@@ -1,4 +1,4 @@
-"""A whole job: plan, do the shards that are not done, and say what came out."""
+"""Run a whole job: update the plan, embed the shards that are not done, and write the summary."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import JobError
 from ..session import runtime_version
 from ..system.threads import available_threads
-from .crew import Crew, Watcher
 from .facts import JobFacts, Receipt
 from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder
 from .listing import Listing
 from .plan import Changes, update_plan
+from .progress import NoProgress, Progress
 from .records import OK, STATUSES, to_line
 from .shard import Task
 from .spec import ModelSpec
 from .storage import clear_temporary, locked, remove, write_whole, writing
+from .worker_pool import WorkerPool
 
 SUMMARY_FORMAT = "siglip_onnx.job_summary/1"
-_NOTHING = "No pictures were found; give a folder or a list that has some, or see --all-files."
-Engine = Callable[[Job, ModelSpec, list[Task], Watcher], Iterator[tuple[int, Receipt]]]
+_NO_INPUTS = "No images were found; give a folder or a list that has some, or see --all-files."
+Engine = Callable[[Job, ModelSpec, list[Task], Progress], Iterator[tuple[int, Receipt]]]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a run does with what earlier runs left.
+    """How a run treats the results of earlier runs.
 
-    ``prune`` drops inputs that are no longer listed; ``retry_errors`` tries again what has an error; ``overwrite``
-    begins anew; ``fast_resume`` trusts files of the right size without reading them.
+    ``prune`` drops inputs that are no longer listed; ``retry_errors`` retries inputs that have an error; ``overwrite``
+    starts over; ``fast_resume`` trusts files of the right size without reading them.
     """
 
     prune: bool = False
@@ -45,26 +46,19 @@ class Policy:
     fast_resume: bool = False
 
 
-class JobWatcher(Watcher, Protocol):
-    """Whoever wants to know how a job gets on, from the beginning."""
-
-    def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
-        """The plan stands; so many inputs of each status are done already."""
-
-
 class LocalEngine:
-    """Shards in processes of this machine."""
+    """Embeds shards in processes of this machine."""
 
     def __init__(self, workers: int | None = None) -> None:
-        """Use so many processes, by default one per CPU."""
+        """Use ``workers`` processes, by default one per CPU."""
         self._workers = workers or available_threads()
 
     def __call__(
-        self, job: Job, model: ModelSpec, tasks: list[Task], watcher: Watcher
+        self, job: Job, model: ModelSpec, tasks: list[Task], progress: Progress
     ) -> Iterator[tuple[int, Receipt]]:
-        """Do the tasks."""
-        with Crew(job.path, model, min(self._workers, len(tasks)), watcher) as crew:
-            yield from crew.run(tasks)
+        """Run the tasks."""
+        with WorkerPool(job.path, model, min(self._workers, len(tasks)), progress) as pool:
+            yield from pool.run(tasks)
 
 
 def run_job(
@@ -75,11 +69,11 @@ def run_job(
     *,
     policy: Policy | None = None,
     engine: Engine | None = None,
-    watcher: JobWatcher | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Embed all inputs of ``listing`` into the folder ``out``, going on where an earlier run stopped.
+    """Embed all inputs of ``listing`` into the folder ``out``, resuming where an earlier run left off.
 
-    Returns the content of ``summary.json``, which a run writes last.
+    Returns the content of ``summary.json``, which is written last.
 
     Raises:
         JobError: the folder belongs to another job or run, or cannot be written, or there are no inputs.
@@ -89,24 +83,23 @@ def run_job(
     make_folder(out)
     with locked(out):
         if policy.overwrite and listing.is_empty():
-            raise JobError(_NOTHING)
+            raise JobError(_NO_INPUTS)
         job = begin_job(out, facts, overwrite=policy.overwrite)
         with _temporary_cleared(out):
-            return _run(job, listing, model, policy, engine, watcher)
+            return _run(job, listing, model, policy, engine, progress or NoProgress())
 
 
 def _run(
-    job: Job, listing: Listing, model: ModelSpec, policy: Policy, engine: Engine, watcher: JobWatcher | None
+    job: Job, listing: Listing, model: ModelSpec, policy: Policy, engine: Engine, progress: Progress
 ) -> dict[str, Any]:
     changes = update_plan(job, listing, prune=policy.prune)
     if not job.shards():
-        raise JobError(_NOTHING)
+        raise JobError(_NO_INPUTS)
     tasks, done = _find_tasks(job, policy)
-    log = _Log(job, watcher)
+    log = _LoggedProgress(job, progress)
     log.write("run", inputs=asdict(changes), shards_to_do=len(tasks), onnxruntime=runtime_version())
-    if watcher is not None:
-        to_do = sum(len(job.read_plan(task.shard)) for task in tasks)
-        watcher.planned(changes, to_do + sum(done.values()), done)
+    num_to_do = sum(len(job.read_plan(task.shard)) for task in tasks)
+    log.planned(changes, num_to_do + sum(done.values()), done)
     if tasks:
         remove(job.path, SUMMARY)
     for _ in engine(job, model, tasks, log):
@@ -116,7 +109,7 @@ def _run(
 
 @contextmanager
 def _temporary_cleared(out: Path) -> Iterator[None]:
-    """Remove what an earlier run left half written, and what this one leaves."""
+    """Remove half-written files of earlier runs, and afterwards those of this one."""
     clear_temporary(out)
     try:
         yield
@@ -125,7 +118,7 @@ def _temporary_cleared(out: Path) -> Iterator[None]:
 
 
 def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
-    """Return the shards to do, and how many inputs of each status the others hold."""
+    """Return the tasks for shards that are not done, and count the inputs of the other shards by status."""
     tasks, done = [], Counter[str]()
     for shard in job.shards():
         receipt = job.receipt(shard, read_files=not policy.fast_resume)
@@ -137,7 +130,7 @@ def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
 
 
 def _finish(job: Job) -> dict[str, Any]:
-    """Write what is derived from all shards: the rows with errors, and the summary."""
+    """Write the files that are derived from all shards: the list of errors and the summary."""
     counts, with_errors = Counter[str](), []
     shards = job.shards()
     for shard in shards:
@@ -175,29 +168,28 @@ def _error_lines(job: Job, shards: Iterable[int]) -> Iterator[bytes]:
                 yield to_line({"path": row.path, "status": row.status, "message": row.message}).encode()
 
 
-class _Log(Watcher):
-    """Writes when and where shards were done to ``log.jsonl``, and passes everything on."""
+class _LoggedProgress:
+    """Writes events with time and host to ``log.jsonl``, and passes them on."""
 
-    def __init__(self, job: Job, watcher: Watcher | None) -> None:
-        self._path, self._watcher = job.path / LOG, watcher
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._path, self._progress = job.path / LOG, progress
 
     def write(self, event: str, **facts: Any) -> None:
-        """Add a line."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = to_line({"time": when, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        line = to_line({"time": now, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
         with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
 
-    def picture(self, status: str) -> None:
-        if self._watcher is not None:
-            self._watcher.picture(status)
+    def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
+        self._progress.planned(changes, num_inputs, done)
 
-    def lost(self, statuses: Mapping[str, int]) -> None:
-        self.write("worker died", lost=dict(statuses))
-        if self._watcher is not None:
-            self._watcher.lost(statuses)
+    def image_done(self, status: str) -> None:
+        self._progress.image_done(status)
 
-    def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
+    def worker_died(self, lost: Mapping[str, int]) -> None:
+        self.write("worker died", lost=dict(lost))
+        self._progress.worker_died(lost)
+
+    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
         self.write("shard", shard=shard, seconds=seconds, counts=receipt.counts)
-        if self._watcher is not None:
-            self._watcher.shard(shard, receipt, seconds)
+        self._progress.shard_done(shard, receipt, seconds)

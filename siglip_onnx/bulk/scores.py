@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from ..head import Floats
 
-# A full shard at once: in smaller blocks, threads would wait more for each other than for memory.
+# About a full shard at once: with smaller blocks, threads contend for the interpreter lock.
 _BLOCK_BYTES = 2 * 1024 * 1024
-# Where a float16's sign, exponent and fraction come to lie in a float32 after an arithmetic shift by 3.
+# The bits of a float32 that hold a float16's sign, exponent and fraction after an arithmetic shift right by 3.
 _SIGN_EXPONENT_FRACTION = np.array(0x8FFFE000, np.uint32).view(np.int32)
 _HALF_BIAS = np.float32(2.0**112)  # the float32 exponent counts from 127, the float16 one from 15
 
 
 def make_scorer(vectors_dtype: np.dtype[Any], query: Floats) -> Callable[[NDArray[Any]], Floats]:
-    """Return what takes vectors ``(N, D)`` of that type and gives their dot products with the query, f32 ``(N,)``.
+    """Return a function from vectors ``(N, D)`` of that type to their dot products with the query, f32 ``(N,)``.
 
-    A scorer owns its buffer: make one per thread.
+    A scorer owns its buffer: create one per thread.
     """
     if vectors_dtype == np.float16 and len(query) % 2 == 0 and sys.byteorder == "little":
         return _HalfScorer(query)
@@ -37,16 +37,19 @@ class _Scorer:
         scores = np.empty(len(vectors), np.float32)
         for start in range(0, len(vectors), self._rows):
             rows = slice(start, start + self._rows)
-            # einsum, for BLAS would bring threads of its own.
+            # einsum, because BLAS would start threads of its own.
             np.einsum("nd,d->n", vectors[rows].astype(np.float32, copy=False), self._query, out=scores[rows])
         return scores
 
 
 class _HalfScorer:
-    """Takes pairs of float16 as one int32 and moves their bits where a float32 has them.
+    """Scores float16 vectors without numpy's cast to float32, with which a search takes three times as long.
 
-    That is exact and five times as fast as numpy's cast. The exponents come out too small by a constant, which is
-    made good in the query. Each pair's second number is in the upper half, so that the query is split the same way.
+    Each pair of float16 numbers is read as one int32, in which the second number is the upper half. Shifting moves
+    sign, exponent and fraction to the bits where a float32 has them. The result is exact, except that every number is
+    too small by the constant factor ``_HALF_BIAS``, because the two formats count exponents from different values; the
+    query is multiplied by that factor instead. Upper and lower halves are scored separately, each with its half of
+    the query.
     """
 
     def __init__(self, query: Floats) -> None:

@@ -1,4 +1,4 @@
-"""Exact search: every stored vector is compared with the query, and the best are named."""
+"""Exact search: compare a query with every stored vector and return the best matches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .job import Job, open_job
 from .scores import make_scorer
 
 _SHARDS_AT_ONCE = 16
-_SPARE = 16  # candidates beyond those asked for, so that rounding to float32 cannot lose one
+_SPARE = 16  # extra candidates, so that rounding to float32 cannot lose a result
 
 
 class Hit(NamedTuple):
-    """One found picture: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit."""
+    """One result: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit."""
 
     path: str
     similarity: float
@@ -31,8 +31,8 @@ class Hit(NamedTuple):
     probability: float
 
 
-class Candidates(NamedTuple):
-    """Places of vectors: i64 ``(N,)`` each, and f32 scores."""
+class _Candidates(NamedTuple):
+    """Shard and row of vectors, i64 ``(N,)`` each, and their scores f32 ``(N,)``."""
 
     shards: NDArray[np.int64]
     rows: NDArray[np.int64]
@@ -43,7 +43,7 @@ class Collection:
     """The vectors of a job, opened for search."""
 
     def __init__(self, job: Job) -> None:
-        """Take the shards of a job that are done; the others are counted in ``num_unfinished``."""
+        """Use the shards of a job that are done; ``num_unfinished`` counts the others."""
         self.job = job
         shards = job.shards()
         receipts = {shard: job.receipt(shard, read_files=False) for shard in shards}
@@ -52,38 +52,38 @@ class Collection:
         self.num_vectors = sum(receipt.counts.get("ok", 0) for receipt in receipts.values() if receipt is not None)
 
     def check_model(self, model: SigLIP) -> None:
-        """Refuse a model whose vectors are of another space.
+        """Check that a model has the embedding space of the stored vectors.
 
         Raises:
-            JobError: they are.
+            JobError: the embedding spaces differ.
         """
         facts = self.job.facts
         if model.embedding_space != facts.embedding_space:
             raise JobError(
                 f"{self.job.path} holds vectors of the embedding space {facts.embedding_space} ({facts.model_name}, "
-                f"variant {facts.variant}), but the model makes those of {model.embedding_space} "
-                f"({model.bundle.manifest.model_name}, variant {model.variant}); they cannot be compared. Give the "
-                "same --model, --variant and --max-num-patches as to embed."
+                f"variant {facts.variant}), but the model has the embedding space {model.embedding_space} "
+                f"({model.bundle.manifest.model_name}, variant {model.variant}); they cannot be compared. Use the "
+                "--model, --variant and --max-num-patches that were used to embed."
             )
 
     def search(self, query: Floats, count: int, *, threads: int | None = None) -> list[Hit]:
-        """Return the ``count`` pictures nearest to a unit vector f32 ``(D,)``, best first, by comparing with all.
+        """Return the ``count`` images nearest to a unit vector f32 ``(D,)``, best first; every vector is compared.
 
         Raises:
             JobError: stored vectors cannot be read.
         """
-        find = partial(self._best_of, query=query, count=count + _SPARE)
+        search_shards = partial(self._search_shards, query=query, count=count + _SPARE)
         groups = list(in_batches(self.shards, _SHARDS_AT_ONCE))
-        found = list(map_in_order(find, groups, threads or available_threads()))
-        return self.rank(query, _best(found, count + _SPARE), count)
+        candidates = map_in_order(search_shards, groups, threads or available_threads())
+        return self._rank(query, _best(candidates, count + _SPARE), count)
 
-    def rank(self, query: Floats, candidates: Candidates, count: int) -> list[Hit]:
-        """Return the best of some candidates, their scores computed anew with full precision."""
+    def _rank(self, query: Floats, candidates: _Candidates, count: int) -> list[Hit]:
+        """Return the best candidates, whose scores are computed again in full precision."""
         if not len(candidates.scores):
             return []
         stored = {shard: self.job.read_vectors(shard) for shard in set(candidates.shards.tolist())}
-        places = zip(candidates.shards.tolist(), candidates.rows.tolist(), strict=True)
-        vectors = np.array([stored[shard][row] for shard, row in places]).astype(np.float32)
+        rows = zip(candidates.shards.tolist(), candidates.rows.tolist(), strict=True)
+        vectors = np.array([stored[shard][row] for shard, row in rows]).astype(np.float32)
         facts = self.job.facts
         scale, bias = facts.logit_scale, facts.logit_bias
         logits = compute_logits(vectors, query[np.newaxis], logit_scale=scale, logit_bias=bias)[:, 0]
@@ -92,43 +92,43 @@ class Collection:
         paths = self._paths(candidates.shards[order], candidates.rows[order])
         probabilities = sigmoid(logits)
         return [
-            Hit(path, float(similarities[place]), float(logits[place]), float(probabilities[place]))
-            for path, place in zip(paths, order, strict=True)
+            Hit(path, float(similarities[index]), float(logits[index]), float(probabilities[index]))
+            for path, index in zip(paths, order, strict=True)
         ]
 
-    def _best_of(self, shards: Sequence[int], *, query: Floats, count: int) -> Candidates:
+    def _search_shards(self, shards: Sequence[int], *, query: Floats, count: int) -> _Candidates:
         score = make_scorer(np.dtype(self.job.facts.dtype), query)
-        found = []
+        candidates = []
         for shard in shards:
             scores = score(self.job.read_vectors(shard))
             rows = _top(scores, count)
-            found.append(Candidates(np.full(len(rows), shard, np.int64), rows, scores[rows]))
-        return _best(found, count)
+            candidates.append(_Candidates(np.full(len(rows), shard, np.int64), rows, scores[rows]))
+        return _best(candidates, count)
 
     def _paths(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[str]:
-        names = {shard: self.job.find_paths(shard, rows[shards == shard].tolist()) for shard in set(shards.tolist())}
-        return [names[shard][row] for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+        paths = {shard: self.job.find_paths(shard, rows[shards == shard].tolist()) for shard in set(shards.tolist())}
+        return [paths[shard][row] for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
 
 
 def open_collection(path: Path) -> Collection:
     """Open the folder of a job for search.
 
     Raises:
-        JobError: it is none, or holds no vectors yet.
+        JobError: it is not the folder of a job, or holds no vectors yet.
     """
     collection = Collection(open_job(path))
     if not collection.num_vectors:
-        raise JobError(f"{path} holds no vectors yet; run siglip-onnx embed again, which goes on where it stopped.")
+        raise JobError(f"{path} holds no vectors yet; run siglip-onnx embed again, which resumes the job.")
     return collection
 
 
-def _best(found: Iterable[Candidates], count: int) -> Candidates:
-    together = list(found)
-    if not together:
-        return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    shards, rows, scores = (np.concatenate(column) for column in zip(*together, strict=True))
+def _best(groups: Iterable[_Candidates], count: int) -> _Candidates:
+    candidates = list(groups)
+    if not candidates:
+        return _Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    shards, rows, scores = (np.concatenate(column) for column in zip(*candidates, strict=True))
     top = _top(scores, count)
-    return Candidates(shards[top], rows[top], scores[top])
+    return _Candidates(shards[top], rows[top], scores[top])
 
 
 def _top(scores: Floats, count: int) -> NDArray[np.int64]:

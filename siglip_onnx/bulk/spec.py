@@ -1,4 +1,4 @@
-"""The model of a bulk job, by name and options: small enough to be sent to any worker."""
+"""Describe the model of a bulk job by name and options, small enough to send to any worker."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ModelSpec:
         return SigLIP(open_model(self.name, self.options.variant), self.options, threads=1, workers=1)
 
     def absolute(self) -> ModelSpec:
-        """Return the same model, found from any working directory."""
+        """Return the same model with an absolute path, valid in any working directory."""
         return replace(self, name=os.path.abspath(self.name)) if Path(self.name).is_dir() else self  # noqa: PTH100
 
     def job_facts(self, *, layout: str = "npy", dtype: str = "float32", shard_size: int = MAX_SHARD_SIZE) -> JobFacts:
-        """Return what all vectors of a job with this model have in common."""
+        """Return the facts that all vectors of a job with this model share."""
         model = self.open()
         manifest = model.bundle.manifest
         return JobFacts(

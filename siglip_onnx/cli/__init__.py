@@ -21,7 +21,6 @@ from .compile import compile_
 from .doctor import doctor
 from .embed import embed
 from .export import export
-from .index import index
 from .info import info
 from .models import models
 from .search import search
@@ -93,5 +92,5 @@ def main(cache_dir: Path | None) -> None:
     logging.getLogger("siglip_onnx").handlers = [logs]
 
 
-for command in (classify, embed, search, index, web, info, export, verify, compile_, bench, doctor, models):
+for command in (classify, embed, search, web, info, export, verify, compile_, bench, doctor, models):
     main.add_command(command)

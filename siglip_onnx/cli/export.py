@@ -101,7 +101,7 @@ def export(
         precisions=list(dict.fromkeys(precisions)),
         exporter=exporter,
         min_cosine=0.0 if allow_inaccurate else min_cosine,
-        calibration_pictures=pictures,
+        calibration_images=pictures,
         reduce_range=reduce_range,
         overwrite=overwrite,
         knows=knows,

@@ -101,14 +101,14 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
     with ExitStack() as opened:
         listing = Listing([_open_source(argument, opened) for argument in arguments], all_files=job.all_files)
         try:
-            summary = run_job(out, listing, spec, facts, policy=policy, engine=_engine(choice, job), watcher=progress)
+            summary = run_job(out, listing, spec, facts, policy=policy, engine=_engine(choice, job), progress=progress)
         except KeyboardInterrupt:
             click.echo(f"\nsiglip-onnx: {out} can be resumed with the same command", err=True)
             raise
     progress.finish()
-    if progress.gone and not job.prune:
-        gone = _count(progress.gone, "input")
-        click.echo(f"siglip-onnx: gone, but kept: {gone}; --prune drops what is gone.", err=True)
+    if progress.missing and not job.prune:
+        missing = _count(progress.missing, "input")
+        click.echo(f"siglip-onnx: missing, but kept: {missing}; --prune drops them.", err=True)
     if listing.left_out:
         files = _count(listing.left_out, "file")
         click.echo(f"siglip-onnx: left out: {files} not named as pictures are; --all-files tries all.", err=True)

@@ -28,30 +28,30 @@ class Progress:
         self._told = self._began = time.monotonic()
         self._total = self._here = 0
         self._counts = Counter[str]()
-        self.gone = 0
+        self.missing = 0
 
     def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
         """Begin."""
         self._total, self._counts, self._began = num_inputs, Counter(done), time.monotonic()
-        self.gone = changes.gone
+        self.missing = changes.missing
         if self._mode != OFF:
             left = f"{num_inputs - sum(done.values()):,} to do"
-            news = f"{changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone"
+            news = f"{changes.new:,} new, {changes.changed:,} changed, {changes.missing:,} missing"
             click.echo(f"{num_inputs:,} inputs ({news}), {left}", err=True)
 
-    def picture(self, status: str) -> None:
+    def image_done(self, status: str) -> None:
         """Count one."""
         self._counts[status] += 1
         self._here += 1
         self._tell()
 
-    def lost(self, statuses: Mapping[str, int]) -> None:
+    def worker_died(self, lost: Mapping[str, int]) -> None:
         """Count what must be done again."""
-        self._counts.subtract(statuses)
-        self._here -= sum(statuses.values())
+        self._counts.subtract(lost)
+        self._here -= sum(lost.values())
 
-    def shard(self, shard: int, receipt: Receipt, seconds: float) -> None:
-        """Nothing new: its pictures were counted."""
+    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
+        """Nothing new: its images were counted."""
 
     def finish(self) -> None:
         """End the line."""

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
               help="The same with a picture.")  # fmt: skip
 @template_option
 @click.option("--top", "-k", type=click.IntRange(1, 100_000), default=10, show_default=True, help="How many to find.")
-@click.option("--approximate", is_flag=True, help="Use the index that siglip-onnx index made.")
 @click.option("--html", "html_path", type=click.Path(path_type=Path), metavar="FILE", help="Write a page of them.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -43,7 +42,6 @@ def search(
     image_terms: tuple[tuple[float, str], ...],
     templates: tuple[str, ...],
     top: int,
-    approximate: bool,
     html_path: Path | None,
     choice: ModelChoice,
     as_json: bool,
@@ -70,12 +68,7 @@ def search(
     siglip = replace(choice, variant=choice.variant or collection.job.facts.variant).open()
     collection.check_model(siglip)
     query = encode_query(siglip, wanted, template=templates)
-    if approximate:
-        from ..bulk.index import search_index  # noqa: PLC0415 - an optional package
-
-        hits = search_index(collection, query, top)
-    else:
-        hits = collection.search(query, top, threads=choice.threads)
+    hits = collection.search(query, top, threads=choice.threads)
     if collection.num_unfinished:
         click.echo(f"siglip-onnx: {collection.num_unfinished:,} shards are not embedded yet.", err=True)
     if html_path is not None:

@@ -1,10 +1,11 @@
-"""Look inside a written graph: run it with further outputs, beside its weights and without copying them."""
+"""Calibration: sample inputs of both towers, and the embeddings and activation ranges of the fp32 graphs on them."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,75 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..bundle.manifest import TEXT, VISION
+from ..config import TOKENIZER, NaflexPreprocessorConfig
 from ..head import Floats, l2_normalize
+from ..image.decode import ImageReader, ImageSource
+from ..image.preprocess import NaflexPreprocessor, SquashPreprocessor
 from ..session import LazySession
+from ..text.tokenizer import Tokenizer
+from ..verify.samples import quiet_samples
+from .checkpoint import POSITIONS_WEIGHT, Checkpoint
 
 Inputs = Mapping[str, NDArray[Any]]
 _SUFFIX = ":largest"
 
 
+class Calibration:
+    """One tower's calibration inputs, with its embeddings and activation ranges in fp32, computed when first used."""
+
+    def __init__(self, graph: Path, inputs: Sequence[Inputs]) -> None:
+        """Keep the path of the fp32 graph and the inputs, one dictionary per image or text."""
+        self.graph = graph
+        self.inputs = inputs
+
+    @cached_property
+    def _measured(self) -> tuple[Mapping[str, Floats], Floats]:
+        return input_ranges(self.graph, self.inputs)
+
+    @property
+    def ranges(self) -> Mapping[str, Floats]:
+        """The largest magnitude of each input channel of each linear layer, f32 ``(C,)`` by the layer's name."""
+        return self._measured[0]
+
+    @property
+    def expected(self) -> Floats:
+        """The unit embeddings in fp32, f32 ``(N, D)``."""
+        return self._measured[1]
+
+    def cosine_min(self, graph: Path) -> float:
+        """Return the smallest cosine between a graph's embeddings and those of fp32."""
+        return float((embed(LazySession(graph), self.inputs) * self.expected).sum(axis=1).min())
+
+
+def prepare_inputs(
+    checkpoint: Checkpoint, bundle_path: Path, images: Sequence[ImageSource], texts: Sequence[str]
+) -> dict[str, list[Inputs]]:
+    """Return the inputs of both towers, one dictionary per image or text; ``bundle_path`` has the tokenizer.
+
+    Raises:
+        ImageError: an image cannot be read.
+        TextError: a text cannot be tokenized.
+    """
+    reader, preprocess = ImageReader(), _make_preprocessor(checkpoint)
+    tokenizer = Tokenizer(bundle_path / TOKENIZER, checkpoint.config.text.max_position_embeddings)
+    with quiet_samples(texts):
+        ids = tokenizer(list(texts))
+    return {
+        VISION: [preprocess(reader.read(image).rgb) for image in images],
+        TEXT: [{"input_ids": row[np.newaxis]} for row in ids],
+    }
+
+
+def _make_preprocessor(checkpoint: Checkpoint) -> SquashPreprocessor | NaflexPreprocessor:
+    if isinstance(checkpoint.preprocessor, NaflexPreprocessorConfig):
+        return NaflexPreprocessor(checkpoint.preprocessor, checkpoint.weights[POSITIONS_WEIGHT])
+    return SquashPreprocessor(checkpoint.preprocessor)
+
+
 @contextmanager
 def session_of(model: onnx.ModelProto, folder: Path) -> Iterator[LazySession]:
-    """Load a changed graph in the folder of its weights, which onnxruntime does not follow elsewhere."""
+    """Load a changed graph from a file in the folder of its weights, where alone onnxruntime looks for them."""
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
         file.write(model.SerializeToString())
         file.flush()
@@ -29,22 +89,12 @@ def session_of(model: onnx.ModelProto, folder: Path) -> Iterator[LazySession]:
 
 
 def embed(session: LazySession, inputs: Sequence[Inputs]) -> Floats:
-    """Return the unit embeddings f32 ``(N, D)`` of a tower's inputs, each run by itself."""
-    return l2_normalize(np.concatenate([session.run("pooler_output", one) for one in inputs]))
-
-
-def run_with_outputs(path: Path, names: Sequence[str], inputs: Sequence[Inputs]) -> dict[str, list[Floats]]:
-    """Return the values of those names inside the graph ``path``, one array per input."""
-    model = onnx.load(path, load_external_data=False)
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    with session_of(model, path.parent) as session:
-        outputs = [session.run_many(names, one) for one in inputs]
-    return {name: [rows[number] for rows in outputs] for number, name in enumerate(names)}
+    """Return the unit embeddings f32 ``(N, D)`` of a tower's inputs, run one by one."""
+    return l2_normalize(np.concatenate([session.run("pooler_output", row) for row in inputs]))
 
 
 def linear_layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Return the MatMul of each linear layer by the layer's name, as the checkpoint has it."""
+    """Return the MatMul of each linear layer by the layer's name, as in the checkpoint."""
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     return {
         node.input[1].removesuffix(".weight"): node
@@ -54,9 +104,9 @@ def linear_layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats], Floats]:
-    """Return for each linear layer of an fp32 graph the largest magnitude of each input channel, f32 ``(C,)``.
+    """Return the activation ranges of an fp32 graph, and the unit embeddings f32 ``(N, D)`` of its inputs.
 
-    And the unit embeddings of the inputs, f32 ``(N, D)``.
+    A range is the largest magnitude of each input channel of a linear layer, f32 ``(C,)`` by the layer's name.
     """
     model = onnx.load(path, load_external_data=False)
     sources = {layer: node.input[0] for layer, node in linear_layers(model).items()}
@@ -64,7 +114,7 @@ def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats
         rows, magnitudes, name = f"{source}:rows", f"{source}:magnitudes", f"{source}{_SUFFIX}"
         axis = onnx.helper.make_tensor(f"{source}:axis", onnx.TensorProto.INT64, [1], [0])
         model.graph.initializer.append(axis)
-        # Flatten keeps the last axis, whatever the rank.
+        # Flatten makes two axes of any rank and keeps the last.
         model.graph.node.extend(
             [
                 onnx.helper.make_node("Flatten", [source], [rows], axis=-1),
@@ -75,8 +125,8 @@ def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats
         model.graph.output.append(onnx.ValueInfoProto(name=name))
     names = [*dict.fromkeys(f"{source}{_SUFFIX}" for source in sources.values()), "pooler_output"]
     with session_of(model, path.parent) as session:
-        found = [dict(zip(names, session.run_many(names, one), strict=True)) for one in inputs]
+        outputs = [dict(zip(names, session.run_many(names, row), strict=True)) for row in inputs]
     ranges = {
-        layer: np.max([rows[f"{source}{_SUFFIX}"] for rows in found], axis=0) for layer, source in sources.items()
+        layer: np.max([values[f"{source}{_SUFFIX}"] for values in outputs], axis=0) for layer, source in sources.items()
     }
-    return ranges, l2_normalize(np.concatenate([rows["pooler_output"] for rows in found]))
+    return ranges, l2_normalize(np.concatenate([values["pooler_output"] for values in outputs]))

@@ -1,22 +1,23 @@
-"""A Hugging Face checkpoint folder: its configs, and its weights read one by one from mapped files."""
+"""Open a checkpoint: its configs, its tokenizer, and its weights by the names that transformers gives them."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-import ml_dtypes  # noqa: F401 - makes numpy know bfloat16, in which some checkpoints are saved
+import ml_dtypes  # noqa: F401 - registers bfloat16, in which some checkpoints are saved, with numpy
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..config import (
     CONFIG,
+    CONFIGS,
     PREPROCESSOR_CONFIG,
     SHARD_INDEX,
     WEIGHTS,
@@ -31,86 +32,99 @@ from ..config import (
     read_preprocessor_config,
 )
 from ..errors import CheckpointError
+from ..options import MAX_NUM_PATCHES
 
+POSITIONS_WEIGHT = "vision_model.embeddings.position_embedding.weight"
 FLOATS = ("F32", "F16", "BF16", "F64")
 Shapes = dict[str, tuple[int, ...]]
 
 
+class Weights(Protocol):
+    """The tensors of a checkpoint by their names in transformers 4.57; each is read when it is used."""
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """Return one tensor as f32, in PyTorch's shape.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint."""
+    """An opened checkpoint: all that the exporter needs, independent of the layout of its files.
+
+    Attributes:
+        path: the folder, for error messages and for the PyTorch reference.
+        config: shapes of both towers.
+        preprocessor: how images become the vision tower's inputs.
+        weights: the tensors of :func:`expected_shapes`.
+        weight_files: the files that hold them, hashed into the manifest.
+        config_files: content of the bundle's config files by name.
+        tokenizer_dir: the folder of ``spiece.model`` or ``tokenizer.json``.
+        opened: closes the weights.
+    """
 
     path: Path
     config: SiglipConfig
     preprocessor: PreprocessorConfig | NaflexPreprocessorConfig
     weights: Weights
+    weight_files: tuple[Path, ...]
+    config_files: Mapping[str, bytes]
+    tokenizer_dir: Path
+    opened: ExitStack
 
-
-class Weights:
-    """The tensors of a checkpoint by name; nothing is read before it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        """Map ``model.safetensors``, or the shards of its index, in the folder ``path``."""
-        self._files = ExitStack()
-        self._homes: dict[str, Any] = {}
-        for file in _weight_files(path):
-            try:
-                opened = self._files.enter_context(safe_open(file, framework="np"))
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{file} cannot be read as safetensors: {error}. Download the checkpoint again."
-                ) from error
-            self._homes |= dict.fromkeys(opened.keys(), opened)
-        self.paths = _weight_files(path)
-
-    def __enter__(self) -> Weights:
+    def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._files.close()
+    def __exit__(self, *_error: object) -> None:
+        self.opened.close()
+
+
+class SafetensorsWeights:
+    """Weights in safetensors files, which are mapped, not copied."""
+
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        """Store for each tensor's name the opened file that holds it."""
+        self._files = files
 
     def __contains__(self, name: str) -> bool:
-        return name in self._homes
+        return name in self._files
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        """Return one tensor as f32, in the shape PyTorch gave it.
-
-        Raises:
-            CheckpointError: it holds values that are no numbers.
-        """
-        tensor = np.asarray(self._homes[name].get_tensor(name), np.float32)
+        tensor = np.asarray(self._files[name].get_tensor(name), np.float32)
         if not np.isfinite(tensor.sum(dtype=np.float64)):
-            raise CheckpointError(f"Weight {name!r} holds infinite values or nan; the checkpoint is damaged.")
+            raise CheckpointError(f"Weight {name!r} holds NaN or infinity. Download the checkpoint again.")
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without reading it."""
-        return tuple(self._homes[name].get_slice(name).get_shape())
+        return tuple(self._files[name].get_slice(name).get_shape())
 
     def check(self, expected: Shapes) -> None:
-        """Compare names and shapes with what the config promises.
+        """Compare names, types and shapes with those that the config implies.
 
         Raises:
-            CheckpointError: a tensor is missing, of another shape, or no floating-point one.
+            CheckpointError: a tensor is missing, has another shape, or does not hold floating-point numbers.
         """
         missing = [name for name in expected if name not in self]
         if missing:
             raise CheckpointError(
-                f"The checkpoint lacks {len(missing)} of {len(expected)} weights that its config.json promises, "
-                f"first {missing[0]!r}. Give a complete SigLIP checkpoint with both towers."
+                f"The checkpoint lacks {len(missing)} of {len(expected)} weights that its config.json implies, "
+                f"the first is {missing[0]!r}. Give a complete SigLIP checkpoint with both towers."
             )
         for name, shape in expected.items():
-            dtype = self._homes[name].get_slice(name).get_dtype()
+            dtype = self._files[name].get_slice(name).get_dtype()
             if dtype not in FLOATS:
                 raise CheckpointError(
                     f"Weight {name!r} is of type {dtype}, expected one of {', '.join(FLOATS)}. "
-                    "Give the checkpoint as it was before it was quantized."
+                    "Give the checkpoint from before it was quantized."
                 )
             if self.shape(name) != shape:
                 raise CheckpointError(
-                    f"Weight {name!r} has shape {self.shape(name)}, but config.json promises {shape}. "
+                    f"Weight {name!r} has shape {self.shape(name)}, but config.json implies {shape}. "
                     "The two do not belong together; download the checkpoint again."
                 )
 
@@ -122,31 +136,58 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: not a SigLIP checkpoint, or incomplete.
     """
     if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
+        problem = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
-            f"{path} {found}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face Hub."
+            f"{path} {problem}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face "
+            "Hub."
         )
     config = read_config(path / CONFIG)
     preprocessor = read_preprocessor_config(path / PREPROCESSOR_CONFIG, config)
-    weights = Weights(path)
-    weights.check(expected_shapes(config))
-    return Checkpoint(path, config, preprocessor, weights)
+    if isinstance(preprocessor, NaflexPreprocessorConfig) and preprocessor.max_num_patches > MAX_NUM_PATCHES:
+        raise CheckpointError(
+            f"{path / PREPROCESSOR_CONFIG} has max_num_patches {preprocessor.max_num_patches}, expected at most "
+            f"{MAX_NUM_PATCHES}. Lower it."
+        )
+    weight_files = _weight_files(path)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_open_safetensors(file)) for file in weight_files]
+        weights = SafetensorsWeights({name: file for file in opened for name in file.keys()})  # noqa: SIM118 - no dict
+        weights.check(expected_shapes(config))
+        return Checkpoint(
+            path=path,
+            config=config,
+            preprocessor=preprocessor,
+            weights=weights,
+            weight_files=tuple(weight_files),
+            config_files={name: (path / name).read_bytes() for name in CONFIGS},
+            tokenizer_dir=path,
+            opened=stack.pop_all(),
+        )
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors: {error}. Download the checkpoint again."
+        ) from error
 
 
 def expected_shapes(config: SiglipConfig) -> Shapes:
-    """Return name and shape of every weight of a SigLIP of this config, named as in transformers 4.57."""
+    """Return the shape of every weight of a SigLIP with this config, by its name in transformers 4.57."""
     return _vision_shapes(config.vision) | _text_shapes(config.text) | {"logit_scale": (1,), "logit_bias": (1,)}
 
 
 def _vision_shapes(vision: VisionConfig | NaflexVisionConfig) -> Shapes:
     dim, tower = vision.hidden_size, "vision_model"
     patch: tuple[int, ...] = (vision.num_channels, vision.patch_size, vision.patch_size)
-    if isinstance(vision, NaflexVisionConfig):  # a linear layer there, a convolution otherwise
+    if isinstance(vision, NaflexVisionConfig):  # a linear layer instead of a convolution
         patch = (math.prod(patch),)
     return {
         f"{tower}.embeddings.patch_embedding.weight": (dim, *patch),
         f"{tower}.embeddings.patch_embedding.bias": (dim,),
-        f"{tower}.embeddings.position_embedding.weight": (vision.num_patches, dim),
+        POSITIONS_WEIGHT: (vision.num_patches, dim),
         **_encoder_shapes(tower, vision),
         **_norm_shapes(f"{tower}.post_layernorm", dim),
         f"{tower}.head.probe": (1, 1, dim),
@@ -198,7 +239,7 @@ def _weight_files(path: Path) -> list[Path]:
     index = path / SHARD_INDEX
     if not index.exists():
         raise CheckpointError(
-            f"{path} has neither {WEIGHTS} nor {SHARD_INDEX}. Older files (pytorch_model.bin) must be converted "
+            f"{path} has neither {WEIGHTS} nor {SHARD_INDEX}. Convert older files (pytorch_model.bin) "
             "to safetensors first."
         )
     try:

@@ -1,11 +1,10 @@
-"""One ONNX file that classifies pictures among fixed labels: the vision tower, the labels' embeddings and the head.
+"""Compile a classifier: the vision tower, the embeddings of fixed labels and the head in one ONNX file.
 
-What a device needs to know beside the graph stands in its metadata, see :mod:`siglip_onnx.classifier`.
+Its metadata holds what is needed besides the graph, see :class:`siglip_onnx.classifier.ClassifierFacts`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..bundle.manifest import graph_path
-from ..classifier import FACTS, FORMAT
+from ..bundle.manifest import VISION, graph_path
+from ..classifier import FACTS, ClassifierFacts
 from ..config import PreprocessorConfig
 from ..errors import BundleError, SiglipOnnxError, TextError
 from ..head import Floats
@@ -22,7 +21,7 @@ from ..image.preprocess import normalized_levels
 from ..model import SigLIP
 from ..system.files import atomic_path
 
-_LARGEST_FILE = 2_000_000_000  # what one protobuf file may hold
+_MAX_FILE_BYTES = 2_000_000_000  # the limit of one protobuf file
 
 
 def compile_classifier(
@@ -39,65 +38,71 @@ def compile_classifier(
     The logits are bit for bit those of ``model`` on the same pixels.
 
     Args:
-        model: of fixed resolution; its variant is the classifier's.
-        labels: what to tell apart, at least one.
+        model: a model of fixed resolution, of whose variant the classifier is.
+        labels: at least one, all different.
         out: the file to write.
-        template: what each label is put into; of several the mean is taken.
+        template: what each label is put into; of several templates the mean is taken.
         logit_bias: instead of the checkpoint's.
-        uint8: take pixels u8 ``(N, S, S, 3)`` as they come from a decoder, instead of f32 ``(N, 3, S, S)``.
+        uint8: take pixels u8 ``(N, S, S, 3)`` as a decoder returns them, instead of f32 ``(N, 3, S, S)``.
 
     Raises:
-        TextError: no labels, or one is given twice or cannot be tokenized.
+        TextError: no labels, a repeated one, or one that cannot be tokenized.
         BundleError: a NaFlex model, or one too large for one file.
         SiglipOnnxError: ``out`` cannot be written.
     """
+    path = model.bundle.path / graph_path(VISION, model.variant)
+    preprocessor = _check(model, labels, path)
+    embeddings = model.encode_labels(labels, template=template)
+    tower = ir.external_data.load_to_model(ir.load(path))
+    head = model.bundle.manifest
+    _add_head(tower.graph, embeddings, head.logit_scale, head.logit_bias if logit_bias is None else logit_bias)
+    if uint8:
+        _take_uint8(tower.graph, preprocessor)
+    tower.metadata_props[FACTS] = ClassifierFacts(
+        model=model.bundle.manifest.model_name,
+        variant=model.variant,
+        embedding_space=model.embedding_space,
+        labels=list(labels),
+        templates=[template] if isinstance(template, str) else list(template),
+        input="uint8" if uint8 else "float32",
+        height=preprocessor.height,
+        width=preprocessor.width,
+        resample=preprocessor.resample,
+        rescale_factor=preprocessor.levels.rescale_factor,
+        image_mean=preprocessor.levels.image_mean,
+        image_std=preprocessor.levels.image_std,
+    ).to_json()
+    _save(tower, out)
+
+
+def _check(model: SigLIP, labels: Sequence[str], path: Path) -> PreprocessorConfig:
+    """Check that the model and the labels can be compiled; return how images are prepared."""
     preprocessor = model.bundle.preprocessor
     if not isinstance(preprocessor, PreprocessorConfig):
         raise BundleError(
-            f"{model.bundle.path} is a NaFlex model, whose pictures need their positions resized outside of the graph; "
-            "compile a model of fixed resolution."
+            f"{model.bundle.path} is a NaFlex model, whose positions are resized for each image outside of the graph. "
+            "Compile a model of fixed resolution."
         )
     if not labels or len(set(labels)) < len(labels):
-        raise TextError("Labels are given twice, or not at all; give each label once.")
-    embeddings = model.encode_labels(labels, template=template)
-    path = model.bundle.path / graph_path("vision", model.variant)
-    if (size := path.with_name(f"{path.name}.data").stat().st_size) > _LARGEST_FILE:
+        raise TextError(f"There are {len(labels)} labels, {len(set(labels))} of them different; give each label once.")
+    if (size := path.with_name(f"{path.name}.data").stat().st_size) > _MAX_FILE_BYTES:
         raise BundleError(
-            f"The {model.variant} vision tower has {size:,} bytes, more than the {_LARGEST_FILE:,} of one ONNX file. "
+            f"The {model.variant} vision tower has {size:,} bytes, more than the {_MAX_FILE_BYTES:,} of one ONNX file. "
             "Compile a smaller variant: --variant int8"
         )
-    tower = ir.external_data.load_to_model(ir.load(path))
-    bias = model.bundle.manifest.logit_bias if logit_bias is None else logit_bias
-    _add_head(tower.graph, embeddings, model.bundle.manifest.logit_scale, bias)
-    if uint8:
-        _take_uint8(tower.graph, preprocessor)
-    tower.metadata_props[FACTS] = json.dumps(
-        {
-            "format": FORMAT,
-            "model": model.bundle.manifest.model_name,
-            "variant": model.variant,
-            "embedding_space": model.embedding_space,
-            "labels": list(labels),
-            "templates": [template] if isinstance(template, str) else list(template),
-            "input": "uint8" if uint8 else "float32",
-            "height": preprocessor.height,
-            "width": preprocessor.width,
-            "resample": preprocessor.resample,
-            "rescale_factor": preprocessor.levels.rescale_factor,
-            "image_mean": preprocessor.levels.image_mean,
-            "image_std": preprocessor.levels.image_std,
-        },
-        ensure_ascii=False,
-    )
+    return preprocessor
+
+
+def _save(tower: ir.Model, out: Path) -> None:
     try:
         with atomic_path(out) as part:
             onnx.save(ir.to_proto(tower), part)
     except OSError as error:
-        raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}.") from error
+        raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}. Choose another path.") from error
 
 
 def _add_head(graph: ir.Graph, embeddings: Floats, logit_scale: float, logit_bias: float) -> None:
-    """Normalise, compare with the labels, scale and shift: as ``head.py`` does, in f64."""
+    """Add what ``head.py`` computes, in f64: normalize, compare with the labels, scale, shift."""
     tape = ir.tape.Tape()
     pooled = graph.outputs[0]
 
@@ -127,15 +132,15 @@ def _add_head(graph: ir.Graph, embeddings: Floats, logit_scale: float, logit_bia
 
 
 def _take_uint8(graph: ir.Graph, preprocessor: PreprocessorConfig) -> None:
-    """Put the table of levels before the tower: u8 ``(N, H, W, 3)`` becomes f32 ``(N, 3, H, W)``."""
+    """Put the normalization of pixels before the tower: u8 ``(N, H, W, 3)`` to f32 ``(N, 3, H, W)``."""
     floats = graph.inputs[0]
     shape = ir.Shape(["batch", preprocessor.height, preprocessor.width, 3])
     pixels = ir.Value(name=floats.name, type=ir.TensorType(ir.DataType.UINT8), shape=shape)
     tape = ir.tape.Tape()
     levels = tape.initializer(ir.tensor(normalized_levels(preprocessor.levels).ravel(), name="levels"))
     offsets = tape.initializer(ir.tensor(np.array([0, 256, 512], np.int32), name="level_offsets"))
-    numbers = tape.op("Add", [tape.op("Cast", [pixels], {"to": ir.DataType.INT32}), offsets])
-    planes = tape.op("Transpose", [tape.op("Gather", [levels, numbers])], {"perm": [0, 3, 1, 2]})
+    indices = tape.op("Add", [tape.op("Cast", [pixels], {"to": ir.DataType.INT32}), offsets])
+    planes = tape.op("Transpose", [tape.op("Gather", [levels, indices])], {"perm": [0, 3, 1, 2]})
     for initializer in tape.initializers:
         graph.register_initializer(initializer)
     floats.replace_all_uses_with(planes)

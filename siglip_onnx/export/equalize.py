@@ -1,8 +1,8 @@
-"""Move outliers out of the activations into the weights, exactly, so that int8 holds.
+"""Move outliers from activations into weights, exactly, so that int8 activations keep their precision.
 
-A channel that is large where a LayerNorm, or the values of an attention, end and a linear layer begins is divided by a
-power of two there, and what reads it is multiplied by the same: no rounding, the same function bit for bit. Between
-GELU and the second layer of an MLP nothing can be folded.
+Where a linear layer follows a LayerNorm, or the values of an attention, an unusually large channel is divided by a
+power of two in the producer and multiplied by it in the consumer. Nothing is rounded: fp32 stays the same bit for bit.
+Between GELU and the second layer of an MLP no factor can be moved.
 Source: SmoothQuant (arXiv 2211.10438), equation 4 with alpha 0.5.
 """
 
@@ -18,14 +18,14 @@ from ..head import Floats
 
 
 class Seam(NamedTuple):
-    """Where channels may be rescaled: ``producer`` makes them, only ``consumers`` read them."""
+    """A place where channels can be rescaled: ``producer`` writes them, only ``consumers`` read them."""
 
     producer: str
     consumers: tuple[str, ...]
 
 
 def equalize(model: ir.Model, ranges: Mapping[str, Floats]) -> int:
-    """Rescale every seam of an fp32 tower, in place; returns how many there are.
+    """Rescale every seam of an fp32 tower in place; return their number.
 
     Args:
         model: weights named as in the checkpoint, those of linear layers ``(in, out)``.
@@ -35,10 +35,10 @@ def equalize(model: ir.Model, ranges: Mapping[str, Floats]) -> int:
     seams = list(find_seams(ranges))
     for seam in seams:
         largest = np.max([ranges[consumer] for consumer in seam.consumers], axis=0)
-        reading = np.max(
+        weight_ranges = np.max(
             [np.abs(_tensor(weights[f"{consumer}.weight"]).numpy()).max(axis=1) for consumer in seam.consumers], axis=0
         )
-        scale = choose_scale(largest, reading)
+        scale = choose_scale(largest, weight_ranges)
         for part in ("weight", "bias"):  # channels are the last axis of a norm, of a bias, and of a weight (in, out)
             _multiply(weights[f"{seam.producer}.{part}"], np.float32(1) / scale)
         for consumer in seam.consumers:
@@ -47,9 +47,9 @@ def equalize(model: ir.Model, ranges: Mapping[str, Floats]) -> int:
 
 
 def choose_scale(activations: Floats, weights: Floats) -> Floats:
-    """Return a power of two per channel: ``sqrt(activation / weight)`` of it against that of the median channel.
+    """Return a power of two per channel: ``sqrt(activation / weight)`` relative to the median channel.
 
-    Rounded toward 1, so that channels within a factor of two are left as they are: to move them costs more than it
+    Rounded toward 1, so that channels within a factor of two keep their scale: moving them costs more accuracy than it
     gains. 1 where activation or weight is 0.
     """
     alive = (activations > 0) & (weights > 0)
@@ -77,12 +77,12 @@ def find_seams(layers: Mapping[str, object]) -> Iterator[Seam]:
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:
     if value.const_value is None:
-        raise TypeError(f"{value.name} is no weight")
+        raise TypeError(f"{value.name} is not a weight")
     return value.const_value
 
 
 def _multiply(value: ir.Value, factors: Floats) -> None:
-    """Let a weight be multiplied when it is read."""
+    """Multiply a weight; computed when it is read."""
     before = _tensor(value)
 
     def product() -> ir.TensorProtocol:

@@ -1,4 +1,4 @@
-"""fp16: half the size, for GPUs and Apple's accelerators, which compute in it; a CPU computes it in fp32."""
+"""fp16: half the size, for GPUs and Apple accelerators, which compute in it; CPUs convert it to fp32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_fp16(model: ir.Model) -> dict[str, Any]:
-    """Turn a tower's weights and computation into fp16, in place; its inputs and its output stay f32."""
+    """Convert a tower's weights and computation to fp16 in place; inputs and output stay f32."""
     graph = model.graph
     for value in graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT:
@@ -24,7 +24,7 @@ def to_fp16(model: ir.Model) -> dict[str, Any]:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
         for output in node.outputs:
-            output.type = None  # onnxruntime infers it anew
+            output.type = None  # onnxruntime infers it again
     for value in graph.inputs:
         if value.dtype == ir.DataType.FLOAT:
             _cast_input(graph, value)
@@ -32,12 +32,12 @@ def to_fp16(model: ir.Model) -> dict[str, Any]:
     return {"method": "fp16 weights and computation; inputs and output f32"}
 
 
-def store_half(graph: ir.Graph, names: tuple[str, ...]) -> None:
-    """Keep the f32 weights whose names end so as fp16 in the file; a Cast makes them f32 when the graph is loaded.
+def store_as_fp16(graph: ir.Graph, endings: tuple[str, ...]) -> None:
+    """Store the f32 weights with these endings of names as fp16; a Cast converts them back when the graph is loaded.
 
-    For what int8 and q4 leave: rounding to 11 bits is nothing beside the 8 of the rest.
+    For the weights that int8 and q4 do not quantize: rounding to 11 bits is negligible next to their 8 bits elsewhere.
     """
-    for name in [name for name in graph.initializers if name.endswith(names)]:
+    for name in [name for name in graph.initializers if name.endswith(endings)]:
         value = graph.initializers[name]
         if value.dtype == ir.DataType.FLOAT:
             readers = list(value.uses())
@@ -51,7 +51,7 @@ def store_half(graph: ir.Graph, names: tuple[str, ...]) -> None:
 def _halve(value: ir.Value) -> None:
     before = value.const_value
     if before is None:
-        raise TypeError(f"{value.name} is no weight")
+        raise TypeError(f"{value.name} is not a weight")
 
     def halved() -> ir.TensorProtocol:
         return ir.tensor(_half(before.numpy()), name=value.name)
@@ -61,7 +61,7 @@ def _halve(value: ir.Value) -> None:
 
 
 def _half(array: NDArray[Any]) -> NDArray[np.float16]:
-    """Round to fp16; what is beyond its range, such as the score of hidden patches, becomes its largest number."""
+    """Round to fp16; values beyond its range, such as the score of padding patches, become its largest number."""
     half: NDArray[np.float16] = np.clip(array, -_LARGEST, _LARGEST).astype(np.float16)
     return half
 

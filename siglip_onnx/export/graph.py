@@ -1,4 +1,4 @@
-"""A builder of ONNX graphs in the vocabulary of transformer layers; weights stay on disk until a graph is saved."""
+"""Build ONNX graphs from transformer layers; weights are read when a graph is saved."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .checkpoint import Weights
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9
-MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own, fused operators
-# Weights below this stay in the graph: aligned, each would take a page of the largest kind.
+MICROSOFT = "com.microsoft"  # the domain of onnxruntime's fused operators
+# Smaller weights stay in the graph file: aligned in the data file, each would take a page of the largest size.
 _LARGE_BYTES, _PAGE_BYTES = 16384, 65536
 Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -31,7 +31,7 @@ class GraphBuilder:
         self._constants: dict[str, ir.Value] = {}
 
     def weight(self, name: str, transform: Transform | None = None) -> ir.Value:
-        """Make a checkpoint's tensor, transformed, an initializer; it is read when the graph is saved."""
+        """Return a tensor of the checkpoint, transformed, as an initializer; it is read when the graph is saved."""
         shape = np.broadcast_to(np.float32(0), self._weights.shape(name))
         if transform is not None:
             shape = transform(shape)
@@ -43,7 +43,7 @@ class GraphBuilder:
         return self._tape.initializer(ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(shape.shape), name=name), name)
 
     def constant(self, value: NDArray[np.float32] | Sequence[int], name: str) -> ir.Value:
-        """Make an array, or a list of integers such as a shape, an initializer; one name is made once."""
+        """Return an array, or a list of integers such as a shape, as an initializer, which is shared by its name."""
         if name not in self._constants:
             array = value if isinstance(value, np.ndarray) else np.array(value, np.int64)
             tensor = ir.tensor(np.ascontiguousarray(array), name=name)
@@ -57,7 +57,7 @@ class GraphBuilder:
         domain: str = "",
         **attributes: int | float | str | Sequence[int],
     ) -> ir.Value:
-        """Add any other node."""
+        """Add a node of any type."""
         return self._tape.op(op_type, inputs, attributes, domain=domain)
 
     def add(self, left: ir.Value, right: ir.Value) -> ir.Value:
@@ -67,7 +67,7 @@ class GraphBuilder:
         return self.op("MatMul", left, right)
 
     def linear(self, x: ir.Value, layer: str) -> ir.Value:
-        """``nn.Linear``; PyTorch keeps its weight as (out, in)."""
+        """``nn.Linear``; PyTorch stores its weight as (out, in)."""
         product = self.matmul(x, self.weight(f"{layer}.weight", np.transpose))
         return self.add(product, self.weight(f"{layer}.bias"))
 
@@ -81,9 +81,9 @@ class GraphBuilder:
     def attention(
         self, query: ir.Value, key: ir.Value, value: ir.Value, num_heads: int, mask: ir.Value | None = None
     ) -> ir.Value:
-        """Scaled dot-product attention of ``(N, S, D)`` projections, heads side by side in ``D``.
+        """Scaled dot-product attention of ``(N, S, D)`` projections, heads next to each other in ``D``.
 
-        ``mask`` i32 ``(N, S)`` is 0 where a key must not be seen.
+        ``mask`` i32 ``(N, S)`` is 0 where a key must be ignored.
         """
         inputs = (query, key, value) if mask is None else (query, key, value, None, mask)
         return self.op("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=num_heads)
@@ -108,10 +108,10 @@ def graph_input(name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write ``path`` and, beside it, ``<path>.data`` with the large weights, aligned so that the OS can map them.
+    """Write ``path`` and, next to it, ``<path>.data`` with the large weights, aligned for memory mapping.
 
     Raises:
-        CheckpointError: a weight that is read now is damaged.
+        CheckpointError: a weight, which is read only now, is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = f"{path.name}.data"
@@ -119,11 +119,11 @@ def save_graph(model: ir.Model, path: Path) -> None:
         ir.save(model, path, external_data=data, size_threshold_bytes=_LARGE_BYTES, alignment=_PAGE_BYTES)
     except ir.serde.SerdeError as error:
         raise _own_cause(error) from error
-    (path.parent / data).touch()  # of a tiny model nothing is large
+    (path.parent / data).touch()  # not written for a tiny model, which has no large weights
 
 
 def _own_cause(error: BaseException) -> BaseException:
-    """Return the error of ours behind one of onnx_ir's, or the latter if there is none."""
+    """Return the package's own error that caused one of onnx_ir's, or the latter if there is none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, SiglipOnnxError):
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""int8: weights symmetric per output channel, activations measured at run time, the token table per row."""
+"""int8: weights quantized per output channel, activations at run time, the token table per row."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..head import Floats
-from .fp16 import store_half
+from .fp16 import store_as_fp16
 from .graph import MICROSOFT
 
 ROWS_AT_ONCE = 16384
-# A convolution, or in NaFlex a linear layer, and a table of few rows: fp32 wherever they stand.
-_LEFT_ALONE = ("patch_embedding.weight", "position_embedding.weight")
-STORED_HALF = (*_LEFT_ALONE, ".in_proj_weight")
-# A channel is large if it exceeds the usual ones by this factor, and is computed apart if there are so few of them.
-_LARGE, _MOST_LARGE = 4.0, 64
+# A convolution (in NaFlex a linear layer) and a table of few rows: never quantized, in any graph.
+_NEVER_QUANTIZED = ("patch_embedding.weight", "position_embedding.weight")
+STORED_AS_FP16 = (*_NEVER_QUANTIZED, ".in_proj_weight")
+# A channel is large if it exceeds the usual ones by this factor; at most so many are computed in fp32.
+_LARGE, _MAX_LARGE = 4.0, 64
 Quantized = tuple[NDArray[np.int8], Floats]
 
 
 class Weight(NamedTuple):
-    """A matrix of the checkpoint, not read yet."""
+    """A matrix of the checkpoint, not yet read."""
 
     name: str
     tensor: ir.TensorProtocol
@@ -35,11 +35,11 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class Int8Choices:
-    """What a tower's int8 is to spare.
+    """How a tower is quantized to int8.
 
-    Of the layers in ``large_channels`` the input channels named there are computed in fp32: they are so large that one
-    scale for all would leave the others few levels. ``reduce_range`` keeps weights within 7 bits, so that x86 CPUs
-    without VNNI can use their fast instructions, which saturate otherwise.
+    ``large_channels`` lists by layer the input channels that are computed in fp32: they are so large that one scale for
+    all channels would leave few levels to the others. ``reduce_range`` keeps weights within 7 bits, so that the fast
+    instructions of x86 CPUs without VNNI cannot saturate.
     """
 
     large_channels: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -47,13 +47,13 @@ class Int8Choices:
 
 
 def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection[str] = ()) -> dict[str, Any]:
-    """Turn a tower's linear layers, but for ``fp32_layers``, and its token table into int8, in place; says how.
+    """Quantize a tower's linear layers, except ``fp32_layers``, and its token table in place; return how.
 
-    Attention itself and small constants stay in fp32, and so does the patch embedding, where int8 costs accuracy and
-    saves nothing.
+    Attention and small constants stay in fp32, and so does the patch embedding, where int8 costs accuracy and saves
+    nothing.
     """
     graph = model.graph
-    linear, tables, apart = 0, 0, {}
+    linear, tables, num_large = 0, 0, {}
     for node in list(graph):
         if node.op_type == "MatMul" and (weight := find_weight(node.inputs[1])):
             layer = weight.name.removesuffix(".weight")
@@ -61,40 +61,40 @@ def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection
                 continue
             large = choices.large_channels.get(layer)
             if large is not None:
-                apart[layer] = len(large)
+                num_large[layer] = len(large)
             _quantize_linear(graph, node, weight, large, choices.reduce_range)
             linear += 1
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
-    store_half(graph, STORED_HALF)
+    store_as_fp16(graph, STORED_AS_FP16)
     bits = 7 if choices.reduce_range else 8
     return {
         "method": f"dynamic int8: weights {bits}-bit symmetric per output channel, activations uint8 per tensor",
         "linear_layers": linear,
         "token_tables": tables,
-        "large_channels": apart,
+        "large_channels": num_large,
         "reduce_range": choices.reduce_range,
     }
 
 
 def find_large_channels(ranges: Mapping[str, Floats]) -> dict[str, NDArray[np.int64]]:
-    """Return, where GELU leaves a few channels far larger than the rest, their numbers by layer.
+    """Return the indices of the few channels that are far larger than the rest, for each layer that follows a GELU.
 
-    Elsewhere :func:`.equalize.equalize` has moved them into the weights.
+    In other places :func:`.equalize.equalize` moves them into the weights.
 
     Args:
         ranges: for each linear layer the largest magnitude of each input channel, f32 ``(in,)``.
     """
-    found = {}
+    channels = {}
     for layer, largest in ranges.items():
         if layer.endswith(".fc2"):
             order = np.argsort(largest)[::-1]
-            usual = largest[order[min(_MOST_LARGE, len(order) // 8)]]
+            usual = largest[order[min(_MAX_LARGE, len(order) // 8)]]
             large = order[largest[order] > _LARGE * usual]
-            if 0 < len(large) <= _MOST_LARGE:
-                found[layer] = np.sort(large)
-    return found
+            if 0 < len(large) <= _MAX_LARGE:
+                channels[layer] = np.sort(large)
+    return channels
 
 
 def quantize_rows(matrix: Floats, levels: int = 127) -> Quantized:
@@ -116,10 +116,10 @@ def quantize_columns(matrix: Floats, levels: int = 127) -> Quantized:
 
 
 def find_weight(value: ir.Value | None) -> Weight | None:
-    """Return the matrix behind ``value`` if it is a weight to quantize; small folded constants are not."""
+    """Return the matrix of ``value`` if it is a weight to quantize; small folded constants are not."""
     if value is None or value.const_value is None or value.name is None:
         return None
-    if not value.name.endswith(".weight") or value.name.endswith(_LEFT_ALONE):
+    if not value.name.endswith(".weight") or value.name.endswith(_NEVER_QUANTIZED):
         return None
     shape = value.const_value.shape.numpy()
     return Weight(value.name, value.const_value, *shape) if len(shape) == 2 else None
@@ -128,7 +128,7 @@ def find_weight(value: ir.Value | None) -> Weight | None:
 def _quantize_linear(
     graph: ir.Graph, node: ir.Node, weight: Weight, large: NDArray[np.int64] | None, reduce_range: bool
 ) -> None:
-    """MatMul, and the Add of a bias behind it, become one ``DynamicQuantizeMatMul``."""
+    """Replace a MatMul, and the Add of its bias, by one ``DynamicQuantizeMatMul``."""
     tape = ir.tape.Tape()
     quantize = partial(quantize_columns, levels=63 if reduce_range else 127)
     int8, scale = _quantized_initializers(tape, weight, quantize, (weight.columns,))
@@ -137,9 +137,9 @@ def _quantize_linear(
     if large is None:
         product = tape.op("DynamicQuantizeMatMul", [x, int8, scale, None, bias], domain=MICROSOFT)
     else:
-        small, apart = _large_apart(tape, x, weight, large)
+        small, product_of_large = _split_large(tape, x, weight, large)
         small = tape.op("DynamicQuantizeMatMul", [small, int8, scale, None, bias], domain=MICROSOFT)
-        product = tape.op("Add", [small, apart])
+        product = tape.op("Add", [small, product_of_large])
     replace_nodes(graph, old, tape, product, weight)
 
 
@@ -153,13 +153,13 @@ def linear_with_bias(node: ir.Node, weight: Weight) -> tuple[list[ir.Node], ir.V
     return [node], None
 
 
-def _large_apart(
+def _split_large(
     tape: ir.tape.Tape, x: ir.Value | None, weight: Weight, large: NDArray[np.int64]
 ) -> tuple[ir.Value, ir.Value]:
-    """Return ``x`` with its large channels set to 0, and their own part of the product in fp32."""
+    """Return ``x`` with its large channels set to 0, and their part of the product in fp32."""
     mask = np.ones(weight.rows, np.float32)
     mask[large] = 0
-    numbers = tape.initializer(ir.tensor(large, name=f"{weight.name}_large"))
+    indices = tape.initializer(ir.tensor(large, name=f"{weight.name}_large"))
     small = tape.op("Mul", [x, tape.initializer(ir.tensor(mask, name=f"{weight.name}_small"))])
 
     def rows() -> ir.TensorProtocol:
@@ -167,12 +167,12 @@ def _large_apart(
 
     shape = ir.Shape((len(large), weight.columns))
     large_rows = ir.LazyTensor(rows, ir.DataType.FLOAT, shape, name=f"{weight.name}_large_rows")
-    picked = tape.op("Gather", [x, numbers], {"axis": -1})
+    picked = tape.op("Gather", [x, indices], {"axis": -1})
     return small, tape.op("MatMul", [picked, tape.initializer(large_rows)])
 
 
 def _quantize_table(graph: ir.Graph, node: ir.Node, table: Weight) -> None:
-    """Gather from fp32 becomes: gather int8 rows and their scales, multiply. Rows never asked for are never read."""
+    """Replace a Gather from fp32 by those of int8 rows and of their scales, multiplied. Unused rows are never read."""
     ids = node.inputs[1]
     tape = ir.tape.Tape()
     int8, scale = _quantized_initializers(tape, table, quantize_rows, (table.rows, 1))
@@ -184,7 +184,7 @@ def _quantize_table(graph: ir.Graph, node: ir.Node, table: Weight) -> None:
 def _quantized_initializers(
     tape: ir.tape.Tape, weight: Weight, quantize: Callable[[Floats], Quantized], scale_shape: tuple[int, ...]
 ) -> tuple[ir.Value, ir.Value]:
-    """Declare the int8 weight and its scale; both are computed when the graph is saved."""
+    """Declare the int8 weight and its scale, which are computed when the graph is saved."""
     return declare_pair(
         tape,
         lambda: quantize(weight.tensor.numpy()),
@@ -201,14 +201,14 @@ def declare_pair(
     compute: Callable[[], tuple[NDArray[Any], NDArray[Any]]],
     *declarations: Declaration,
 ) -> tuple[ir.Value, ir.Value]:
-    """Declare two initializers that one computation makes, which runs when the first of them is saved."""
-    waiting: dict[int, NDArray[Any]] = {}
+    """Declare two initializers that are computed together, when the first of them is saved."""
+    computed: dict[int, NDArray[Any]] = {}
 
     def part(number: int) -> ir.TensorProtocol:
-        if number not in waiting:
-            waiting.update(enumerate(compute()))
+        if number not in computed:
+            computed.update(enumerate(compute()))
         name, _, shape = declarations[number]
-        return ir.tensor(np.ascontiguousarray(waiting.pop(number)).reshape(shape), name=name)
+        return ir.tensor(np.ascontiguousarray(computed.pop(number)).reshape(shape), name=name)
 
     first, second = (
         tape.initializer(ir.LazyTensor(partial(part, number), dtype, ir.Shape(shape), name=name))
@@ -218,7 +218,7 @@ def declare_pair(
 
 
 def replace_nodes(graph: ir.Graph, old: list[ir.Node], tape: ir.tape.Tape, result: ir.Value, weight: Weight) -> None:
-    """Put the tape's nodes in the place of ``old`` nodes, whose last output ``result`` takes over."""
+    """Replace ``old`` nodes by those of the tape; ``result`` replaces their last output."""
     for initializer in tape.initializers:
         graph.register_initializer(initializer)
     last = old[-1].outputs[0]

@@ -1,7 +1,7 @@
-"""The second, independent exporter: optimum-onnx traces the PyTorch model, and what it traced speaks our names.
+"""The second, independent exporter: trace the PyTorch model with optimum-onnx and rename weights as in the checkpoint.
 
-Needs torch, transformers and optimum-onnx: ``pip install "siglip-onnx[optimum]"``. It is the cross-check of
-``towers.py``, which was written by hand, and the baseline that a user of optimum has.
+Needs torch, transformers and optimum-onnx: ``pip install "siglip-onnx[optimum]"``. It cross-checks the hand-written
+``towers.py`` and is the baseline of optimum's users.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _LAYER_END = "Add_1"  # the second of the two residual sums of an encoder layer
 
 
 class TowerOnnxConfig(OnnxConfig):  # type: ignore[misc] # optimum is not typed
-    """What optimum must know of a tower: ``pooler_output`` is the one output."""
+    """Optimum's description of a tower, whose only output is ``pooler_output``."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        """The name of the output and of its free dimension."""
+        """The name of the output and of its dynamic dimension."""
         return {"pooler_output": {0: "batch"}}
 
 
@@ -51,7 +51,7 @@ class VisionOnnxConfig(TowerOnnxConfig):
 
 
 class NaflexOnnxConfig(TowerOnnxConfig):
-    """NaFlex: patches, which of them are real, and their positions; see :func:`.towers.naflex_vision_tower`."""
+    """NaFlex: patches, the mask of padding, and positions; see :func:`.towers.naflex_vision_tower`."""
 
     inputs = {  # noqa: RUF012 - overrides a property
         "pixel_values": {0: "batch", 1: "patches"},
@@ -82,7 +82,7 @@ class TextOnnxConfig(TowerOnnxConfig):
 
 
 class NaflexTower(transformers.Siglip2VisionModel):
-    """The reference's NaFlex tower with the two parts replaced that cannot be traced for any number of patches."""
+    """The reference's NaFlex tower; two parts that cannot be traced for a dynamic number of patches are replaced."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -91,13 +91,13 @@ class NaflexTower(transformers.Siglip2VisionModel):
     def forward(
         self, pixel_values: torch.Tensor, pixel_attention_mask: torch.Tensor, position_embeddings: torch.Tensor
     ) -> Any:
-        """Run the reference with positions resized beforehand: ONNX has no resizing that equals PyTorch's."""
+        """Run the reference on positions that are already resized: no ONNX operator resizes exactly as PyTorch does."""
         embeddings: Any = self.vision_model.embeddings
         embeddings.resize_positional_embeddings = lambda *_arguments, **_shapes: position_embeddings
         return self.vision_model(pixel_values, pixel_attention_mask, spatial_shapes=None)
 
     def _pool(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Pool as the MAP head does; the attention that it calls keeps the number of patches it was traced with."""
+        """Pool as the MAP head does, whose own attention fixes the number of patches when it is traced."""
         head, attention = self.vision_model.head, self.vision_model.head.attention
         query, key, value = (
             torch.nn.functional.linear(rows, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
@@ -113,7 +113,7 @@ class NaflexTower(transformers.Siglip2VisionModel):
 
 
 def trace_towers(checkpoint: Path, config: SiglipConfig, folder: Path) -> None:
-    """Trace both towers of a checkpoint into ``folder``, from which :func:`read_towers` takes them.
+    """Trace both towers of a checkpoint into ``folder``, for :func:`read_towers`.
 
     Raises:
         CheckpointError: transformers cannot load the checkpoint.
@@ -130,7 +130,7 @@ def read_towers(folder: Path, config: SiglipConfig) -> dict[str, ir.Model]:
     towers = {tower: ir.load(folder / f"{tower}.onnx") for tower in ("vision", "text")}
     weights = expected_shapes(config).keys()
     for model in towers.values():
-        IdentityEliminationPass()(model)  # through which the tracer reads a tensor that it found twice
+        IdentityEliminationPass()(model)  # the tracer inserts Identity nodes for tensors that occur twice
         _name_as_checkpoint(model.graph, weights)
         model.graph.opset_imports[MICROSOFT] = 1
         model.ir_version = IR_VERSION
@@ -139,7 +139,7 @@ def read_towers(folder: Path, config: SiglipConfig) -> dict[str, ir.Model]:
 
 def _trace(kind: Any, onnx_config: type[TowerOnnxConfig], checkpoint: Path, out: Path) -> None:
     level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # that the other tower's weights are left over is no news
+    transformers.logging.set_verbosity_error()  # it would warn of the other tower's weights, which are not used
     try:
         # Some checkpoints are saved in half precision; the graph computes in float32.
         model = kind.from_pretrained(checkpoint, local_files_only=True, dtype=torch.float32)
@@ -148,19 +148,19 @@ def _trace(kind: Any, onnx_config: type[TowerOnnxConfig], checkpoint: Path, out:
     finally:
         transformers.logging.set_verbosity(level)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about Python values that are constants indeed
+        warnings.simplefilter("ignore")  # the tracer warns of Python values, which really are constants here
         export(model, onnx_config(model.config, task="feature-extraction"), out, opset=OPSET)
 
 
 def _name_as_checkpoint(graph: ir.Graph, weights: Collection[str]) -> None:
-    """Give weights and encoder layers the checkpoint's names, which the tracer keeps only in the names of nodes.
+    """Name weights and encoder layers as in the checkpoint; the tracer keeps these names only in those of nodes.
 
-    Behind it every linear layer is a MatMul with a weight ``(in, out)`` named ``<layer>.weight`` and an Add.
+    Afterwards every linear layer is a MatMul with a weight ``(in, out)`` named ``<layer>.weight`` and an Add.
     """
     for node in list(graph):
         layer, _, operation = (node.name or "").strip("/").replace("/", ".").rpartition(".")
         if node.op_type == "Gemm":
-            # PyTorch's own attention layer computes its output projection without calling it.
+            # nn.MultiheadAttention computes its output projection without calling the layer.
             _split_gemm(graph, node, f"{layer}.out_proj" if layer.endswith(".attention") else layer)
         elif operation == _LAYER_END and ".encoder.layers." in layer:
             node.outputs[0].name = layer
@@ -171,14 +171,14 @@ def _name_as_checkpoint(graph: ir.Graph, weights: Collection[str]) -> None:
 
 
 def _part_of(op_type: str, number: int) -> str:
-    """Return what an operator's input is called in a layer."""
+    """Return the name of an operator's input within its layer."""
     if op_type == "LayerNormalization":
         return ("input", "weight", "bias")[number]
     return {"MatMul": "weight", "Add": "bias"}.get(op_type, "input")
 
 
 def _name_input(graph: ir.Graph, node: ir.Node, number: int, value: ir.Value, name: str) -> None:
-    """Name a weight; one that the tracer shares between layers, because it is the same in both, becomes this one's."""
+    """Name a weight; a copy is made of one that the tracer shares between layers because its values are equal."""
     if value.name == name:
         return
     own = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
@@ -192,10 +192,10 @@ def _name_input(graph: ir.Graph, node: ir.Node, number: int, value: ir.Value, na
 
 
 def _split_gemm(graph: ir.Graph, node: ir.Node, layer: str) -> None:
-    """Make the linear layer of a matrix, whose weight the tracer leaves ``(out, in)``, a MatMul and an Add."""
+    """Replace a Gemm, whose weight is ``(out, in)``, by a MatMul and an Add."""
     x, weight, bias = node.inputs
     if weight is None or weight.const_value is None or not node.attributes.get_int("transB", 0):
-        raise CheckpointError(f"{layer} was traced in a form that is not known; use the native exporter.")
+        raise CheckpointError(f"{layer} was traced as an unknown kind of Gemm. Use the native exporter.")
     out_in = weight.const_value
 
     def transposed() -> ir.TensorProtocol:

@@ -1,4 +1,4 @@
-"""The folder that export writes: it appears whole or not at all, and nothing but a bundle is ever replaced."""
+"""The output folder of an export: it appears whole or not at all, and replaces only an earlier bundle."""
 
 from __future__ import annotations
 
@@ -14,48 +14,55 @@ from ..system.files import new_part, remove, remove_own_files, replace_folder
 
 
 def check_out(out: Path, checkpoint: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or somebody's own files.
+    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or files of the user.
 
     Raises:
-        CheckpointError: it holds something else, or exists and is not to be overwritten.
+        CheckpointError: it holds something else, or exists and ``overwrite`` is false.
     """
     if out.exists() and not overwrite:
-        raise CheckpointError(f"{out} exists already; choose another folder, or replace the model there: --overwrite")
+        raise CheckpointError(f"{out} exists already; choose another folder, or replace the bundle there: --overwrite")
     _find_own_files(out, checkpoint)
 
 
 def _find_own_files(out: Path, checkpoint: Path) -> list[str]:
-    """Return the files of the bundle in ``out``, none if there is no folder or an empty one.
+    """Return the files of the bundle in ``out``; none if it does not exist or is empty.
 
     Raises:
-        CheckpointError: it is or holds something else than a bundle.
+        CheckpointError: it is something else, or holds other files.
     """
     if out.is_symlink():
-        raise CheckpointError(f"{out} is a symbolic link and is not replaced; give the folder that it leads to.")
+        raise CheckpointError(f"{out} is a symbolic link, which is never replaced; give the folder it points to.")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     try:
         manifest = open_bundle(out).manifest
     except SiglipOnnxError as error:
-        raise CheckpointError(f"{out} is no model folder and is not replaced; choose another one. {error}") from error
+        raise CheckpointError(
+            f"{out} is not a siglip_onnx bundle; refusing to overwrite it. Choose another folder. {error}"
+        ) from error
     own = {MANIFEST, *manifest.all_files()}
     own_folders = {str(parent) for name in own for parent in Path(name).parents}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
         is_own = name in own_folders if path.is_dir() else name in own
         if path.is_symlink() or not is_own:
-            raise CheckpointError(f"{out} also holds {name}, which is no part of the model, and is not replaced.")
+            raise CheckpointError(
+                f"{out} also holds {name}, which is not part of the bundle; refusing to overwrite it. "
+                "Choose another folder."
+            )
     if checkpoint.resolve().is_relative_to(out.resolve()):
-        raise CheckpointError(f"{out} also holds the checkpoint itself and is not replaced; choose another folder.")
+        raise CheckpointError(
+            f"{out} also holds the checkpoint itself; refusing to overwrite it. Choose another folder."
+        )
     return sorted(own)
 
 
 @contextmanager
 def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise.
+    """Give a temporary folder next to ``out``, which is renamed to it at the end, or removed after an error.
 
     Raises:
-        CheckpointError: ``out`` holds something else than a bundle by then.
+        CheckpointError: by the end ``out`` holds something other than a bundle.
         SiglipOnnxError: it cannot be written.
     """
     try:
@@ -67,7 +74,6 @@ def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``out`` that takes its name once all went well, and vanishes otherwise."""
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = new_part(out)
@@ -78,7 +84,7 @@ def _new_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
         if (old := replace_folder(temporary, out)) is not None:
             _remove_bundle(old, own)
     finally:
-        with suppress(OSError):  # why the export ended matters more; a later run removes what stays
+        with suppress(OSError):  # the export's own error matters more; a later run removes the rest
             remove(temporary, within=out.parent)
 
 

@@ -1,49 +1,60 @@
-"""The export itself, step by step: checkpoint, tokenizer, towers, quantization, comparison, manifest."""
+"""Export a checkpoint to a bundle: shared files, then every variant, then their accuracy, then the manifest."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from .._version import __version__
-from ..bundle.folder import Bundle, open_bundle
 from ..bundle.integrity import FileFacts, file_facts
-from ..bundle.manifest import MANIFEST, POSITIONS, TOWERS, Manifest, Variant, check_head, graph_path
-from ..config import CONFIGS, NAFLEX, TOKENIZER
+from ..bundle.manifest import MANIFEST, POSITIONS, TEXT, TOWERS, VISION, Manifest, Variant, check_head, graph_path
+from ..config import NAFLEX, TOKENIZER
 from ..errors import AccuracyError, MissingExtraError
+from ..head import Floats
 from ..image.decode import ImageSource
-from ..model import SigLIP
-from ..system.files import remove
-from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, verify_variants
+from ..session import LazySession
+from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, compare
 from ..verify.samples import SAMPLE_TEXTS, sample_images
-from .checkpoint import Checkpoint, open_checkpoint
-from .layers import layer_cosines, weakest_layer
+from .calibration import Calibration, Inputs, prepare_inputs
+from .checkpoint import POSITIONS_WEIGHT, Checkpoint, open_checkpoint
 from .output import check_out, new_bundle_folder
 from .tokenizer import write_tokenizer
 from .towers import build_towers
-from .variants import Build, Calibration, Int8Options, calibrate, write_tower
+from .variants import Int8Options, write_tower
 
 PRECISIONS = ("fp32", "int8")
 
 Report = Callable[[str], None]
+FreshTower = Callable[[str], ir.Model]
 
 
 @dataclass(frozen=True)
 class ExportedVariant:
-    """One line of the closing table."""
+    """One row of the closing table."""
 
     name: str
     size_bytes: int
     seconds: float
     accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class WrittenVariant:
+    """The two graphs of a variant on disk, how each was quantized, and the seconds that writing them took."""
+
+    graphs: dict[str, Path]
+    quantization: dict[str, dict[str, Any]]
+    seconds: float
 
 
 def export_bundle(
@@ -53,7 +64,7 @@ def export_bundle(
     precisions: Sequence[str] = PRECISIONS,
     exporter: str = "native",
     min_cosine: float | None = None,
-    calibration_pictures: Sequence[ImageSource] | None = None,
+    calibration_images: Sequence[ImageSource] | None = None,
     reduce_range: bool = False,
     overwrite: bool = False,
     knows: str = "",
@@ -63,49 +74,72 @@ def export_bundle(
 
     Args:
         checkpoint_path: a folder as on the Hugging Face Hub.
-        out: the bundle to make.
-        precisions: variants to keep: ``"fp32"``, ``"int8"``, ``"fp16"``, ``"q4"``.
+        out: the bundle to write.
+        precisions: the variants of the bundle: ``"fp32"``, ``"int8"``, ``"fp16"``, ``"q4"``.
         exporter: ``"native"``, or ``"optimum"`` to let optimum-onnx trace the PyTorch model.
-        min_cosine: how near to fp32 every sample embedding of every variant must be, ``MIN_COSINE`` if None; int8
-            leaves as many layers in fp32 as that takes. 0 keeps any.
-        calibration_pictures: what int8 is fitted to, besides the built-in texts; the built-in pictures if None.
-        reduce_range: keep int8 weights within 7 bits, which is faster on x86 CPUs without VNNI and less exact.
+        min_cosine: the cosine to fp32 that every sample embedding of every variant must reach, ``MIN_COSINE`` if None;
+            int8 leaves layers in fp32 where that requires it. 0 accepts any accuracy.
+        calibration_images: images that int8 and q4 are fitted to; the built-in samples if None. The texts are always
+            the built-in ones.
+        reduce_range: keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, and less exact.
         overwrite: replace ``out`` if it exists.
-        knows: a sentence on what the model was trained for, shown where a user may not know.
-        report: called with a line of progress when a step begins.
+        knows: a sentence on what the model was trained for, shown to its users.
+        report: called with a line of progress at the start of each step.
 
     Raises:
         CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
-        AccuracyError: a variant is farther from fp32 than ``min_cosine``.
-        MissingExtraError: optimum is asked for and not installed.
+        AccuracyError: a variant's accuracy is below ``min_cosine``.
+        ImageError: a calibration image cannot be read.
+        MissingExtraError: ``exporter`` is optimum, which is not installed.
     """
     check_out(out, checkpoint_path, overwrite)
     report(f"Reading {checkpoint_path}")
-    checkpoint = open_checkpoint(checkpoint_path)
     with (
-        checkpoint.weights,
+        open_checkpoint(checkpoint_path) as checkpoint,
         new_bundle_folder(out, checkpoint_path) as folder,
-        _towers(checkpoint, exporter, report) as build,
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        _towers(checkpoint, exporter, report) as fresh_tower,
     ):
+        head = _read_head(checkpoint)
         report("Writing configs and tokenizer")
-        _write_configs(checkpoint, folder)
-        write_tokenizer(
-            checkpoint_path,
-            folder / TOKENIZER,
-            text_length=checkpoint.config.text.max_position_embeddings,
-            vocab_size=checkpoint.config.text.vocab_size,
-        )
-        manifest = _describe(checkpoint, exporter, folder, knows)
+        _write_shared_files(checkpoint, folder)
+        files = {file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()}
+        samples = prepare_inputs(checkpoint, folder, sample_images(), SAMPLE_TEXTS)
+        calibration_inputs = samples
+        if calibration_images is not None:
+            calibration_inputs = prepare_inputs(checkpoint, folder, calibration_images, SAMPLE_TEXTS)
         options = Int8Options(MIN_COSINE["int8"] if min_cosine is None else min_cosine, reduce_range)
-        seconds = _write_variants(build, folder, manifest, precisions, calibration_pictures, options, report)
-        return _finish(folder, manifest, precisions, min_cosine, seconds, report)
+        # Every variant is fitted to fp32 and compared with it; unless requested, it is written to a temporary folder.
+        homes = {REFERENCE: Path(scratch)} | dict.fromkeys(precisions, folder)
+        written = _write_variants(fresh_tower, homes, calibration_inputs, options, report)
+        report("Comparing with fp32 on the sample images and texts")
+        accuracies = _compare(written, samples, head)
+        _check_accuracies(accuracies, min_cosine)
+        variants = {
+            name: _describe_variant(name, variant, folder, files, accuracies[name])
+            for name, variant in written.items()
+            if name in precisions
+        }
+        manifest = Manifest(
+            model_name=checkpoint.path.resolve().name,
+            source=_describe_source(checkpoint, exporter),
+            embedding_dim=checkpoint.config.text.embedding_dim,
+            **head,
+            variants=variants,
+            files=files,
+            knows=knows,
+        )
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return [
+        ExportedVariant(name, variants[name].size_bytes, written[name].seconds, accuracies[name]) for name in precisions
+    ]
 
 
 @contextmanager
-def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[Build]:
-    """Give what makes the towers in fp32, as often as asked: weights are read when a graph is saved."""
+def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[FreshTower]:
+    """Give the function that makes an fp32 tower by name, a new one at each call; weights are read when it is saved."""
     if exporter == "native":
-        yield lambda: build_towers(checkpoint.weights, checkpoint.config)
+        yield lambda tower: build_towers(checkpoint.weights, checkpoint.config)[tower]
         return
     try:
         from .optimum import read_towers, trace_towers  # noqa: PLC0415 - an optional extra
@@ -117,113 +151,110 @@ def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[B
     with tempfile.TemporaryDirectory() as traced:
         report("Tracing the PyTorch model with optimum")
         trace_towers(checkpoint.path, checkpoint.config, Path(traced))
-        yield lambda: read_towers(Path(traced), checkpoint.config)
+        yield lambda tower: read_towers(Path(traced), checkpoint.config)[tower]
 
 
-def _write_variants(
-    build: Build,
-    folder: Path,
-    manifest: Manifest,
-    precisions: Sequence[str],
-    pictures: Sequence[ImageSource] | None,
-    options: Int8Options,
-    report: Report,
-) -> dict[str, float]:
-    """Write fp32, and each other variant beside it, and enter them in the manifest; returns the seconds each took."""
-    seconds = {}
-    calibration: dict[str, Calibration] = {}
-    for name in (REFERENCE, *(precision for precision in precisions if precision != REFERENCE)):
-        report(f"Writing {name} towers")
-        began = time.perf_counter()
-        quantization = {tower: write_tower(name, tower, build, folder, calibration, options) for tower in TOWERS}
-        seconds[name] = time.perf_counter() - began
-        graphs = [graph_path(tower, name) for tower in TOWERS]
-        files = {file: file_facts(folder / file) for graph in graphs for file in (graph, f"{graph}.data")}
-        space = _embedding_space(name, manifest.files | files)
-        manifest.variants[name] = Variant(
-            space, files, {tower: facts for tower, facts in quantization.items() if facts}
-        )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        if name == REFERENCE:
-            calibration = calibrate(
-                open_bundle(folder), sample_images() if pictures is None else pictures, SAMPLE_TEXTS
-            )
-    return seconds
+def _read_head(checkpoint: Checkpoint) -> dict[str, float]:
+    head = {name: float(checkpoint.weights[name].item()) for name in ("logit_scale", "logit_bias")}
+    check_head(**head)
+    return head
 
 
-def _finish(
-    folder: Path,
-    manifest: Manifest,
-    precisions: Sequence[str],
-    min_cosine: float | None,
-    seconds: Mapping[str, float],
-    report: Report,
-) -> list[ExportedVariant]:
-    """Compare each variant with fp32, and write the manifest with what was found."""
-    report("Comparing with fp32 on the sample pictures and texts")
-    bundle = open_bundle(folder)
-    accuracies = verify_variants(bundle, sample_images(), SAMPLE_TEXTS)
-    for name, accuracy in accuracies.items():
-        limit = MIN_COSINE[name] if min_cosine is None or name == REFERENCE else min_cosine
-        if not accuracy.cosine_min >= limit:
-            raise AccuracyError(_explain_loss(bundle, name, accuracy, limit))
-        manifest.variants[name] = replace(manifest.variants[name], accuracy=accuracy.to_card())
-    if REFERENCE not in precisions:
-        for file in manifest.variants.pop(REFERENCE).files:
-            remove(folder / file, within=folder)
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return [
-        ExportedVariant(name, manifest.variants[name].size_bytes, seconds[name], accuracies[name])
-        for name in precisions
-    ]
-
-
-def _explain_loss(bundle: Bundle, variant: str, accuracy: Accuracy, min_cosine: float) -> str:
-    """Say how far a variant is from fp32, and which layer loses most."""
-    tower = "vision" if accuracy.vision_cosine_min <= accuracy.text_cosine_min else "text"
-    model = SigLIP(bundle, variant=REFERENCE)
-    inputs = model.preprocess(sample_images()) if tower == "vision" else [{"input_ids": model.tokenize(SAMPLE_TEXTS)}]
-    cosines = layer_cosines(bundle, variant, tower, inputs)
-    worst = weakest_layer(cosines)
-    part = f"what follows the {tower} encoder" if worst == "pooler_output" else worst
-    return (
-        f"{variant} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32 on the samples, {min_cosine} was asked "
-        f"for; {part} loses most (its output's cosine is {cosines[worst]:.5f}). Nothing was written. Export with "
-        f"--precision fp32, or keep the variant with --allow-inaccurate."
+def _write_shared_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the files that all variants share: configs, tokenizer, and the positions of a NaFlex model."""
+    if checkpoint.config.model_type == NAFLEX:
+        np.save(folder / POSITIONS, checkpoint.weights[POSITIONS_WEIGHT])
+    for name, content in checkpoint.config_files.items():
+        (folder / name).write_bytes(content)
+    write_tokenizer(
+        checkpoint.tokenizer_dir,
+        folder / TOKENIZER,
+        text_length=checkpoint.config.text.max_position_embeddings,
+        vocab_size=checkpoint.config.text.vocab_size,
     )
 
 
-def _embedding_space(variant: str, files: dict[str, FileFacts]) -> str:
+def _write_variants(
+    fresh_tower: FreshTower,
+    homes: Mapping[str, Path],
+    calibration_inputs: Mapping[str, Sequence[Inputs]],
+    options: Int8Options,
+    report: Report,
+) -> dict[str, WrittenVariant]:
+    """Write each variant below the folder that ``homes`` names for it, fp32 first."""
+    calibration = {
+        tower: Calibration(homes[REFERENCE] / graph_path(tower, REFERENCE), inputs)
+        for tower, inputs in calibration_inputs.items()
+    }
+    written = {}
+    for name, home in homes.items():
+        report(f"Writing {name} towers")
+        began = time.perf_counter()
+        graphs = {tower: home / graph_path(tower, name) for tower in TOWERS}
+        quantization = {
+            tower: write_tower(name, partial(fresh_tower, tower), path, calibration[tower], options)
+            for tower, path in graphs.items()
+        }
+        written[name] = WrittenVariant(graphs, quantization, time.perf_counter() - began)
+    return written
+
+
+def _compare(
+    written: Mapping[str, WrittenVariant], samples: Mapping[str, Sequence[Inputs]], head: Mapping[str, float]
+) -> dict[str, Accuracy]:
+    """Compare each variant with fp32 on the same inputs."""
+    embeddings = {
+        name: tuple(_embed(variant, samples, tower) for tower in (VISION, TEXT)) for name, variant in written.items()
+    }
+    return {name: compare(*rows, *embeddings[REFERENCE], **head) for name, rows in embeddings.items()}
+
+
+def _embed(variant: WrittenVariant, samples: Mapping[str, Sequence[Inputs]], tower: str) -> Floats:
+    session = LazySession(variant.graphs[tower])
+    return np.concatenate([session.embed(inputs) for inputs in samples[tower]])
+
+
+def _check_accuracies(accuracies: Mapping[str, Accuracy], min_cosine: float | None) -> None:
+    """Check that each variant reaches ``min_cosine``, or its own limit if that is None.
+
+    Raises:
+        AccuracyError: one does not.
+    """
+    for name, accuracy in accuracies.items():
+        limit = MIN_COSINE[name] if min_cosine is None or name == REFERENCE else min_cosine
+        if not accuracy.cosine_min >= limit:
+            raise AccuracyError(
+                f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32 on the samples (vision "
+                f"{accuracy.vision_cosine_min:.5f}, text {accuracy.text_cosine_min:.5f}), expected at least {limit}. "
+                "Nothing was written. Export with --precision fp32, or accept the variant with --allow-inaccurate."
+            )
+
+
+def _describe_variant(
+    name: str, written: WrittenVariant, folder: Path, shared: Mapping[str, FileFacts], accuracy: Accuracy
+) -> Variant:
+    graphs = [path.relative_to(folder).as_posix() for path in written.graphs.values()]
+    files = {file: file_facts(folder / file) for graph in graphs for file in (graph, f"{graph}.data")}
+    return Variant(
+        embedding_space=_embedding_space(name, {**shared, **files}),
+        files=files,
+        quantization={tower: facts for tower, facts in written.quantization.items() if facts},
+        accuracy=accuracy.to_card(),
+    )
+
+
+def _embedding_space(variant: str, files: Mapping[str, FileFacts]) -> str:
     """Name the vectors of a variant by what determines them: graphs, weights, tokenizer and preprocessing."""
     content = "".join(f"{name} {facts.sha256}\n" for name, facts in sorted(files.items()))
     return f"{variant}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _describe(checkpoint: Checkpoint, exporter: str, folder: Path, knows: str) -> Manifest:
-    weights = checkpoint.weights
-    hashes = [file_facts(path).sha256 for path in weights.paths]
-    logit_scale, logit_bias = (float(weights[name].item()) for name in ("logit_scale", "logit_bias"))
-    check_head(logit_scale, logit_bias)
-    return Manifest(
-        model_name=checkpoint.path.resolve().name,
-        source={
-            "checkpoint": checkpoint.path.resolve().name,
-            "revision": None,
-            "model_type": checkpoint.config.model_type,
-            "weights_sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-            "exporter": f"siglip_onnx {__version__} {exporter}",
-        },
-        embedding_dim=checkpoint.config.text.embedding_dim,
-        logit_scale=logit_scale,
-        logit_bias=logit_bias,
-        variants={},
-        files={file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()},
-        knows=knows,
-    )
-
-
-def _write_configs(checkpoint: Checkpoint, folder: Path) -> None:
-    if checkpoint.config.model_type == NAFLEX:
-        np.save(folder / POSITIONS, checkpoint.weights["vision_model.embeddings.position_embedding.weight"])
-    for name in CONFIGS:
-        shutil.copyfile(checkpoint.path / name, folder / name)
+def _describe_source(checkpoint: Checkpoint, exporter: str) -> dict[str, Any]:
+    hashes = [file_facts(path).sha256 for path in checkpoint.weight_files]
+    return {
+        "checkpoint": checkpoint.path.resolve().name,
+        "revision": None,
+        "model_type": checkpoint.config.model_type,
+        "weights_sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "exporter": f"siglip_onnx {__version__} {exporter}",
+    }

@@ -1,4 +1,4 @@
-"""q4: linear layers in 4 bits, in blocks of 32 along the input, for the smallest files.
+"""q4: linear layers in 4 bits, in blocks of 32 along the input; the smallest files.
 
 Source: the operators ``MatMulNBits`` and ``GatherBlockQuantized`` of onnxruntime's domain ``com.microsoft``.
 """
@@ -12,18 +12,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..head import Floats
-from .fp16 import store_half
+from .fp16 import store_as_fp16
 from .graph import MICROSOFT
-from .int8 import ROWS_AT_ONCE, STORED_HALF, Weight, declare_pair, find_weight, linear_with_bias, replace_nodes
+from .int8 import ROWS_AT_ONCE, STORED_AS_FP16, Weight, declare_pair, find_weight, linear_with_bias, replace_nodes
 
 BLOCK = 32
-_ZERO = 8  # what 0 is stored as
+_ZERO = 8  # the stored value of 0
 _INT8_COMPUTATION = 4  # accuracy_level
-_SHRINK = np.linspace(1, 0.8, 5, dtype=np.float32)  # scales tried, relative to the one that reaches the largest
+# Scales to try, relative to the one at which the largest value is exact.
+_SHRINK = np.linspace(1, 0.8, 5, dtype=np.float32)
 
 
 def quantize_4bit(model: ir.Model) -> dict[str, Any]:
-    """Turn a tower's linear layers and token table into 4 bits, in place; says what was done."""
+    """Quantize a tower's linear layers and token table to 4 bits in place; return how."""
     graph = model.graph
     linear, tables = 0, 0
     for node in list(graph):
@@ -33,7 +34,7 @@ def quantize_4bit(model: ir.Model) -> dict[str, Any]:
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
             _quantize_table(graph, node, weight)
             tables += 1
-    store_half(graph, STORED_HALF)
+    store_as_fp16(graph, STORED_AS_FP16)
     return {
         "method": f"weights 4-bit symmetric in blocks of {BLOCK}, scales f32, computed in int8",
         "linear_layers": linear,
@@ -42,10 +43,10 @@ def quantize_4bit(model: ir.Model) -> dict[str, Any]:
 
 
 def quantize_blocks(matrix: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    """Quantize each row of ``(R, C)`` in blocks of 32: two values a byte ``(R, B, 16)``, the first in the low bits.
+    """Quantize each row of ``(R, C)`` in blocks of 32: two values per byte ``(R, B, 16)``, the first in the low bits.
 
-    The last block is filled up with zeros. Of some scales per block the one of the least squared error is taken,
-    f32 ``(R, B)``; a value is ``(stored - 8) * scale``.
+    The last block is padded with zeros. Of several scales per block, f32 ``(R, B)``, the one with the least squared
+    error is taken; a value is ``(stored - 8) * scale``.
     """
     rows, columns = matrix.shape
     num_blocks = -(-columns // BLOCK)
@@ -62,7 +63,7 @@ def quantize_blocks(matrix: Floats) -> tuple[NDArray[np.uint8], Floats]:
 
 
 def _best_scale(blocks: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    # The largest magnitude becomes -8, the end of the range with the most levels, whatever its sign.
+    # The largest magnitude, of either sign, becomes -8: the side of the range with more levels.
     where = np.abs(blocks).argmax(axis=-1, keepdims=True)
     reach = -np.take_along_axis(blocks, where, axis=-1)[..., 0] / 8
     best_error = np.full(reach.shape, np.inf, np.float32)
@@ -80,7 +81,7 @@ def _best_scale(blocks: Floats) -> tuple[NDArray[np.uint8], Floats]:
 
 
 def _quantize_linear(graph: ir.Graph, node: ir.Node, weight: Weight) -> None:
-    """MatMul, and the Add of a bias behind it, become one ``MatMulNBits``."""
+    """Replace a MatMul, and the Add of its bias, by one ``MatMulNBits``."""
     tape = ir.tape.Tape()
     num_blocks = -(-weight.rows // BLOCK)
     packed, scales = _initializers(
@@ -113,7 +114,7 @@ def _quantize_table(graph: ir.Graph, node: ir.Node, table: Weight) -> None:
 def _initializers(
     tape: ir.tape.Tape, weight: Weight, packed_shape: tuple[int, ...], scale_shape: tuple[int, ...], *, transposed: bool
 ) -> tuple[ir.Value, ir.Value]:
-    """Declare the packed weight and its scales; both are computed when the graph is saved."""
+    """Declare the packed weight and its scales, which are computed when the graph is saved."""
 
     def quantized() -> tuple[NDArray[np.uint8], Floats]:
         matrix = weight.tensor.numpy()

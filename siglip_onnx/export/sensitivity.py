@@ -1,4 +1,4 @@
-"""Which layers cost an int8 tower its accuracy: one graph in which each linear layer can be switched to fp32."""
+"""Search for the layers of an int8 tower to leave in fp32, in one graph in which each can be switched to fp32."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ import onnx
 from ..head import Floats
 from .calibration import Inputs, embed, linear_layers, session_of
 
-_WORST = 3  # inputs on which single layers are tried
+_WORST = 3  # inputs on which single layers are switched
 _SWITCH, _INT8 = ":in_fp32", ":in_int8"
 
 
 def find_fp32_layers(
     fp32_path: Path, int8_path: Path, inputs: Sequence[Inputs], expected: Floats, min_cosine: float
 ) -> dict[str, float]:
-    """Return the fewest layers that must stay in fp32 so that every input's embedding reaches ``min_cosine``.
+    """Return the layers to leave in fp32 so that every input's embedding reaches ``min_cosine``.
 
-    Layers are ordered by what each one alone wins back, and as many taken as are needed; so few is not proven to be
-    the least. Each comes with that gain in cosine, on the worst inputs. If all together do not suffice, all are
-    returned.
+    Layers are ranked by the gain in cosine of each one alone on the worst inputs, and as few of the first as suffice
+    are returned with their gains; a smaller set may exist. If all together do not suffice, all are returned.
 
     Args:
         fp32_path: the tower in fp32; its folder also holds ``int8_path``.
         int8_path: the same tower, every linear layer in int8.
-        inputs: what the tower is to be exact on, one dictionary each.
+        inputs: the calibration inputs, one dictionary each.
         expected: their unit embeddings in fp32, f32 ``(N, D)``.
         min_cosine: between 0 and 1.
     """
@@ -36,12 +35,12 @@ def find_fp32_layers(
 
         def cosines(fp32: Collection[str], rows: Sequence[int]) -> Floats:
             switches = {f"{layer}{_SWITCH}": np.array(layer in fp32) for layer in layers}
-            found = embed(session, [{**inputs[row], **switches} for row in rows])
-            cosine: Floats = (found * expected[rows]).sum(axis=1)
+            embeddings = embed(session, [{**inputs[row], **switches} for row in rows])
+            cosine: Floats = (embeddings * expected[rows]).sum(axis=1)
             return cosine
 
-        everything = list(range(len(inputs)))
-        before = cosines((), everything)
+        all_rows = list(range(len(inputs)))
+        before = cosines((), all_rows)
         if before.min() >= min_cosine:
             return {}
         worst = np.argsort(before)[:_WORST].tolist()
@@ -50,7 +49,7 @@ def find_fp32_layers(
         too_few, enough = 0, len(order)
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
-            if cosines(order[:middle], everything).min() >= min_cosine:
+            if cosines(order[:middle], all_rows).min() >= min_cosine:
                 enough = middle
             else:
                 too_few = middle
@@ -60,7 +59,7 @@ def find_fp32_layers(
 def switchable(fp32_path: Path, int8_path: Path) -> tuple[onnx.ModelProto, list[str]]:
     """Return the int8 graph with a boolean input ``<layer>:in_fp32`` per linear layer, and the layers' names.
 
-    Its weights lie in the files of both graphs.
+    Its weights are in the files of both graphs.
     """
     fp32 = onnx.load(fp32_path, load_external_data=False)
     model = onnx.load(int8_path, load_external_data=False)
@@ -71,7 +70,7 @@ def switchable(fp32_path: Path, int8_path: Path) -> tuple[onnx.ModelProto, list[
     layers = {
         layer: matmul
         for layer, matmul in linear_layers(fp32).items()
-        if f"{layer}.weight_int8" in present  # NaFlex's patch embedding is one too, and left alone
+        if f"{layer}.weight_int8" in present  # NaFlex's patch embedding is a linear layer too, but never quantized
     }
     for layer, matmul in layers.items():
         add = readers[matmul.output[0]]
@@ -88,7 +87,7 @@ def switchable(fp32_path: Path, int8_path: Path) -> tuple[onnx.ModelProto, list[
 
 
 def _choose(layer: str, x: str, bias: str, result: str) -> onnx.NodeProto:
-    """Return the node that computes a layer in fp32 if its switch is on, and takes the int8 result otherwise."""
+    """Return the node that computes a layer in fp32 if its switch is on, and passes the int8 result otherwise."""
     make = onnx.helper.make_node
     product, total, copied = (f"{result}:{part}" for part in ("product", "sum", "copy"))
     fp32 = [make("MatMul", [x, f"{layer}.weight"], [product]), make("Add", [product, bias], [total])]

@@ -1,7 +1,7 @@
-"""Write a ``tokenizer.json`` that gives the checkpoint's ids exactly: cleaning, pieces, end token, padding, cutting.
+"""Write a ``tokenizer.json`` that gives the checkpoint's ids exactly, with cleaning, end token, padding, truncation.
 
 Sources: ``SiglipTokenizer`` of transformers 4.57 for SentencePiece models (SigLIP), big_vision's
-``proj/image_text`` for Gemma's vocabulary (SigLIP 2, whose training lower-cased all texts).
+``proj/image_text`` for Gemma's vocabulary (SigLIP 2, trained on lower-cased texts).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..config import SENTENCEPIECE, TOKENIZER
 from ..errors import CheckpointError
 from ..text.vocabulary import PIECES, write_pieces
 
-LARGE_VOCABULARY = 50_000  # from here on few texts get a model of only their pieces
+LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
 _META = "▁"
 # str.isspace() and string.punctuation of Python, as the reference uses them.
 _WHITESPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
@@ -27,10 +27,10 @@ Json = dict[str, Any]
 
 
 def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size: int) -> None:
-    """Write ``out`` from the checkpoint's ``spiece.model`` or ``tokenizer.json``; beside it the table of its pieces.
+    """Write ``out`` from the checkpoint's ``spiece.model`` or ``tokenizer.json``; next to it the table of its pieces.
 
     Raises:
-        CheckpointError: the checkpoint has neither, or one of a kind that SigLIP does not use.
+        CheckpointError: the checkpoint has neither, or a kind that SigLIP does not use.
     """
     if (checkpoint / SENTENCEPIECE).exists():
         document = _from_sentencepiece(checkpoint / SENTENCEPIECE)
@@ -61,9 +61,11 @@ def _from_sentencepiece(path: Path) -> Json:
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError has no public home
-        raise CheckpointError(f"{path} is no SentencePiece model: {error}. Download it again.") from error
+        raise CheckpointError(f"{path} is not a SentencePiece model: {error}. Download it again.") from error
     if model.trainer_spec.model_type != proto.TrainerSpec.UNIGRAM:
-        raise CheckpointError(f"{path} is no Unigram model; SigLIP's SentencePiece models all are.")
+        raise CheckpointError(
+            f"{path} is not a Unigram model, as all SentencePiece models of SigLIP are. Download it again."
+        )
     pieces = [[piece.piece, piece.score] for piece in model.pieces]
     charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
     return _unigram_document(
@@ -76,7 +78,9 @@ def _from_fast_tokenizer(path: Path) -> Json:
         document = json.loads(path.read_text(encoding="utf-8"))
         kind = document["model"]["type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no tokenizer of the tokenizers library ({error!r}).") from error
+        raise CheckpointError(
+            f"{path} holds no tokenizer of the tokenizers library ({error!r}). Download it again."
+        ) from error
     if kind == "BPE":
         return _gemma_document(document)
     if kind == "Unigram":
@@ -93,12 +97,14 @@ def _from_fast_tokenizer(path: Path) -> Json:
 def _unigram_document(vocab: list[list[Any]], unk_id: int, charsmap: str, *, byte_fallback: bool) -> Json:
     """SigLIP: lower-case, no ASCII punctuation, single spaces, NFKC; ``</s>`` ends and pads.
 
-    Two differences to the reference remain: text behind a literal ``</s>`` or ``<unk>`` inside a text starts a new
-    word here, and does not there; an accent that a text begins with is lost here.
+    Two differences from the reference remain: text after a literal ``</s>`` or ``<unk>`` starts a new word here, but
+    not there; a combining accent at the start of a text is lost here.
     """
     pieces = [piece for piece, _ in vocab]
     if "</s>" not in pieces:
-        raise CheckpointError("The tokenizer has no </s> piece, with which SigLIP ends and pads its texts.")
+        raise CheckpointError(
+            "The tokenizer has no </s> piece, with which SigLIP ends and pads texts. Download it again."
+        )
     eos = pieces.index("</s>")
     return {
         "version": "1.0",
@@ -111,7 +117,7 @@ def _unigram_document(vocab: list[list[Any]], unk_id: int, charsmap: str, *, byt
                 {"type": "Lowercase"},
                 _replace_regex(_PUNCTUATION, ""),
                 _replace_regex(_WHITESPACE, " "),
-                # Precompiled alone leaves long graphemes, such as decomposed Japanese, as they are.
+                # Precompiled alone does not change long graphemes, such as decomposed Japanese.
                 *([{"type": "NFKC"}, {"type": "Precompiled", "precompiled_charsmap": charsmap}] if charsmap else []),
                 _replace_regex(" {2,}", " "),
                 _replace_regex(f"[ {_META}]+$", ""),
@@ -128,9 +134,11 @@ def _gemma_document(document: Json) -> Json:
     """SigLIP 2: the published file, plus the lower-casing of training; ``<eos>`` ends, ``<pad>`` pads."""
     vocab = document["model"]["vocab"]
     if not {"<eos>", "<pad>"} <= vocab.keys():
-        raise CheckpointError("The tokenizer has no <eos> and <pad>, with which SigLIP 2 ends and pads its texts.")
-    own = document.get("normalizer")
-    steps = [{"type": "Lowercase"}, *([own] if own else [])]
+        raise CheckpointError(
+            "The tokenizer has no <eos> or no <pad>, with which SigLIP 2 ends and pads texts. Download it again."
+        )
+    published = document.get("normalizer")
+    steps = [{"type": "Lowercase"}, *([published] if published else [])]
     return document | {
         "normalizer": {"type": "Sequence", "normalizers": steps},
         "post_processor": _end_with("<eos>", vocab["<eos>"], "<pad>", vocab["<pad>"]),
@@ -140,7 +148,7 @@ def _gemma_document(document: Json) -> Json:
 
 
 def _end_with(eos: str, eos_id: int, pad: str, pad_id: int) -> Json:
-    """Append the end token; the padding token is named beside it for who sets up padding."""
+    """Append the end token; the padding token is named with it, for the code that enables padding."""
     return {
         "type": "TemplateProcessing",
         "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": eos, "type_id": 0}}],
@@ -166,7 +174,7 @@ def _replace_regex(pattern: str, new: str) -> Json:
 
 
 def _find_charsmap(document: Json) -> str:
-    """Return the NFKC table of a Unigram tokenizer.json, wherever its normalizer holds it."""
+    """Return the NFKC table of a Unigram tokenizer.json, from any step of its normalizer."""
     normalizer = document.get("normalizer") or {}
     for step in [normalizer, *normalizer.get("normalizers", [])]:
         if step.get("type") == "Precompiled":

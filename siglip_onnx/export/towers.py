@@ -1,4 +1,4 @@
-"""SigLIP, written once as two ONNX graphs. Read it beside ``modeling_siglip.py`` of transformers 4.57."""
+"""SigLIP as two ONNX graphs, to be read beside ``modeling_siglip.py`` of transformers 4.57."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def vision_tower(weights: Weights, config: VisionConfig) -> ir.Model:
 
 
 def naflex_vision_tower(weights: Weights, config: NaflexVisionConfig) -> ir.Model:
-    """Patches of a picture of any size to ``pooler_output`` f32 ``(N, D)``: ``Siglip2VisionTransformer``.
+    """Patches of an image of any size to ``pooler_output`` f32 ``(N, D)``: ``Siglip2VisionTransformer``.
 
     ``pixel_values`` f32 ``(N, P, patch)``, ``pixel_attention_mask`` i32 ``(N, P)`` with 0 for padding, and
-    ``position_embeddings`` f32 ``(N, P, D)``, already resized to each picture's grid: ONNX has no resizing that
-    equals PyTorch's.
+    ``position_embeddings`` f32 ``(N, P, D)``, already resized to each image's grid: no ONNX operator resizes
+    exactly as PyTorch does.
     """
     graph = GraphBuilder(weights, config.layer_norm_eps, config.hidden_act)
     patch = config.num_channels * config.patch_size**2
@@ -57,7 +57,7 @@ def naflex_vision_tower(weights: Weights, config: NaflexVisionConfig) -> ir.Mode
 def text_tower(weights: Weights, config: TextConfig) -> ir.Model:
     """``input_ids`` i64 ``(M, T)`` to ``pooler_output`` f32 ``(M, D)``: ``SiglipTextTransformer``.
 
-    Only the last position is pooled, so the last layer computes no other.
+    Only the last position is pooled, so the last layer computes only that one.
     """
     graph = GraphBuilder(weights, config.layer_norm_eps, config.hidden_act)
     input_ids = graph_input("input_ids", ir.DataType.INT64, ["batch", config.max_position_embeddings])
@@ -91,23 +91,23 @@ def encoder_layer(
     mask: ir.Value | None = None,
     last_position_only: bool = False,
 ) -> ir.Value:
-    """One pre-norm transformer layer; with ``last_position_only`` only that row of ``x`` goes on, ``(N, 1, D)``."""
+    """One pre-norm transformer layer; with ``last_position_only`` it returns only that row, ``(N, 1, D)``."""
     normed = graph.layer_norm(x, f"{layer}.layer_norm1")
-    asking = normed
+    queries_from = normed
     if last_position_only:
-        x, asking = last_position(graph, x), last_position(graph, normed)
-    x = graph.add(x, self_attention(graph, asking, normed, f"{layer}.self_attn", num_heads, mask))
+        x, queries_from = last_position(graph, x), last_position(graph, normed)
+    x = graph.add(x, self_attention(graph, queries_from, normed, f"{layer}.self_attn", num_heads, mask))
     x = graph.add(x, mlp(graph, graph.layer_norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp"))
-    x.name = layer  # by which the loss of each layer is looked up
+    x.name = layer  # shown by tools that display graphs
     return x
 
 
 def self_attention(
-    graph: GraphBuilder, asking: ir.Value, asked: ir.Value, layer: str, num_heads: int, mask: ir.Value | None
+    graph: GraphBuilder, queries_from: ir.Value, keys_from: ir.Value, layer: str, num_heads: int, mask: ir.Value | None
 ) -> ir.Value:
-    """Attention of the positions ``asking`` over the positions ``asked``, mostly the same ones."""
-    query = graph.linear(asking, f"{layer}.q_proj")
-    key, value = graph.linear(asked, f"{layer}.k_proj"), graph.linear(asked, f"{layer}.v_proj")
+    """Attention of the positions ``queries_from`` to the positions ``keys_from``, in most layers the same ones."""
+    query = graph.linear(queries_from, f"{layer}.q_proj")
+    key, value = graph.linear(keys_from, f"{layer}.k_proj"), graph.linear(keys_from, f"{layer}.v_proj")
     return graph.linear(graph.attention(query, key, value, num_heads, mask), f"{layer}.out_proj")
 
 
@@ -131,9 +131,9 @@ def map_head(
 ) -> ir.Value:
     """Attention pooling by a learned probe, ``(N, P, D)`` to ``(N, D)``: ``SiglipMultiheadAttentionPoolingHead``.
 
-    The probe's query is the same for every picture, so it is multiplied into the key projection beforehand, and the
-    values are projected after they were averaged: of ``P`` rows, one per head is left to project. A key bias would
-    shift all scores of a head alike, which softmax ignores.
+    The probe's query is the same for every image, so it is multiplied into the key projection at export. Values are
+    projected after averaging, which leaves one row per head to project instead of ``P``. The key bias is omitted: it
+    would shift all scores of a head by the same amount, which softmax ignores.
     """
     layer, dim, num_heads = "vision_model.head", config.hidden_size, config.num_attention_heads
     head_dim = dim // num_heads
@@ -162,7 +162,7 @@ def hide_padding(graph: GraphBuilder, scores: ir.Value, mask: ir.Value) -> ir.Va
 
 
 def fold_probe(weights: Weights, layer: str, num_heads: int) -> Floats:
-    """Return what turns a patch into its score per head, ``(D, H)``: key projection times scaled query of the probe."""
+    """Return the key projection times the scaled query of the probe, ``(D, H)``: from a patch to a score per head."""
     probe = weights[f"{layer}.probe"].reshape(-1).astype(np.float64)
     weight = weights[f"{layer}.attention.in_proj_weight"].astype(np.float64)
     bias = weights[f"{layer}.attention.in_proj_bias"].astype(np.float64)

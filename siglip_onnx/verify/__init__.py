@@ -1,1 +1,1 @@
-"""Verify a bundle: variants against fp32, stages against PyTorch, answers against published numbers."""
+"""Verify a model: variants against fp32, stages against PyTorch, answers against published numbers."""

@@ -1,4 +1,4 @@
-"""How near a variant is to fp32: cosine of the embeddings of sample pictures and texts, and error of the logits."""
+"""Accuracy of a variant against a reference: cosines of sample embeddings, and errors of the logits."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle.folder import Bundle
 from ..bundle.manifest import MANIFEST
 from ..errors import BundleError
-from ..head import Floats
+from ..head import Floats, compute_logits
 from ..image.decode import ImageSource
 from ..model import SigLIP
 from ..system.files import write_atomic
 from .samples import quiet_samples
 
 REFERENCE = "fp32"
-# Smallest cosine to fp32 of any sample embedding that a variant may have by default; 4 bits cannot be nearer.
+# Default of the smallest cosine to fp32 that any sample embedding may have; 4 bits do not come closer.
 MIN_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.999, "q4": 0.95}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Closeness:
-    """How close embeddings and logits are to a reference's: cosines of one tower, and absolute logit errors."""
+    """How close embeddings and logits are to those of a reference: absolute logit errors, cosines of embeddings."""
 
     vision_cosine_min: float
     vision_cosine_mean: float
@@ -41,9 +42,13 @@ class Closeness:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Closeness):
-    """One variant against fp32 on the same pictures and texts."""
+    """A variant against fp32, on the same images and texts.
 
-    num_pictures: int
+    ``top1_agreement`` is the share of images with the same best text, ``order_agreement`` that of pairs of texts in the
+    same order.
+    """
+
+    num_images: int
     num_texts: int
     top1_agreement: float
     order_agreement: float
@@ -55,34 +60,53 @@ class Accuracy(Closeness):
         }
 
 
-def embed_samples(model: SigLIP, pictures: Sequence[ImageSource], texts: Sequence[str]) -> tuple[Floats, Floats]:
-    """Return the embeddings ``(N, D)`` and ``(M, D)`` that :func:`compare` takes."""
-    with quiet_samples(texts):
-        return model.encode_images(pictures), model.encode_texts(texts)
+def compare(
+    images: Floats,
+    texts: Floats,
+    expected_images: Floats,
+    expected_texts: Floats,
+    /,
+    *,
+    logit_scale: float,
+    logit_bias: float,
+) -> Accuracy:
+    """Compare unit embeddings of images f32 ``(N, D)`` and texts f32 ``(M, D)`` with those of a reference.
 
-
-def compare(model: SigLIP, found: tuple[Floats, Floats], reference: tuple[Floats, Floats]) -> Accuracy:
-    """Compare a variant's embeddings with those of fp32; ``model`` gives the head."""
-    vision = (found[0] * reference[0]).sum(axis=1)
-    text = (found[1] * reference[1]).sum(axis=1)
-    logits, expected = model.logits(*found), model.logits(*reference)
-    error = np.abs(logits - expected)
+    ``logit_scale`` and ``logit_bias`` are the model's head, see :func:`.compute_logits`.
+    """
+    vision = (images * expected_images).sum(axis=1)
+    text = (texts * expected_texts).sum(axis=1)
+    logits, expected = (
+        compute_logits(*embeddings, logit_scale=logit_scale, logit_bias=logit_bias)
+        for embeddings in ((images, texts), (expected_images, expected_texts))
+    )
     return Accuracy(
-        num_pictures=len(vision),
+        **asdict(summarize_closeness(vision, text, np.abs(logits - expected))),
+        num_images=len(vision),
         num_texts=len(text),
-        vision_cosine_min=float(vision.min()),
-        vision_cosine_mean=float(vision.mean()),
-        text_cosine_min=float(text.min()),
-        text_cosine_mean=float(text.mean()),
-        logit_error_mean=float(error.mean()),
-        logit_error_max=float(error.max()),
         top1_agreement=float(np.mean(logits.argmax(axis=1) == expected.argmax(axis=1))),
         order_agreement=_order_agreement(logits, expected),
     )
 
 
-def verify_variants(bundle: Bundle, pictures: Sequence[ImageSource], texts: Sequence[str]) -> dict[str, Accuracy]:
-    """Compare every variant of a bundle with its fp32 variant, on the same pictures and texts.
+def summarize_closeness(
+    vision_cosines: NDArray[np.floating[Any]],
+    text_cosines: NDArray[np.floating[Any]],
+    logit_errors: NDArray[np.floating[Any]],
+) -> Closeness:
+    """Return the minimum and mean of the cosines, and the mean and maximum of the absolute errors; any shapes."""
+    return Closeness(
+        vision_cosine_min=float(vision_cosines.min()),
+        vision_cosine_mean=float(vision_cosines.mean()),
+        text_cosine_min=float(text_cosines.min()),
+        text_cosine_mean=float(text_cosines.mean()),
+        logit_error_mean=float(logit_errors.mean()),
+        logit_error_max=float(logit_errors.max()),
+    )
+
+
+def verify_variants(bundle: Bundle, images: Sequence[ImageSource], texts: Sequence[str]) -> dict[str, Accuracy]:
+    """Compare every variant of a bundle with its fp32 variant, on the same images and texts.
 
     Raises:
         BundleError: the bundle has no fp32 variant.
@@ -92,33 +116,37 @@ def verify_variants(bundle: Bundle, pictures: Sequence[ImageSource], texts: Sequ
             f"{bundle.path} has no {REFERENCE} variant to compare with; it has {', '.join(bundle.manifest.variants)}. "
             f"Export it with --precision {REFERENCE} as well, or compare with PyTorch: --reference CHECKPOINT"
         )
-    model = SigLIP(bundle, variant=REFERENCE)
-    reference = embed_samples(model, pictures, texts)
-    accuracies = {}
-    for name in bundle.manifest.variants:
-        found = reference if name == REFERENCE else embed_samples(SigLIP(bundle, variant=name), pictures, texts)
-        accuracies[name] = compare(model, found, reference)
-    return accuracies
+    head = {"logit_scale": bundle.manifest.logit_scale, "logit_bias": bundle.manifest.logit_bias}
+    reference = _embed(bundle, REFERENCE, images, texts)
+    return {
+        name: compare(*(reference if name == REFERENCE else _embed(bundle, name, images, texts)), *reference, **head)
+        for name in bundle.manifest.variants
+    }
+
+
+def _embed(bundle: Bundle, variant: str, images: Sequence[ImageSource], texts: Sequence[str]) -> tuple[Floats, Floats]:
+    with SigLIP(bundle, variant=variant) as model, quiet_samples(texts):
+        return model.encode_images(images), model.encode_texts(texts)
 
 
 def write_cards(bundle: Bundle, accuracies: Mapping[str, Accuracy], inputs: str) -> None:
-    """Put accuracy cards into the bundle's manifest, which is replaced at once.
+    """Write accuracy cards into the bundle's manifest, which is replaced atomically.
 
     Raises:
         BundleError: it cannot be written.
     """
     variants = bundle.manifest.variants
-    cards = {name: replace(variants[name], accuracy=found.to_card(inputs)) for name, found in accuracies.items()}
+    cards = {name: replace(variants[name], accuracy=accuracy.to_card(inputs)) for name, accuracy in accuracies.items()}
     manifest = replace(bundle.manifest, variants=variants | cards)
     path = bundle.path / MANIFEST
     try:
         write_atomic(path, manifest.to_json().encode())
     except OSError as error:
-        raise BundleError(f"{path} cannot be written: {error.strerror or error}. Its old cards are kept.") from error
+        raise BundleError(f"{path} cannot be written: {error.strerror or error}. The old cards were kept.") from error
 
 
 def _order_agreement(logits: Floats, expected: Floats) -> float:
-    """Return how many pairs of texts stand in the same order, over all pictures; 1 if there are no pairs."""
+    """Return the share of pairs of texts in the same order, over all images; 1 if there are no pairs."""
     first, second = np.triu_indices(logits.shape[1], k=1)
     same = (logits[:, first] > logits[:, second]) == (expected[:, first] > expected[:, second])
     return float(same.mean()) if same.size else 1.0

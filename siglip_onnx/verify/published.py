@@ -1,7 +1,7 @@
-"""What a checkpoint's authors, and others who ran it, published of its answers.
+"""Compare a model with numbers that its checkpoint's authors and others published.
 
-``published.json`` has the numbers; each entry names its source, the pictures (by SHA-256 where known) and texts, and
-what may differ.
+``published.json`` has the numbers; each entry names its source, the images (by SHA-256 where known), the texts, and the
+tolerance.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ..model import SigLIP
 
 PUBLISHED_NUMBERS = Path(__file__).with_name("published.json")
 Rows = NDArray[np.int64]
-_DRAWN = "drawn "  # pictures that transformers' test draws; "drawn 224x1024" is 224 wide
+_DRAWN = "drawn "  # images that a test of transformers draws; "drawn 224x1024" is 224 wide
 
 
 @dataclass(frozen=True)
 class Check:
-    """Published numbers of one quantity, ``values``, and by how much ours may differ."""
+    """Published ``values`` of one quantity, and the largest difference that is allowed."""
 
     checkpoint: str
     quantity: str
     source: str
-    pictures: list[dict[str, str]]
+    images: list[dict[str, str]]
     texts: list[str]
     values: list[list[float]]
     tolerance: float
@@ -45,7 +45,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: the largest difference found, or the pictures that were not at hand."""
+    """The result of one check: the largest difference, or the names of the images that are missing."""
 
     quantity: str
     source: str
@@ -55,7 +55,7 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance; a check that could not be made has not failed."""
+        """Whether the difference is within the tolerance; a check without its images has not failed."""
         return self.max_abs is None or self.max_abs <= self.tolerance
 
 
@@ -64,89 +64,89 @@ def read_checks(path: Path = PUBLISHED_NUMBERS) -> list[Check]:
     return [Check(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["checks"]]
 
 
-def compare_with_published(bundle: Bundle, variant: str, pictures_dir: Path | None) -> list[Finding]:
+def compare_with_published(bundle: Bundle, variant: str, images_dir: Path | None) -> list[Finding]:
     """Compare a variant with every published number of its checkpoint.
 
     Args:
         bundle: exported from a published checkpoint, which its manifest names.
-        variant: fp32, if the differences are to be within the tolerances.
-        pictures_dir: where the published pictures are looked for, by name and SHA-256, at any depth.
+        variant: only fp32 can be within the tolerances.
+        images_dir: the folder in which the images are searched by name and SHA-256, at any depth.
 
     Raises:
-        BundleError: nothing is published of the checkpoint.
+        BundleError: there are no published numbers for the checkpoint.
     """
     name = bundle.manifest.source.get("checkpoint")
     checks = [check for check in read_checks() if check.checkpoint == name]
     if not checks:
         known = sorted({check.checkpoint for check in read_checks()})
         raise BundleError(
-            f"{bundle.path} was exported from {name!r}, of which no numbers are published; they are of "
+            f"{bundle.path} was exported from {name!r}, for which there are no published numbers; there are some for "
             f"{', '.join(known)}. Compare it with its checkpoint instead: --reference CHECKPOINT"
         )
-    return [_compare(check, bundle, variant, pictures_dir) for check in checks]
+    return [_compare(check, bundle, variant, images_dir) for check in checks]
 
 
-def _compare(check: Check, bundle: Bundle, variant: str, pictures_dir: Path | None) -> Finding:
+def _compare(check: Check, bundle: Bundle, variant: str, images_dir: Path | None) -> Finding:
     finding = partial(Finding, check.quantity, check.source, check.tolerance)
-    pictures = {wanted["name"]: _find_picture(wanted, pictures_dir) for wanted in check.pictures}
-    missing = [name for name, picture in pictures.items() if picture is None]
+    images = {entry["name"]: _find_image(entry, images_dir) for entry in check.images}
+    missing = [name for name, image in images.items() if image is None]
     if missing:
         return finding(None, missing)
     model = SigLIP(bundle, variant=variant, max_num_patches=check.max_num_patches)
-    present = [picture for picture in pictures.values() if picture is not None]
+    present = [image for image in images.values() if image is not None]
     if check.quantity == "ids":
-        found, expected = _align_ids(model.tokenize(check.texts).tolist(), check.values, model)
+        values, expected = _align_ids(model.tokenize(check.texts).tolist(), check.values, model)
     else:
-        found = _compute(check.quantity, model, present, check.texts)
+        values = _compute(check.quantity, model, present, check.texts)
         expected = np.array(check.values, np.float64)
-    return finding(float(np.abs(found - expected).max()), [])
+    return finding(float(np.abs(values - expected).max()), [])
 
 
-def _compute(quantity: str, model: SigLIP, pictures: Sequence[ImageSource], texts: list[str]) -> NDArray[Any]:
-    """Return a quantity of pictures (rows) and texts (columns), or of the texts alone."""
+def _compute(quantity: str, model: SigLIP, images: Sequence[ImageSource], texts: list[str]) -> NDArray[Any]:
+    """Return a quantity of images (rows) and texts (columns), or of the texts alone."""
     if quantity == "head":
         return np.array([[model.bundle.manifest.logit_scale, model.bundle.manifest.logit_bias]])
-    labels = model.encode_texts(texts)
+    text_embeddings = model.encode_texts(texts)
     if quantity == "text cosines":
-        return labels @ labels.T
-    images = model.encode_images(pictures)
-    logits = model.logits(images, labels)
-    found: dict[str, Floats] = {
-        "cosines": images @ labels.T,
+        return text_embeddings @ text_embeddings.T
+    image_embeddings = model.encode_images(images)
+    logits = model.logits(image_embeddings, text_embeddings)
+    quantities: dict[str, Floats] = {
+        "cosines": image_embeddings @ text_embeddings.T,
         "logits": logits,
         "probabilities": sigmoid(logits),
         "shares": softmax(logits),
     }
-    return found[quantity]
+    return quantities[quantity]
 
 
-def _align_ids(found: list[list[int]], published: list[list[float]], model: SigLIP) -> tuple[Rows, Rows]:
-    """Bring our ids and published ones, perhaps of another text length, to the same width."""
+def _align_ids(ids: list[list[int]], published: list[list[float]], model: SigLIP) -> tuple[Rows, Rows]:
+    """Pad ids and published ones, perhaps of another text length, to the same width."""
     pad = int(model.tokenize([""])[0, -1])
-    width = max(len(row) for rows in (found, published) for row in rows)
-    return pad_ids(found, width, pad), pad_ids(published, width, pad)
+    width = max(len(row) for rows in (ids, published) for row in rows)
+    return pad_ids(ids, width, pad), pad_ids(published, width, pad)
 
 
 def pad_ids(rows: Sequence[Sequence[float]], length: int, pad: int) -> Rows:
-    """Continue rows of ids, which are published without their padding, to ``length``."""
+    """Pad rows of ids, which are published without padding, to ``length``."""
     return np.array([[*row, *[pad] * (length - len(row))] for row in rows], np.int64)
 
 
-def _find_picture(wanted: dict[str, str], folder: Path | None) -> ImageSource | None:
-    name = wanted["name"]
+def _find_image(entry: dict[str, str], folder: Path | None) -> ImageSource | None:
+    name = entry["name"]
     if name.startswith(_DRAWN):
         width, height = map(int, name.removeprefix(_DRAWN).split("x"))
         return draw_circle(width, height)
     for path in sorted(folder.rglob(name)) if folder else []:
-        if "sha256" not in wanted or hashlib.sha256(path.read_bytes()).hexdigest() == wanted["sha256"]:
+        if "sha256" not in entry or hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]:
             return path
     return None
 
 
 def draw_circle(width: int, height: int) -> Image.Image:
     """Draw the blue circle on red that ``Siglip2ModelIntegrationTest`` of transformers draws."""
-    picture = Image.new("RGB", (width, height), "red")
+    image = Image.new("RGB", (width, height), "red")
     radius = min(width // 2, height // 2) // 8 * 7
     box = (width // 2 - radius, height // 2 - radius, width // 2 + radius, height // 2 + radius)
-    ImageDraw.Draw(picture).ellipse(box, fill="blue", outline="green", width=width // 20)
-    return picture
+    ImageDraw.Draw(image).ellipse(box, fill="blue", outline="green", width=width // 20)
+    return image

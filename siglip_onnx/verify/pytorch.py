@@ -1,4 +1,4 @@
-"""The PyTorch model beside ours, stage by stage: needs torch and transformers, which nothing else here does."""
+"""Compare a model with its PyTorch original, stage by stage; needs torch and transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..head import Floats
 from ..image.decode import ImageSource, load_image
 from ..model import SigLIP
 
-# What fp32 may differ by: pictures and ids not at all, the rest by what other orders of summation cost.
+# Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
 ALLOWED = {"pixels": 0.0, "ids": 0.0, "vision embedding": 1e-5, "text embedding": 1e-5, "logits": 1e-4}
 
 
@@ -32,20 +32,20 @@ class StageDifference:
 
     @property
     def allowed(self) -> float:
-        """What fp32 may differ by at this stage."""
+        """The largest difference that fp32 may have at this stage."""
         return ALLOWED[self.stage]
 
 
 def compare_with_pytorch(
-    model: SigLIP, checkpoint: Path, pictures: Sequence[ImageSource], texts: Sequence[str]
+    model: SigLIP, checkpoint: Path, images: Sequence[ImageSource], texts: Sequence[str]
 ) -> list[StageDifference]:
-    """Compare every stage with transformers, each on the reference's own inputs of the stages before.
+    """Compare pixels, ids, embeddings and logits with those of transformers.
 
     Args:
-        model: the variant to compare; only fp32 can be within what is allowed.
+        model: the variant to compare; only fp32 can be within the allowed differences.
         checkpoint: the folder that the model was exported from.
-        pictures: as :func:`.image.load_image` takes them.
-        texts: texts that the reference tokenizer takes.
+        images: as :func:`.image.load_image` takes them.
+        texts: texts, as they are given to both tokenizers.
 
     Raises:
         CheckpointError: transformers cannot load the checkpoint.
@@ -57,38 +57,39 @@ def compare_with_pytorch(
     except (OSError, ValueError) as error:
         raise CheckpointError(f"transformers cannot load {checkpoint}: {error}") from error
     ids = np.array([tokenize(text) for text in texts], np.int64)
-    found_images, expected_images, pixel_error = [], [], 0.0
+    image_rows, expected_rows, pixel_errors = [], [], [0.0]
     with torch.no_grad():
-        for source in pictures:
-            picture = load_image(source)
-            inputs = processor([picture], return_tensors="pt")
-            (ours,) = model.preprocess(picture)
-            pixel_error = max(pixel_error, _pixel_error(ours["pixel_values"], inputs["pixel_values"].numpy()))
-            expected_images.append(reference.get_image_features(**inputs).numpy())
-            found_images.append(model.encode_images(picture))
-        expected_texts = reference.get_text_features(torch.from_numpy(ids)).numpy()
+        for source in images:
+            image = load_image(source)
+            expected_inputs = processor([image], return_tensors="pt")
+            (inputs,) = model.preprocess(image)
+            pixel_errors.append(_pixel_error(inputs["pixel_values"], expected_inputs["pixel_values"].numpy()))
+            expected_rows.append(reference.get_image_features(**expected_inputs).numpy())
+            image_rows.append(model.encode_images(image))
+        expected_texts = _unit(reference.get_text_features(torch.from_numpy(ids)).numpy())
         scale, bias = reference.logit_scale.exp().item(), reference.logit_bias.item()
-    images, texts_found = np.concatenate(found_images), model.encode_texts(texts)
-    expected_image, expected_text = (_unit(features) for features in (np.concatenate(expected_images), expected_texts))
-    logit_error = np.abs(model.logits(images, texts_found) - (expected_image @ expected_text.T * scale + bias))
+    image_embeddings, expected_images = np.concatenate(image_rows), _unit(np.concatenate(expected_rows))
+    text_embeddings = model.encode_texts(texts)
+    expected_logits = expected_images @ expected_texts.T * scale + bias
+    logit_error = np.abs(model.logits(image_embeddings, text_embeddings) - expected_logits)
     return [
-        StageDifference("pixels", pixel_error),
+        StageDifference("pixels", float(np.max(pixel_errors))),
         StageDifference("ids", float(np.abs(model.tokenize(texts) - ids).max(initial=0))),
-        _compare_rows("vision embedding", images, expected_image),
-        _compare_rows("text embedding", texts_found, expected_text),
+        _compare_rows("vision embedding", image_embeddings, expected_images),
+        _compare_rows("text embedding", text_embeddings, expected_texts),
         StageDifference("logits", float(logit_error.max())),
     ]
 
 
 def image_processor(checkpoint: Path, config: SiglipConfig) -> Any:
-    """Return the slow processor: the fast one differs, and needs torchvision."""
+    """Return the slow image processor; the fast one gives other pixels, and needs torchvision."""
     naflex = config.model_type == NAFLEX
     kind = transformers.Siglip2ImageProcessor if naflex else transformers.SiglipImageProcessor
     return kind.from_pretrained(checkpoint, local_files_only=True)
 
 
 def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
-    """Return the function from a text to its ids: SigLIP's slow tokenizer, or Gemma's after lower-casing."""
+    """Return a function from a text to its ids: SigLIP's slow tokenizer, or Gemma's on the lower-cased text."""
     settings = {
         "padding": "max_length",
         "truncation": True,
@@ -103,14 +104,14 @@ def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     return lambda text: gemma(text.lower(), **settings).input_ids
 
 
-def _pixel_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the largest difference; NaFlex's reference pads with zeros where ours ends."""
-    if found.ndim == 3:
-        padding = expected[:, found.shape[1] :]
-        expected = expected[:, : found.shape[1]]
+def _pixel_error(pixels: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the largest difference; NaFlex's reference pads with zeros, this package does not pad."""
+    if pixels.ndim == 3:
+        padding = expected[:, pixels.shape[1] :]
+        expected = expected[:, : pixels.shape[1]]
         if padding.any():
             return float(np.abs(padding).max())
-    return float(np.abs(found - expected).max())
+    return float(np.abs(pixels - expected).max())
 
 
 def _unit(features: Floats) -> Floats:
@@ -118,5 +119,5 @@ def _unit(features: Floats) -> Floats:
     return unit
 
 
-def _compare_rows(stage: str, found: Floats, expected: Floats) -> StageDifference:
-    return StageDifference(stage, float(np.abs(found - expected).max()), float((found * expected).sum(axis=1).min()))
+def _compare_rows(stage: str, rows: Floats, expected: Floats) -> StageDifference:
+    return StageDifference(stage, float(np.abs(rows - expected).max()), float((rows * expected).sum(axis=1).min()))

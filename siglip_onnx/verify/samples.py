@@ -32,9 +32,9 @@ SAMPLE_TEXTS = (
 
 
 def sample_images() -> list[ImageSource]:
-    """Return the built-in sample pictures: the demo's drawings, and four of noise and gradients made here.
+    """Return the built-in sample images: the demo model's drawings, and two images of noise and two of gradients.
 
-    The drawings are flat; noise and gradients bring the textures that they lack.
+    The drawings are flat; noise and gradients add the textures that they lack.
     """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (2, 240, 320, 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def sample_images() -> list[ImageSource]:
 
 @contextmanager
 def quiet_samples(texts: Sequence[str]) -> Iterator[None]:
-    """Log nothing of the sample texts: that a short text tower cuts them is nobody's mistake."""
+    """Do not log that sample texts are truncated, which says nothing about the user's texts."""
     log = logging.getLogger("siglip_onnx.text.tokenizer")
     log.disabled = texts is SAMPLE_TEXTS
     try:

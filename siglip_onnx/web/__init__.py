@@ -1,1 +1,1 @@
-"""The page and its HTTP API: FastAPI in front, one bounded queue, and the models behind it."""
+"""Web page and HTTP API: a FastAPI application, a bounded request queue, and the models behind it."""

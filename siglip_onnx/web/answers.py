@@ -1,86 +1,100 @@
-"""What the worker threads do for each kind of request."""
+"""Replies of the API, computed by the worker threads."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .errors import RequestError
-from .inputs import Ask
-from .models import SeenPicture, ServedModels
+from .inference import ImageEmbeddings, Inference
+from .inputs import ImageInput, ParsedRequest
 
 
-def classify(served: ServedModels, ask: Ask) -> dict[str, Any]:
+def classify(inference: Inference, request: ParsedRequest) -> dict[str, Any]:
     """Return a :class:`.schemas.ClassifyReply`."""
-    models = served.choose(ask.models)
-    pictures = see_all(served, ask, models)
-    read = {model: served.read(ask.texts, ask.templates, model) for model in models}
+    model_ids = inference.models.select(request.models)
+    images = embed_images(inference, request, model_ids)
+    labels = {model_id: inference.embed_texts(request.texts, request.templates, model_id) for model_id in model_ids}
     return {
         "results": [
             {
-                "picture": _describe(picture),
+                request.spelling.value: _describe(image),
                 "models": [
                     {
-                        "model": model,
-                        "vision_ms": picture.vision_ms[model],
-                        "matches": served.match(picture, read[model][0], ask.texts, model),
+                        "model": model_id,
+                        "vision_ms": image.vision_ms[model_id],
+                        "matches": inference.match(
+                            image.vectors[model_id], labels[model_id].vectors, request.texts, model_id
+                        ),
                     }
-                    for model in models
+                    for model_id in model_ids
                 ],
             }
-            for picture in pictures
+            for image in images
         ],
-        "texts": [{"model": model, "text_ms": milliseconds} for model, (_, milliseconds) in read.items()],
+        "texts": [{"model": model_id, "text_ms": labels[model_id].text_ms} for model_id in model_ids],
     }
 
 
-def embed_pictures(served: ServedModels, ask: Ask) -> dict[str, Any]:
-    """Return a :class:`.schemas.EmbedPicturesReply`."""
-    models = served.choose(ask.models)
-    pictures = see_all(served, ask, models)
+def reply_with_images(inference: Inference, request: ParsedRequest) -> dict[str, Any]:
+    """Return a :class:`.schemas.EmbedImagesReply`."""
+    model_ids = inference.models.select(request.models)
+    images = embed_images(inference, request, model_ids)
     return {
-        "pictures": [_describe(picture) for picture in pictures],
+        request.spelling.images: [_describe(image) for image in images],
         "embeddings": [
             {
-                "model": model,
-                "embedding_space": served.space(model),
-                "ms": [picture.vision_ms[model] for picture in pictures],
-                "vectors": [picture.vectors[model].tolist() for picture in pictures] if ask.vectors else None,
+                "model": model_id,
+                "embedding_space": inference.models[model_id].embedding_space,
+                "ms": [image.vision_ms[model_id] for image in images],
+                "vectors": [image.vectors[model_id].tolist() for image in images] if request.vectors else None,
             }
-            for model in models
+            for model_id in model_ids
         ],
     }
 
 
-def embed_texts(served: ServedModels, ask: Ask) -> dict[str, Any]:
+def reply_with_texts(inference: Inference, request: ParsedRequest) -> dict[str, Any]:
     """Return a :class:`.schemas.EmbedTextsReply`."""
     embeddings = []
-    for model in served.choose(ask.models):
-        vectors, milliseconds = served.read(ask.texts, ask.templates, model)
-        space = served.space(model)
-        embeddings.append({"model": model, "embedding_space": space, "ms": milliseconds, "vectors": vectors.tolist()})
+    for model_id in inference.models.select(request.models):
+        labels = inference.embed_texts(request.texts, request.templates, model_id)
+        embeddings.append(
+            {
+                "model": model_id,
+                "embedding_space": inference.models[model_id].embedding_space,
+                "ms": labels.text_ms,
+                "vectors": labels.vectors.tolist(),
+            }
+        )
     return {"embeddings": embeddings}
 
 
-def see_all(served: ServedModels, ask: Ask, models: list[str]) -> list[SeenPicture]:
-    """Return every picture's embeddings.
+def embed_images(inference: Inference, request: ParsedRequest, model_ids: list[str]) -> list[ImageEmbeddings]:
+    """Return the embeddings of every image of a request.
 
     Raises:
-        RequestError: one cannot be decoded or is not known; the error says which.
+        RequestError: an image cannot be decoded, or its id is unknown; the error has its index.
     """
-    pictures = []
-    for number, source in enumerate(ask.pictures):
+    images = []
+    for index, source in enumerate(request.images):
         try:
-            pictures.append(served.see(source, models))
+            images.append(_embed_image(inference, request, source, model_ids))
         except RequestError as error:
-            error.picture = number
-            raise
-    return pictures
+            raise error.at_image(request.spelling, index) from error
+    return images
 
 
-def _describe(picture: SeenPicture) -> dict[str, Any]:
-    return {
-        "id": picture.id,
-        "width": picture.width,
-        "height": picture.height,
-        "decode_ms": picture.decode_ms,
-    }
+def _embed_image(
+    inference: Inference, request: ParsedRequest, source: ImageInput, model_ids: list[str]
+) -> ImageEmbeddings:
+    if source.data is not None:
+        return inference.embed_image(source.data, model_ids)
+    image = inference.find_image(source.id or "", model_ids)
+    if image is None:
+        message = "The embedding of this image is no longer in the cache; send the image again."
+        raise RequestError(404, request.spelling.unknown_image, message)
+    return image
+
+
+def _describe(image: ImageEmbeddings) -> dict[str, Any]:
+    return {"id": image.id, "width": image.width, "height": image.height, "decode_ms": image.decode_ms}

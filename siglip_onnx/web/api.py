@@ -1,8 +1,10 @@
-"""The routes: each reads its body within the limits, waits its turn, and answers."""
+"""Routes of the HTTP API: admit a request, read and parse its body, fetch its URLs, and compute the reply."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,173 +14,190 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from .._version import __version__
 from ..demo import IMAGES_PATH
 from . import answers, schemas
-from .bodies import client_gone, place_for, read_body
+from .bodies import admission, client_gone, read_body
 from .errors import RequestError
 from .fetch import Fetcher
-from .inputs import JSON, MULTIPART, Ask, read_ask, read_url
-from .metrics import CONTENT_TYPE
-from .models import PictureSource, ServedModels
+from .inference import Inference
+from .inputs import JSON, MULTIPART, ImageInput, ParsedRequest, parse_request, parse_url
+from .metrics import CONTENT_TYPE, Metrics
 from .settings import Settings
 from .work import WorkQueue
 
-_FORM: dict[str, Any] = {
-    "pictures": {"type": "array", "items": {"type": "string", "format": "binary"}},
-    "picture_ids": {"type": "array", "items": {"type": "string"}},
-    "urls": {"type": "array", "items": {"type": "string"}},
-    "texts": {"type": "array", "items": {"type": "string"}},
-    "template": {"type": "array", "items": {"type": "string"}},
-    "models": {"type": "array", "items": {"type": "string"}},
-    "vectors": {"type": "string", "enum": ["true", "false"]},
+_FLAG: dict[str, Any] = {"type": "string", "enum": ["true", "false"]}
+_LIST: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_FILES: dict[str, Any] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_IMAGE_FIELDS: dict[str, Any] = {
+    "images": _FILES,
+    "image_ids": _LIST,
+    "pictures": _FILES | {"deprecated": True},
+    "picture_ids": _LIST | {"deprecated": True},
+    "urls": _LIST,
 }
-_PICTURE_FIELDS = ("pictures", "picture_ids", "urls", "models")
-_TEXT_FIELDS = ("texts", "template", "models")
+_TEXT_FIELDS: dict[str, Any] = {"texts": _LIST, "template": _LIST}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": schemas.ErrorReply, "description": "Refused; error.code says why."},
+    "4XX": {"model": schemas.ErrorReply, "description": "The request was refused; see error.code."},
     "5XX": {"model": schemas.ErrorReply, "description": "The model failed."},
 }
 
 
-class Api:
-    """What the routes share."""
+@dataclass(frozen=True)
+class Route:
+    """A route that computes: the schemas of its request and reply, and the function that makes one from the other."""
 
-    def __init__(self, settings: Settings, served: ServedModels, queue: WorkQueue, fetcher: Fetcher) -> None:
-        self.settings = settings
-        self.served = served
-        self.queue = queue
-        self.fetcher = fetcher
+    request: type[schemas.ComputeRequest]
+    reply: type[BaseModel]
+    answer: Callable[[Inference, ParsedRequest], dict[str, Any]]
+    images: bool = False
+    texts: bool = False
+
+    @property
+    def form_fields(self) -> dict[str, Any]:
+        """OpenAPI properties of a multipart body."""
+        fields = {"models": _LIST} if self.texts else {"models": _LIST, "vectors": _FLAG}
+        return (_IMAGE_FIELDS if self.images else {}) | (_TEXT_FIELDS if self.texts else {}) | fields
+
+
+CLASSIFY = Route(schemas.ClassifyRequest, schemas.ClassifyReply, answers.classify, images=True, texts=True)
+EMBED_IMAGES = Route(schemas.EmbedImagesRequest, schemas.EmbedImagesReply, answers.reply_with_images, images=True)
+EMBED_TEXTS = Route(schemas.EmbedTextsRequest, schemas.EmbedTextsReply, answers.reply_with_texts, texts=True)
+
+
+class Api:
+    """The routes and what they share."""
+
+    def __init__(
+        self, settings: Settings, inference: Inference, queue: WorkQueue, fetcher: Fetcher, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._inference = inference
+        self._queue = queue
+        self._fetcher = fetcher
+        self._metrics = metrics
         self.ready = False
 
     def router(self) -> APIRouter:
         """Return every route of the API."""
-        routes = APIRouter(responses=_ERRORS)
-        for path, endpoint, request, reply, fields in (
-            ("/v1/classify", self.classify, schemas.ClassifyRequest, schemas.ClassifyReply,
-             (*_PICTURE_FIELDS, *_TEXT_FIELDS)),
-            ("/v1/embed/images", self.embed_images, schemas.EmbedPicturesRequest, schemas.EmbedPicturesReply,
-             (*_PICTURE_FIELDS, "vectors")),
-            ("/v1/embed/texts", self.embed_texts, schemas.EmbedTextsRequest, schemas.EmbedTextsReply, _TEXT_FIELDS),
-        ):  # fmt: skip
-            routes.add_api_route(
-                path, endpoint, methods=["POST"], responses={200: {"model": reply}},
-                openapi_extra=_body_of(request, fields),
+        router = APIRouter(responses=_ERRORS)
+        for path, endpoint, route in (
+            ("/v1/classify", self.classify, CLASSIFY),
+            ("/v1/embed/images", self.embed_images, EMBED_IMAGES),
+            ("/v1/embed/texts", self.embed_texts, EMBED_TEXTS),
+        ):
+            router.add_api_route(
+                path, endpoint, methods=["POST"], responses={200: {"model": route.reply}},
+                openapi_extra=_body_of(route.request, route.form_fields),
             )  # fmt: skip
-        routes.add_api_route(
+        router.add_api_route(
             "/v1/fetch", self.fetch, methods=["POST"], openapi_extra=_body_of(schemas.FetchRequest),
-            responses={200: {"content": {"application/octet-stream": {}}, "description": "The picture's bytes."}},
+            responses={200: {"content": {"application/octet-stream": {}}, "description": "The image file."}},
         )  # fmt: skip
-        routes.add_api_route(
+        router.add_api_route(
             "/v1/models", self.models, methods=["GET"], responses={200: {"model": schemas.ModelsReply}}
         )
-        routes.add_api_route("/healthz", self.health, methods=["GET"])
-        routes.add_api_route("/readyz", self.readiness, methods=["GET"])
-        routes.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
-        return routes
+        router.add_api_route("/healthz", self.health, methods=["GET"])
+        router.add_api_route("/readyz", self.readiness, methods=["GET"])
+        router.add_api_route("/metrics", self.metrics, methods=["GET"], response_class=PlainTextResponse)
+        return router
 
     async def classify(self, request: Request) -> Response:
-        """Say how probably each text describes each picture."""
-        return await self._answer(request, schemas.ClassifyRequest, answers.classify, pictures=True, texts=True)
+        """Return the probability that each text describes each image."""
+        return await self._answer(request, CLASSIFY)
 
     async def embed_images(self, request: Request) -> Response:
-        """Return unit embeddings of pictures, and keep them under their ids."""
-        return await self._answer(request, schemas.EmbedPicturesRequest, answers.embed_pictures, pictures=True)
+        """Return unit embeddings of images, and cache them under the images' ids."""
+        return await self._answer(request, EMBED_IMAGES)
 
     async def embed_texts(self, request: Request) -> Response:
         """Return unit embeddings of texts."""
-        return await self._answer(request, schemas.EmbedTextsRequest, answers.embed_texts, texts=True)
+        return await self._answer(request, EMBED_TEXTS)
 
     async def fetch(self, request: Request) -> Response:
-        """Fetch the picture that a URL names, and return its bytes if they are a picture."""
-        limits = self.settings.limits
-        with place_for(request, self.queue, limits):
-            url = read_url(await read_body(request, limits), request.headers.get("content-type", ""))
-            with self.queue.hold(limits.picture.max_bytes):
+        """Fetch a URL, and return its bytes if they are an image."""
+        limits = self._settings.limits
+        with admission(request, self._queue, limits):
+            url = parse_url(await read_body(request, limits), request.headers.get("content-type", ""))
+            with self._queue.hold(limits.image.max_bytes):
                 data = await self._fetch(url)
-                await self.queue.run(lambda: self.served.check_decodes(data), lambda: client_gone(request))
+                await self._queue.run(partial(self._inference.decode, data), partial(client_gone, request))
         return Response(data, media_type="application/octet-stream")
 
     async def models(self) -> Response:
-        """Say which models are served, and the limits of a request."""
+        """Return the served models and the limits of a request."""
         return JSONResponse(
             {
                 "version": __version__,
-                "models": self.served.describe(),
-                "limits": self.settings.limits.for_clients(),
-                "url_fetch": self.settings.url_fetch,
+                "models": self._inference.models.describe(),
+                "limits": self._settings.limits.for_clients(),
+                "url_fetch": self._settings.url_fetch,
                 "samples": sorted(path.name for path in IMAGES_PATH.glob("*.png")),
             }
         )
 
     async def health(self) -> Response:
-        """Say that the server runs."""
+        """Return 200 while the server runs."""
         return JSONResponse({"status": "ok"})
 
     async def readiness(self) -> Response:
-        """Say whether the models are loaded: 200, or 503."""
+        """Return 200 once the models are loaded, 503 before."""
         if not self.ready:
-            raise RequestError(503, "not_ready", "The models are still being loaded.")
+            raise RequestError(503, "not_ready", "The models are still loading.")
         return JSONResponse({"status": "ready"})
 
     async def metrics(self) -> Response:
         """Return counters and durations in Prometheus's text format."""
-        return PlainTextResponse(self.queue.metrics.text(), media_type=CONTENT_TYPE)
+        return PlainTextResponse(self._metrics.text(self._queue.size), media_type=CONTENT_TYPE)
 
-    async def _answer(
-        self,
-        request: Request,
-        schema: type[BaseModel],
-        answer: Callable[[ServedModels, Ask], dict[str, Any]],
-        *,
-        pictures: bool = False,
-        texts: bool = False,
-    ) -> Response:
-        """Read, parse, fetch, compute and write; all but the reading and fetching in a worker thread."""
-        limits = self.settings.limits
-        with place_for(request, self.queue, limits):
+    async def _answer(self, request: Request, route: Route) -> Response:
+        """Answer a request; bodies and URLs are read here, all else runs in a worker thread."""
+        limits = self._settings.limits
+        gone = partial(client_gone, request)
+        with admission(request, self._queue, limits):
             body = await read_body(request, limits)
-            kind = request.headers.get("content-type", "")
+            content_type = request.headers.get("content-type", "")
+            parsed, response = await self._queue.run(partial(self._parse, route, body, content_type), gone)
+            if response is None:
+                with self._queue.hold(limits.body_bytes):
+                    parsed = await self._fetch_images(parsed)
+                    response = await self._queue.run(partial(self._compute, route, parsed), gone)
+            return response
 
-            def work(ask: Ask) -> Response:
-                return JSONResponse(answer(self.served, ask))
+    def _parse(self, route: Route, body: bytes, content_type: str) -> tuple[ParsedRequest, Response | None]:
+        """Parse a request and, unless it has URLs to fetch, answer it in the same turn of the queue."""
+        limits = self._settings.limits
+        parsed = parse_request(body, content_type, route.request, limits, images=route.images, texts=route.texts)
+        return parsed, None if parsed.has_urls else self._compute(route, parsed)
 
-            def parse_and_work() -> Ask | Response:
-                ask = read_ask(body, kind, schema, limits, pictures=pictures, texts=texts)
-                return ask if any(source.url for source in ask.pictures) else work(ask)
+    def _compute(self, route: Route, parsed: ParsedRequest) -> Response:
+        return JSONResponse(route.answer(self._inference, parsed))
 
-            def gone() -> Coroutine[Any, Any, None]:
-                return client_gone(request)
-
-            done = await self.queue.run(parse_and_work, gone)
-            if isinstance(done, Response):
-                return done
-            with self.queue.hold(limits.body_bytes):
-                await self._fetch_pictures(done)
-                return await self.queue.run(lambda: work(done), gone)
-
-    async def _fetch_pictures(self, ask: Ask) -> None:
-        """Put the bytes in the place of each URL; together they may have as many as a body."""
-        total = 0
-        for number, source in enumerate(ask.pictures):
-            if source.url is None:
+    async def _fetch_images(self, parsed: ParsedRequest) -> ParsedRequest:
+        """Return the request with files in place of URLs; in total they may be as large as a body."""
+        images = []
+        total_bytes = 0
+        for index, image in enumerate(parsed.images):
+            if image.url is None:
+                images.append(image)
                 continue
             try:
-                data = await self._fetch(source.url)
-                total += len(data)
-                if total > self.settings.limits.body_bytes:
-                    raise RequestError(422, "limit_exceeded", "The pictures of this request are too large together.")
+                data = await self._fetch(image.url)
             except RequestError as error:
-                error.picture = number
-                raise
-            ask.pictures[number] = PictureSource(data=data)
+                raise error.at_image(parsed.spelling, index) from error
+            total_bytes += len(data)
+            if total_bytes > self._settings.limits.body_bytes:
+                raise RequestError(
+                    422, "limit_exceeded", "The images of this request are too large in total."
+                ).at_image(parsed.spelling, index)
+            images.append(ImageInput(data=data))
+        return replace(parsed, images=images)
 
     async def _fetch(self, url: str) -> bytes:
-        if not self.settings.url_fetch:
-            raise RequestError(403, "url_fetch_off", "This server fetches no URLs; send the picture itself.")
-        return await self.fetcher.fetch(url)
+        if not self._settings.url_fetch:
+            raise RequestError(403, "url_fetch_off", "This server does not fetch URLs; send the image itself.")
+        return await self._fetcher.fetch(url)
 
 
-def _body_of(schema: type[BaseModel], fields: tuple[str, ...] = ()) -> dict[str, Any]:
-    content = {JSON: {"schema": schema.model_json_schema()}}
-    if fields:
-        properties = {name: _FORM[name] for name in dict.fromkeys(fields)}
-        content[MULTIPART] = {"schema": {"type": "object", "properties": properties}}
+def _body_of(schema: type[BaseModel], form_fields: dict[str, Any] | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = {JSON: {"schema": schema.model_json_schema()}}
+    if form_fields:
+        content[MULTIPART] = {"schema": {"type": "object", "properties": form_fields}}
     return {"requestBody": {"required": True, "content": content}}

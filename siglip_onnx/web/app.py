@@ -1,4 +1,4 @@
-"""The application: routes, page, guards and metrics put together."""
+"""The ASGI application: routes, page, guards and metrics."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from ..demo import IMAGES_PATH
 from ..errors import SiglipOnnxError
 from ..model import SigLIP
 from .api import Api
+from .cache import EmbeddingCache
 from .errors import RequestError, as_request_error, error_reply
 from .fetch import Fetcher
 from .guards import Guard
+from .inference import Inference
 from .metrics import Metrics
-from .models import ServedModels
+from .registry import ModelRegistry
 from .settings import Settings
 from .work import WorkQueue
 
@@ -45,26 +47,30 @@ def create_app(
     """Return the ASGI application.
 
     Args:
-        models: what to serve, side by side.
-        settings: how.
-        fetcher: instead of one made from the settings.
+        models: the models to serve side by side.
+        settings: settings of the server.
+        fetcher: a fetcher to use instead of one with these settings.
         on_failure: called if the models cannot be loaded.
     """
-    queue = WorkQueue(settings.limits, settings.workers)
-    served = ServedModels(models, settings.limits, queue.metrics)
-    api = Api(settings, served, queue, fetcher or Fetcher(settings.limits, settings.url_domains))
+    limits, metrics, registry = settings.limits, Metrics(), ModelRegistry(models)
+    queue = WorkQueue(limits, settings.workers, metrics)
+    inference = Inference(registry, EmbeddingCache(limits.cached_images), limits.image, metrics)
+    api = Api(settings, inference, queue, fetcher or Fetcher(limits, settings.url_domains), metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.ensure_future(_load(api, on_failure))
+        loading = asyncio.ensure_future(_load(registry, api, on_failure))
         yield
         loading.cancel()
         queue.close()
 
-    # FastAPI's own documentation pages would load scripts from elsewhere.
+    # FastAPI's own documentation pages load scripts from other servers.
     app = FastAPI(
         title="siglip_onnx", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-        description="How probably texts describe pictures. Errors have one form: ErrorReply.",
+        description=(
+            "Probabilities that texts describe images. All errors have the form ErrorReply. To a request with the "
+            "field names pictures and picture_ids of version 0.1, the reply says picture, pictures, unknown_picture."
+        ),
     )  # fmt: skip
     app.include_router(api.router())
     app.add_api_route(
@@ -72,13 +78,13 @@ def create_app(
     )
     app.mount("/static", _Files(STATIC_PATH))
     app.mount("/samples", _Files(IMAGES_PATH))
-    _tell_errors(app)
-    return _Measure(Guard(app, settings), queue.metrics)
+    _add_error_handlers(app)
+    return _Measure(Guard(app, settings), metrics)
 
 
-async def _load(api: Api, on_failure: Callable[[SiglipOnnxError], None]) -> None:
+async def _load(registry: ModelRegistry, api: Api, on_failure: Callable[[SiglipOnnxError], None]) -> None:
     try:
-        await asyncio.to_thread(api.served.warm_up)
+        await asyncio.to_thread(registry.warm_up)
     except SiglipOnnxError as error:
         on_failure(error)
     else:
@@ -86,7 +92,7 @@ async def _load(api: Api, on_failure: Callable[[SiglipOnnxError], None]) -> None
 
 
 class _Files(StaticFiles):
-    """Files that a browser keeps, but asks about each time: a new version of the package shows at once."""
+    """Static files that a browser caches but revalidates each time, so that a new version shows at once."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory=directory)
@@ -97,10 +103,10 @@ class _Files(StaticFiles):
         return response
 
 
-def _tell_errors(app: FastAPI) -> None:
-    """Give every error the one form."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Return every error in the one form."""
 
-    async def tell(_request: Request, error: Exception) -> Response:
+    async def reply(_request: Request, error: Exception) -> Response:
         if isinstance(error, SiglipOnnxError):
             refused = as_request_error(error)
             if refused.status >= 500 and refused is not error:
@@ -109,10 +115,10 @@ def _tell_errors(app: FastAPI) -> None:
         if isinstance(error, HTTPException):
             code = _CODES.get(error.status_code, "bad_request")
             return error_reply(RequestError(error.status_code, code, f"{error.detail}."))
-        return error_reply(RequestError(500, "internal", "The server failed on this request; its log says why."))
+        return error_reply(RequestError(500, "internal", "The server failed on this request; see its log."))
 
     for kind in (SiglipOnnxError, HTTPException, Exception):
-        app.add_exception_handler(kind, tell)
+        app.add_exception_handler(kind, reply)
 
 
 class _Measure:

@@ -1,4 +1,4 @@
-"""Reading a request's body into memory, counted while it arrives."""
+"""Admission of requests, and their bodies, read into memory and counted as they arrive."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from .work import WorkQueue
 
 
 @contextlib.contextmanager
-def place_for(request: Request, queue: WorkQueue, limits: Limits) -> Iterator[None]:
-    """Hold a place in the queue for a request, by what its header says.
+def admission(request: Request, queue: WorkQueue, limits: Limits) -> Iterator[None]:
+    """Admit a request to the queue, by the Content-Length that its header declares.
 
     Raises:
-        RequestError: its body is too large, or there is no place.
+        RequestError: the body is too large, or the queue is full.
     """
     with queue.admit(declared_bytes(request.headers, limits)):
         yield
 
 
 def declared_bytes(headers: Headers, limits: Limits) -> int:
-    """Return how many bytes a body may have: what its header says, or the most that is allowed.
+    """Return the Content-Length of a body, or the limit if the header declares none.
 
     Raises:
-        RequestError: more than is allowed.
+        RequestError: it is not a number, or exceeds the limit.
     """
     declared = headers.get("content-length")
     if declared is None:
         return limits.body_bytes
     if not declared.isascii() or not declared.isdigit():
-        raise RequestError(400, "bad_request", "Content-Length is no number.")
+        raise RequestError(400, "bad_request", "Content-Length is not a number.")
     if len(declared) > 15 or int(declared) > limits.body_bytes:
         raise _too_large(limits)
     return int(declared)
@@ -45,7 +45,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """Return the whole body.
 
     Raises:
-        RequestError: it is too large, arrives too slowly, or the client went away.
+        RequestError: it is too large, arrives too slowly, or the client disconnected.
     """
     body = bytearray()
     try:
@@ -59,17 +59,17 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             408, "body_too_slow", f"The body did not arrive within {limits.body_seconds:.0f} seconds."
         ) from error
     except ClientDisconnect as error:
-        raise RequestError(499, "client_gone", "The client went away while it sent its body.") from error
+        raise RequestError(499, "client_gone", "The client disconnected while it sent its body.") from error
     return bytes(body)
 
 
 async def client_gone(request: Request) -> None:
-    """Return when the client of a request whose body was read has gone."""
+    """Wait until the client of a request whose body was read disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _too_large(limits: Limits) -> RequestError:
     return RequestError(
-        413, "body_too_large", f"The body has more than the {limits.body_bytes:,} bytes allowed; send fewer pictures."
+        413, "body_too_large", f"The body has more than the {limits.body_bytes:,} bytes allowed; send fewer images."
     )

@@ -1,4 +1,4 @@
-"""What the server refuses, and the one form in which it says so."""
+"""Errors of the HTTP API, and the one JSON form in which they are returned."""
 
 from __future__ import annotations
 
@@ -7,44 +7,61 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from ..errors import ImageError, SiglipOnnxError, TextError
+from .spelling import Spelling
 
 
 class RequestError(SiglipOnnxError):
-    """A request that is refused: ``status`` is HTTP's, ``code`` is for programs, the message for people."""
+    """A refused request: HTTP ``status``, ``code`` for programs, a message for people.
+
+    ``image`` is the name of the field and the index of the image at fault, if it is one of several.
+    """
 
     def __init__(
-        self, status: int, code: str, message: str, *, picture: int | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        image: tuple[Spelling, int] | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
-        self.picture = picture
+        self.image = image
         self.retry_after_s = retry_after_s
+
+    def at_image(self, spelling: Spelling, index: int) -> RequestError:
+        """Return the same error, with the index of the image at fault."""
+        return RequestError(
+            self.status, self.code, str(self), image=(spelling, index), retry_after_s=self.retry_after_s
+        )
 
 
 def invalid(message: str) -> RequestError:
-    """Return the error of a request that says something it cannot mean."""
+    """Return the error of a request whose fields are not valid."""
     return RequestError(422, "invalid_request", message)
 
 
 def as_request_error(error: SiglipOnnxError) -> RequestError:
-    """Return what an error of the package is to a client."""
+    """Return the error that a client gets for an error of the package."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, ImageError):
         return RequestError(422, error.status, str(error))
     if isinstance(error, TextError):
         return RequestError(422, "invalid_text", str(error))
-    # Its message may name folders of this machine.
-    return RequestError(500, "model_error", "The model failed on this request; the server's log says why.")
+    # The message may contain paths of this machine.
+    return RequestError(500, "model_error", "The model failed on this request; see the server's log.")
 
 
 def error_reply(error: RequestError) -> JSONResponse:
-    """Return the response that tells of an error."""
+    """Return the response for an error."""
     document: dict[str, Any] = {"code": error.code, "message": str(error)}
-    if error.picture is not None:
-        document["picture"] = error.picture
     headers = {}
+    if error.image is not None:
+        spelling, index = error.image
+        document[spelling.value] = index
     if error.retry_after_s is not None:
         document["retry_after_s"] = error.retry_after_s
         headers["Retry-After"] = str(error.retry_after_s)

@@ -1,7 +1,7 @@
-"""Fetching a picture that a URL names, without reaching inside this machine's networks.
+"""Fetch an image from a URL without reaching into private networks (SSRF).
 
-The only network client of the package. Every address that a host resolves to must be public; the address that was
-checked is the one that is dialled; each redirect is checked again. Size is counted after decoding.
+The only HTTP client of the package besides the Hub's. Every address that a host resolves to must be public; the
+connection goes to an address that was checked; each redirect is checked again. Size limits apply after decompression.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Dial = Callable[[Address, int], Awaitable[socket.socket]]
 
 async def resolve_host(host: str, port: int) -> list[str]:
     """Return every address that the system's resolver gives for a host."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    results = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in results))
 
 
 async def dial_address(address: Address, port: int) -> socket.socket:
-    """Return a socket connected to exactly this address."""
+    """Return a socket connected to this address."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     connection = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -62,7 +62,7 @@ async def dial_address(address: Address, port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class Target:
-    """Where one request goes: what the URL says, and the addresses that were checked."""
+    """Target of one request: the parts of its URL, and its checked addresses."""
 
     url: SplitResult
     host: str  # ASCII, without brackets
@@ -70,17 +70,17 @@ class Target:
 
     @property
     def path(self) -> str:
-        """The request target."""
+        """The request target: path and query."""
         return (self.url.path or "/") + (f"?{self.url.query}" if self.url.query else "")
 
     @property
     def host_header(self) -> str:
-        """The host as the header wants it; ports are the usual ones and left out."""
+        """Value of the Host header; ports are always the default ones, and omitted."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
 class Fetcher:
-    """Fetches pictures from public addresses; from ``domains`` and their subdomains alone if any are given."""
+    """Fetches images from public addresses; only from ``domains`` and their subdomains if any are given."""
 
     def __init__(
         self,
@@ -91,17 +91,17 @@ class Fetcher:
         dial: Dial = dial_address,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._max_bytes = limits.picture.max_bytes
+        self._max_bytes = limits.image.max_bytes
         self._domains = tuple(domain.lower().strip(".") for domain in domains)
         self._resolve = resolve
         self._dial = dial
         self._tls = tls
 
     async def fetch(self, url: str) -> bytes:
-        """Return the bytes that ``url`` names.
+        """Return the content of a URL.
 
         Raises:
-            RequestError: the URL is refused, or it cannot be fetched within the limits.
+            RequestError: the URL is refused, or cannot be fetched within the limits.
         """
         try:
             async with asyncio.timeout(TOTAL_SECONDS):
@@ -122,22 +122,22 @@ class Fetcher:
         raise _failed(f"it redirects more than {MAX_REDIRECTS} times")
 
     async def check(self, url: str) -> Target:
-        """Return where a URL leads, every address of it checked.
+        """Resolve and check a URL.
 
         Raises:
-            RequestError: it must not be fetched.
+            RequestError: it must not be fetched, or its host cannot be resolved.
         """
         parts, host = parse_url(url)
         if self._domains and not any(host == domain or host.endswith(f".{domain}") for domain in self._domains):
-            raise _refused("this server fetches from other domains only")
+            raise _refused("this server fetches only from other domains")
         try:
-            found = await self._resolve(host, PORTS[parts.scheme])
+            resolved = await self._resolve(host, PORTS[parts.scheme])
         except (OSError, UnicodeError) as error:
-            raise _failed("its host was not found") from error
-        addresses = tuple(ipaddress.ip_address(address) for address in found)
-        # One bad answer among good ones is how a name is rebound between a check and its use.
+            raise _failed("its host name cannot be resolved") from error
+        addresses = tuple(ipaddress.ip_address(address) for address in resolved)
+        # A mix of public and private addresses is a sign of DNS rebinding.
         if not addresses or not all(is_public(address) for address in addresses):
-            raise _refused("its host is not at a public address")
+            raise _refused("its host does not have a public address")
         return Target(parts, host, addresses)
 
     @contextlib.asynccontextmanager
@@ -194,7 +194,7 @@ class _Exchange:
         while isinstance(response, h11.InformationalResponse):
             response = await self._next()
         if not isinstance(response, h11.Response):
-            raise _failed("the connection was closed without an answer")
+            raise _failed("its server closed the connection without a response")
         answered = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
         if response.status_code in _REDIRECTS and "location" in answered:
             return _Redirect(answered["location"])
@@ -208,7 +208,7 @@ class _Exchange:
         while isinstance(event := await self._next(), h11.Data):
             body += decode(bytes(event.data), self._max_bytes + 1 - len(body))
             if len(body) > self._max_bytes:
-                raise RequestError(422, "too_large", f"The picture has more than {self._max_bytes:,} bytes.")
+                raise RequestError(422, "too_large", f"The image has more than {self._max_bytes:,} bytes.")
         if not isinstance(event, h11.EndOfMessage):
             raise _failed("its server closed the connection early")
         return bytes(body)
@@ -223,10 +223,10 @@ def parse_url(url: str) -> tuple[SplitResult, str]:
     """Return the parts of a URL and its host in ASCII.
 
     Raises:
-        RequestError: not http or https, another port, a user name, or a host that can be read in several ways.
+        RequestError: not http or https, another port, a user name, or an ambiguous host.
     """
     if len(url) > MAX_URL_CHARACTERS or any(character <= " " or character in "\\\x7f" for character in url):
-        raise _refused("it is too long, or has spaces, control characters or backslashes")
+        raise _refused("it is too long, or contains spaces, control characters or backslashes")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -236,13 +236,13 @@ def parse_url(url: str) -> tuple[SplitResult, str]:
     except ValueError as error:
         raise _refused("it is malformed") from error
     if parts.scheme not in PORTS:
-        raise _refused("only http and https are fetched")
+        raise _refused("only http and https are supported")
     if "@" in parts.netloc:
-        raise _refused("it has a user name")
+        raise _refused("it contains a user name")
     if port not in (None, PORTS[parts.scheme]):
-        raise _refused("only the ports 80 for http and 443 for https are fetched")
+        raise _refused("only port 80 for http and port 443 for https are supported")
     if not host or "%" in host or is_ambiguous(host):
-        raise _refused("its host is no name and no usual address")
+        raise _refused("its host is neither a name nor an ordinary address")
     return parts._replace(path=_ascii(parts.path), query=_ascii(parts.query)), host
 
 
@@ -254,17 +254,17 @@ def _ascii(part: str) -> str:
 
 
 def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
-    """Return what decodes the next part of a body, to at most so many bytes."""
+    """Return a function that decodes the next part of a body, to at most a number of bytes."""
     if encoding in ("", "identity"):
         return lambda data, _limit: data
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise _failed("its server compressed it, which was not asked for")
+        raise _failed("its server uses a content encoding that is not supported")
     inflate = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
     return inflate.decompress
 
 
 def _refused(reason: str) -> RequestError:
-    return RequestError(422, "url_refused", f"The URL is not fetched: {reason}.")
+    return RequestError(422, "url_refused", f"The URL is refused: {reason}.")
 
 
 def _failed(reason: str) -> RequestError:
@@ -275,7 +275,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"its TLS certificate or connection is not trusted ({error.reason or type(error).__name__})"
     if isinstance(error, h11.ProtocolError):
-        return "its server does not speak HTTP as it should"
+        return "its server violates the HTTP protocol"
     if isinstance(error, zlib.error):
-        return "its compression is damaged"
+        return "its compressed content is damaged"
     return "its server cannot be reached"

@@ -1,4 +1,4 @@
-"""Who may ask: Host and Origin checks against rebound names and other sites, the API key, and security headers."""
+"""Request guards: Host and Origin checks against DNS rebinding and other sites, API key, security headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import RequestError, error_reply
 from .settings import Settings, is_loopback
 
-# Scripts and styles come from files of this server alone; pictures that the user chose are blobs.
+# Scripts and styles come only from files of this server; images that the user chose are blobs.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -41,7 +41,7 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Guard:
-    """Refuses what must not be answered, and puts the security headers on every answer."""
+    """Refuses forbidden requests, and adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -74,7 +74,9 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not is_allowed_host(hosts[0], self._settings.host, self._names):
             raise RequestError(
-                403, "forbidden_host", "This server does not answer to that Host; start it with --allow-host NAME."
+                403,
+                "forbidden_host",
+                "The Host header is not a name of this server; allow it with --allow-host NAME.",
             )
         check_origin(headers, hosts[0], scope["path"])
         if needs_key(scope["path"]) and self._settings.api_key is not None:
@@ -82,10 +84,11 @@ class Guard:
 
 
 def is_allowed_host(header: str, bound_to: str, names: Iterable[str]) -> bool:
-    """Say whether a Host header names this server.
+    """Return whether a Host header names this server.
 
-    A page of another site can only reach it under a name that its owner points here (DNS rebinding). So names must be
-    known; an address cannot be pointed elsewhere, and is allowed where the server is bound to more than loopback.
+    A page of another site can reach the server only under a name that its owner resolves to this machine (DNS
+    rebinding). So a name must be known. An address cannot be rebound, and is allowed if it is a loopback address or
+    the server listens on more than loopback.
     """
     host = host_name(header)
     if host is None:
@@ -108,14 +111,14 @@ def host_name(header: str) -> str | None:
 
 
 def check_origin(headers: Headers, host: str, path: str) -> None:
-    """Refuse what a page of another site sends.
+    """Refuse requests from pages of other sites.
 
     Raises:
-        RequestError: the request has another origin than this server, or a browser calls it cross-site.
+        RequestError: the request's origin is not this server, or the browser marks it as cross-site.
     """
     origin = headers.get("origin")
     site = headers.get("sec-fetch-site", "none")
-    # A link to the page from elsewhere may be followed; its API and pictures are for the page alone.
+    # Links from other sites to the page may be followed; its API and images are for the page itself.
     followed = headers.get("sec-fetch-mode") == "navigate" and path == "/"
     if (origin is not None and not is_same_origin(origin, host)) or (
         site not in ("none", "same-origin") and not followed
@@ -124,14 +127,14 @@ def check_origin(headers: Headers, host: str, path: str) -> None:
 
 
 def is_same_origin(origin: str, host: str) -> bool:
-    """Compare an Origin header with the Host header; the scheme may have been changed by a proxy for TLS."""
+    """Compare an Origin header with the Host header; a TLS proxy may have changed the scheme."""
     scheme, separator, authority = origin.lower().partition("://")
     port = _DEFAULT_PORTS.get(scheme)
     return bool(separator and port) and authority.removesuffix(port or "") == host.lower().removesuffix(port or "")
 
 
 def needs_key(path: str) -> bool:
-    """Say whether a path is protected by the API key: all that computes, and the metrics."""
+    """Return whether a path requires the API key: all of /v1, and the metrics."""
     return path.startswith("/v1/") or path == "/metrics"
 
 
@@ -139,11 +142,11 @@ def check_key(headers: Headers, key: str) -> None:
     """Compare the key in ``Authorization: Bearer`` or ``X-API-Key``, in constant time.
 
     Raises:
-        RequestError: none, or another.
+        RequestError: the key is missing or wrong.
     """
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
     if not hmac.compare_digest(given.encode("latin-1"), key.encode()):  # headers are read as Latin-1
         raise RequestError(
-            401, "unauthorized", "This server wants its API key, in the header Authorization: Bearer KEY."
+            401, "unauthorized", "This server requires an API key; send it in the header Authorization: Bearer KEY."
         )

@@ -1,11 +1,11 @@
-"""From a request's body, JSON or multipart, to pictures and texts within the limits. Nothing is written to disk."""
+"""Parse JSON and multipart bodies into images and texts within the limits. Nothing is written to disk."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import python_multipart
@@ -15,147 +15,175 @@ from python_multipart.multipart import Field, File
 
 from .errors import RequestError, invalid
 from .limits import Limits
-from .models import PictureSource
-from .schemas import ClassifyRequest, EmbedPicturesRequest, EmbedTextsRequest, FetchRequest, PictureIn
+from .schemas import ComputeRequest, EmbedImagesRequest, FetchRequest, ImageIn, ImagesRequest, TextsRequest
+from .spelling import Spelling
 
 Schema = TypeVar("Schema", bound=BaseModel)
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
-_FIELDS = ("texts", "template", "models", "picture_ids", "urls", "vectors")
-_FILE_FIELD = "pictures"
+_FILE_FIELDS = tuple(spelling.images for spelling in Spelling)
+_TEXT_FIELDS = ("texts", "template", "models", "urls", "vectors", *(spelling.image_ids for spelling in Spelling))
 
 
-@dataclass
-class Ask:
-    """What a request asks about."""
+@dataclass(frozen=True)
+class ImageInput:
+    """An image of a request: its file's bytes, a URL, or the id of an image sent earlier."""
 
-    pictures: list[PictureSource] = field(default_factory=list)
+    data: bytes | None = None
+    url: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    """The content of a request, whether it came as JSON or as a form."""
+
+    images: Sequence[ImageInput] = ()
     texts: list[str] = field(default_factory=list)
-    templates: list[str] = field(default_factory=lambda: ["{}"])
-    models: list[str] | None = None
+    templates: Sequence[str] = ("{}",)
+    models: Sequence[str] | None = None
     vectors: bool = True
+    spelling: Spelling = Spelling.IMAGE
+
+    @property
+    def has_urls(self) -> bool:
+        """Whether images must be fetched first."""
+        return any(image.url is not None for image in self.images)
 
 
-def read_ask(
-    body: bytes, content_type: str, schema: type[BaseModel], limits: Limits, *, pictures: bool, texts: bool
-) -> Ask:
-    """Return what a body asks, which has pictures, texts or both.
+def parse_request(
+    body: bytes, content_type: str, schema: type[ComputeRequest], limits: Limits, *, images: bool, texts: bool
+) -> ParsedRequest:
+    """Parse a body that has images, texts or both.
 
     Raises:
-        RequestError: it is malformed, of another type, or beyond a limit.
+        RequestError: it is malformed, of another type, or exceeds a limit.
     """
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == JSON:
-        ask = _from_json(parse_json(body, schema))
-    elif kind == MULTIPART:
-        ask = _from_multipart(body, content_type, limits)
+    media_type = _media_type(content_type)
+    if media_type == JSON:
+        request = _from_json(parse_json(body, schema))
+    elif media_type == MULTIPART:
+        request = _from_multipart(body, content_type, limits)
     else:
-        raise RequestError(415, "unsupported_media_type", f"Send {JSON} or {MULTIPART}.")
-    check_ask(ask, limits, pictures=pictures, texts=texts)
-    return ask
+        raise RequestError(415, "unsupported_media_type", f"The Content-Type must be {JSON} or {MULTIPART}.")
+    _check_limits(request, limits, images=images, texts=texts)
+    return request
 
 
-def read_url(body: bytes, content_type: str) -> str:
+def parse_url(body: bytes, content_type: str) -> str:
     """Return the URL of a fetch request.
 
     Raises:
         RequestError: the body is malformed or of another type.
     """
-    if content_type.partition(";")[0].strip().lower() != JSON:
-        raise RequestError(415, "unsupported_media_type", f"Send {JSON}.")
+    if _media_type(content_type) != JSON:
+        raise RequestError(415, "unsupported_media_type", f"The Content-Type must be {JSON}.")
     return parse_json(body, FetchRequest).url
 
 
 def parse_json(body: bytes, schema: type[Schema]) -> Schema:
-    """Return a body as what it should be; an error names the place, never the value.
+    """Validate a JSON body; an error names the field at fault, never its value.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: the body is not valid.
     """
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
-            raise RequestError(400, "bad_request", "The body is no JSON.") from error
-        place = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise invalid(f"{place}: {first['msg']}.") from error
+            raise RequestError(400, "bad_request", "The body is not valid JSON.") from error
+        location = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise invalid(f"{location}: {first['msg']}.") from error
 
 
-def check_ask(ask: Ask, limits: Limits, *, pictures: bool, texts: bool) -> None:
-    """Compare with the limits.
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
-    Raises:
-        RequestError: too little or too much.
-    """
-    if pictures:
-        _check_number("pictures", len(ask.pictures), limits.pictures)
+
+def _check_limits(request: ParsedRequest, limits: Limits, *, images: bool, texts: bool) -> None:
+    if images:
+        _check_count("images", len(request.images), limits.images)
     if texts:
-        _check_number("texts", len(ask.texts), limits.texts)
-        _check_number("templates", len(ask.templates), limits.templates)
-    for text in (*ask.texts, *ask.templates):
+        _check_count("texts", len(request.texts), limits.texts)
+        _check_count("templates", len(request.templates), limits.templates)
+    for text in (*request.texts, *request.templates):
         if not 1 <= len(text) <= limits.text_characters:
             raise RequestError(
                 422, "limit_exceeded", f"A text has {len(text)} characters; expected 1 to {limits.text_characters:,}."
             )
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise RequestError(422, "invalid_text", "A text has half of a surrogate pair; send valid Unicode.")
+            raise RequestError(422, "invalid_text", "A text contains half of a surrogate pair; expected valid Unicode.")
 
 
-def _check_number(what: str, found: int, most: int) -> None:
-    if not 1 <= found <= most:
-        raise RequestError(422, "limit_exceeded", f"The request has {found} {what}; expected 1 to {most}.")
+def _check_count(what: str, count: int, maximum: int) -> None:
+    if not 1 <= count <= maximum:
+        raise RequestError(422, "limit_exceeded", f"The request has {count} {what}; expected 1 to {maximum}.")
 
 
-def _from_json(request: BaseModel) -> Ask:
-    ask = Ask()
-    if isinstance(request, ClassifyRequest | EmbedPicturesRequest):
-        ask.pictures = [_source(picture, number) for number, picture in enumerate(request.pictures)]
-        ask.models = request.models
-    if isinstance(request, ClassifyRequest | EmbedTextsRequest):
-        ask.texts = request.texts
-        ask.templates = [request.template] if isinstance(request.template, str) else request.template
-        ask.models = request.models
-    if isinstance(request, EmbedPicturesRequest):
-        ask.vectors = request.vectors
-    return ask
+def _from_json(request: ComputeRequest) -> ParsedRequest:
+    parsed = ParsedRequest(models=request.models)
+    if isinstance(request, ImagesRequest):
+        entries = {Spelling.IMAGE: request.images, Spelling.PICTURE: request.pictures}
+        used = [spelling for spelling in Spelling if entries[spelling] is not None]
+        if not used:
+            raise invalid("images: Field required.")
+        spelling = _only_spelling(used)
+        images = [_image_input(entry, spelling, index) for index, entry in enumerate(entries[spelling] or ())]
+        parsed = replace(parsed, images=images, spelling=spelling)
+    if isinstance(request, TextsRequest):
+        templates = [request.template] if isinstance(request.template, str) else request.template
+        parsed = replace(parsed, texts=request.texts, templates=templates)
+    if isinstance(request, EmbedImagesRequest):
+        parsed = replace(parsed, vectors=request.vectors)
+    return parsed
 
 
-def _source(picture: PictureIn, number: int) -> PictureSource:
-    given = [value for value in (picture.base64, picture.url, picture.id) if value]
-    if len(given) != 1:
-        raise RequestError(422, "invalid_request", "A picture needs exactly one of base64, url and id.", picture=number)
-    if picture.base64 is None or not picture.base64:
-        return PictureSource(url=picture.url, id=picture.id)
+def _only_spelling(used: Sequence[Spelling]) -> Spelling:
+    """Return the spelling that a request uses, ``image`` if it has no image fields.
+
+    Raises:
+        RequestError: it uses both.
+    """
+    if len(used) > 1:
+        raise invalid("The request mixes the field names images and image_ids with pictures and picture_ids; "
+                      "use images and image_ids only.")  # fmt: skip
+    return used[0] if used else Spelling.IMAGE
+
+
+def _image_input(entry: ImageIn, spelling: Spelling, index: int) -> ImageInput:
+    if sum(bool(value) for value in (entry.base64, entry.url, entry.id)) != 1:
+        raise invalid("An image must have exactly one of base64, url and id.").at_image(spelling, index)
+    if not entry.base64:
+        return ImageInput(url=entry.url or None, id=entry.id or None)
     try:
-        return PictureSource(data=base64.b64decode(picture.base64, validate=True))
+        return ImageInput(data=base64.b64decode(entry.base64, validate=True))
     except (binascii.Error, ValueError) as error:
-        raise RequestError(422, "invalid_request", "A picture is not valid base64.", picture=number) from error
+        raise invalid("The base64 of an image is not valid.").at_image(spelling, index) from error
 
 
-def _from_multipart(body: bytes, content_type: str, limits: Limits) -> Ask:
-    files: list[bytes] = []
-    fields: dict[str, list[str]] = {name: [] for name in _FIELDS}
-    largest = limits.pictures + limits.texts + limits.templates + 64
+def _from_multipart(body: bytes, content_type: str, limits: Limits) -> ParsedRequest:
+    files: list[tuple[str, bytes]] = []
+    fields: dict[str, list[str]] = {name: [] for name in _TEXT_FIELDS}
 
     def on_file(file: File) -> None:
-        _check_field(file.field_name, (_FILE_FIELD,))
-        if len(files) == limits.pictures:
-            raise RequestError(422, "limit_exceeded", f"The request has more than {limits.pictures} pictures.")
+        name = _check_field(file.field_name, _FILE_FIELDS, "file")
+        if len(files) == limits.images:
+            raise RequestError(422, "limit_exceeded", f"The request has more than {limits.images} images.")
         file.file_object.seek(0)
-        files.append(file.file_object.read())
+        files.append((name, file.file_object.read()))
 
     def on_field(part: Field) -> None:
-        name = _check_field(part.field_name, _FIELDS)
+        name = _check_field(part.field_name, _TEXT_FIELDS, "text")
         try:
             fields[name].append((part.value or b"").decode())
         except UnicodeDecodeError as error:
             raise invalid(f"The field {name} is not UTF-8.") from error
 
     config = {
-        "MAX_MEMORY_FILE_SIZE": float("inf"),  # or files go to disk
+        "MAX_MEMORY_FILE_SIZE": float("inf"),  # otherwise large files are spooled to disk
         "MAX_BODY_SIZE": limits.body_bytes,
-        "MAX_FIELDS": largest,
+        "MAX_FIELDS": limits.images + limits.texts + limits.templates + 64,
         "MAX_FIELD_SIZE": 4 * limits.text_characters,
     }
     try:
@@ -163,28 +191,32 @@ def _from_multipart(body: bytes, content_type: str, limits: Limits) -> Ask:
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
-        raise RequestError(400, "bad_request", "The body is no multipart form, or a part of it is too long.") from error
+        raise RequestError(
+            400, "bad_request", "The body is not a multipart form, or a part of it is too long."
+        ) from error
     return _from_form(files, fields)
 
 
-def _check_field(name: bytes | None, expected: Sequence[str]) -> str:
-    found = (name or b"").decode("latin-1")
-    if found not in expected:
-        raise invalid(f"The form has an unknown field; a {'file' if len(expected) == 1 else 'text'} may be "
-                      f"{', '.join(expected)}.")  # fmt: skip
-    return found
+def _check_field(name: bytes | None, expected: Sequence[str], kind: str) -> str:
+    field_name = (name or b"").decode("latin-1")
+    if field_name not in expected:
+        raise invalid(f"The form has an unknown {kind} field; expected one of {', '.join(expected)}.")
+    return field_name
 
 
-def _from_form(files: list[bytes], fields: dict[str, list[str]]) -> Ask:
-    """Files come first, then ids, then URLs."""
-    return Ask(
-        pictures=[
-            *(PictureSource(data=data) for data in files),
-            *(PictureSource(id=identity) for identity in fields["picture_ids"]),
-            *(PictureSource(url=url) for url in fields["urls"]),
+def _from_form(files: list[tuple[str, bytes]], fields: dict[str, list[str]]) -> ParsedRequest:
+    """Put files first, then ids, then URLs."""
+    file_fields = {name for name, _ in files}
+    spelling = _only_spelling([name for name in Spelling if name.images in file_fields or fields[name.image_ids]])
+    return ParsedRequest(
+        images=[
+            *(ImageInput(data=data) for _, data in files),
+            *(ImageInput(id=image_id) for image_id in fields[spelling.image_ids]),
+            *(ImageInput(url=url) for url in fields["urls"]),
         ],
         texts=fields["texts"],
         templates=fields["template"] or ["{}"],
         models=fields["models"] or None,
         vectors=fields["vectors"] != ["false"],
+        spelling=spelling,
     )

@@ -1,4 +1,4 @@
-"""What one request and the whole server may take."""
+"""Limits of one request and of the whole server."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from ..options import SERVER_LIMITS, ImageLimits
 
 @dataclass(frozen=True)
 class Limits:
-    """Every bound of the server; a request beyond one is refused, never cut."""
+    """Every limit of the server; a request beyond one is refused, never truncated."""
 
     body_bytes: int = 25_000_000
-    picture: ImageLimits = SERVER_LIMITS
-    pictures: int = 32
+    image: ImageLimits = SERVER_LIMITS
+    images: int = 32
     texts: int = 256
     text_characters: int = 4096
     templates: int = 16
-    requests: int = 64  # being read, waiting or worked on
-    pending_bytes: int = 256_000_000  # of all bodies at once
-    body_seconds: float = 30.0  # for a body to arrive
-    cached_pictures: int = 1024  # embeddings, not pixels
+    requests: int = 64  # admitted: being received, queued or processed
+    pending_bytes: int = 256_000_000  # of all admitted bodies
+    body_seconds: float = 30.0  # to receive a body
+    cached_images: int = 1024  # embeddings, not pixels
 
     def for_clients(self) -> dict[str, int]:
-        """Return what clients should keep to."""
+        """Return the limits that a client must observe; those of images also under their names of version 0.1."""
         numbers = {name: value for name, value in asdict(self).items() if isinstance(value, int)}
-        return numbers | {"picture_bytes": self.picture.max_bytes, "picture_pixels": self.picture.max_pixels}
+        numbers |= {"image_bytes": self.image.max_bytes, "image_pixels": self.image.max_pixels}
+        return numbers | {name.replace("image", "picture"): value for name, value in numbers.items()}

@@ -1,4 +1,4 @@
-"""What the HTTP API takes and gives, as its OpenAPI document shows it."""
+"""Requests and replies of the API, as its OpenAPI document describes them."""
 
 from __future__ import annotations
 
@@ -11,95 +11,113 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class PictureIn(_Strict):
-    """Exactly one of the three."""
+class ImageIn(_Strict):
+    """An image: exactly one of the three fields."""
 
-    base64: str | None = Field(None, description="The picture file, in base64.")
-    url: str | None = Field(None, description="An http or https URL, where the server may fetch.")
-    id: str | None = Field(None, description="The id of a picture that was sent before.")
+    base64: str | None = Field(None, description="The image file in base64.")
+    url: str | None = Field(None, description="An http or https URL, if the server fetches URLs.")
+    id: str | None = Field(None, description="The id of an image that was sent before.")
 
 
-Templates = Annotated[
-    str | list[str], Field(description='What each text is put into, as "a photo of {}"; of several the mean is taken.')
+Images = Annotated[list[ImageIn] | None, Field(description="Required; each needs exactly one of its fields.")]
+Pictures = Annotated[
+    list[ImageIn] | None,
+    Field(
+        description="The name of images in version 0.1; the reply then says picture instead of image.",
+        json_schema_extra={"deprecated": True},
+    ),
 ]
-Models = Annotated[list[str] | None, Field(description="Ids of models; all that are served if left out.")]
+Templates = Annotated[
+    str | list[str],
+    Field(description='Prompt template for each text, such as "a photo of {}"; several are averaged.'),
+]
+Models = Annotated[list[str] | None, Field(description="Ids of models; all served models if omitted.")]
 
 
-class ClassifyRequest(_Strict):
-    """Pictures and the texts to compare each with."""
+class ComputeRequest(_Strict):
+    """What all requests that run a model have in common."""
 
-    pictures: list[PictureIn]
+    models: Models = None
+
+
+class ImagesRequest(ComputeRequest):
+    """A request with images."""
+
+    images: Images = None
+    pictures: Pictures = None
+
+
+class TextsRequest(ComputeRequest):
+    """A request with texts."""
+
     texts: list[str]
     template: Templates = "{}"
-    models: Models = None
 
 
-class EmbedPicturesRequest(_Strict):
-    """Pictures to embed."""
-
-    pictures: list[PictureIn]
-    models: Models = None
-    vectors: bool = Field(True, description="False leaves the vectors out: the server only keeps them for later.")
+class ClassifyRequest(ImagesRequest, TextsRequest):
+    """Images, and the texts to compare each with."""
 
 
-class EmbedTextsRequest(_Strict):
+class EmbedImagesRequest(ImagesRequest):
+    """Images to embed."""
+
+    vectors: bool = Field(True, description="False omits the vectors from the reply and only caches them.")
+
+
+class EmbedTextsRequest(TextsRequest):
     """Texts to embed."""
-
-    texts: list[str]
-    template: Templates = "{}"
-    models: Models = None
 
 
 class FetchRequest(_Strict):
-    """A picture to fetch."""
+    """An image to fetch."""
 
     url: str
 
 
 class MatchOut(BaseModel):
-    """How well one text describes one picture."""
+    """How well one text describes one image."""
 
     text: str
     logit: float
-    probability: float = Field(description="Sigmoid of the logit: of this text alone; need not sum to 1.")
+    probability: float = Field(description="Sigmoid of the logit, independent of other texts; need not sum to 1.")
     relative: float = Field(description="Softmax share among the texts of this request.")
 
 
-class PictureOut(BaseModel):
-    """What was seen of a picture."""
+class ImageOut(BaseModel):
+    """An image that was embedded."""
 
-    id: str
+    id: str = Field(description="Send this instead of the file to reuse the embedding.")
     width: int = Field(description="Pixels, upright.")
     height: int
-    decode_ms: float = Field(description="0 if it was sent before.")
+    decode_ms: float = Field(description="0 if the embedding was cached.")
 
 
 class ModelMatches(BaseModel):
-    """One model's answer about one picture."""
+    """One model's matches for one image."""
 
     model: str
-    vision_ms: float = Field(description="0 if the embedding was kept.")
+    vision_ms: float = Field(description="0 if the embedding was cached.")
     matches: list[MatchOut]
 
 
-class PictureResult(BaseModel):
-    """All models' answers about one picture."""
+class ImageResult(BaseModel):
+    """All models' matches for one image."""
 
-    picture: PictureOut
+    image: ImageOut
     models: list[ModelMatches]
 
 
 class TextTimes(BaseModel):
-    """How long one model took for each text."""
+    """One model's time per text."""
 
     model: str
-    text_ms: list[float] = Field(description="One per text; 0 if its embedding was kept.")
+    text_ms: list[float] = Field(description="One per text; 0 if its embedding was cached.")
 
 
 class ClassifyReply(BaseModel):
-    """One result per picture, in the order given."""
+    """One result per image, in the order of the request."""
 
-    results: list[PictureResult]
+    results: list[ImageResult]
     texts: list[TextTimes]
 
 
@@ -112,21 +130,21 @@ class ModelVectors(BaseModel):
     vectors: list[list[float]] | None = None
 
 
-class EmbedPicturesReply(BaseModel):
-    """Pictures and their embeddings, in the order given."""
+class EmbedImagesReply(BaseModel):
+    """Images and their embeddings, in the order of the request."""
 
-    pictures: list[PictureOut]
+    images: list[ImageOut]
     embeddings: list[ModelVectors]
 
 
 class EmbedTextsReply(BaseModel):
-    """Embeddings of texts, in the order given."""
+    """Embeddings of texts, in the order of the request."""
 
     embeddings: list[ModelVectors]
 
 
 class ModelsReply(BaseModel):
-    """What is served, and within which limits."""
+    """Served models, and the limits of a request."""
 
     version: str
     models: list[dict[str, Any]]
@@ -136,15 +154,15 @@ class ModelsReply(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong."""
+    """Description of an error."""
 
     code: str = Field(description="For programs.")
     message: str = Field(description="For people.")
-    picture: int | None = Field(None, description="Which picture of the request, from 0.")
+    image: int | None = Field(None, description="Index of the image at fault, from 0.")
     retry_after_s: int | None = None
 
 
 class ErrorReply(BaseModel):
-    """The one form of every error."""
+    """The form of every error."""
 
     error: Problem

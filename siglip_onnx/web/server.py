@@ -1,4 +1,4 @@
-"""Running the application: the socket, a graceful stop, and what happens if the models cannot be loaded."""
+"""Run the application: listening socket, graceful shutdown, and failure to load the models."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SWITCH_SECONDS = 0.001
 
 
 def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[str], None] = lambda _: None) -> None:
-    """Answer until the process is told to stop; what was begun is finished, for at most ten seconds.
+    """Serve until SIGTERM or SIGINT; running requests are finished, for at most ten seconds.
 
     Args:
-        models: what to serve.
-        settings: how.
-        listening: called with the page's address as soon as it is reachable.
+        models: the models to serve.
+        settings: settings of the server.
+        listening: called with the page's URL as soon as it is reachable.
 
     Raises:
-        SiglipOnnxError: the address cannot be bound to, or the models cannot be loaded.
+        SiglipOnnxError: the address cannot be listened on, or the models cannot be loaded.
     """
     failures: list[SiglipOnnxError] = []
 
@@ -37,8 +37,8 @@ def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[
         failures.append(error)
         server.should_exit = True
 
-    # Its warnings quote the texts that they are about.
-    logging.getLogger("siglip_onnx.tokenizer").setLevel(logging.ERROR)
+    # The tokenizer's warnings quote texts, which must not be logged.
+    logging.getLogger("siglip_onnx.text").setLevel(logging.ERROR)
     bound = bind(settings.host, settings.port)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -47,9 +47,9 @@ def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[
             log_config=None, log_level=logging.WARNING, timeout_graceful_shutdown=DRAIN_SECONDS,
         )
     )  # fmt: skip
-    # Python lets a thread compute for 5 ms before another gets its turn: long for the one that refuses and accepts.
+    # By default Python switches threads every 5 ms, which would delay the event loop behind computing threads.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    # uvicorn repeats the signal after the drain; a stop that was asked for is no failure.
+    # uvicorn raises the signal again after the drain; a requested stop is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with bound:
         listening(page_address(bound))
@@ -62,13 +62,13 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket.
 
     Raises:
-        SiglipOnnxError: the address is not this machine's, or the port is taken.
+        SiglipOnnxError: the address does not belong to this machine, or the port is in use.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )[0]
-        # asyncio turns Nagle's delays of 40 ms off only where the protocol is named.
+        # asyncio turns off Nagle's algorithm (delays of 40 ms) only if the protocol is given.
         bound = socket.socket(family, kind, protocol)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -79,7 +79,7 @@ def bind(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         raise SiglipOnnxError(
-            f"{host} port {port} cannot be listened on: {error.strerror or error}. Choose another with --port, --host."
+            f"{host} port {port} cannot be listened on: {error.strerror or error}. Choose another: --host, --port."
         ) from error
     return bound
 

@@ -1,4 +1,4 @@
-"""How the server is to run, as the command line says."""
+"""Settings of a server, as the command line sets them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DEFAULT_PORT = 5678
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that is fixed for the life of a server.
+    """Everything that stays fixed while a server runs.
 
-    ``host`` is the address it is bound to. ``allowed_hosts`` are further names that requests may call it by.
-    ``url_fetch`` lets it fetch pictures that requests name, from ``url_domains`` alone if there are any.
+    ``host`` is the address to listen on. ``allowed_hosts`` are further names accepted in the Host header.
+    ``url_fetch`` lets the server fetch images whose URLs a request names, only from ``url_domains`` if any are given.
     """
 
     host: str = DEFAULT_HOST
@@ -30,7 +30,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether an address to bind to is reached from this machine alone."""
+    """Return whether a server that listens on ``host`` can be reached only from this machine."""
     if host.lower() == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""The bounded queue: who may come in, and the threads that decode and run the models."""
+"""A bounded request queue and its worker threads, which decode images and run the models."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ _MAX_RETRY_S = 60
 
 
 class WorkQueue:
-    """Lets in a bounded number of requests and bytes, and works on them first come, first served."""
+    """Admits a bounded number of requests and bytes, and processes them first come, first served."""
 
-    def __init__(self, limits: Limits, workers: int) -> None:
+    def __init__(self, limits: Limits, workers: int, metrics: Metrics) -> None:
         self._limits = limits
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="siglip_onnx.web")
         self._requests = 0
         self._bytes = 0
-        self._mean_s = 0.1  # of the work of one request
-        self.metrics = Metrics(lambda: self._requests)
+        self._mean_s = 0.1  # moving average of the work of one request
+        self._metrics = metrics
+
+    @property
+    def size(self) -> int:
+        """Requests being received, queued or processed."""
+        return self._requests
 
     @contextlib.contextmanager
     def admit(self, body_bytes: int) -> Iterator[None]:
-        """Hold a place for one request whose body has at most so many bytes.
+        """Admit one request whose body has at most ``body_bytes``.
 
         Raises:
-            RequestError: there is no place; the answer says when to try again.
+            RequestError: the queue is full; the error says when to try again.
         """
         if self._requests >= self._limits.requests:
             raise self._full()
@@ -48,10 +53,10 @@ class WorkQueue:
 
     @contextlib.contextmanager
     def hold(self, size_bytes: int) -> Iterator[None]:
-        """Hold memory for so many bytes.
+        """Reserve memory.
 
         Raises:
-            RequestError: requests hold too much already.
+            RequestError: admitted requests have reserved too much of it.
         """
         if self._bytes + size_bytes > self._limits.pending_bytes:
             raise self._full()
@@ -63,25 +68,25 @@ class WorkQueue:
 
     def _full(self) -> RequestError:
         return RequestError(
-            429, "queue_full", "The server has as many requests as it takes; try again.",
+            429, "queue_full", "The server is at its limit of requests; try again later.",
             retry_after_s=self.retry_after_s(),
         )  # fmt: skip
 
     def retry_after_s(self) -> int:
-        """Return in how many seconds what is waiting should be done."""
+        """Return the seconds after which the queue should be empty."""
         return min(_MAX_RETRY_S, max(1, math.ceil(self._requests * self._mean_s / self._workers)))
 
     async def run(self, work: Callable[[], Result], gone: Callable[[], Awaitable[None]]) -> Result:
-        """Return what ``work`` gives in a worker thread; when the client is ``gone`` before its turn, leave it out.
+        """Return the result of ``work``, run in a worker thread; skip it if the client is ``gone`` before its turn.
 
         Raises:
-            RequestError: the client went away.
+            RequestError: the client disconnected.
         """
         submitted = time.perf_counter()
 
         def timed() -> Result:
             started = time.perf_counter()
-            self.metrics.observe("siglip_request_queue_duration", started - submitted)
+            self._metrics.observe("siglip_request_queue_duration", started - submitted)
             try:
                 return work()
             finally:
@@ -93,11 +98,11 @@ class WorkQueue:
             await asyncio.wait((future, watch), return_when=asyncio.FIRST_COMPLETED)
             if not future.done():
                 future.cancel()
-                raise RequestError(499, "client_gone", "The client went away before its turn.")
+                raise RequestError(499, "client_gone", "The client disconnected before its turn.")
             return future.result()
         finally:
             watch.cancel()
 
     def close(self) -> None:
-        """Drop what waits; what is being computed ends by itself."""
+        """Discard queued requests; running ones end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""URLs that lead a careless fetcher inside: each must be refused before any socket is opened."""
+"""SSRF vectors: URLs of private networks, each of which must be refused before any socket is opened."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Vector(NamedTuple):
-    """A URL, and what its host would resolve to; an address resolves to itself."""
+    """A URL, and the addresses to which its host resolves; an address resolves to itself."""
 
     name: str
     url: str
@@ -14,7 +14,7 @@ class Vector(NamedTuple):
 
 
 def _addresses(**addresses: str) -> list[Vector]:
-    """Return a vector of the address as it is, and one of a name that resolves to it."""
+    """Return two vectors per address: the address itself, and a name that resolves to it."""
     return [
         vector
         for name, address in addresses.items()
@@ -102,7 +102,7 @@ VECTORS = [
     Vector("unclosed bracket", "http://[::1/"),
     Vector("too long", "http://example.com/" + "a" * 4000, ("93.184.216.34",)),
 ]
-# What a public server may answer to lead inside.
+# Redirects to private networks from a public server.
 REDIRECTS = [
     "http://169.254.169.254/latest/meta-data/",
     "http://127.0.0.1/",

@@ -95,6 +95,7 @@ def decode_many(seed: int) -> tuple[Counter[str], list[Finding], float]:
     return outcomes, bad, longest
 
 
+@pytest.mark.slow
 def test_mutated_pictures(request: pytest.FixtureRequest) -> None:
     """A worker that crashes breaks the pool, one that hangs runs into the time limit; the seed says which picture."""
     tasks = max(1, request.config.getoption("--fuzz") // PER_TASK)

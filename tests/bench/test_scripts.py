@@ -19,13 +19,14 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("scripts", "benchmarks", "examples")
 FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 COMMANDS = [name for name in FILES if "@click.command" in (ROOT / name).read_text(encoding="utf-8")]
-LIBRARIES = [name for name in FILES if name not in COMMANDS and name != "examples/compiled_classifier.py"]
+LIBRARIES = [name for name in FILES if name not in COMMANDS and not name.startswith("examples/")]
 # Files whose run is tested where the thing that they make is tested.
 TESTED_ELSEWHERE = {
     "scripts/draw_samples.py": "runtime/test_demo.py",
     "scripts/train_demo.py": "runtime/test_demo.py",
     "scripts/make_golden.py": "runtime/test_doctor.py",
     "examples/compiled_classifier.py": "export/test_compile.py",
+    **dict.fromkeys((f"examples/search_{store}.py" for store in ("duckdb", "faiss", "lancedb")), "bulk/test_stores.py"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Search in embedded folders: exact whatever the storage, and never with vectors of another space."""
+"""Searching embedded folders: exact with every layout, and only with the embedding space of the vectors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from numpy.testing import assert_allclose, assert_array_equal
-from support.commands import run_without
 from support.images import make_image
+from support.jobs import run
 
 import siglip_onnx
 from siglip_onnx.bulk.facts import JobFacts
@@ -23,7 +22,6 @@ from siglip_onnx.bulk.query import Term, encode_query
 from siglip_onnx.bulk.records import Input, Row
 from siglip_onnx.bulk.scores import make_scorer
 from siglip_onnx.bulk.search import open_collection
-from siglip_onnx.cli import main
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
 from siglip_onnx.head import compute_logits, l2_normalize, sigmoid
@@ -31,19 +29,15 @@ from siglip_onnx.head import compute_logits, l2_normalize, sigmoid
 DIM = 48
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 def write_job(path: Path, vectors: Any, *, dtype: str = "float32", layout: str = "npy", shard_size: int = 100) -> Job:
-    """Write a job of these vectors; the picture of vector 7 is ``/p/7.png``."""
-    facts = JobFacts("made", "int8", "int8-made", vectors.shape[1], 4.7, -12.0, {}, layout, dtype, shard_size)
+    """Write a job of these vectors; the image of vector 7 is ``/p/7.png``."""
+    facts = JobFacts("random", "int8", "int8-random", vectors.shape[1], 4.7, -12.0, {}, layout, dtype, shard_size)
     path.mkdir()
     job = begin_job(path, facts, overwrite=False)
     for shard, start in enumerate(range(0, len(vectors), shard_size)):
         stored = vectors[start : start + shard_size]
         inputs = [Input(f"/p/{start + row}.png", 1, 1) for row in range(len(stored))]
-        rows = [Row(*one, status="ok", row=row) for row, one in enumerate(inputs)]
+        rows = [Row(*item, status="ok", row=row) for row, item in enumerate(inputs)]
         job.write_plan(shard, inputs)
         job.commit(shard, inputs, rows, stored)
     return job
@@ -55,7 +49,7 @@ def unit_vectors(count: int, dim: int = DIM, seed: int = 0) -> Any:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample pictures, embedded with the demo model."""
+    """The sample images, embedded with the demo model."""
     out = tmp_path_factory.mktemp("search") / "out"
     command = [sys.executable, "-m", "siglip_onnx", "embed", IMAGES_PATH, "--out", out, "--shard-size", "5"]
     subprocess.run(command, check=True, capture_output=True)
@@ -69,7 +63,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("layout", ["npy", "clip-retrieval", "parquet"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_search_finds_what_comparing_with_all_finds(layout: str, dtype: str, tmp_path: Path) -> None:
+def test_search_is_exact_with_every_layout(layout: str, dtype: str, tmp_path: Path) -> None:
     if layout != "npy":
         pytest.importorskip("pyarrow")
     vectors, (query,) = unit_vectors(1234), unit_vectors(1, seed=9)
@@ -84,12 +78,12 @@ def test_search_finds_what_comparing_with_all_finds(layout: str, dtype: str, tmp
     assert_allclose([hit.probability for hit in hits], sigmoid(logits[:, 0]))
 
 
-def test_one_thread_finds_what_many_find(tmp_path: Path) -> None:
-    vectors, (query,) = unit_vectors(2000), unit_vectors(1, seed=9)
+def test_search_with_one_thread_equals_search_with_many(tmp_path: Path) -> None:
+    vectors, (query,) = unit_vectors(1000), unit_vectors(1, seed=9)
     write_job(tmp_path / "job", np.repeat(vectors, 2, axis=0), shard_size=37)  # every score twice
     collection = open_collection(tmp_path / "job")
     assert collection.search(query, 25, threads=1) == collection.search(query, 25, threads=4)
-    assert len(collection.search(query, 100_000)) == 4000
+    assert len(collection.search(query, 100_000)) == 2000
 
 
 def test_every_float16_counts_exactly() -> None:
@@ -110,7 +104,7 @@ def test_scores_are_dot_products(dim: int, dtype: Any) -> None:
     assert_allclose(make_scorer(np.dtype(dtype), query)(vectors), expected, atol=1e-6)
 
 
-def test_text_finds_its_picture_in_both_languages(embedded: Path) -> None:
+def test_search_by_text_in_both_languages(embedded: Path) -> None:
     result = run("search", embedded, "six eggs", "-k", "3", "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
@@ -125,7 +119,7 @@ def test_text_finds_its_picture_in_both_languages(embedded: Path) -> None:
     assert "blue_star_on_dark.png" in run("search", embedded, "暗い背景に青い星", "-k", "1").stdout
 
 
-def test_pictures_weights_and_minus(embedded: Path) -> None:
+def test_search_by_images_and_weights(embedded: Path) -> None:
     model = siglip_onnx.load("demo")
     star = str(IMAGES_PATH / "red_star.png")
     result = run("search", embedded, "--image", star, "-k", "2", "--json")
@@ -144,21 +138,21 @@ def test_pictures_weights_and_minus(embedded: Path) -> None:
     assert other["path"] != star
 
 
-def test_a_query_that_cancels_out_is_refused(embedded: Path) -> None:
+def test_query_that_cancels_out_is_refused(embedded: Path) -> None:
     result = run("search", embedded, "a star", "--minus", "a star")
     assert result.exit_code == 1
     assert "cancel out" in result.stderr
-    with pytest.raises(SiglipOnnxError, match="Nothing is left"):
+    with pytest.raises(SiglipOnnxError, match="The query is zero"):
         encode_query(siglip_onnx.load("demo"), [])
 
 
-def test_gallery_shows_the_pictures_and_escapes_names(small_bundle: Path, tmp_path: Path) -> None:
-    folder, page = tmp_path / "pictures", tmp_path / "page.html"
+def test_gallery_shows_thumbnails_and_escapes_names(small_bundle: Path, tmp_path: Path) -> None:
+    folder, page = tmp_path / "images", tmp_path / "page.html"
     folder.mkdir()
     make_image(np.random.default_rng(1), (900, 600)).save(folder / "<b>&'\".jpg")
-    make_image(np.random.default_rng(2)).save(folder / "gone.png")
+    make_image(np.random.default_rng(2)).save(folder / "missing.png")
     assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0
-    (folder / "gone.png").unlink()
+    (folder / "missing.png").unlink()
     arguments = ("a <script> 夕焼け", "--html", page, "--model", small_bundle)
     result = run("search", tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.stderr
@@ -179,9 +173,9 @@ def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path
     result = run("search", embedded, "a star", "--model", small_bundle)
     assert result.exit_code == 1
     assert "holds vectors of the embedding space int8-" in result.stderr
-    assert "(demo, variant int8), but the model makes those of int8-" in result.stderr
+    assert "(demo, variant int8), but the model has the embedding space int8-" in result.stderr
     assert result.stdout == ""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     make_image(np.random.default_rng(1)).save(folder / "a.png")
     arguments = ("--model", small_bundle, "--variant", "fp32")
@@ -190,7 +184,7 @@ def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path
     assert run("search", tmp_path / "out", "a", "--model", small_bundle, "--variant", "int8").exit_code == 1
 
 
-def test_what_is_not_embedded_yet_is_said(embedded: Path, tmp_path: Path) -> None:
+def test_search_reports_unfinished_shards(embedded: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
     (copy / "receipts" / "000001.json").unlink()
     (copy / "vectors" / "000002.npy").write_bytes(b"short")
@@ -203,40 +197,11 @@ def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, code, message in (
         ([embedded], 2, "There is nothing to look for"),
-        ([tmp_path / "empty", "a"], 1, "holds no vectors; make it with: siglip-onnx embed"),
+        ([tmp_path / "empty", "a"], 1, "holds no vectors; create them with: siglip-onnx embed"),
         ([tmp_path / "nowhere", "a"], 1, "holds no vectors"),
         ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),
-        ([embedded, "a", "--approximate"], 1, "has no index; make it with: siglip-onnx index"),
     ):
-        found = run("search", *arguments)
-        assert found.exit_code == code, found.stderr
-        assert message in found.stderr
-        assert "Traceback" not in found.stderr
-
-
-def test_index_says_its_recall_and_knows_when_it_is_old(tmp_path: Path) -> None:
-    pytest.importorskip("usearch")
-    from siglip_onnx.bulk.index import search_index
-
-    vectors, (query,) = unit_vectors(3000), unit_vectors(1, seed=9)
-    job = write_job(tmp_path / "job", vectors, dtype="float16")
-    result = run("index", tmp_path / "job", "--json")
-    facts = json.loads(result.stdout)
-    assert facts["vectors"] == 3000
-    assert 0.7 < facts["recall_at_10"] <= 1
-    collection = open_collection(tmp_path / "job")
-    exact = [hit.path for hit in collection.search(query, 10)]
-    found = search_index(collection, query, 10)
-    assert len({hit.path for hit in found} & set(exact)) >= 6
-    assert all(hit in collection.search(query, 3000) for hit in found)
-    inputs = job.read_plan(3)[:50]
-    job.commit(3, inputs, [Row(*one, status="ok", row=row) for row, one in enumerate(inputs)], vectors[:50])
-    with pytest.raises(SiglipOnnxError, match="is of other vectors than are there now"):
-        search_index(open_collection(tmp_path / "job"), query, 10)
-
-
-def test_index_without_usearch_says_what_to_install(embedded: Path) -> None:
-    found = run_without("usearch", "index", embedded)
-    assert found.returncode == 1
-    assert 'pip install "siglip-onnx[index]"' in found.stderr
-    assert "Traceback" not in found.stderr
+        result = run("search", *arguments)
+        assert result.exit_code == code, result.stderr
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr

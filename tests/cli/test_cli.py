@@ -174,7 +174,12 @@ def test_unreadable_pictures_do_not_stop_the_others(small_bundle: Path, tmp_path
         (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either pictures, or texts"),
         (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere is no folder; make it first"),
         (["info", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
-        (["export", "/nowhere", "never"], 4, "/nowhere does not exist; expected a checkpoint folder"),
+        pytest.param(
+            ["export", "/nowhere", "never"],
+            4,
+            "/nowhere does not exist; expected a checkpoint folder",
+            marks=pytest.mark.export,
+        ),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
 )

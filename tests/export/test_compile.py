@@ -1,4 +1,4 @@
-"""The compiled classifier: one file, the same bits."""
+"""The compiled classifier: one file that gives the pipeline's logits bit for bit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 from support.checkpoints import make_naflex_checkpoint
 
 import siglip_onnx
-from siglip_onnx.classifier import Classifier
+from siglip_onnx.classifier import Classifier, ClassifierFacts
 from siglip_onnx.cli import main
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import BundleError, TextError
-from siglip_onnx.export import compile as compiling
+from siglip_onnx.export import compile as compile_module
 from siglip_onnx.export.compile import compile_classifier
 from siglip_onnx.export.pipeline import export_bundle
 
@@ -40,22 +40,18 @@ def run(*arguments: object) -> Result:
 
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
 @pytest.mark.parametrize("uint8", [False, True])
-def test_logits_are_those_of_the_pipeline_bit_for_bit(
+def test_compiled_logits_are_those_of_the_pipeline_bit_for_bit(
     bundle: Path, tmp_path: Path, images: list[Image.Image], variant: str, uint8: bool
 ) -> None:
     model = siglip_onnx.load(bundle, variant=variant)
     compile_classifier(model, LABELS, tmp_path / "c.onnx", template=TEMPLATES, uint8=uint8, logit_bias=-3.5)
     labels = model.encode_labels(LABELS, template=TEMPLATES)
     classifier = Classifier(tmp_path / "c.onnx")
-    for picture in images:
-        expected = model.logits(model.encode_images(picture), labels, logit_bias=-3.5)[0]
-        assert_array_equal(classifier.logits(picture), expected)
-        for match, other in zip(
-            classifier.classify(picture),
-            model.classify(picture, LABELS, template=TEMPLATES, logit_bias=-3.5),
-            strict=True,
-        ):
-            assert match == other
+    for image in images:
+        expected = model.logits(model.encode_images(image), labels, logit_bias=-3.5)[0]
+        assert_array_equal(classifier.logits(image), expected)
+        matches = model.classify(image, LABELS, template=TEMPLATES, logit_bias=-3.5)
+        assert classifier.classify(image) == matches
 
 
 def test_the_graph_itself_gives_probabilities_and_takes_batches(
@@ -72,46 +68,68 @@ def test_the_graph_itself_gives_probabilities_and_takes_batches(
     assert [path.name for path in tmp_path.iterdir()] == ["c.onnx"]
 
 
-def test_commands(small_bundle: Path, tmp_path: Path) -> None:
+def test_metadata_of_version_0_1_can_be_read() -> None:
+    metadata = (
+        '{"format": "siglip_onnx.classifier/1", "model": "m", "variant": "int8", "embedding_space": "int8-0", '
+        '"labels": ["a cat", "猫"], "templates": ["{}"], "input": "uint8", "height": 32, "width": 48, "resample": 3, '
+        '"rescale_factor": 0.5, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.5, 0.6]}'
+    )
+    facts = ClassifierFacts.from_json(metadata)
+    assert facts.to_json() == metadata
+    assert ClassifierFacts.from_json(metadata[:-1] + ', "later": 1}') == facts
+    assert (facts.preprocessor.width, facts.preprocessor.levels.image_std) == (48, (0.5, 0.5, 0.6))
+    for damaged in (
+        "[]",
+        "{",
+        metadata.replace("classifier/1", "classifier/2"),
+        metadata.replace('"labels"', '"lables"'),
+    ):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            ClassifierFacts.from_json(damaged)
+
+
+def test_compile_and_classify_commands(small_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
-    picture = IMAGES_PATH / "red_star.png"
+    image = IMAGES_PATH / "red_star.png"
     out = tmp_path / "c.onnx"
     result = run("compile", small_bundle, "--labels", tmp_path / "labels.txt", "--template", "a {}", "-o", out)
     assert result.exit_code == 0, result.stderr
     assert "4 labels" in result.stdout
-    found = run("classify", picture, "nowhere.png", "--model", out, "--json")
-    assert found.exit_code == 3
+    compiled = run("classify", image, "nowhere.png", "--model", out, "--json")
+    assert compiled.exit_code == 3
     texts = [word for label in LABELS for word in ("--text", label)]
-    expected = run("classify", picture, "nowhere.png", "--model", small_bundle, "--json", "--template", "a {}", *texts)
-    assert json.loads(found.stdout) == json.loads(expected.stdout)
-    mixed = run("classify", picture, "--model", out, "--text", "a cat")
+    expected = run("classify", image, "nowhere.png", "--model", small_bundle, "--json", "--template", "a {}", *texts)
+    assert json.loads(compiled.stdout) == json.loads(expected.stdout)
+    mixed = run("classify", image, "--model", out, "--text", "a cat")
     assert mixed.exit_code == 2
     assert "is a compiled classifier with its texts inside" in mixed.stderr
-    assert "--workers, --fast-decode and" in run("classify", picture, "--model", out, "--fast-decode").stderr
+    assert "--workers, --fast-decode and" in run("classify", image, "--model", out, "--fast-decode").stderr
 
 
 @pytest.mark.parametrize("uint8", [False, True])
-def test_the_example_needs_nothing_of_this_package(small_bundle: Path, tmp_path: Path, uint8: bool) -> None:
+def test_the_example_runs_without_this_package(small_bundle: Path, tmp_path: Path, uint8: bool) -> None:
     model = siglip_onnx.load(small_bundle)
     compile_classifier(model, LABELS, tmp_path / "c.onnx", uint8=uint8)
-    picture = IMAGES_PATH / "red_star.png"
-    output = subprocess.check_output([sys.executable, EXAMPLE, tmp_path / "c.onnx", picture], text=True)
-    expected = [f"{match.text}: {match.probability:.3g}" for match in model.classify(picture, LABELS)]
+    image = IMAGES_PATH / "red_star.png"
+    output = subprocess.check_output([sys.executable, EXAMPLE, tmp_path / "c.onnx", image], text=True)
+    expected = [f"{match.text}: {match.probability:.3g}" for match in model.classify(image, LABELS)]
     assert output.splitlines() == expected
     imports = [line for line in EXAMPLE.read_text().splitlines() if line.startswith(("import", "from"))]
     assert not [line for line in imports if "siglip_onnx" in line]
 
 
-def test_what_cannot_be_compiled_is_said(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_refuses_what_cannot_be_compiled(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export_bundle(make_naflex_checkpoint(tmp_path / "naflex"), tmp_path / "bundle", precisions=["fp32"])
     out = tmp_path / "c.onnx"
     with pytest.raises(BundleError, match="is a NaFlex model"):
         compile_classifier(siglip_onnx.load(tmp_path / "bundle"), LABELS, out)
     model = siglip_onnx.load(small_bundle)
-    for labels in ([], ["a", "a"]):
-        with pytest.raises(TextError, match="Labels are given twice, or not at all"):
+    for labels, message in (([], "There are 0 labels"), (["a", "a"], "2 labels, 1 of them different")):
+        with pytest.raises(TextError, match=message):
             compile_classifier(model, labels, out)
-    monkeypatch.setattr(compiling, "_LARGEST_FILE", 1000)
+    monkeypatch.setattr(compile_module, "_MAX_FILE_BYTES", 1000)
     with pytest.raises(BundleError, match="more than the 1,000 of one ONNX file"):
         compile_classifier(model, LABELS, out)
     assert not out.exists()

@@ -53,8 +53,8 @@ def reference_embeddings(features: Any) -> NDArray[np.float32]:
 
 
 def test_pixels_are_bit_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
-    found = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(images)])
-    assert_array_equal(found, reference_pixels(checkpoint, images).numpy())
+    pixels = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(images)])
+    assert_array_equal(pixels, reference_pixels(checkpoint, images).numpy())
 
 
 def test_ids_are_equal(checkpoint: Path, fp32: siglip_onnx.SigLIP) -> None:
@@ -90,18 +90,18 @@ def test_logits_and_probabilities(
     assert_allclose(siglip_onnx.sigmoid(logits), expected.sigmoid().numpy(), atol=1e-5, rtol=1e-4)
 
 
-def test_int8_stays_near_fp32(bundle: Path, fp32: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
+def test_int8_stays_close_to_fp32(bundle: Path, fp32: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
     int8 = siglip_onnx.load(bundle, variant="int8")
-    for found, expected in (
+    for embeddings, expected in (
         (int8.encode_images(images), fp32.encode_images(images)),
         (int8.encode_texts(TEXTS), fp32.encode_texts(TEXTS)),
     ):
-        assert (found * expected).sum(axis=1).min() > 0.999
-        assert not np.array_equal(found, expected)
+        assert (embeddings * expected).sum(axis=1).min() > 0.999
+        assert not np.array_equal(embeddings, expected)
 
 
 def test_fp32_towers_take_batches(fp32: siglip_onnx.SigLIP, images: list[Image.Image]) -> None:
-    """The graphs themselves have a free batch dimension, whatever the runtime does."""
+    """The graphs have a dynamic batch dimension, which the runtime on the CPU does not use."""
     pixels = np.concatenate([inputs["pixel_values"] for inputs in fp32.preprocess(images)])
     ids = fp32.tokenize(TEXTS)
     for tower, name, inputs in (("vision", "pixel_values", pixels), ("text", "input_ids", ids)):

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx
 import pytest
 
 import describe_checkpoints
+from siglip_onnx.bundle.manifest import TOWERS, graph_path
 from siglip_onnx.config import read_config
 from siglip_onnx.export.checkpoint import expected_shapes
 from siglip_onnx.hub.published import PUBLISHED
 
+pytestmark = pytest.mark.export
 # Millions of parameters that the authors and open_clip give (model_profile.csv; README_siglip2 of big_vision).
 PARAMETERS = {
     "siglip-base-patch16-224": 203.2,
@@ -34,23 +37,22 @@ def test_shapes_fit_together(checkpoint: describe_checkpoints.PublishedCheckpoin
     config = checkpoint.config
     assert config.vision.hidden_size == config.text.embedding_dim
     if checkpoint.name in PARAMETERS:
-        import math
-
         millions = sum(math.prod(shape) for shape in expected_shapes(config).values()) / 1e6
         assert millions == pytest.approx(PARAMETERS[checkpoint.name], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_table_says() -> None:
     assert describe_checkpoints.DOCUMENT.read_text(encoding="utf-8") == describe_checkpoints.document()
 
 
-def test_sizes_are_those_of_an_export(small_bundle: Path) -> None:
-    found = describe_checkpoints.sizes_mb(read_config(small_bundle / "config.json"))
-    for variant, suffix in (("fp32", ""), ("int8", "_quantized")):
-        for tower in ("vision", "text"):
-            model = onnx.load(small_bundle / "onnx" / f"{tower}_model{suffix}.onnx")
+def test_sizes_are_those_of_an_export(bundle: Path) -> None:
+    sizes = describe_checkpoints.sizes_mb(read_config(bundle / "config.json"))
+    for variant in ("fp32", "int8"):
+        for tower in TOWERS:
+            model = onnx.load(bundle / graph_path(tower, variant))
             weights = sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer) / 1e6
-            assert found[variant][tower] == pytest.approx(weights, abs=0.001)
+            assert sizes[variant][tower] == pytest.approx(weights, abs=0.001)
 
 
 def test_the_published_config_is_the_table_s(material: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path,
     assert leftovers() == []
 
 
+@pytest.mark.export
 def test_a_repository_of_something_else(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")

@@ -17,6 +17,7 @@ from siglip_onnx.errors import ImageError
 from siglip_onnx.image.decode import load_image
 from siglip_onnx.image.preprocess import NaflexPreprocessor, SquashPreprocessor
 
+pytestmark = pytest.mark.export
 BICUBIC, BILINEAR = 3, 2
 PATCHES = (64, 128, 256, 576, 1024)
 NO_POSITIONS = np.zeros((4, 8), np.float32)

@@ -44,6 +44,7 @@ def test_embedded_files_are_whole() -> None:
     assert json.loads((DEMO_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
 
 
+@pytest.mark.slow
 def test_sample_pictures_are_those_of_the_script(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
@@ -123,6 +124,8 @@ def test_every_scene_can_be_drawn() -> None:
         assert np.asarray(draw(Scene(0, word=word, dark=1), rng, 96)).max() > 100
 
 
+@pytest.mark.slow
+@pytest.mark.export
 def test_training_runs_stops_and_goes_on(tmp_path: Path) -> None:
     """Two steps, then one more: the checkpoint is one that export takes."""
     from click.testing import CliRunner

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import make_golden
 from siglip_onnx import doctor as doctor_module
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.cli import main
@@ -155,7 +154,10 @@ def test_health_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "models pull" in found.advice
 
 
+@pytest.mark.export
 def test_stored_answers_are_those_of_the_shipped_model() -> None:
+    import make_golden
+
     golden, demo = read_golden(GOLDEN_PATH), open_bundle(DEMO_PATH)
     assert golden.provenance["weights_sha256"] == demo.manifest.source["weights_sha256"], "run scripts/make_golden.py"
     made = make_golden.make_golden(demo)
@@ -164,8 +166,11 @@ def test_stored_answers_are_those_of_the_shipped_model() -> None:
     np.testing.assert_allclose(np.linalg.norm(golden.image_embeddings, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("source", ["small_checkpoint", "small_bundle"])
 def test_the_script_takes_checkpoints_and_bundles(request: pytest.FixtureRequest, tmp_path: Path, source: str) -> None:
+    import make_golden
+
     out = tmp_path / "golden.npz"
     done = CliRunner().invoke(make_golden.main, [str(request.getfixturevalue(source)), "--out", str(out)])
     assert done.exit_code == 0, done.output

@@ -23,6 +23,7 @@ from siglip_onnx.errors import BundleError, CheckpointError, SiglipOnnxError
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.image.preprocess import NaflexPreprocessor, choose_grid, resize_positions
 
+pytestmark = pytest.mark.export
 SIZES = [(5, 2), (2, 900), (900, 2), (64, 64), (480, 640), (639, 479), (37, 1000), (3000, 2000), (255, 257)]
 
 

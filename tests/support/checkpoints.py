@@ -32,7 +32,7 @@ _CORPUS = (
 
 
 def make_checkpoint(path: Path, shape: str, *, max_shard_size: str = "5GB") -> Path:
-    """Write a random fixed-resolution checkpoint with its tokenizer and preprocessor."""
+    """Write a random checkpoint of fixed resolution with tokenizer and image processor."""
     torch.manual_seed(len(shape))
     towers = SHAPES[shape]
     model = SiglipModel(SiglipConfig(text_config=towers["text"], vision_config=towers["vision"]))
@@ -43,7 +43,7 @@ def make_checkpoint(path: Path, shape: str, *, max_shard_size: str = "5GB") -> P
 
 
 def make_naflex_checkpoint(path: Path, *, max_num_patches: int = 40) -> Path:
-    """Write a random NaFlex checkpoint with its tokenizer and preprocessor."""
+    """Write a random NaFlex checkpoint with tokenizer and image processor."""
     torch.manual_seed(1)
     model = Siglip2Model(Siglip2Config(text_config=NAFLEX["text"], vision_config=NAFLEX["vision"]))
     patch_size = NAFLEX["vision"]["patch_size"]
@@ -52,7 +52,7 @@ def make_naflex_checkpoint(path: Path, *, max_num_patches: int = 40) -> Path:
 
 
 def save_randomized(model: Any, path: Path, max_shard_size: str) -> Path:
-    """Give every parameter its own values and save; a fresh model's biases are 0 and its LayerNorms 1."""
+    """Randomize biases and LayerNorms, which are 0 and 1 in a new model, and save."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith((".bias", "in_proj_bias")) or "norm" in name:

@@ -1,4 +1,4 @@
-"""A small internet on this machine: names, addresses that look public, and servers that behave badly."""
+"""A fake internet on this machine: names, addresses that look public, and misbehaving servers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ sys.addaudithook(_audit)
 
 @contextlib.contextmanager
 def watched_sockets() -> Iterator[list[tuple[str, Any]]]:
-    """Give every name asked for and every address connected to, by any code of this process."""
+    """Yield the list of names resolved and addresses connected to, by any code of this process."""
     events: list[tuple[str, Any]] = []
     _watching.append(events)
     try:
@@ -43,13 +43,13 @@ def watched_sockets() -> Iterator[list[tuple[str, Any]]]:
 
 
 class FakeInternet:
-    """Resolves names from a table, and connects every dialled address to one local server."""
+    """Resolves names from a table, and connects every dialed address to one local server."""
 
     def __init__(self, answers: dict[str, list[str]] | None = None, port: int = 0) -> None:
         self.answers = answers or {}
         self.port = port
         self.resolved: list[str] = []
-        self.dialled: list[tuple[str, int]] = []
+        self.dialed: list[tuple[str, int]] = []
 
     async def resolve(self, host: str, _port: int) -> list[str]:
         self.resolved.append(host)
@@ -60,7 +60,7 @@ class FakeInternet:
         return self.answers[host]
 
     async def dial(self, address: Address, port: int) -> socket.socket:
-        self.dialled.append((str(address), port))
+        self.dialed.append((str(address), port))
         connection = socket.socket()
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
@@ -72,7 +72,7 @@ class FakeInternet:
 
 @contextlib.asynccontextmanager
 async def serving(serve: Serve, internet: FakeInternet, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """Let ``serve`` answer every connection."""
+    """Handle every connection with ``serve``."""
 
     connections: set[asyncio.Task[None]] = set()
 
@@ -103,7 +103,7 @@ async def serving(serve: Serve, internet: FakeInternet, tls: ssl.SSLContext | No
 
 
 def answering(*responses: bytes) -> Serve:
-    """Return a server that answers one after the other, the last for ever."""
+    """Return a server that sends one response after the other, and then repeats the last."""
     remaining = list(responses)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,7 +125,7 @@ def redirect(location: str) -> bytes:
 
 @contextlib.contextmanager
 def serving_in_thread(serve: Serve, internet: FakeInternet) -> Iterator[None]:
-    """As :func:`serving`, for clients of another thread."""
+    """Like :func:`serving`, for clients in another thread."""
     loop = asyncio.new_event_loop()
     stop, started = asyncio.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""A model that some pictures kill, for the tests of bulk jobs; worker processes import it."""
+"""A model that some images crash, for the tests of bulk jobs; worker processes import it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from siglip_onnx.bulk.spec import ModelSpec
 
 @dataclass(frozen=True)
 class FragileSpec(ModelSpec):
-    """A model that dies in a way of its own at files of these hashes; ``once`` at the first time only."""
+    """A model that crashes at files with these hashes, each in its own way; with ``once``, a file's path, only once."""
 
     killers: tuple[tuple[str, str], ...] = ()
     once: str | None = None
@@ -35,19 +35,19 @@ class _Fragile:
 
     def stream_embeddings(self, images: Iterable[bytes]) -> Iterator[Any]:
         for image in images:
-            end = self._killers.get(hashlib.sha256(image).hexdigest())
-            if end and not (self._once and Path(self._once).exists()):
+            kind = self._killers.get(hashlib.sha256(image).hexdigest())
+            if kind and not (self._once and Path(self._once).exists()):
                 if self._once:
                     Path(self._once).touch()
-                die(end)
+                crash(kind)
             yield from self._model.stream_embeddings([image])
 
 
-def die(how: str) -> None:
-    if how == "segfault":
+def crash(kind: str) -> None:
+    if kind == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if how == "exit":
+    if kind == "exit":
         os._exit(7)
-    if how == "hang":
+    if kind == "hang":
         time.sleep(600)
     raise RuntimeError("out of luck")

@@ -1,12 +1,122 @@
-"""Folders that bulk jobs write."""
+"""Run bulk jobs, and read the folders that they write."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attacks.bombs import png_of_many_pixels
+from click.testing import CliRunner, Result
+
+from siglip_onnx.bulk.facts import Receipt
+from siglip_onnx.bulk.job import Job
+from siglip_onnx.bulk.listing import Listing
+from siglip_onnx.bulk.progress import NoProgress
+from siglip_onnx.bulk.run import Policy, run_job
+from siglip_onnx.bulk.shard import Task, embed_shard
+from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.cli import main
+from siglip_onnx.model import SigLIP
+
+from .images import make_image
+
+SHARD_SIZE = 10
+SKIPPED = "left out: 1 file not named as pictures are; --all-files tries all."
+
+
+class InProcess:
+    """An engine that embeds shards in this process, and records what it had to embed."""
+
+    def __init__(self) -> None:
+        self.embedded: list[str] = []
+        self.shards: list[int] = []
+
+    def __call__(self, job: Job, model: ModelSpec, tasks: list[Task], _progress: Any) -> Iterator[tuple[int, Receipt]]:
+        spy = _Spy(model.open(), self.embedded)
+        for task in tasks:
+            self.shards.append(task.shard)
+            yield task.shard, embed_shard(job, spy, task, NoProgress())  # type: ignore[arg-type]
+
+
+class _Spy:
+    def __init__(self, model: SigLIP, embedded: list[str]) -> None:
+        self._model, self._embedded = model, embedded
+        self.embedding_dim = model.embedding_dim
+
+    def stream_embeddings(self, images: Any) -> Iterator[Any]:
+        for image in images:
+            self._embedded.append(hashlib.sha256(image).hexdigest())
+            yield from self._model.stream_embeddings([image])
+
+
+def embed(
+    out: Path, source: Path, spec: ModelSpec, engine: Any = None, *, facts: Any = None, **policy: bool
+) -> dict[str, Any]:
+    """Run a job in this process; return its summary."""
+    facts = facts or spec.job_facts(shard_size=SHARD_SIZE)
+    return run_job(out, Listing([source]), spec, facts, policy=Policy(**policy), engine=engine or InProcess())
+
+
+def run(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the command line for another process."""
+    return [sys.executable, "-m", "siglip_onnx", *map(str, arguments)]
 
 
 def tree(out: Path) -> dict[str, str]:
-    """Return the hash of every file that the job promises, by name."""
+    """Return the hash of every file whose bytes a job promises, by name."""
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in ("log.jsonl", ".lock")]
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(out)): sha256_of(path) for path in files}
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """Return all rows of a job."""
+    return [json.loads(line) for path in sorted((out / "rows").iterdir()) for line in path.read_text().splitlines()]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def plant_faults(folder: Path) -> dict[str, str]:
+    """Put every kind of bad input into a folder; return the status that each must get, by name."""
+    jpeg = io.BytesIO()
+    make_image(np.random.default_rng(1), (64, 64)).save(jpeg, "JPEG")
+    (folder / "empty.jpg").touch()
+    (folder / "truncated.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
+    (folder / "text.png").write_text("this is not an image")
+    (folder / "bomb.png").write_bytes(png_of_many_pixels())
+    (folder / "directory.jpg").mkdir()
+    (folder / "dangling.jpg").symlink_to("nowhere")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(folder)  # a socket's path must be short
+        server.bind("socket.jpg")
+        os.chdir(here)
+    with (folder / "sparse.jpg").open("wb") as file:
+        file.truncate(2_000_000_000)
+    (folder / "device.jpg").symlink_to("/dev/zero")
+    (folder / "unreadable.jpg").symlink_to("/proc/self/mem")  # not even for root
+    not_files = ("directory", "dangling", "loop", "pipe", "socket", "device", "unreadable")
+    return {f"{name}.jpg": "io_error" for name in not_files} | {
+        "empty.jpg": "decode_error",
+        "truncated.jpg": "truncated",
+        "sparse.jpg": "too_large",
+        "bomb.png": "too_large",
+        "text.png": "unsupported",
+    }

@@ -1,7 +1,8 @@
-"""A real server of the page in a thread of the test's process, and clients of it."""
+"""Run the web server in a thread of the test process, and send requests to it."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,25 +15,30 @@ pytest.importorskip("fastapi")
 import uvicorn
 from starlette.testclient import TestClient
 
+from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.model import SigLIP
 from siglip_onnx.web.app import create_app
 from siglip_onnx.web.server import bind, page_address
 from siglip_onnx.web.settings import Settings
 
-BASE = "http://127.0.0.1:5678"
+BASE_URL = "http://127.0.0.1:5678"
+STAR_PATH = IMAGES_PATH / "red_star.png"
+EGGS_PATH = IMAGES_PATH / "six_eggs.png"
+STAR = STAR_PATH.read_bytes()
+EGGS = EGGS_PATH.read_bytes()
 
 
 @contextlib.contextmanager
 def client_of(models: Sequence[SigLIP], settings: Settings | None = None, **options: Any) -> Iterator[TestClient]:
-    """Give a client that calls the application directly."""
+    """Yield a client that calls the application directly."""
     app = create_app(models, settings or Settings(), **options)
-    with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
         yield client
 
 
 @contextlib.contextmanager
 def running(models: Sequence[SigLIP], settings: Settings | None = None, **options: Any) -> Iterator[str]:
-    """Give the address of a server that listens."""
+    """Yield the URL of a server that listens on a port."""
     settings = settings or Settings(port=0)
     bound = bind(settings.host, settings.port)
     app = create_app(models, settings, **options)
@@ -47,3 +53,22 @@ def running(models: Sequence[SigLIP], settings: Settings | None = None, **option
         server.should_exit = True
         thread.join(timeout=30)
         bound.close()
+
+
+def in_base64(data: bytes) -> dict[str, str]:
+    return {"base64": base64.b64encode(data).decode()}
+
+
+def error_of(response: Any, status: int, code: str) -> dict[str, Any]:
+    """Return the error of a response, which must have the one form, this status and this code."""
+    document = response.json()
+    assert list(document) == ["error"]
+    assert (response.status_code, document["error"]["code"]) == (status, code), document
+    assert document["error"]["message"]
+    error: dict[str, Any] = document["error"]
+    return error
+
+
+def wait_until_ready(client: TestClient) -> None:
+    while client.get("/readyz").status_code != 200:
+        pass

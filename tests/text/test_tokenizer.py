@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import GemmaTokenizerFast, SiglipTokenizer
 
+from siglip_onnx import demo
 from siglip_onnx.errors import BundleError, CheckpointError
 from siglip_onnx.export.tokenizer import write_tokenizer
 from siglip_onnx.text.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ EXCEPTIONS = {
 pytestmark = pytest.mark.filterwarnings("ignore:This sequence already has </s>:UserWarning")  # the reference's own
 
 
+TEXT_LENGTH = 32  # of the demo model
 T5_TIE = "Super Bowl XXX"  # "x" + "xx" costs as much as "xx" + "x"
 
 
@@ -54,6 +55,8 @@ def real_texts(material: Path) -> list[str]:
 
 
 def differences(checkpoint: Path, spiece: Path, texts: list[str], tmp_path: Path) -> list[str]:
+    from transformers import SiglipTokenizer
+
     out = tmp_path / "exact.json"
     write_tokenizer(checkpoint, out, text_length=64, vocab_size=10**6)
     found = Tokenizer(out, 64)(texts)
@@ -72,6 +75,7 @@ def test_known_exceptions_still_are(small_checkpoint: Path, tmp_path: Path) -> N
     assert found == list(EXCEPTIONS)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("file", ["siglip_v1_c4en_32k/spiece.model", "t5_c4_32k/spiece.model"])
 def test_more_than_ten_thousand_texts(material: Path, tmp_path: Path, file: str) -> None:
     texts = real_texts(material)
@@ -82,6 +86,7 @@ def test_more_than_ten_thousand_texts(material: Path, tmp_path: Path, file: str)
     assert len(found) <= 6
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json"])
 def test_published_english_vocabulary(material: Path, tmp_path: Path, file: str) -> None:
     home = material / "tokenizers" / "siglip_v1_c4en_32k"
@@ -89,8 +94,12 @@ def test_published_english_vocabulary(material: Path, tmp_path: Path, file: str)
     assert differences(tmp_path, home / "spiece.model", HARD + real_texts(material)[600:1600], tmp_path) == []
 
 
+@pytest.mark.slow
+@pytest.mark.export
 @pytest.mark.parametrize("file", ["tokenizer.json.xz", "tokenizer_naflex.json.xz"])
 def test_gemma_vocabulary_is_lower_cased_ended_and_padded(material: Path, tmp_path: Path, file: str) -> None:
+    from transformers import GemmaTokenizerFast
+
     packed = material / "tokenizers" / "siglip2_gemma_256k" / file
     (tmp_path / "tokenizer.json").write_bytes(lzma.decompress(packed.read_bytes()))
     write_tokenizer(tmp_path, tmp_path / "exact.json", text_length=64, vocab_size=256_000)
@@ -106,6 +115,7 @@ def test_gemma_vocabulary_is_lower_cased_ended_and_padded(material: Path, tmp_pa
     assert [text for text, one, other in zip(texts, found, expected, strict=True) if (one != other).any()] == []
 
 
+@pytest.mark.slow
 def test_gemma_vocabulary_pruned(material: Path, tmp_path: Path) -> None:
     packed = material / "tokenizers/siglip2_gemma_256k/tokenizer.json.xz"
     (tmp_path / "tokenizer.json").write_bytes(lzma.decompress(packed.read_bytes()))
@@ -125,21 +135,21 @@ def test_gemma_vocabulary_pruned(material: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(alone, Tokenizer(path, 64)(texts))
 
 
-def test_ids_are_always_the_full_length(small_bundle: Path) -> None:
-    tokenizer = Tokenizer(small_bundle / "tokenizer.json", 16)
+def test_ids_are_always_the_full_length() -> None:
+    tokenizer = Tokenizer(demo.BUNDLE_PATH / "tokenizer.json", TEXT_LENGTH)
     ids = tokenizer(["a cat", "", "word " * 50])
-    assert ids.shape == (3, 16)
+    assert ids.shape == (3, TEXT_LENGTH)
     assert ids.dtype == np.int64
     assert (ids[:, -1] == 1).all()
     assert (ids[1] == 1).all()
 
 
-def test_cut_texts_are_reported(small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = Tokenizer(small_bundle / "tokenizer.json", 16)
+def test_cut_texts_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer(demo.BUNDLE_PATH / "tokenizer.json", TEXT_LENGTH)
     tokenizer(["a cat"])
     assert not caplog.messages
     tokenizer(["word " * 50])
-    assert caplog.messages == [f"Only the first 16 tokens of the text {'word ' * 8 + '…'!r} are read."]
+    assert caplog.messages == [f"Only the first {TEXT_LENGTH} tokens of the text {'word ' * 8 + '…'!r} are read."]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +188,7 @@ def test_a_model_of_the_texts_own_pieces_gives_the_same_ids(
         Tokenizer(path, 16)
 
 
+@pytest.mark.export
 def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With falling back to bytes; many texts, or long ones, get the whole model."""
     monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)

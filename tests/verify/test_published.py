@@ -1,4 +1,4 @@
-"""``verify --published``: it compares with published numbers, says what it could not, and it can fail."""
+"""``verify --published``: what it compares, what it names as missing, and when it fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUANTITIES = {"cosines", "head", "ids", "logits", "probabilities", "shares", "te
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint with the name of a published one, and its bundle in ``bundle`` beside it."""
+    """A small checkpoint with the name of a published one, and its bundle in ``bundle`` next to it."""
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("published") / NAME, "square")
     export_bundle(checkpoint, checkpoint.with_name("bundle"))
     return checkpoint
@@ -39,14 +39,14 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def numbers(named: Path, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What PyTorch says of the small checkpoint, as if it were published; the pictures lie in ``pictures``."""
-    folder = tmp_path / "pictures"
+    """PyTorch's answers for the small checkpoint, as if they were published; the images are in ``images``."""
+    folder = tmp_path / "images"
     folder.mkdir()
-    wanted = []
-    for number, picture in enumerate(images[:2]):
+    entries = []
+    for number, image in enumerate(images[:2]):
         path = folder / f"{number}.png"
-        picture.save(path)
-        wanted.append({"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+        image.save(path)
+        entries.append({"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     model = SiglipModel.from_pretrained(named).eval()
     tokenizer = SiglipTokenizer(str(named / "spiece.model"))
     ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt").input_ids
@@ -66,7 +66,7 @@ def numbers(named: Path, images: list[Image.Image], tmp_path: Path, monkeypatch:
     }
     assert set(values) == QUANTITIES
     checks = [
-        {"checkpoint": NAME, "quantity": quantity, "source": "PyTorch", "pictures": wanted, "texts": TEXTS,
+        {"checkpoint": NAME, "quantity": quantity, "source": "PyTorch", "images": entries, "texts": TEXTS,
          "values": rows, "tolerance": 0 if quantity == "ids" else 1e-4}
         for quantity, rows in values.items()
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def run(*arguments: object) -> Result:
 
 def test_every_quantity_is_compared(named: Path, numbers: Path) -> None:
     bundle = named.with_name("bundle")
-    result = run(bundle, "--published", "--images", numbers.parent / "pictures", "--json")
+    result = run(bundle, "--published", "--images", numbers.parent / "images", "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     for variant in ("fp32", "int8"):
@@ -95,21 +95,21 @@ def test_every_quantity_is_compared(named: Path, numbers: Path) -> None:
 
 
 @pytest.mark.parametrize("quantity", sorted(QUANTITIES))
-def test_one_other_number_fails(named: Path, numbers: Path, quantity: str) -> None:
+def test_one_different_number_fails(named: Path, numbers: Path, quantity: str) -> None:
     document = json.loads(numbers.read_text())
     (check,) = [check for check in document["checks"] if check["quantity"] == quantity]
     check["values"][0][0] += 1 if quantity == "ids" else 0.01
     numbers.write_text(json.dumps(document))
-    result = run(named.with_name("bundle"), "--published", "--images", numbers.parent / "pictures")
+    result = run(named.with_name("bundle"), "--published", "--images", numbers.parent / "images")
     assert result.exit_code == 1
     assert f"fp32: {quantity} differ by " in result.stderr
 
 
-def test_pictures_that_are_not_at_hand_are_named(named: Path, numbers: Path, tmp_path: Path) -> None:
-    """A picture of the same name that is another one is not at hand either."""
+def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) -> None:
+    """An image of the same name but other content is missing too."""
     others = tmp_path / "others"
     others.mkdir()
-    shutil.copy(numbers.parent / "pictures" / "0.png", others)
+    shutil.copy(numbers.parent / "images" / "0.png", others)
     Image.new("RGB", (40, 40)).save(others / "1.png")
     result = run(named.with_name("bundle"), "--published", "--images", others, "--json")
     assert result.exit_code == 0, result.stderr
@@ -119,17 +119,17 @@ def test_pictures_that_are_not_at_hand_are_named(named: Path, numbers: Path, tmp
     assert "no 1.png" in run(named.with_name("bundle"), "--published", "--images", others).stdout
 
 
-def test_the_real_numbers_refuse_a_model_of_that_name_only(named: Path) -> None:
+def test_the_real_numbers_fail_for_a_random_model_of_that_name(named: Path) -> None:
     result = run(named.with_name("bundle"), "--published")
     assert result.exit_code == 1
     assert "fp32: ids differ by" in result.stderr
     assert "no 000000039769.jpg" in result.stdout
 
 
-def test_a_checkpoint_of_which_nothing_is_published(small_bundle: Path) -> None:
+def test_a_checkpoint_without_published_numbers(small_bundle: Path) -> None:
     result = run(small_bundle, "--published")
     assert result.exit_code == 4
-    assert "was exported from 'small', of which no numbers are published" in result.stderr
+    assert "was exported from 'small', for which there are no published numbers" in result.stderr
 
 
 def test_the_data_file_is_consistent() -> None:
@@ -139,13 +139,14 @@ def test_the_data_file_is_consistent() -> None:
         assert check.quantity in QUANTITIES
         assert check.source
         if check.quantity in ("logits", "probabilities", "shares", "cosines"):
-            assert np.shape(check.values) == (len(check.pictures), len(check.texts))
+            assert np.shape(check.values) == (len(check.images), len(check.texts))
         elif check.quantity == "ids":
             assert len(check.values) == len(check.texts)
 
 
-def test_published_ids_are_ours(material: Path, tmp_path: Path) -> None:
-    """The only published numbers that need no weights."""
+@pytest.mark.slow
+def test_published_ids_are_reproduced(material: Path, tmp_path: Path) -> None:
+    """These published numbers need no weights."""
     tokenizers: dict[bool, Any] = {}
     for gemma in (False, True):
         home = tmp_path / str(gemma)

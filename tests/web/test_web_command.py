@@ -1,4 +1,4 @@
-"""``siglip-onnx web`` as a user starts and stops it."""
+"""The command ``siglip-onnx web``: start, shutdown, options and errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from support.commands import run_without
 
 pytest.importorskip("fastapi")
 
+from support.web_server import STAR
+
 from siglip_onnx.cli import main
 from siglip_onnx.cli.web import open_models
-from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.web.server import bind
 
 WATCHDOG_S = 60
@@ -33,7 +35,7 @@ WATCHDOG_S = 60
 
 @contextmanager
 def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the command on a free port; give the process and the page's address."""
+    """Start the command on a free port; yield the process and the page's URL."""
     command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0", *options]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SIGLIP_ONNX")}
     process = subprocess.Popen(
@@ -42,11 +44,11 @@ def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subp
     try:
         assert process.stderr
         for line in process.stderr:
-            if found := re.search(r"http://\S+", line):
+            if url := re.search(r"http://\S+", line):
                 break
         else:
-            raise AssertionError("the server did not say its address")
-        yield process, found[0]
+            raise AssertionError("the server did not print its URL")
+        yield process, url[0]
     finally:
         process.kill()
         process.communicate()
@@ -54,16 +56,16 @@ def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subp
 
 def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=WATCHDOG_S) as answer:  # noqa: S310
-        found: str = answer.read().decode()
-        return found
+        content: str = answer.read().decode()
+        return content
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_it_serves_and_stops_gracefully(tmp_path: Path, number: int, exit_code: int) -> None:
-    """A request that was begun is answered, though the signal comes first; nothing is left on the disk."""
+def test_server_finishes_requests_before_it_stops(tmp_path: Path, number: int, exit_code: int) -> None:
+    """A signal in the middle of a request: it is answered; nothing stays on disk, and no text is logged."""
     empty = {name: str(tmp_path) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
-    body = form_of((IMAGES_PATH / "red_star.png").read_bytes(), ["赤い星", "six eggs"])
+    body = form_of(STAR, ["赤い星", "six eggs", "星" * 500])  # the last is truncated, of which the tokenizer warns
     with started(cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1", **empty) as (process, url):
         connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port or 0, timeout=WATCHDOG_S)
         connection.putrequest("POST", "/v1/classify")
@@ -81,7 +83,7 @@ def test_it_serves_and_stops_gracefully(tmp_path: Path, number: int, exit_code: 
         connection.close()
         stdout, stderr = process.communicate(timeout=WATCHDOG_S)
     assert answer.status == 200
-    red, eggs = reply["results"][0]["models"][0]["matches"]
+    red, eggs, _ = reply["results"][0]["models"][0]["matches"]
     assert red["probability"] > 0.5 > eggs["probability"]
     assert process.returncode == exit_code
     assert stdout == ""
@@ -92,7 +94,7 @@ def test_it_serves_and_stops_gracefully(tmp_path: Path, number: int, exit_code: 
 
 def form_of(image: bytes, texts: list[str]) -> bytes:
     part = b'--parts\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
-    parts = [part % (b"pictures", b'; filename="a.png"', image)]
+    parts = [part % (b"images", b'; filename="a.png"', image)]
     parts += [part % (b"texts", b"", text.encode()) for text in texts]
     return b"".join(parts) + b"--parts--\r\n"
 
@@ -105,7 +107,7 @@ def is_listening(url: str) -> bool:
     return True
 
 
-def test_a_taken_port_is_said(tmp_path: Path) -> None:
+def test_port_in_use_is_reported(tmp_path: Path) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(main, ["web", "--port", str(port)])
@@ -116,19 +118,19 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
 
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[Any, str]:
-    """Return the settings that the command makes of options, and what it says."""
-    found: list[Any] = []
-    monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: found.append(settings))
+    """Return the settings that the command derives from its options, and its standard error."""
+    served: list[Any] = []
+    monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: served.append(settings))
     monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
     result = CliRunner().invoke(main, ["web", *options], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
-    return found[0], result.stderr
+    return served[0], result.stderr
 
 
-def test_safe_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, said = settings_of(monkeypatch)
+def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, stderr = settings_of(monkeypatch)
     assert (settings.host, settings.port, settings.url_fetch, settings.api_key) == ("127.0.0.1", 5678, True, None)
-    assert "Everybody" not in said
+    assert "--api-key" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -145,19 +147,20 @@ def test_safe_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_urls_are_fetched_on_loopback_or_when_allowed(
     options: tuple[str, ...], url_fetch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, said = settings_of(monkeypatch, *options)
+    settings, stderr = settings_of(monkeypatch, *options)
     assert settings.url_fetch is url_fetch
-    assert ("Everybody" in said) is ("0.0.0.0" in options or "::" in options)  # noqa: S104
+    assert ("--api-key" in stderr) is ("0.0.0.0" in options or "::" in options)  # noqa: S104
 
 
-def test_the_key_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGLIP_ONNX_API_KEY", "k")
-    settings, said = settings_of(monkeypatch, "--host", "0.0.0.0")  # noqa: S104
+    settings, stderr = settings_of(monkeypatch, "--host", "0.0.0.0")  # noqa: S104
     assert settings.api_key == "k"
-    assert "Everybody" not in said
+    assert "--api-key" not in stderr
 
 
-def test_models_and_variants_are_multiplied(small_bundle: Path) -> None:
+@pytest.mark.export
+def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
     models = open_models((str(small_bundle), str(small_bundle)), ("int8", "fp32"), ())
     assert [model.variant for model in models] == ["int8", "fp32", "int8", "fp32"]
     result = CliRunner().invoke(main, ["web", *["--variant", "int8"] * 5])
@@ -175,7 +178,7 @@ def test_models_and_variants_are_multiplied(small_bundle: Path) -> None:
         (("--port", "70000"), 2, "70000"),
     ],
 )
-def test_wrong_options(options: tuple[str, ...], code: int, words: str) -> None:
+def test_invalid_options(options: tuple[str, ...], code: int, words: str) -> None:
     result = CliRunner().invoke(main, ["web", *options])
     assert result.exit_code == code
     assert words in result.stderr
@@ -183,21 +186,20 @@ def test_wrong_options(options: tuple[str, ...], code: int, words: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])
-def test_a_missing_package_is_said(package: str) -> None:
-    done = run_without(package, "web")
-    assert done.returncode == 1
-    assert 'pip install "siglip-onnx[web]"' in done.stderr
-    assert "Traceback" not in done.stderr
+def test_missing_extra_is_reported(package: str) -> None:
+    result = run_without(package, "web")
+    assert result.returncode == 1
+    assert 'pip install "siglip-onnx[web]"' in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server(small_bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.export
+def test_server_ends_if_a_model_cannot_be_loaded(small_bundle: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(small_bundle, tmp_path / "damaged"))
     graph = damaged / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
     command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0", "--model", str(damaged)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WATCHDOG_S)
-    assert done.returncode == 4
-    assert "Traceback" not in done.stderr
-    assert "vision_model_quantized.onnx" in done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WATCHDOG_S)
+    assert result.returncode == 4
+    assert "Traceback" not in result.stderr
+    assert "vision_model_quantized.onnx" in result.stderr

@@ -1,4 +1,4 @@
-"""Who is answered: hosts, origins, the key; and what every answer carries."""
+"""Request guards: Host, Origin, API key, and security headers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from starlette.testclient import TestClient
-from support.web_server import BASE
+from support.web_server import BASE_URL, error_of
 
 import siglip_onnx
 from siglip_onnx.web import guards
@@ -20,7 +20,7 @@ PATHS = ("/", "/v1/models", "/static/main.js", "/samples/red_star.png", "/nothin
 
 def client_with(**settings: object) -> TestClient:
     app = create_app([siglip_onnx.load("demo")], Settings(**settings))  # type: ignore[arg-type]
-    return TestClient(app, base_url=BASE)
+    return TestClient(app, base_url=BASE_URL)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def client_with(**settings: object) -> TestClient:
         (":5678", "127.0.0.1", False),
     ],
 )
-def test_hosts(header: str, bound_to: str, allowed: bool) -> None:
+def test_allowed_hosts(header: str, bound_to: str, allowed: bool) -> None:
     assert is_allowed_host(header, bound_to, {"photos.example"}) is allowed
 
 
@@ -66,17 +66,16 @@ def test_hosts(header: str, bound_to: str, allowed: bool) -> None:
         ("file://127.0.0.1:5678", "127.0.0.1:5678", False),
     ],
 )
-def test_origins(origin: str, host: str, same: bool) -> None:
+def test_same_origin(origin: str, host: str, same: bool) -> None:
     assert is_same_origin(origin, host) is same
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_rebound_name_gets_nothing(path: str) -> None:
-    answer = client_with().get(path, headers={"host": "rebound.example:5678"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden_host")
+def test_rebound_host_names_are_refused(path: str) -> None:
+    error_of(client_with().get(path, headers={"host": "rebound.example:5678"}), 403, "forbidden_host")
 
 
-def test_two_hosts_are_refused() -> None:
+def test_two_host_headers_are_refused() -> None:
     headers = [("host", "127.0.0.1:5678"), ("host", "rebound.example")]
     assert client_with().get("/v1/models", headers=headers).status_code == 403
 
@@ -96,19 +95,19 @@ def test_two_hosts_are_refused() -> None:
         ("GET", "/", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
     ],
 )
-def test_other_sites(method: str, path: str, headers: dict[str, str], status: int) -> None:
+def test_requests_from_other_sites(method: str, path: str, headers: dict[str, str], status: int) -> None:
     assert client_with().request(method, path, headers=headers).status_code == status
 
 
-def test_a_form_of_another_site_is_no_json() -> None:
-    """Even from a browser that tells no origin: only a request that needs permission first can be JSON."""
+def test_html_forms_are_not_accepted_as_json() -> None:
+    """For browsers that send no Origin header: another site cannot send JSON without a CORS preflight."""
     for content_type in ("text/plain", "application/x-www-form-urlencoded"):
         answer = client_with().post("/v1/classify", content="{}", headers={"content-type": content_type})
         assert answer.status_code == 415
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_answer_carries_the_security_headers(path: str) -> None:
+def test_every_response_has_the_security_headers(path: str) -> None:
     headers = client_with().get(path).headers
     for name, value in SECURITY_HEADERS.items():
         assert headers[name] == value
@@ -120,7 +119,7 @@ def test_every_answer_carries_the_security_headers(path: str) -> None:
     assert "access-control-allow-origin" not in headers
 
 
-def test_the_key_opens_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_protects_the_api_and_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(given: bytes, key: bytes) -> bool:
@@ -147,9 +146,9 @@ def test_the_key_opens_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
             answer = client.get(path, headers=[(name.encode(), value.encode())])
             assert answer.status_code == status, (name, value)
             if status == 401:
-                assert answer.json()["error"]["code"] == "unauthorized"
+                error_of(answer, 401, "unauthorized")
                 assert answer.headers["www-authenticate"] == "Bearer"
-    assert len(compared) == 2 * 9  # always the one comparison whose time tells nothing
+    assert len(compared) == 2 * 9  # every comparison takes constant time
 
 
 @pytest.mark.parametrize(
@@ -157,5 +156,5 @@ def test_the_key_opens_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False),  # noqa: S104
      ("::", False), ("192.168.1.7", False), ("photos.example", False)],
 )  # fmt: skip
-def test_loopback(host: str, loopback: bool) -> None:
+def test_loopback_hosts(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback

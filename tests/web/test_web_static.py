@@ -1,4 +1,4 @@
-"""The page's files: small, complete in both languages, and within their own policy."""
+"""The page's static files: size, completeness of both languages, Content Security Policy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("
 PAGE = (STATIC / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_page_is_small() -> None:
+def test_page_is_at_most_100_kb() -> None:
     assert sum(path.stat().st_size for path in STATIC.rglob("*") if path.is_file()) <= 100_000
 
 
-def test_both_languages_have_the_same_keys_and_places() -> None:
+def test_both_languages_have_the_same_keys_and_placeholders() -> None:
     assert set(LANGUAGES) == {"en", "ja"}
     english, japanese = LANGUAGES["en"], LANGUAGES["ja"]
     assert list(english) == list(japanese)
@@ -31,13 +31,13 @@ def test_both_languages_have_the_same_keys_and_places() -> None:
 
 
 def test_japanese_is_japanese() -> None:
-    without = {"other_language", "picture_failed", "api"}
+    exempt = {"other_language", "image_failed", "api"}
     for key, sentence in LANGUAGES["ja"].items():
-        assert key in without or re.search(r"[぀-ヿ一-鿿]", sentence), key
-        assert not re.search(r"[a-z]{3,} [a-z]{3,} [a-z]{3,}", sentence), f"{key} is in part English"
+        assert key in exempt or re.search(r"[぀-ヿ一-鿿]", sentence), key
+        assert not re.search(r"[a-z]{3,} [a-z]{3,} [a-z]{3,}", sentence), f"{key} is partly English"
 
 
-def test_every_sentence_is_used_and_every_used_one_is_there() -> None:
+def test_translation_keys_are_those_that_the_page_uses() -> None:
     code = PAGE + "".join(SCRIPTS.values())
     used = set(re.findall(r'data-i18n(?:-label)?="(\w+)"', PAGE)) | set(re.findall(r'\bt\("(\w+)"', code))
     used |= {key for key in LANGUAGES["en"] if f'"{key}"' in code}
@@ -47,17 +47,16 @@ def test_every_sentence_is_used_and_every_used_one_is_there() -> None:
     assert used == set(LANGUAGES["en"])
 
 
-def test_every_sample_has_a_name_in_both() -> None:
+def test_every_sample_has_a_title_in_both_languages() -> None:
     samples = {f"sample_{path.stem}" for path in (ROOT / "siglip_onnx/demo/images").glob("*.png")}
     assert {key for key in LANGUAGES["en"] if key.startswith("sample_")} == samples
 
 
-def test_the_demo_model_knows_the_same_in_both() -> None:
-    manifest = json.loads((ROOT / "siglip_onnx/demo/bundle/manifest.json").read_text(encoding="utf-8"))
-    assert LANGUAGES["en"]["knows_demo"] == manifest["knows"]
+def test_description_of_the_demo_model_is_the_manifests() -> None:
+    assert LANGUAGES["en"]["description_demo"] == siglip_onnx.load("demo").bundle.manifest.knows
 
 
-def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
+def test_no_inline_code_and_no_foreign_urls() -> None:
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:", PAGE)
     for name, text in {"index.html": PAGE, **SCRIPTS}.items():
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
@@ -68,14 +67,14 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
     assert "url(" not in (STATIC / "style.css").read_text(encoding="utf-8")
 
 
-def test_presets_are_those_of_the_examples() -> None:
+def test_presets_match_the_examples() -> None:
     sys.path.insert(0, str(ROOT / "examples"))
     import experiments
 
     languages = {"English": "en", "Japanese": "ja"}
     presets = json.loads((STATIC / "presets.json").read_text(encoding="utf-8"))
-    assert presets["counting"]["pictures"] == [f"{name}.png" for name in experiments.COUNTED]
-    assert presets["reading"]["pictures"] == [f"word_{word}.png" for word in experiments.PRINTED]
+    assert presets["counting"]["images"] == [f"{name}.png" for name in experiments.COUNTED]
+    assert presets["reading"]["images"] == [f"word_{word}.png" for word in experiments.PRINTED]
     for language, tag in languages.items():
         assert presets["counting"]["texts"][tag] == experiments.NUMBERS[language]
         assert presets["richer"]["texts"][tag] == experiments.RICHER[language]

@@ -1,38 +1,38 @@
-// The HTTP API as the page uses it.
+// Client of the HTTP API.
 
 import { byId } from "./dom.js";
-import { known, t } from "./i18n.js";
+import { hasText, t } from "./i18n.js";
 
-const TRIES = 4;
+const MAX_ATTEMPTS = 4;
 let key = "";
 
-/** A refusal of the server, said in the page's language where it has words for it. */
-export class Refused extends Error {
+/** An error of the server, in the page's language if it has a text for its code. */
+export class ApiError extends Error {
   constructor(problem) {
-    super(known(`error_${problem.code}`) ? t(`error_${problem.code}`) : problem.message);
+    super(hasText(`error_${problem.code}`) ? t(`error_${problem.code}`) : problem.message);
     this.code = problem.code;
   }
 }
 
-async function call(path, options = {}, tries = TRIES) {
+async function call(path, options = {}, attempts = MAX_ATTEMPTS) {
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
   } catch {
-    throw new Refused({ code: "unreachable" });
+    throw new ApiError({ code: "unreachable" });
   }
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({ error: { code: "internal", message: response.statusText } }));
-  if (response.status === 401 && tries > 1) {
-    await askKey();
-    return call(path, options, tries - 1);
+  if (response.status === 401 && attempts > 1) {
+    await promptForKey();
+    return call(path, options, attempts - 1);
   }
-  if (response.status === 429 && tries > 1) {
+  if (response.status === 429 && attempts > 1) {
     await new Promise((done) => setTimeout(done, 1000 * (error.retry_after_s ?? 1)));
-    return call(path, options, tries - 1);
+    return call(path, options, attempts - 1);
   }
-  throw new Refused(error);
+  throw new ApiError(error);
 }
 
 const post = (path, document) =>
@@ -40,30 +40,30 @@ const post = (path, document) =>
 
 export const getModels = async () => (await call("v1/models")).json();
 
-/** Let the server see a picture; it answers with the id under which it keeps the embedding. */
-export async function see(blob) {
+/** Embed an image on the server, which returns the id under which the embedding is cached. */
+export async function embedImage(blob) {
   const form = new FormData();
-  form.append("pictures", blob);
+  form.append("images", blob);
   form.append("vectors", "false");
   return (await call("v1/embed/images", { method: "POST", body: form })).json();
 }
 
-export const fetchPicture = async (url) => (await post("v1/fetch", { url })).blob();
+export const fetchImage = async (url) => (await post("v1/fetch", { url })).blob();
 
-/** Ask about pictures that were seen; one that is not kept any more is sent again. */
-export async function classify(pictures, texts, template) {
-  const ask = async () =>
-    (await post("v1/classify", { pictures: pictures.map(({ id }) => ({ id })), texts, template })).json();
+/** Classify images by their ids; images that are no longer in the server's cache are sent again. */
+export async function classify(images, texts, template) {
+  const send = async () =>
+    (await post("v1/classify", { images: images.map(({ id }) => ({ id })), texts, template })).json();
   try {
-    return await ask();
+    return await send();
   } catch (error) {
-    if (error.code !== "unknown_picture") throw error;
-    for (const picture of pictures) picture.id = (await see(picture.blob)).pictures[0].id;
-    return ask();
+    if (error.code !== "unknown_image") throw error;
+    for (const image of images) image.id = (await embedImage(image.blob)).images[0].id;
+    return send();
   }
 }
 
-function askKey() {
+function promptForKey() {
   const dialog = byId("key-dialog");
   dialog.showModal();
   return new Promise((done) => {

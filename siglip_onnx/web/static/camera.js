@@ -1,8 +1,8 @@
-// A picture from the camera, or a plain word about why the browser gives none.
+// Take an image with the camera, or explain why the browser does not provide one.
 
 import { byId } from "./dom.js";
 import { t } from "./i18n.js";
-import { addPictures } from "./pictures.js";
+import { addImages } from "./images.js";
 
 let stream = null;
 
@@ -10,7 +10,7 @@ async function open() {
   const dialog = byId("camera-dialog");
   explain(null);
   dialog.showModal();
-  // Browsers give the camera to https and localhost alone.
+  // Browsers provide the camera only on https and localhost.
   if (!window.isSecureContext || !navigator.mediaDevices) return explain("camera_insecure");
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
@@ -22,7 +22,7 @@ async function open() {
   byId("camera-take").focus();
 }
 
-/** Show why there is no camera, and a phone's own way to take a picture. */
+/** Show why the camera is not available, and offer a phone's own camera app. */
 function explain(key) {
   const problem = byId("camera-problem");
   problem.hidden = key === null;
@@ -49,11 +49,11 @@ export function startCamera(undo) {
     const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
     canvas.getContext("2d").drawImage(video, 0, 0);
     dialog.close();
-    canvas.convertToBlob({ type: "image/png" }).then((blob) => addPictures([new File([blob], `${t("camera")}.png`, { type: blob.type })], { undo }));
+    canvas.convertToBlob({ type: "image/png" }).then((blob) => addImages([new File([blob], `${t("camera")}.png`, { type: blob.type })], { undo }));
   };
   byId("capture").onchange = (event) => {
     dialog.close();
-    addPictures([...event.target.files], { undo });
+    addImages([...event.target.files], { undo });
     event.target.value = "";
   };
 }

@@ -1,8 +1,8 @@
-// Making elements without markup in strings: the page's policy forbids that.
+// Create DOM elements; the page's Content Security Policy forbids markup in strings.
 
 export const byId = (id) => document.getElementById(id);
 
-/** Return a new element; properties whose name has a dash, and role and scope, are set as attributes. */
+/** Return a new element; properties with a dash in their name, role, scope and colspan are set as attributes. */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {

@@ -1,6 +1,6 @@
-// Numbers as people read them. A probability is computed from its logit, so that it never rounds to 0 or 1.
+// Format numbers. A probability is computed from its logit, so that it never rounds to 0 or 1.
 
-/** Return the probability of a logit and what it lacks to 1, both exact where the other would round. */
+/** Return the probability of a logit and its complement to 1, each exact even where the other rounds. */
 export function sigmoid(logit) {
   const small = Math.exp(-Math.abs(logit));
   const near = 1 / (1 + small);
@@ -8,7 +8,7 @@ export function sigmoid(logit) {
   return logit >= 0 ? [near, far] : [far, near];
 }
 
-/** Return each logit's share among all (softmax), and what it lacks to 1. */
+/** Return the softmax of each logit, and its complement to 1. */
 export function shares(logits) {
   const most = Math.max(...logits);
   const weights = logits.map((logit) => Math.exp(logit - most));
@@ -19,7 +19,7 @@ export function shares(logits) {
   });
 }
 
-/** Three significant digits, as the command line writes them: 0.987, 1.40e-04, 1-2.3e-05; never 0.000. */
+/** Format with three significant digits, as the command line does: 0.987, 1.40e-04, 1-2.3e-05; never 0.000. */
 export function threeDigits([value, rest]) {
   if (value === 0) return "<1e-300";
   if (value < 0.001) return exponential(value, 2);

@@ -1,16 +1,16 @@
-// Where the parts of the page meet.
+// Start the parts of the page.
 
 import { getModels } from "./api.js";
-import { startAsking } from "./asking.js";
+import { startFilling } from "./fill.js";
 import { startCamera } from "./camera.js";
 import { byId } from "./dom.js";
 import { startHeat } from "./heat.js";
-import { preferred, speak, t } from "./i18n.js";
-import { startPictures } from "./pictures.js";
+import { preferredLanguage, setLanguage, t } from "./i18n.js";
+import { startImages } from "./images.js";
 import { startPresets } from "./presets.js";
 import { addTexts, canUndo, changed, listen, setRows, setTemplate, state, undo } from "./store.js";
-import { offerUndo, startTable } from "./table.js";
-import { tell } from "./toast.js";
+import { setUndoAction, startTable } from "./table.js";
+import { notify } from "./toast.js";
 import { startTransfer } from "./transfer.js";
 
 const THEMES = ["auto", "light", "dark"];
@@ -20,16 +20,16 @@ function startTexts() {
   const text = byId("text");
   byId("text-form").onsubmit = (event) => {
     event.preventDefault();
-    const most = state.limits.text_characters;
+    const maximum = state.limits.text_characters;
     const lines = text.value.split("\n").map((line) => line.trim()).filter(Boolean);
-    if (lines.some(({ length }) => length > most)) return tell(t("text_too_long", { most }));
+    if (lines.some(({ length }) => length > maximum)) return notify(t("text_too_long", { maximum }));
     const present = lines.length && addTexts(lines);
-    if (present) tell(t("already_there", { number: present }));
+    if (present) notify(t("already_present", { count: present }));
     text.value = "";
     text.focus();
   };
   text.onkeydown = (event) => {
-    // While an input method composes, Enter belongs to it.
+    // While an input method composes, Enter selects a word.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     byId("text-form").requestSubmit();
@@ -55,12 +55,12 @@ function startTools() {
   byId("undo").onclick = undo;
   byId("clear").onclick = () => {
     setRows([]);
-    tell(t("cleared"), undoAction());
+    notify(t("cleared"), undoAction());
     byId("text").focus();
   };
   document.addEventListener("keydown", (event) => {
-    const writes = event.target.matches("input, textarea") && event.target.value !== "";
-    if (!(event.ctrlKey || event.metaKey) || event.shiftKey || event.key.toLowerCase() !== "z" || writes) return;
+    const isTyping = event.target.matches("input, textarea") && event.target.value !== "";
+    if (!(event.ctrlKey || event.metaKey) || event.shiftKey || event.key.toLowerCase() !== "z" || isTyping) return;
     event.preventDefault();
     undo();
   });
@@ -86,34 +86,34 @@ function startTheme() {
 }
 
 async function start() {
-  await speak(preferred());
+  await setLanguage(preferredLanguage());
   document.documentElement.classList.remove("loading");
   const { models, limits, url_fetch: canFetch, samples } = await getModels();
   state.models = models.map(({ id }) => id);
   state.limits = limits;
-  document.addEventListener("speak", async (event) => {
-    await speak(event.detail);
+  document.addEventListener("languagechoice", async (event) => {
+    await setLanguage(event.detail);
     changed();
   });
   startTheme();
   startTable();
-  startPictures(samples, undoAction);
+  startImages(samples, undoAction);
   startCamera(undoAction);
   startTexts();
   startTemplate();
   startTools();
   startHeat();
   startTransfer();
-  startAsking();
-  offerUndo(undoAction);
+  startFilling();
+  setUndoAction(undoAction);
   byId("url-form").hidden = !canFetch;
   byId("url-off").hidden = canFetch;
   byId("models").textContent = models.map(({ name, variant }) => `${name} ${variant}`).join(", ");
-  // Only the demo model's own words about itself can be said in both languages.
-  const knowing = models.find((model) => model.knows);
+  // Only the demo model's description exists in both languages.
+  const described = models.find((model) => model.description);
   listen(() => {
-    const knows = knowing?.name === "demo" ? t("knows_demo") : knowing?.knows;
-    byId("knows").textContent = knows ? t("knows", { knows }) : "";
+    const description = described?.name === "demo" ? t("description_demo") : described?.description;
+    byId("description").textContent = description ? t("description", { description }) : "";
   });
   await startPresets(samples);
   changed();
@@ -121,5 +121,5 @@ async function start() {
 
 start().catch((error) => {
   document.documentElement.classList.remove("loading");
-  tell(error.message);
+  notify(error.message);
 });

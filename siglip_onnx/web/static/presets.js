@@ -1,22 +1,22 @@
-// The experiments of the package's examples, filled in with one press.
+// Presets: the experiments of the package's examples.
 
 import { byId, make } from "./dom.js";
 import { runHeat } from "./heat.js";
 import { language, t } from "./i18n.js";
-import { addSamples } from "./pictures.js";
+import { addSamples } from "./images.js";
 import { newRow, setRows, setTemplate, state } from "./store.js";
 
 export async function startPresets(samples) {
   const presets = await (await fetch("static/presets.json")).json();
-  for (const [name, { pictures, texts }] of Object.entries(presets)) {
-    if (!pictures.every((picture) => samples.includes(picture))) continue;
+  for (const [name, { images, texts }] of Object.entries(presets)) {
+    if (!images.every((image) => samples.includes(image))) continue;
     const button = make("button", { type: "button", "data-i18n": `preset_${name}`, textContent: t(`preset_${name}`) });
     button.onclick = async () => {
       button.disabled = true;
-      await addSamples(pictures, { quietly: true });
+      await addSamples(images, { quietly: true });
       if (state.template !== "{}") setTemplate("{}");
       setRows(texts[language].map(newRow));
-      if (pictures.length > 1) await runHeat();
+      if (images.length > 1) await runHeat();
       button.disabled = false;
       button.focus();
     };

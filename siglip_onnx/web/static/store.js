@@ -1,40 +1,40 @@
-// What the page knows, changed in one place, with undo. Rows are never changed, only replaced.
+// State of the page, with undo. Rows are immutable and replaced as a whole.
 
 export const state = {
   models: [], // ids
   limits: {},
-  pictures: [], // {key, name, blob, url, id, width, height, decodeMs, visionMs, problem}
-  current: null, // key of the picture shown
+  images: [], // {key, name, blob, url, id, width, height, decodeMs, visionMs, problem}
+  current: null, // key of the image shown
   rows: [], // {key, text, results: {model: {logit, ms}} or null, problem}
   template: "{}",
   sort: { by: "added", down: false },
 };
-const tables = new Map(); // rows of the pictures that are not shown, by key
-const past = [];
+const tables = new Map(); // rows of the images that are not shown, by key
+const undoStack = [];
 const listeners = [];
 let keys = 0;
 
 export const newKey = () => ++keys;
 export const listen = (listener) => listeners.push(listener);
-export const currentPicture = () => state.pictures.find(({ key }) => key === state.current);
-export const canUndo = () => past.length > 0;
+export const currentImage = () => state.images.find(({ key }) => key === state.current);
+export const canUndo = () => undoStack.length > 0;
 
 export function changed() {
   for (const listener of listeners) listener();
 }
 
-/** Remember how things are, before something that can be undone. */
+/** Save the state before a change that can be undone. */
 function remember() {
   const { current, rows, template } = state;
-  past.push({ current, rows, template, tables: new Map(tables) });
-  if (past.length > 100) past.shift();
+  undoStack.push({ current, rows, template, tables: new Map(tables) });
+  if (undoStack.length > 100) undoStack.shift();
 }
 
 export function undo() {
-  const before = past.pop();
+  const before = undoStack.pop();
   if (!before) return;
   ({ current: state.current, rows: state.rows, template: state.template } = before);
-  if (!currentPicture()) state.current = state.pictures.at(-1)?.key ?? null; // it was no picture after all
+  if (!currentImage()) state.current = state.images.at(-1)?.key ?? null; // the file was not an image
   tables.clear();
   for (const [key, rows] of before.tables) tables.set(key, rows);
   changed();
@@ -46,7 +46,7 @@ export function setRows(rows, { canBeUndone = true } = {}) {
   changed();
 }
 
-/** Put new texts at the end of the table; return how many were there already. */
+/** Append new texts to the table; return how many were already present. */
 export function addTexts(texts) {
   const present = new Set(state.rows.map(({ text }) => text));
   const fresh = [...new Set(texts)].filter((text) => !present.has(text));
@@ -59,12 +59,12 @@ export const newRow = (text) => ({ key: newKey(), text, results: null, problem: 
 export function setTemplate(template) {
   remember();
   state.template = template;
-  tables.clear(); // answers of another template
+  tables.clear(); // results of another template
   state.rows = state.rows.map(({ text }) => newRow(text));
   changed();
 }
 
-/** Show a picture with its own table, which for a new one is empty; return whether rows went out of sight. */
+/** Show an image with its own table, empty for a new image; return whether rows were hidden. */
 export function show(key) {
   if (key === state.current) return false;
   const first = state.current === null;
@@ -79,17 +79,17 @@ export function show(key) {
   return hidden && state.rows.length === 0;
 }
 
-/** Forget a picture that turned out to be none, and show again what was shown before. */
+/** Remove an image that cannot be read, and show the one before. */
 export function drop(key, before) {
-  state.pictures = state.pictures.filter((picture) => picture.key !== key);
+  state.images = state.images.filter((image) => image.key !== key);
   if (state.current === key) {
-    state.current = state.pictures.some((picture) => picture.key === before) ? before : null;
+    state.current = state.images.some((image) => image.key === before) ? before : null;
     if (state.current !== null) state.rows = tables.get(state.current) ?? state.rows;
   }
   changed();
 }
 
-/** Replace the rows of a picture, shown or not, by what a function makes of them. */
+/** Apply a function to each row of an image, shown or not. */
 export function updateRows(key, replace) {
   if (key === state.current) state.rows = state.rows.map(replace);
   else if (tables.has(key)) tables.set(key, tables.get(key).map(replace));

@@ -1,11 +1,11 @@
-// The table of texts: one row each, in each cell one line per model, so that models can be compared by eye.
+// The table of texts: one row per text, one line per model in each cell.
 
-import { retry } from "./asking.js";
+import { retry } from "./fill.js";
 import { byId, make } from "./dom.js";
 import { milliseconds, shares, sigmoid, threeDigits } from "./format.js";
 import { t } from "./i18n.js";
 import { changed, listen, newRow, setRows, state } from "./store.js";
-import { tell } from "./toast.js";
+import { notify } from "./toast.js";
 
 const COLUMNS = ["text", "probability", "logit", "share", "ms"];
 let editing = null; // key of the row
@@ -13,14 +13,14 @@ let editing = null; // key of the row
 export const shortName = (model) =>
   new Set(state.models.map((id) => id.split("/")[0])).size > 1 ? model : model.split("/").slice(1).join("/");
 
-/** Return each answered row's softmax share within the table, by model. */
+/** Return each row's softmax share within the table by one model. */
 export function sharesOf(rows, model) {
-  const answered = rows.filter(({ results }) => results?.[model]);
-  const found = answered.length ? shares(answered.map(({ results }) => results[model].logit)) : [];
-  return new Map(answered.map((row, number) => [row.key, found[number]]));
+  const complete = rows.filter(({ results }) => results?.[model]);
+  const values = complete.length ? shares(complete.map(({ results }) => results[model].logit)) : [];
+  return new Map(complete.map((row, index) => [row.key, values[index]]));
 }
 
-/** Return the rows as they are shown. */
+/** Return the rows in the order shown. */
 export function sortedRows() {
   const { by, down } = state.sort;
   if (by === "added") return state.rows;
@@ -35,7 +35,7 @@ export function sortedRows() {
 }
 
 function sortBy(column) {
-  const first = column !== "text"; // numbers begin with the largest
+  const first = column !== "text"; // numbers: largest first
   if (state.sort.by !== column) state.sort = { by: column, down: first };
   else if (state.sort.down === first) state.sort = { by: column, down: !first };
   else state.sort = { by: "added", down: false };
@@ -67,7 +67,7 @@ function drawHead() {
   row.cells[row.cells.length - 1].firstChild.textContent = t("actions");
 }
 
-/** Return one line per model, which screen readers hear with the model's name. */
+/** Return one line per model, with the model's name for screen readers. */
 function lines(row, draw) {
   return state.models.map((model) => {
     const name = state.models.length > 1 ? make("span", { className: "visually-hidden", textContent: `${shortName(model)}: ` }) : null;
@@ -103,7 +103,7 @@ function drawRow(row, shareOf) {
       cell("probability", "probability", ...lines(row, bar)),
       cell("number", "logit", ...lines(row, ({ logit }) => logit.toFixed(2))),
       cell("number", "share", ...lines(row, (_, model) => threeDigits(shareOf[model].get(row.key)))),
-      cell("number", "ms", ...lines(row, ({ ms }) => (ms ? milliseconds(ms) : t("kept")))),
+      cell("number", "ms", ...lines(row, ({ ms }) => (ms ? milliseconds(ms) : t("cached")))),
     );
   }
   element.append(make("td", { role: "cell", className: "actions" }, ...actions(row)));
@@ -137,14 +137,14 @@ function editor(row) {
     editing = null;
     const text = input.value.trim();
     if (save && text && text !== row.text) {
-      setRows(state.rows.map((one) => (one.key === row.key ? { ...newRow(text), key: row.key } : one)));
+      setRows(state.rows.map((other) => (other.key === row.key ? { ...newRow(text), key: row.key } : other)));
     } else changed();
     if (focus) focusAction(row.key, "edit");
   };
   input.onkeydown = (event) => {
-    if (event.isComposing) return; // Enter chooses a word of the input method
+    if (event.isComposing) return; // Enter selects a word of the input method
     if (event.key !== "Enter" && event.key !== "Escape") return;
-    event.preventDefault(); // or Enter would press the button that gets the focus
+    event.preventDefault(); // otherwise Enter would press the button that is focused next
     finish(event.key === "Enter", true);
   };
   input.onblur = () => finish(true, false);
@@ -156,14 +156,14 @@ function remove(row) {
   const index = shown.findIndex(({ key }) => key === row.key);
   const next = shown[index + 1] ?? shown[index - 1];
   setRows(state.rows.filter(({ key }) => key !== row.key));
-  tell(t("deleted", { text: row.text }), undoAction());
+  notify(t("deleted", { text: row.text }), undoAction());
   if (next) focusAction(next.key, "delete");
   else byId("text").focus();
 }
 
 let undoAction = () => null;
-/** Tell how the offer to undo looks; it belongs to the page's main module. */
-export const offerUndo = (action) => {
+/** Set the undo action that notifications offer. */
+export const setUndoAction = (action) => {
   undoAction = action;
 };
 
@@ -173,26 +173,26 @@ const focusAction = (key, action) => rowElement(key)?.querySelector(`[data-actio
 export function drawTable() {
   const table = byId("table");
   const focused = document.activeElement?.closest("#table tbody tr") && document.activeElement;
-  const place = focused?.dataset.action && [focused.closest("tr").dataset.key, focused.dataset.action];
+  const position = focused?.dataset.action && [focused.closest("tr").dataset.key, focused.dataset.action];
   drawHead();
   table.hidden = state.rows.length === 0;
   table.classList.toggle("compare", state.models.length > 1);
   byId("empty").hidden = state.rows.length > 0;
   const shareOf = Object.fromEntries(state.models.map((model) => [model, sharesOf(state.rows, model)]));
-  // Answers that arrive while somebody writes in a row must not take the words away.
+  // Results that arrive while a row is being edited must not replace its input.
   if (editing === null || !table.querySelector("td.text input")) {
     table.tBodies[0].replaceChildren(...sortedRows().map((row) => drawRow(row, shareOf)));
   }
-  if (place) focusAction(...place);
+  if (position) focusAction(...position);
   drawDifference();
 }
 
-/** Say by how much the models' probabilities differ at most. */
+/** Show the largest difference between the models' probabilities. */
 function drawDifference() {
-  const largest = state.rows.reduce((most, { results }) => {
-    const found = state.models.map((model) => results?.[model] && sigmoid(results[model].logit)[0]);
-    if (found.length < 2 || found.includes(undefined) || found.includes(null)) return most;
-    return Math.max(most, Math.max(...found) - Math.min(...found));
+  const largest = state.rows.reduce((maximum, { results }) => {
+    const values = state.models.map((model) => results?.[model] && sigmoid(results[model].logit)[0]);
+    if (values.length < 2 || values.includes(undefined) || values.includes(null)) return maximum;
+    return Math.max(maximum, Math.max(...values) - Math.min(...values));
   }, -1);
   const note = byId("difference");
   note.hidden = largest < 0;

@@ -1,4 +1,4 @@
-// One message at a time, read aloud by screen readers, perhaps with something to do about it.
+// Notifications: one message at a time, announced by screen readers, with optional actions.
 
 import { byId, make } from "./dom.js";
 
@@ -6,7 +6,7 @@ const SHOWN_MS = 12000;
 let timer;
 
 /** Show a message; actions are [label, function]. */
-export function tell(message, ...actions) {
+export function notify(message, ...actions) {
   const toast = byId("toast");
   const buttons = actions.map(([label, act]) => {
     const onclick = () => {
@@ -20,11 +20,11 @@ export function tell(message, ...actions) {
   toast.querySelector(".buttons").replaceChildren(...buttons);
   toast.classList.add("shown");
   clearTimeout(timer);
-  timer = setTimeout(hideUnlessUsed, SHOWN_MS);
+  timer = setTimeout(hideUnlessFocused, SHOWN_MS);
 }
 
-function hideUnlessUsed() {
-  if (byId("toast").contains(document.activeElement)) timer = setTimeout(hideUnlessUsed, SHOWN_MS);
+function hideUnlessFocused() {
+  if (byId("toast").contains(document.activeElement)) timer = setTimeout(hideUnlessFocused, SHOWN_MS);
   else hide();
 }
 

@@ -1,11 +1,11 @@
-// The table as CSV, JSON and Markdown, and its texts as a link.
+// Export the table as CSV, JSON and Markdown, and share its texts as a link.
 
 import { byId, make } from "./dom.js";
 import { sigmoid, threeDigits } from "./format.js";
 import { t } from "./i18n.js";
-import { addTexts, currentPicture, listen, setTemplate, state } from "./store.js";
+import { addTexts, currentImage, listen, setTemplate, state } from "./store.js";
 import { sharesOf, shortName, sortedRows } from "./table.js";
-import { tell } from "./toast.js";
+import { notify } from "./toast.js";
 
 const MAX_LINK_CHARACTERS = 8000;
 const FIELDS = ["text", "model", "logit", "probability", "relative", "ms"];
@@ -21,7 +21,7 @@ function records() {
   );
 }
 
-/** A cell that begins like a formula would be one in a spreadsheet; shared links may carry such texts. */
+/** Quote a CSV cell. A spreadsheet would run a text that starts like a formula; shared links may contain one. */
 function csvCell(value) {
   if (typeof value === "number") return String(value);
   const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
@@ -29,12 +29,12 @@ function csvCell(value) {
 }
 
 const toCsv = () =>
-  // Spreadsheets take UTF-8 for something else without the mark.
+  // Without the byte order mark spreadsheets do not recognize UTF-8.
   `\ufeff${[FIELDS, ...records().map((record) => FIELDS.map((field) => csvCell(record[field])))].map((row) => row.join(",")).join("\r\n")}\r\n`;
 
 function toJson() {
-  const { name, width, height } = currentPicture() ?? {};
-  return `${JSON.stringify({ picture: { name, width, height }, template: state.template, matches: records() }, null, 2)}\n`;
+  const { name, width, height } = currentImage() ?? {};
+  return `${JSON.stringify({ image: { name, width, height }, template: state.template, matches: records() }, null, 2)}\n`;
 }
 
 function toMarkdown() {
@@ -63,22 +63,22 @@ function download(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-async function copy(text, said) {
+async function copy(text, message) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Browsers give the clipboard to https and localhost alone; this old way works everywhere.
+    // Browsers provide the clipboard only on https and localhost; this older method works everywhere.
     const area = make("textarea", { value: text });
     document.body.append(area);
     area.select();
-    const done = document.execCommand("copy");
+    const copied = document.execCommand("copy");
     area.remove();
-    if (!done) return tell(t("copy_failed"));
+    if (!copied) return notify(t("copy_failed"));
   }
-  tell(said);
+  notify(message);
 }
 
-/** Return the part of the page's address that holds the texts; it is never sent to the server. */
+/** Return the URL fragment with the texts; it is never sent to the server. */
 function toHash() {
   const parameters = new URLSearchParams(state.rows.map(({ text }) => ["text", text]));
   if (state.template !== "{}") parameters.set("template", state.template);
@@ -93,7 +93,7 @@ function writeAddress() {
   history.replaceState(null, "", hash || location.pathname);
 }
 
-/** Take the texts of a link into the table. */
+/** Add the texts of a link to the table. */
 function readAddress() {
   if (location.hash === written) return;
   const parameters = new URLSearchParams(location.hash.slice(1));
@@ -106,8 +106,8 @@ export function startTransfer() {
   readAddress();
   listen(writeAddress);
   listen(() => {
-    const answered = state.rows.some(({ results }) => results);
-    for (const id of ["csv", "json", "markdown"]) byId(id).disabled = !answered;
+    const hasResults = state.rows.some(({ results }) => results);
+    for (const id of ["csv", "json", "markdown"]) byId(id).disabled = !hasResults;
     byId("link").disabled = state.rows.length === 0;
   });
   addEventListener("hashchange", readAddress);
@@ -116,7 +116,7 @@ export function startTransfer() {
   byId("markdown").onclick = () => copy(toMarkdown(), t("copied_markdown"));
   byId("link").onclick = () => {
     const hash = toHash();
-    if (hash.length > MAX_LINK_CHARACTERS) return tell(t("link_too_long"));
+    if (hash.length > MAX_LINK_CHARACTERS) return notify(t("link_too_long"));
     return copy(`${location.origin}${location.pathname}${hash}`, t("copied_link"));
   };
 }

@@ -1,0 +1,65 @@
+"""Workers that crash or hang: the image is recorded, and the job continues."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from support.fragile import FragileSpec
+from support.jobs import embed, rows_of, run, sha256_of, tree
+
+import siglip_onnx
+from siglip_onnx.bulk.facts import Receipt
+from siglip_onnx.bulk.job import Job
+from siglip_onnx.bulk.run import LocalEngine
+from siglip_onnx.bulk.shard import Task
+from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.bulk.worker_pool import WorkerPool
+
+
+@pytest.mark.parametrize("end", ["segfault", "exit", "exception", "hang"])
+def test_image_that_crashes_two_workers_is_recorded(end: str, folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    indices = (17,) if end == "hang" else (4, 17, 18)  # each takes the timeout twice
+    killers = [sorted(folder.rglob("*.png"))[index] for index in indices]
+    fragile = FragileSpec(spec.name, killers=tuple((sha256_of(path), end) for path in killers))
+
+    def patient(job: Job, model: ModelSpec, tasks: list[Task], progress: Any) -> Iterator[tuple[int, Receipt]]:
+        with WorkerPool(job.path, model, 2, progress, image_timeout=4 if end == "hang" else 300) as pool:
+            yield from pool.run(tasks)
+
+    summary = embed(tmp_path / "out", folder, fragile, patient)
+    assert summary["statuses"] == {"ok": 37 - len(killers), "crash": len(killers)}
+    crashed = [row for row in rows_of(tmp_path / "out") if row["status"] == "crash"]
+    assert [row["path"] for row in crashed] == [str(path) for path in killers]
+    reason = {
+        "segfault": "SIGSEGV", "exit": "exit code 7", "exception": "RuntimeError: out of luck",
+        "hang": "it took more than 4 seconds",
+    }[end]  # fmt: skip
+    assert {row["message"] for row in crashed} == {f"It crashed its worker twice: {reason}."}
+    good = [row["path"] for row in rows_of(tmp_path / "out") if row["status"] == "ok"]
+    vectors = np.concatenate([np.load(path) for path in sorted((tmp_path / "out" / "vectors").iterdir())])
+    assert_array_equal(vectors, siglip_onnx.load(spec.name, threads=1).encode_images(good))
+
+
+def test_worker_that_crashes_once_changes_nothing(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    victim = sorted(folder.rglob("*.png"))[13]
+    fragile = FragileSpec(spec.name, killers=((sha256_of(victim), "segfault"),), once=str(tmp_path / "died"))
+    embed(tmp_path / "out", folder, fragile, LocalEngine(2))
+    assert (tmp_path / "died").exists()
+    embed(tmp_path / "whole", folder, spec)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_broken_model_ends_the_job_with_its_own_error(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(small_bundle, tmp_path / "broken"))
+    graph = broken / "onnx" / "vision_model_quantized.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    result = run("embed", folder, "--out", tmp_path / "out", "--model", broken)
+    assert result.exit_code == 4
+    assert "vision_model_quantized.onnx" in result.stderr
+    assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0

@@ -1,0 +1,232 @@
+"""Resuming a job: the same bytes after kills, interrupts, damage and full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.images import make_image
+from support.jobs import SHARD_SIZE, InProcess, command, embed, sha256_of, tree
+
+from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.errors import JobError
+from siglip_onnx.options import RuntimeOptions
+
+
+def test_killed_job_resumes_to_the_same_bytes(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("embed", folder, "--model", small_bundle, "--shard-size", 4, "--workers", 2, "--out")
+    began = time.monotonic()
+    subprocess.run(command(*arguments, tmp_path / "whole"), check=True, capture_output=True)
+    usual = time.monotonic() - began
+    rng = np.random.default_rng(8)
+    for delay in rng.uniform(0.4, 1.0, 4) * usual:
+        with subprocess.Popen(
+            command(*arguments, tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            time.sleep(delay)
+            process.kill()
+        if (tmp_path / "killed").exists():
+            assert_nothing_half_done(tmp_path / "killed")
+    subprocess.run(command(*arguments, tmp_path / "killed"), check=True, capture_output=True)
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+def assert_nothing_half_done(out: Path) -> None:
+    """What has a receipt is whole, and every file under a final name can be read."""
+    for path in out.glob("receipts/*.json"):
+        receipt = json.loads(path.read_text())
+        for name, facts in receipt["files"].items():
+            assert sha256_of(out / name) == facts["sha256"]
+    for path in [*out.glob("plan/*.jsonl"), *out.glob("rows/*.jsonl")]:
+        assert all(json.loads(line)["path"] for line in path.read_text().splitlines())
+
+
+def test_interrupted_job_resumes_to_the_same_bytes(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    for number in range(300):
+        shutil.copy(folder / "00.png", folder / f"more{number}.png")
+    arguments = ("embed", folder, "--model", small_bundle, "--shard-size", 5, "--progress", "plain", "--out")
+    out = tmp_path / "stopped"
+    with subprocess.Popen(
+        command(*arguments, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), start_new_session=True,  # noqa: PLW1509
+    ) as process:  # fmt: skip
+        while not list(out.glob("receipts/*.json")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert "can be resumed with the same command" in error
+    assert "Traceback" not in error
+    assert not (out / ".tmp").exists()
+    assert not (out / "summary.json").exists()
+    subprocess.run(command(*arguments, out), check=True, capture_output=True)
+    subprocess.run(command(*arguments, tmp_path / "whole"), check=True, capture_output=True)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "a cut file", "a lost file", "another job's receipt", "no JSON"])
+def test_resume_trusts_only_receipts_that_match(how: str, folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    embed(out, folder, spec)
+    before = tree(out)
+    vectors, receipt = out / "vectors" / "000001.npy", out / "receipts" / "000001.json"
+    if how == "a flipped bit":
+        content = bytearray(vectors.read_bytes())
+        content[-7] ^= 1
+        vectors.write_bytes(content)
+    elif how == "a cut file":
+        vectors.write_bytes(vectors.read_bytes()[:-1])
+    elif how == "a lost file":
+        (out / "rows" / "000001.jsonl").unlink()
+    elif how == "another job's receipt":
+        receipt.write_text(receipt.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    else:
+        receipt.write_text("[1]")
+    engine = InProcess()
+    embed(out, folder, spec, engine)
+    assert engine.shards == [1]
+    assert len(engine.embedded) == SHARD_SIZE
+    assert tree(out) == before
+
+
+def test_fast_resume_checks_sizes_only(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    out, engine = tmp_path / "out", InProcess()
+    embed(out, folder, spec)
+    vectors = out / "vectors" / "000001.npy"
+    vectors.write_bytes(bytes(vectors.stat().st_size))
+    embed(out, folder, spec, engine, fast_resume=True)
+    assert engine.shards == []
+
+
+def test_retry_errors_retries_only_inputs_with_errors(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    out, engine = tmp_path / "out", InProcess()
+    missing = folder / "zz.png"
+    missing.symlink_to(tmp_path / "later.png")
+    (folder / "0000.png").touch()
+    assert embed(out, folder, spec)["errors"] == 2
+    make_image(np.random.default_rng(1)).save(tmp_path / "later.png")
+    assert embed(out, folder, spec, engine)["errors"] == 1  # it has a size and a time now, so it has changed
+    assert engine.embedded == [sha256_of(missing)]
+    assert embed(out, folder, spec, engine, retry_errors=True)["errors"] == 1
+    assert len(engine.embedded) == 2  # the model refused the empty file again
+
+
+def limit_files() -> None:
+    """Let files have at most 9,000 bytes, less than the vectors need, as if the disk were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+
+
+def test_full_disk_is_one_error_and_the_job_resumes(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    arguments = command("embed", folder, "--model", small_bundle, "--out", tmp_path / "out", "--workers", 1)
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # which writes too
+    result = subprocess.run(
+        arguments, capture_output=True, text=True, check=False, preexec_fn=limit_files, env=unmeasured
+    )
+    assert result.returncode == 1
+    assert "cannot be written: File too large. Free space" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list((tmp_path / "out").glob("receipts/*"))
+    assert list((tmp_path / "out").glob("plan/*"))
+    assert not (tmp_path / "out" / ".tmp").exists()
+    assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+
+
+def test_job_with_other_facts_is_refused(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    embed(out, folder, spec)
+    fp32 = replace(spec, options=RuntimeOptions(variant="fp32"))
+    with pytest.raises(JobError, match="variant 'int8', not 'fp32'; embedding_space"):
+        embed(out, folder, fp32)
+    assert embed(out, folder, fp32, overwrite=True)["variant"] == "fp32"
+    with pytest.raises(JobError, match="is not empty and is not a job folder"):
+        embed(folder, folder, spec)
+    with pytest.raises(JobError, match="is not empty and is not a job folder"):
+        embed(folder, folder, spec, overwrite=True)
+    assert len(list(folder.rglob("*.png"))) == 37
+
+
+JOB_0_1 = """{{
+  "format": "siglip_onnx.job/1",
+  "model_name": "small",
+  "variant": "int8",
+  "embedding_space": "{space}",
+  "embedding_dim": 64,
+  "logit_scale": {scale},
+  "logit_bias": {bias},
+  "preprocessing": {{
+    "fast_decode": false,
+    "allow_truncated": false,
+    "image_limits": {{
+      "max_pixels": 89478485,
+      "max_side": 65535,
+      "max_bytes": 512000000
+    }}
+  }},
+  "layout": "npy",
+  "dtype": "float32",
+  "shard_size": 1
+}}
+"""
+PLAN_0_1 = """{{"path": "{path}", "size_bytes": {size}, "mtime_ns": {time}}}
+"""
+ROW_0_1 = """{{"path": "{path}", "size_bytes": {size}, "mtime_ns": {time}, "status": "ok", "row": 0, "width": 90, \
+"height": 60, "sha256": "{sha256}", "truncated": false, "message": ""}}
+"""
+RECEIPT_0_1 = """{{
+  "fingerprint": "{job}",
+  "plan_sha256": "{plan}",
+  "files": {{
+    "vectors/000000.npy": {{
+      "size_bytes": {vectors_size},
+      "sha256": "{vectors}"
+    }},
+    "rows/000000.jsonl": {{
+      "size_bytes": {rows_size},
+      "sha256": "{rows}"
+    }}
+  }},
+  "counts": {{
+    "ok": 1
+  }}
+}}
+"""
+
+
+def test_job_of_version_0_1_resumes(spec: ModelSpec, tmp_path: Path) -> None:
+    """A folder with the exact text that version 0.1 wrote, of whose two shards one is done."""
+    folder, out, engine = tmp_path / "images", tmp_path / "out", InProcess()
+    folder.mkdir()
+    for number in range(2):
+        make_image(np.random.default_rng(number)).save(folder / f"{number}.png")
+    image, facts = folder / "0.png", spec.job_facts()
+    status, model = image.stat(), spec.open()
+    for name in ("plan", "rows", "vectors", "receipts"):
+        (out / name).mkdir(parents=True)
+    job, plan, rows, vectors = (
+        out / name for name in ("job.json", "plan/000000.jsonl", "rows/000000.jsonl", "vectors/000000.npy")
+    )
+    job.write_text(JOB_0_1.format(space=facts.embedding_space, scale=facts.logit_scale, bias=facts.logit_bias))
+    values = {"path": image, "size": status.st_size, "time": status.st_mtime_ns, "sha256": sha256_of(image)}
+    plan.write_text(PLAN_0_1.format(**values))
+    rows.write_text(ROW_0_1.format(**values))
+    np.save(vectors, model.encode_images([image]))
+    hashes = {"job": sha256_of(job), "plan": sha256_of(plan), "rows": sha256_of(rows), "vectors": sha256_of(vectors)}
+    sizes = {"rows_size": rows.stat().st_size, "vectors_size": vectors.stat().st_size}
+    (out / "receipts" / "000000.json").write_text(RECEIPT_0_1.format(**hashes, **sizes))
+    before = tree(out)
+    assert embed(out, folder, spec, engine, facts=spec.job_facts(shard_size=1))["vectors"] == 2
+    assert engine.shards == [1]
+    after = tree(out)
+    assert {name: after[name] for name in before} == before
+    embed(tmp_path / "new", folder, spec, facts=spec.job_facts(shard_size=1))
+    assert tree(tmp_path / "new") == after

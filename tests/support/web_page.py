@@ -1,0 +1,47 @@
+"""Operate the web page in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Locator, Page, expect
+
+NewPage = Callable[..., Page]
+expect.set_options(timeout=20_000)  # generous: the machine may be busy
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("#table tbody tr:not(.pending)")
+
+
+def texts_of(page: Page) -> list[str]:
+    return page.locator("#table tbody td.text").all_inner_texts()
+
+
+def probabilities(page: Page) -> list[str]:
+    return page.locator("#table tbody td.probability .bar > span:last-child").all_inner_texts()
+
+
+def choose(page: Page, *images: Path) -> None:
+    page.set_input_files("#file", [str(image) for image in images])
+    expect(page.locator("#image-facts")).to_contain_text("pixels")
+
+
+def add(page: Page, *texts: str) -> None:
+    count = len(texts_of(page))
+    page.fill("#text", "\n".join(texts))
+    page.press("#text", "Enter")
+    expect(rows(page)).to_have_count(count + len(texts))
+
+
+def run_first_preset(page: Page) -> None:
+    """Fill in the counting experiment, and open every part of the page that can be opened."""
+    page.locator("#presets button").first.click()
+    expect(page.locator("#heat tbody tr")).to_have_count(6)
+    expect(rows(page)).to_have_count(6)
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true })")

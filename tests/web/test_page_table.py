@@ -1,0 +1,179 @@
+"""The page's table of texts in a headless Chromium: numbers, editing, undo, templates, presets, model comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import expect
+from support.web_page import NewPage, add, choose, probabilities, rows, texts_of
+from support.web_server import EGGS_PATH, STAR_PATH, running
+
+import siglip_onnx
+from siglip_onnx.cli.table import three_digits
+
+pytestmark = pytest.mark.web
+
+
+def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
+    page = new_page()
+    choose(page, STAR_PATH)
+    add(page, "a red star")
+    add(page, "青い星", "six eggs")
+    assert texts_of(page) == ["a red star", "青い星", "six eggs"]
+    expected = siglip_onnx.load("demo").classify(STAR_PATH, texts_of(page))
+    assert probabilities(page) == [three_digits(match.probability) for match in expected]
+    logits = page.locator("#table tbody td.number[data-label=Logit]").all_inner_texts()
+    assert logits == [f"{match.logit:.2f}" for match in expected]
+    shares = page.locator("#table tbody td.number[data-label=Share]").all_inner_texts()
+    assert shares[0].startswith("1-") or abs(float(shares[0]) - expected[0].relative) < 0.001
+    assert "0.000" not in page.locator("#table").inner_text()
+    expect(page.locator("#text")).to_be_focused()
+    page.fill("#text", "six eggs")
+    page.press("#text", "Enter")
+    expect(page.locator("#toast")).to_contain_text("Already in the table: 1")
+    expect(rows(page)).to_have_count(3)
+
+
+def test_adding_a_text_sends_only_the_text(new_page: NewPage) -> None:
+    page = new_page()
+    choose(page, STAR_PATH)
+    add(page, "a red star")
+    with page.expect_request("**/v1/classify") as request:
+        add(page, "a moon")
+    body = json.loads(request.value.post_data or "")
+    assert body["texts"] == ["a moon"]
+    assert list(body["images"][0]) == ["id"]
+    response = request.value.response()
+    assert response
+    assert response.json()["results"][0]["image"]["decode_ms"] == 0
+
+
+def test_numbers_are_formatted_as_on_the_command_line(new_page: NewPage) -> None:
+    page = new_page()
+    values = [0.5, 0.1234, 0.00123, 0.000999, 1.4e-4, 3.3e-12, 0.9994, 0.99951, 0.99999, 1e-9, 0.001, 0.0995, 0.9999951]
+    script = "async (values) => { const m = await import('/static/format.js'); return values.map(m.threeDigits) }"
+    assert page.evaluate(script, [[value, 1 - value] for value in values]) == [three_digits(v) for v in values]
+    script = """async (logits) => { const m = await import('/static/format.js');
+        return logits.map((logit) => m.threeDigits(m.sigmoid(logit))) }"""
+    formatted = page.evaluate(script, [-700, -200, -20.86, 0, 7.7, 20, 200, 700])
+    assert formatted == [
+        "9.86e-305", "1.38e-87", "8.72e-10", "0.500", "1-4.5e-04", "1-2.1e-09", "1-1.4e-87", "1-9.9e-305",
+    ]  # fmt: skip
+
+
+def test_edit_sort_delete_and_undo(new_page: NewPage) -> None:
+    page = new_page()
+    choose(page, STAR_PATH)
+    add(page, "six eggs", "a red star", "a blue star")
+    page.get_by_role("button", name="Edit “six eggs”").click()
+    editor = page.locator("td.text input")
+    expect(editor).to_be_focused()
+    editor.fill("something red")
+    editor.press("Enter")
+    expect(page.get_by_role("button", name="Edit “something red”")).to_be_focused()
+    expect(rows(page)).to_have_count(3)
+    page.get_by_role("button", name="Edit “something red”").click()
+    editor.fill("discarded")
+    editor.press("Escape")
+    assert texts_of(page) == ["something red", "a red star", "a blue star"]
+    header = page.get_by_role("columnheader", name="Probability")
+    for direction, order in (
+        ("descending", ["a red star", "something red", "a blue star"]),
+        ("ascending", ["a blue star", "something red", "a red star"]),
+        ("none", ["something red", "a red star", "a blue star"]),
+    ):
+        header.get_by_role("button").click()
+        expect(header).to_have_attribute("aria-sort", direction)
+        assert texts_of(page) == order
+    page.get_by_role("button", name="Delete “a red star”").click()
+    assert texts_of(page) == ["something red", "a blue star"]
+    expect(page.get_by_role("button", name="Delete “a blue star”")).to_be_focused()
+    page.locator("#toast").get_by_role("button", name="Undo").click()
+    assert texts_of(page) == ["something red", "a red star", "a blue star"]
+    page.click("#clear")
+    expect(page.locator("#empty")).to_be_visible()
+    page.keyboard.press("Control+z")
+    expect(rows(page)).to_have_count(3)
+    page.click("#undo")  # the edit
+    assert texts_of(page)[0] == "six eggs"
+    expect(rows(page)).to_have_count(3)
+    page.click("#undo")  # the three texts
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#undo")).to_be_disabled()
+
+
+def test_new_image_empties_the_table_and_undo_restores_it(new_page: NewPage) -> None:
+    page = new_page()
+    choose(page, STAR_PATH)
+    add(page, "a red star", "six eggs")
+    choose(page, EGGS_PATH)
+    expect(page.locator("#toast")).to_contain_text("New image")
+    expect(page.locator("#empty")).to_be_visible()
+    page.locator("#toast").get_by_role("button", name="Undo").click()
+    expect(page.locator("#image-facts")).to_contain_text("red_star.png")
+    expect(rows(page)).to_have_count(2)
+    page.locator("#history button").nth(1).click()
+    page.locator("#toast").get_by_role("button", name="Add the same texts").click()
+    expect(rows(page)).to_have_count(2)
+    star, eggs = probabilities(page)
+    assert "e-" in star  # not in this image
+    assert float(eggs) > 0.5
+    page.locator("#history button").nth(0).click()  # shows its own table
+    assert float(probabilities(page)[0]) > 0.5
+
+
+def test_template_change_recomputes_the_table(new_page: NewPage) -> None:
+    page = new_page()
+    choose(page, STAR_PATH)
+    add(page, "red star")
+    page.click("#options summary")
+    page.fill("#template", "a star")
+    page.press("#template", "Enter")
+    expect(page.locator("#template-problem")).to_contain_text("must contain {}")
+    page.fill("#template", "a {} on a light background")
+    page.press("#template", "Enter")
+    expected = siglip_onnx.load("demo").classify(STAR_PATH, ["red star"], template="a {} on a light background")
+    expect(page.locator(".bar > span:last-child")).to_have_text(three_digits(expected[0].probability))
+    assert parse_qs(urlsplit(page.url).fragment)["template"] == ["a {} on a light background"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "images", "best_columns"), [("Counting", 6, [0, 1, 2, 3, 4, 5]), ("Reading", 4, [0, 1, 3, 4])]
+)
+def test_preset_fills_the_heat_map(new_page: NewPage, preset: str, images: int, best_columns: list[int]) -> None:
+    page = new_page()
+    page.get_by_role("button", name=preset).click()
+    expect(page.locator("#heat tbody tr")).to_have_count(images)
+    expect(page.locator("#heat tbody td")).to_have_count(images * 6)
+    expect(rows(page)).to_have_count(6)
+    best = page.locator("#heat td.best")
+    expect(best).to_have_count(images)
+    assert best.evaluate_all("cells => cells.map((cell) => cell.cellIndex - 1)") == best_columns
+
+
+@pytest.mark.export
+def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
+    models = [siglip_onnx.load(small_bundle, variant=variant) for variant in ("int8", "fp32")]
+    with running(models) as address:
+        page = new_page(address)
+        choose(page, STAR_PATH, EGGS_PATH)
+        add(page, "a red circle", "犬")
+        int8, fp32 = (model.classify(STAR_PATH, ["a red circle", "犬"]) for model in models)
+        expected = [match.probability for pair in zip(int8, fp32, strict=True) for match in pair]
+        assert probabilities(page) == [three_digits(probability) for probability in expected]
+        assert page.locator("#table tbody td.model").first.inner_text().split()[-1] == "fp32"
+        largest = max(abs(one.probability - other.probability) for one, other in zip(int8, fp32, strict=True))
+        expect(page.locator("#difference")).to_contain_text(f"at most {three_digits(largest)}")
+        page.click("#heat-run")
+        expect(page.locator("#heat tbody tr")).to_have_count(2)
+        cell = page.locator("#heat tbody td").first
+        expect(cell).to_have_text(three_digits(int8[0].probability))
+        page.select_option("#heat-model", label="fp32")
+        expect(cell).to_have_text(three_digits(fp32[0].probability))

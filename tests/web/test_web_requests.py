@@ -1,0 +1,140 @@
+"""Malformed, oversized and ambiguous requests to the HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from starlette.testclient import TestClient
+from support.web_server import STAR, client_of, error_of, in_base64
+
+from siglip_onnx.model import SigLIP
+from siglip_onnx.options import ImageLimits
+from siglip_onnx.web.limits import Limits
+from siglip_onnx.web.settings import Settings
+
+TEXTS = ["a red star", "赤い星", "six eggs"]
+ID = {"id": "x"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"texts": ["a"]}, 422, "invalid_request"),
+        ({"images": None, "texts": ["a"]}, 422, "invalid_request"),
+        ({"images": [], "texts": ["a"]}, 422, "limit_exceeded"),
+        ({"images": [ID] * 33, "texts": ["a"]}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": []}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": ["a"] * 257}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": [""]}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": ["a" * 4097]}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": "a"}, 422, "invalid_request"),
+        ({"images": [ID], "texts": [1]}, 422, "invalid_request"),
+        ({"images": [ID], "texts": ["a"], "templates": "{}"}, 422, "invalid_request"),
+        ({"images": [{}], "texts": ["a"]}, 422, "invalid_request"),
+        ({"images": [{"id": "x", "url": "y"}], "texts": ["a"]}, 422, "invalid_request"),
+        ({"images": [{"base64": "%%%"}], "texts": ["a"]}, 422, "invalid_request"),
+        ({"images": [{"base64": "AAAA"}], "texts": ["a"]}, 422, "unsupported"),
+        ({"images": [in_base64(STAR[: len(STAR) // 2])], "texts": ["a"]}, 422, "truncated"),
+        ({"images": [in_base64(STAR)], "texts": ["a"], "template": "photo"}, 422, "invalid_text"),
+        ({"images": [in_base64(STAR)], "texts": ["a"], "template": []}, 422, "limit_exceeded"),
+        ([], 422, "invalid_request"),
+    ],
+)  # fmt: skip
+def test_invalid_json_requests(client: TestClient, body: Any, status: int, code: str) -> None:
+    error_of(client.post("/v1/classify", json=body), status, code)
+
+
+@pytest.mark.parametrize("word", ["image", "picture"])
+@pytest.mark.parametrize("entry", [{}, {"base64": "%%%"}, {"base64": "AAAA"}])
+def test_error_has_the_index_of_the_image_in_the_spelling_of_the_request(
+    client: TestClient, word: str, entry: dict[str, str]
+) -> None:
+    answer = client.post("/v1/classify", json={f"{word}s": [in_base64(STAR), entry], "texts": ["a"]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error[word]) == (422, 1)
+    assert {"image", "picture"} & set(error) == {word}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"json": {"images": [ID], "pictures": [ID], "texts": ["a"]}},
+        {"json": {"images": [], "pictures": [], "texts": ["a"]}},
+        {"files": [("images", STAR), ("pictures", STAR)], "data": {"texts": "a"}},
+        {"files": {"images": STAR}, "data": {"texts": "a", "picture_ids": "x"}},
+        {"files": {"pictures": STAR}, "data": {"texts": "a", "image_ids": "x"}},
+    ],
+)
+def test_requests_with_both_spellings_are_refused(client: TestClient, options: dict[str, Any]) -> None:
+    error = error_of(client.post("/v1/classify", **options), 422, "invalid_request")
+    assert "use images and image_ids only" in error["message"]
+
+
+def test_other_malformed_requests(client: TestClient) -> None:
+    json_type = {"content-type": "application/json"}
+    error_of(client.post("/v1/classify", content=b"{", headers=json_type), 400, "bad_request")
+    lone_surrogate = b'{"images": [{"id": "x"}], "texts": ["\\ud800"]}'
+    assert client.post("/v1/classify", content=lone_surrogate, headers=json_type).status_code in (400, 422)
+    plain = client.post("/v1/classify", content=b"a", headers={"content-type": "text/plain"})
+    error_of(plain, 415, "unsupported_media_type")
+    error_of(client.post("/v1/classify", data={"other": "x"}, files={"images": STAR}), 422, "invalid_request")
+    error_of(client.post("/v1/classify", files=[("images", STAR)] * 33, data={"texts": "a"}), 422, "limit_exceeded")
+    error_of(client.post("/v1/classify", files={"images": STAR}, data={"texts": "a" * 20_000}), 422, "limit_exceeded")
+    for content_type in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        headers = {"content-type": content_type}
+        error_of(client.post("/v1/classify", content=b"--y\r\n", headers=headers), 400, "bad_request")
+    empty_url = client.post("/v1/classify", files={"images": STAR}, data={"texts": "a", "urls": ""})
+    assert error_of(empty_url, 422, "url_refused")["image"] == 1
+    error_of(client.get("/v1/other"), 404, "not_found")
+    error_of(client.get("/v1/classify"), 405, "method_not_allowed")
+    error_of(client.get("/static/../../app.py"), 404, "not_found")
+    error_of(client.get("/samples/%2e%2e/bundle/manifest.json"), 404, "not_found")
+
+
+def test_large_bodies_and_images_are_refused(model: SigLIP) -> None:
+    limits = Limits(body_bytes=100_000, image=ImageLimits(max_pixels=10_000, max_side=200, max_bytes=50_000))
+    with client_of([model], Settings(limits=limits)) as client:
+        error_of(client.post("/v1/classify", content=b"x" * 100_001), 413, "body_too_large")
+
+        def stream() -> Iterator[bytes]:
+            for _ in range(1000):
+                yield b"x" * 1000
+
+        error_of(client.post("/v1/classify", content=stream()), 413, "body_too_large")
+        error_of(client.post("/v1/embed/images", files={"images": STAR}), 422, "too_large")  # 256 x 256
+        error_of(client.post("/v1/embed/images", files={"images": b"x" * 50_001}), 422, "too_large")
+        assert client.get("/metrics").text.count("siglip_queue_size 0") == 1
+
+
+def test_mutated_requests_are_answered_or_refused(client: TestClient) -> None:
+    """With a fixed seed; SIGLIP_ONNX_FUZZ sets the number of requests."""
+    rng = random.Random(6)
+    form = client.build_request("POST", "/", files={"images": STAR[:3000]}, data={"texts": TEXTS})
+    document = json.dumps({"images": [in_base64(STAR[:300])], "texts": TEXTS, "template": "{}"}).encode()
+    seeds = [(form.read(), form.headers["content-type"]), (document, "application/json")]
+    for _ in range(int(os.environ.get("SIGLIP_ONNX_FUZZ", "400"))):
+        body, content_type = rng.choice(seeds)
+        mutated = bytearray(body)
+        for _ in range(rng.randint(1, 8)):
+            position = rng.randrange(len(mutated))
+            choice = rng.random()
+            if choice < 0.5:
+                mutated[position] = rng.randrange(256)
+            elif choice < 0.75:
+                del mutated[position : position + rng.randint(1, 200)]
+            else:
+                mutated[position:position] = mutated[: rng.randint(0, 100)]
+            mutated = mutated or bytearray(b"x")
+        path = rng.choice(["/v1/classify", "/v1/embed/images", "/v1/embed/texts", "/v1/fetch"])
+        answer = client.post(path, content=bytes(mutated), headers={"content-type": content_type})
+        assert answer.status_code < 500, (path, bytes(mutated))
+        if answer.status_code >= 400:
+            assert list(answer.json()) == ["error"]
