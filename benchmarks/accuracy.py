@@ -1,18 +1,17 @@
-"""Zero-shot accuracy on labelled pictures: top-1 and top-5 of any variant and backend, and what each loses to fp32.
+"""Measure zero-shot accuracy on labeled images: top-1 and top-5 of any variant and backend, and the loss against fp32.
 
     python benchmarks/accuracy.py DATASET --checkpoint CHECKPOINT --template "a photo of a {}."
     python benchmarks/accuracy.py DATASET --model BUNDLE
 
-DATASET is a folder per class, named as the class is called, underscores being spaces; --labels FILE gives other words,
-a line `folder<TAB>text` each. ImageNet-V2 (matched-frequency, 10,000 pictures in folders 0 to 999) needs such a file
+DATASET holds a folder per class, named after the class with underscores for spaces; --labels FILE gives other words,
+one line `folder<TAB>text` each. ImageNet-V2 (matched-frequency, 10,000 images in folders 0 to 999) needs such a file
 with ImageNet's class names. The loss is the difference of paired answers, with a bootstrapped interval of 95 %.
-With --checkpoint the reference is PyTorch fp32, peers can be asked too, and exports are kept in --work as those of
-benchmarks/suite.py are; with --model it is the bundle's fp32 variant, and nothing but this package is needed.
+With --checkpoint the reference is PyTorch fp32, peers can be measured too, and exports are kept in --work as those of
+benchmarks/suite.py; with --model it is the bundle's fp32 variant, and only this package is needed.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,14 +21,15 @@ from typing import Any
 
 import click
 import numpy as np
-from catalog import open_catalog, tell
-from fresh import in_fresh_process
+from catalog import IMAGE_SUFFIXES, log, open_catalog
+from fresh_process import in_fresh_process
 from numpy.typing import NDArray
+from result_files import write_results
 
-from siglip_onnx.bench.contestant import Configuration, Contestant
+from siglip_onnx.bench.backend import Backend, Configuration
 from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, engine_name
-from siglip_onnx.bench.statistics import bootstrap_mean
+from siglip_onnx.bench.statistics import CONFIDENCE, Ratio
 from siglip_onnx.bench.tables import markdown
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.errors import BenchmarkError
@@ -38,13 +38,12 @@ from siglip_onnx.hub.loading import find_model
 from siglip_onnx.system.threads import available_threads
 from siglip_onnx.text.templates import fill_templates
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-MOST_CALIBRATION = 64
+MOST_CALIBRATION, RESAMPLES = 64, 2000
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures, the class of each, and what the classes are called."""
+    """Images, the class of each, and the text of each class."""
 
     paths: list[Path]
     classes: list[int]
@@ -53,12 +52,14 @@ class Dataset:
 
 @click.command(help=__doc__)
 @click.argument("dataset", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), help="With PyTorch and peers.")
-@click.option("--model", help="An exported model, or demo: its variants alone.")
+@click.option("--checkpoint", type=click.Path(path_type=Path, exists=True), help="To measure PyTorch and peers too.")
+@click.option("--model", help="An exported model, or demo: only its variants.")
 @click.option("--labels", type=click.Path(path_type=Path, exists=True), help="Lines of folder<TAB>text.")
 @click.option("--template", "templates", multiple=True, default=["{}"], show_default=True, help="Repeat to average.")
-@click.option("--only", multiple=True, default=["siglip_onnx"], show_default=True, help="Part of names; repeat.")
-@click.option("--name", default="accuracy", show_default=True, help="Of the folder in --work.")
+@click.option(
+    "--only", multiple=True, default=["siglip_onnx"], show_default=True, help="Part of names; repeat for more."
+)
+@click.option("--name", default="accuracy", show_default=True, help="Name of the folder in --work.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "siglip_onnx_bench")
 @click.option("--threads", type=click.IntRange(1, 512), default=available_threads)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON to write.")
@@ -74,9 +75,9 @@ def main(
     threads: int,
     out: Path | None,
 ) -> None:
-    """Ask every configuration and print the table."""
-    asked = read_dataset(dataset, read_labels(labels))
-    calibration = asked.paths[:: max(1, len(asked.paths) // MOST_CALIBRATION)][:MOST_CALIBRATION]
+    """Measure every configuration and print the table."""
+    labeled = read_dataset(dataset, read_labels(labels))
+    calibration = labeled.paths[:: max(1, len(labeled.paths) // MOST_CALIBRATION)][:MOST_CALIBRATION]
     if (checkpoint is None) == (model is None):
         raise click.UsageError("Give either --checkpoint or --model.")
     if checkpoint is not None:
@@ -86,15 +87,15 @@ def main(
         configurations, absent, reference = variants_of(str(model), threads), {}, engine_name("fp32")
     correct = {}
     for configuration in configurations:
-        correct[configuration.name] = in_fresh_process(ask, configuration, asked, templates)
-        tell(f"{configuration.name}: top-1 {correct[configuration.name][0].mean():.4f}")
+        correct[configuration.name] = in_fresh_process(answer, configuration, labeled, templates)
+        log(f"{configuration.name}: top-1 {correct[configuration.name][0].mean():.4f}")
     document = {
-        "dataset": dataset.name, "pictures": len(asked.paths), "classes": len(asked.texts), "templates": templates,
+        "dataset": dataset.name, "images": len(labeled.paths), "classes": len(labeled.texts), "templates": templates,
         "reference": reference if reference in correct else None, "machine": describe_machine(),
         "rows": describe(correct, correct.get(reference)), "absent": absent,
     }  # fmt: skip
     if out is not None:
-        out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_results(out, document)
     click.echo(accuracy_table(document))
 
 
@@ -105,75 +106,85 @@ def variants_of(model: str, threads: int) -> list[Configuration]:
 
 
 def read_labels(path: Path | None) -> dict[str, str]:
-    """Return what folders are called, where they are not called by their own name."""
+    """Return the texts of folders whose text is not their name."""
     if path is None:
         return {}
     lines = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    wrong = next((line for line in lines if len(line) != 2), None)
-    if wrong is not None:
-        raise click.UsageError(f"{path} has the line {wrong[0]!r}; expected folder<TAB>text.")
+    malformed = next((line for line in lines if len(line) != 2), None)
+    if malformed is not None:
+        raise click.UsageError(f"{path} has the line {malformed[0]!r}; expected folder<TAB>text.")
     return {folder.strip(): text.strip() for folder, text in lines}
 
 
 def read_dataset(folder: Path, labels: Mapping[str, str]) -> Dataset:
-    """Return the pictures of a folder per class."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = [
+    """Return the images of a folder with one folder per class."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    images = [
         (path, number)
-        for number, one in enumerate(classes)
-        for path in sorted(one.rglob("*"))
-        if path.suffix.lower() in PICTURES
+        for number, class_folder in enumerate(folders)
+        for path in sorted(class_folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
     ]
-    if len(classes) < 2 or not found:
-        raise click.UsageError(f"{folder} holds {len(classes)} folders with {len(found)} pictures; expected classes.")
-    texts = [labels.get(one.name, one.name.replace("_", " ")) for one in classes]
-    return Dataset([path for path, _ in found], [number for _, number in found], texts)
+    if len(folders) < 2 or not images:
+        raise click.UsageError(
+            f"{folder} holds {len(folders)} folders with {len(images)} images; expected at least two with images."
+        )
+    texts = [labels.get(class_folder.name, class_folder.name.replace("_", " ")) for class_folder in folders]
+    return Dataset([path for path, _ in images], [number for _, number in images], texts)
 
 
-def ask(configuration: Configuration, dataset: Dataset, templates: Sequence[str]) -> NDArray[np.bool_]:
-    """Return whether each picture's class is the first, and whether it is among the first five: ``(2, N)``."""
-    backend: Any = import_module(configuration.backend)
-    contestant: Contestant = backend.load(configuration)
-    texts = embed_classes(contestant, dataset.texts, templates)
+def answer(configuration: Configuration, dataset: Dataset, templates: Sequence[str]) -> NDArray[np.bool_]:
+    """Return whether each image's class is the first, and whether it is among the first five: ``(2, N)``."""
+    module: Any = import_module(configuration.backend)
+    backend: Backend = module.load(configuration)
+    texts = embed_classes(backend, dataset.texts, templates)
     ranks = [
-        rank_of(contestant.head(contestant.vision(contestant.preprocess(contestant.decode(path))), texts)[0], right)
+        rank_of(backend.head(backend.vision(backend.preprocess(backend.decode(path))), texts)[0], right)
         for path, right in zip(dataset.paths, dataset.classes, strict=True)
     ]
     return np.array([[rank < 1 for rank in ranks], [rank < 5 for rank in ranks]])
 
 
-def embed_classes(contestant: Contestant, texts: Sequence[str], templates: Sequence[str]) -> Floats:
+def embed_classes(backend: Backend, texts: Sequence[str], templates: Sequence[str]) -> Floats:
     """Return a unit embedding per class, the mean over templates: f32 ``(M, D)``."""
     rows = [
-        [l2_normalize(contestant.text(contestant.tokenize(prompt)))[0] for prompt in prompts]
+        [l2_normalize(backend.text(backend.tokenize(prompt)))[0] for prompt in prompts]
         for prompts in fill_templates(list(templates), list(texts))
     ]
     return average_unit(np.array(rows, np.float32))
 
 
 def rank_of(logits: Floats, right: int) -> int:
-    """Return how many classes stand before the right one; those that equal it do."""
+    """Return how many classes rank before the right one; ties count as before it."""
     if not np.isfinite(logits).all():
-        raise BenchmarkError("A configuration gave logits that are no numbers.")
+        raise BenchmarkError("A configuration returned NaN or infinite logits; expected finite ones.")
     return int((logits >= logits[right]).sum()) - 1
 
 
 def describe(correct: Mapping[str, NDArray[np.bool_]], reference: NDArray[np.bool_] | None) -> list[dict[str, Any]]:
-    """Return accuracy and loss of every configuration, shares from 0 to 1; no loss where there is no reference."""
+    """Return accuracy and loss of every configuration, shares from 0 to 1; no loss without a reference."""
     return [
-        {"name": name, "top1": float(found[0].mean()), "top5": float(found[1].mean())} | losses(found, reference)
-        for name, found in correct.items()
+        {"name": name, "top1": float(hits[0].mean()), "top5": float(hits[1].mean())} | losses(hits, reference)
+        for name, hits in correct.items()
     ]
 
 
-def losses(found: NDArray[np.bool_], reference: NDArray[np.bool_] | None) -> dict[str, Any]:
-    """Return how much less often a configuration is right than the reference, on the same pictures."""
+def losses(hits: NDArray[np.bool_], reference: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return how much less often a configuration is right than the reference, on the same images."""
     if reference is None:
         return {}
-    differences = reference.astype(np.float64) - found
+    differences = reference.astype(np.float64) - hits
     return {
         f"loss_{kind}": asdict(bootstrap_mean(row)) for kind, row in zip(("top1", "top5"), differences, strict=True)
     }
+
+
+def bootstrap_mean(values: NDArray[np.float64], *, seed: int = 0) -> Ratio:
+    """Return the mean of ``values`` ``(N,)`` with its interval."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Ratio(float(values.mean()), float(low), float(high))
 
 
 def accuracy_table(document: Mapping[str, Any]) -> str:

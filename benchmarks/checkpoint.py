@@ -1,4 +1,4 @@
-"""A random checkpoint of the shapes of google/siglip-base-patch16-256-multilingual, its vocabulary as large as there.
+"""Make a random checkpoint with the shapes and vocabulary size of google/siglip-base-patch16-256-multilingual.
 
 Random weights prove parity, speed and memory, not accuracy.
 """
@@ -14,7 +14,7 @@ VOCAB_SIZE, IMAGE_SIZE = 250_000, 256
 
 
 def make_checkpoint(path: Path, spiece: Path) -> None:
-    """Write the checkpoint, as transformers does; 1.5 GB."""
+    """Write the checkpoint as transformers does; 1.5 GB."""
     import torch  # noqa: PLC0415 - only this step needs these
     from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel  # noqa: PLC0415
 
@@ -30,7 +30,7 @@ def make_checkpoint(path: Path, spiece: Path) -> None:
 
 
 def grow_vocabulary(spiece: Path, out: Path) -> None:
-    """Add random pieces to a SentencePiece model until it is as large as the real one, and costs what that costs."""
+    """Add random pieces to a SentencePiece model until it is as large, and as costly, as the real one."""
     from sentencepiece import sentencepiece_model_pb2  # noqa: PLC0415 - only this step needs it
 
     proto: Any = sentencepiece_model_pb2

@@ -1,9 +1,9 @@
-"""Draw a data set of the demo world: one folder per class, an object of one colour and one shape on each picture.
+"""Draw a data set of the demo world: one folder per class, an object of one color and one shape on each image.
 
     python benchmarks/draw_demo_set.py OUT
 
-A hundred classes, ten colours by ten shapes, a fifth of them never shown to the demo model in training. Pictures are
-drawn anew from --seed; those that the model was trained on had other seeds.
+A hundred classes, ten colors by ten shapes, a fifth of them never shown to the demo model in training. The images are
+drawn from --seed; the training images had other seeds.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CANVAS = 384  # pixels
 @click.option("--per-class", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", type=int, default=20_261, show_default=True)
 def main(out: Path, per_class: int, seed: int) -> None:
-    """Write the pictures."""
+    """Write the images."""
     rng = np.random.default_rng(seed)
-    for colour, shape in ALL_PAIRS:
-        folder = out / name_en(colour, shape)
+    for color, shape in ALL_PAIRS:
+        folder = out / name_en(color, shape)
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(per_class):
-            scene = Scene(colour, shape, count=1, dark=number % 2)
+            scene = Scene(color, shape, count=1, dark=number % 2)
             draw(scene, rng, canvas=CANVAS).save(folder / f"{number:03}.png")
-    click.echo(f"{out}: {per_class * len(ALL_PAIRS)} pictures of {len(ALL_PAIRS)} classes", err=True)
+    click.echo(f"{out}: {per_class * len(ALL_PAIRS)} images of {len(ALL_PAIRS)} classes", err=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The limit: how fast this machine's arithmetic could run the towers, by counted operations.
+"""Measure the limit: how fast this machine's arithmetic could run the towers, from counted operations.
 
-Two peaks are measured: that of the instructions, from registers alone (``peak.c``, needs a C compiler and x86), and
-that of one large matrix product through onnxruntime's own kernels. A tower's limit is its linear layers at the int8 (or
+Two peaks are measured: that of the instructions, from registers alone (``peak.c``, which needs a C compiler and x86),
+and that of one large matrix product through onnxruntime's kernels. A tower's limit is its linear layers at the int8 (or
 f32) peak plus its attention and patch embedding at the f32 peak; its share is that time over the measured one. A
-multiply-add counts as two operations. Only operations that the answer needs are counted: the text tower pools the last
-position, so its last layer needs only that one.
+multiply-add counts as two operations. Only necessary operations are counted: the text tower pools the last position, so
+its last layer needs only that one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from fresh_process import in_fresh_process
 from onnx import TensorProto, helper
 
 from siglip_onnx.bundle.folder import Bundle
@@ -28,14 +29,12 @@ from siglip_onnx.errors import BenchmarkError
 from siglip_onnx.session import LazySession
 
 SOURCE = Path(__file__).parent / "peak.c"
-GEMM_SIZE = 1536  # all three sides; 7 GOP, so that packing and threads cost nothing that shows
+GEMM_SIZE = 1536  # all three sides; 7 GOP, so that packing and threads cost little
 GEMM_SECONDS = 1.5
 
 
 def measure_limit(bundle: Bundle, threads: int) -> dict[str, Any]:
-    """Return both peaks in operations per second, on one thread and on all, and what they allow each tower."""
-    from fresh import in_fresh_process  # noqa: PLC0415 - each in a process of its own
-
+    """Return both peaks in operations per second, on one thread and on all, and the limit of each tower."""
     gemm = in_fresh_process(measure_gemm, threads)
     peaks = measure_instructions(threads)
     best = {kind: max(peaks.get(kind, 0.0), gemm[kind]) for kind in gemm}
@@ -54,7 +53,7 @@ def measure_limit(bundle: Bundle, threads: int) -> dict[str, Any]:
 
 
 def measure_instructions(threads: int) -> dict[str, float]:
-    """Return the peak of int8 and f32 instructions; nothing where there is no C compiler, or no x86.
+    """Return the peak of int8 and f32 instructions; empty without a C compiler or x86.
 
     Raises:
         BenchmarkError: the program cannot be compiled or run.
@@ -68,7 +67,9 @@ def measure_instructions(threads: int) -> dict[str, float]:
             subprocess.run([compiler, "-O2", "-pthread", "-o", program, str(SOURCE)], check=True, capture_output=True)  # noqa: S603
             output = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout  # noqa: S603
         except subprocess.CalledProcessError as error:
-            raise BenchmarkError(f"{SOURCE.name} cannot be compiled or run: {error.stderr!r}") from error
+            raise BenchmarkError(
+                f"{SOURCE.name} cannot be compiled or run: {error.stderr!r}. Check {compiler}."
+            ) from error
     int8, fp32 = map(float, output.split())
     return {"int8": int8, "fp32": fp32}
 
@@ -81,11 +82,11 @@ def measure_gemm(threads: int) -> dict[str, float]:
         "int8": ("MatMulInteger", rng.integers(0, 255, shape, np.uint8), rng.integers(-127, 127, shape, np.int8)),
         "fp32": ("MatMul", rng.random(shape, np.float32), rng.random(shape, np.float32)),
     }
-    return {kind: time_gemm(*found, threads) for kind, found in operands.items()}
+    return {kind: time_gemm(*operand, threads) for kind, operand in operands.items()}
 
 
 def time_gemm(operator: str, left: Any, right: Any, threads: int) -> float:
-    """Return the best operations per second of ``left @ right``, the right operand being constant as weights are."""
+    """Return the best operations per second of ``left @ right``, whose right operand is constant, as weights are."""
     out = TensorProto.INT32 if operator == "MatMulInteger" else TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node(operator, ["left", "right"], ["product"])], "gemm",
@@ -108,7 +109,7 @@ def time_gemm(operator: str, left: Any, right: Any, threads: int) -> float:
 
 
 def count_operations(config: SiglipConfig) -> Mapping[str, dict[str, float]]:
-    """Return the operations of each tower for one input: of its linear layers, and of all else that multiplies."""
+    """Return the operations of each tower for one input: linear layers, and all other multiplications."""
     vision, text = config.vision, config.text
     side = 0 if isinstance(vision, NaflexVisionConfig) else vision.image_size // vision.patch_size
     patches = vision.num_patches if isinstance(vision, NaflexVisionConfig) else side**2

@@ -1,9 +1,10 @@
-"""Compare every published checkpoint's shape with PyTorch, on random weights.
+"""Compare the shape of every published checkpoint with PyTorch, on random weights.
 
     python benchmarks/parity.py --spiece spiece.model --gemma tokenizer.json --images FOLDER
 
-Base-size checkpoints keep their depth, larger ones are cut to two layers; no width, head, vocabulary, patch or length
-changes. Each is made, exported to fp32, compared stage by stage, and deleted. Writes benchmarks/results/parity.json.
+Base-size checkpoints keep their depth, larger ones are cut to two layers; widths, heads, vocabularies, patches and
+lengths do not change. Each is made, exported to fp32, compared stage by stage, and deleted. Writes
+benchmarks/results/parity.json if all were compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 import click
 import torch
-from fresh import RESULTS, in_fresh_process
+from catalog import list_images
+from fresh_process import in_fresh_process
+from result_files import RESULTS, write_results
 from transformers import (
     Siglip2Config,
     Siglip2ImageProcessor,
@@ -45,24 +48,23 @@ LAYERS_KEPT = 2
 @click.option("--only", multiple=True, help="Name of a checkpoint; all if not given.")
 def main(spiece: Path, gemma: Path, images: Path, only: tuple[str, ...]) -> None:
     """Compare, one fresh process each, and write the results."""
-    pictures = sorted(images.rglob("*.jpg"))[:4]
+    paths = list_images(images)[:4]
     results = {}
     for checkpoint in PUBLISHED:
         if not only or checkpoint.name in only:
             vocabulary = gemma if checkpoint.vocab_size == GEMMA else spiece
-            results[checkpoint.name] = in_fresh_process(compare, checkpoint, vocabulary, pictures)
+            results[checkpoint.name] = in_fresh_process(compare, checkpoint, vocabulary, paths)
             click.echo(f"{checkpoint.name}: {json.dumps(results[checkpoint.name])}")
     if not only:
         document = {
             "machine": describe_machine(("torch", "transformers")),
-            "pictures": len(pictures),
+            "images": len(paths),
             "texts": len(SAMPLE_TEXTS),
         }
-        path = RESULTS / "parity.json"
-        path.write_text(json.dumps(document | {"checkpoints": results}, indent=2) + "\n", encoding="utf-8")
+        write_results(RESULTS / "parity.json", document | {"checkpoints": results})
 
 
-def compare(checkpoint: PublishedCheckpoint, vocabulary: Path, pictures: list[Path]) -> dict[str, Any]:
+def compare(checkpoint: PublishedCheckpoint, vocabulary: Path, paths: list[Path]) -> dict[str, Any]:
     """Make one checkpoint, export it, and return the largest difference of each stage."""
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / checkpoint.name, Path(folder) / "bundle"
@@ -70,12 +72,12 @@ def compare(checkpoint: PublishedCheckpoint, vocabulary: Path, pictures: list[Pa
         shutil.copy(vocabulary, source / ("tokenizer.json" if checkpoint.vocab_size == GEMMA else "spiece.model"))
         export_bundle(source, out, precisions=["fp32"])
         model = siglip_onnx.load(out)
-        stages = compare_with_pytorch(model, source, [load_image(path) for path in pictures], SAMPLE_TEXTS)
+        stages = compare_with_pytorch(model, source, [load_image(path) for path in paths], SAMPLE_TEXTS)
     return {"layers": layers} | {stage.stage: stage.max_abs for stage in stages}
 
 
 def make_checkpoint(checkpoint: PublishedCheckpoint, path: Path) -> list[int]:
-    """Write random weights of its shape; returns the layers of both towers."""
+    """Write random weights of its shape; return the layers of both towers."""
     torch.manual_seed(0)
     config = checkpoint.config
     vision, text = config.vision, config.text

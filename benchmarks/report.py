@@ -1,25 +1,30 @@
-"""Everything that documents say of measured figures, from benchmarks/results/: run it with `make report`.
+"""Write everything that the documents say of measured figures, from benchmarks/results/: run it with `make report`.
 
-Writes the README's tables between their marks, docs/benchmarks.md and the plots in docs/plots/.
+Fills the tables between `<!-- NAME -->` and `<!-- end of NAME -->` in README.md and docs/*.md, and writes
+docs/benchmarks.md and the plots in docs/plots/.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
-from details import details
-from fresh import RESULTS, ROOT
-from verdicts import describe_commands, is_ours, main_rows, verdicts
+from bulk_jobs.report import cost_table, results_table
+from page import INT8, benchmarks_page, main_rows
+from result_files import RESULTS, ROOT, read_results
 
-from siglip_onnx.bench.schema import END_TO_END, TEXT, VISION, Document, Row, read_document
-from siglip_onnx.bench.tables import Table, explain, markdown, start_memory_mb, start_seconds, three_digits
+from siglip_onnx.bench.machine import describe_busy
+from siglip_onnx.bench.run import PYTORCH_FP32, engine_name
+from siglip_onnx.bench.schema import VISION, Document, read_document
+from siglip_onnx.bench.tables import format_measurement, markdown, start_memory_mb, start_seconds
+from siglip_onnx.errors import BenchmarkError
+from siglip_onnx.system.files import write_atomic
 
-README, DETAILS, PLOTS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "plots"
-SUITE, NO_VNNI, QUANTIZATION = (RESULTS / f"{name}.json" for name in ("base_multilingual", "base_multilingual_no_vnni",
-                                                                      "quantization"))  # fmt: skip
+PAGE, PLOTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "plots"
+SUITE = RESULTS / "base_multilingual.json"
+SUMMARIZED = (INT8, "OpenVINO int8 weights", "optimum-onnx int8", engine_name("fp32"), PYTORCH_FP32)
 
 
 @click.command(help=__doc__)
@@ -27,86 +32,81 @@ def main() -> None:
     """Write everything."""
     from siglip_onnx.bench.plots import draw_plots  # noqa: PLC0415 - tables need no matplotlib
 
-    document = read_document(SUITE)
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
-    DETAILS.write_text(details(document), encoding="utf-8")
-    for path in draw_plots(document, PLOTS):
+    for path, text in documents().items():
+        write_atomic(path, text.encode())
+        click.echo(path, err=True)
+    for path in draw_plots(read_document(SUITE), PLOTS):
         click.echo(path, err=True)
 
 
-def with_tables(text: str) -> str:
-    """Return the README's text with every table as the results have it."""
-    for mark, table in readme_parts().items():
-        begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        text = f"{before}{begin}\n{table}\n{end}{after}"
-    return text
+def documents() -> dict[Path, str]:
+    """Return every document that shows results, as it must be.
+
+    Raises:
+        BenchmarkError: a table has no place in any document.
+    """
+    texts = {
+        path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    }
+    texts[PAGE] = benchmarks_page(read_document(SUITE), read_results(RESULTS / "base_multilingual_no_vnni.json"))
+    changed = {PAGE}
+    for name, table in tables().items():
+        paths = [path for path, text in texts.items() if f"<!-- {name} -->" in text]
+        if not paths:
+            raise BenchmarkError(f"No document has the marks <!-- {name} --> and <!-- end of {name} -->; add them.")
+        for path in paths:
+            texts[path] = fill(texts[path], name, table)
+        changed.update(paths)
+    return {path: text for path, text in texts.items() if path in changed}
 
 
-def readme_parts() -> dict[str, str]:
-    """Return what stands between the README's marks."""
+def tables() -> dict[str, str]:
+    """Return the table of each mark."""
+    bulk = read_results(RESULTS / "bulk.json")
     return {
         "benchmarks": summary(read_document(SUITE)),
-        "no_vnni": describe_no_vnni(json.loads(NO_VNNI.read_text(encoding="utf-8"))),
-        "quantization": quantization_table(json.loads(QUANTIZATION.read_text(encoding="utf-8"))),
+        "quantization": quantization_table(read_results(RESULTS / "quantization.json")),
+        "cost": cost_table(bulk),
+        "bulk": results_table(bulk),
     }
 
 
+def fill(text: str, name: str, table: str) -> str:
+    """Return a text with the table between its marks."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
 def summary(document: Document) -> str:
-    """Return the README's part: the table, who is ahead, and what whole commands take."""
-    return "\n\n".join(
-        [
-            markdown(summary_table(document)),
-            "\n".join(f"* {line}" for line in [*verdicts(document), *describe_commands(document)]),
-            explain(document),
-        ]
+    """Return the table of the README: five backends, the fastest vision tower first."""
+    rows = sorted(
+        (row for row in main_rows(document) if row.name in SUMMARIZED), key=lambda row: row.summary(VISION).min
+    )
+    lines = [
+        [row.name, format_measurement(row.summary(VISION).min), f"{row.fidelity.cosine_min:.4f}",
+         f"{start_seconds(row):.1f}", f"{start_memory_mb(row):.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    header = ("", "one image, ms", "worst cosine", "start, s", "peak memory, MB")
+    machine = document.machine
+    return (
+        f"{markdown((header, lines))}\n\nFastest call of the vision tower on {document.settings['images']} distinct "
+        f"images; worst cosine of any embedding to {PYTORCH_FP32}; process start to the first answer of both towers, "
+        f"and peak memory by then. {machine['cpu']}, {machine['threads']} cores.{describe_busy(machine)}"
     )
 
 
-def summary_table(document: Document) -> Table:
-    """Return medians by configuration, the fastest vision tower first."""
-    header = ("median", "vision ms", "text ms", "end to end ms", "cosine min, vision / text", "start s", "memory MB",
-              "on disk MB")  # fmt: skip
-    rows = sorted(main_rows(document), key=lambda row: row.summary(VISION).median)
-    return header, [summary_cells(row) for row in rows]
-
-
-def summary_cells(row: Row) -> list[str]:
-    """Return a line of :func:`summary_table`; this engine's are bold."""
-    times = (row.summary(stage) for stage in (VISION, TEXT, END_TO_END))
-    fidelity = row.fidelity
-    return [
-        f"**{row.name}**" if is_ours(row) else row.name,
-        *(f"{three_digits(time.median)}{' unstable' if time.unstable else ''}" for time in times),
-        f"{fidelity.vision_cosine_min:.5f} / {fidelity.text_cosine_min:.5f}",
-        f"{start_seconds(row):.2f}",
-        f"{start_memory_mb(row):.0f}",
-        f"{row.size_bytes / 1e6:.0f}",
-    ]
-
-
-def describe_no_vnni(results: Mapping[str, Any]) -> str:
-    """Return what was measured on a CPU without VNNI, before the suite: this engine beside optimum's graphs."""
-    towers, fidelity = results["towers"], results["fidelity"]
-    lines = [
-        [f"{tower} tower", *(f"{towers[f'{tower} {variant}{origin}']['median_ms']:.0f}" for variant, origin in
-                             (("fp32", ""), ("int8", ""), ("fp32", " of optimum"), ("int8", " of optimum"))),
-         f"{fidelity[f'{tower}_int8_min_cosine_to_fp32']:.5f}"]
-        for tower in ("vision", "text")
-    ]  # fmt: skip
-    header = ("median ms", "fp32", "int8", "fp32, optimum's graph", "int8, optimum's graph", "int8: cosine min to fp32")
-    return markdown((header, lines))
-
-
 def quantization_table(results: Mapping[str, Any]) -> str:
-    """Return what each variant loses on each kind of weights."""
+    """Return the loss of each variant on each kind of weights."""
     kinds = results["weights"]
     lines = []
     for variant in ("int8", "int8, not equalized", "fp16", "q4"):
         size = kinds["plain"][variant].get("megabytes")
         cells = [
-            f"{one[variant]['vision_cosine_min']:.4f} / {one[variant]['text_cosine_min']:.4f}" for one in kinds.values()
+            f"{measured[variant]['vision_cosine_min']:.4f} / {measured[variant]['text_cosine_min']:.4f}"
+            for measured in kinds.values()
         ]
         lines.append([variant, "" if size is None else f"{size:.0f}", *cells])
     return markdown((("smallest cosine to fp32, vision / text", "MB", *kinds), lines))

@@ -1,11 +1,11 @@
-"""The full suite: this engine beside every peer, on one checkpoint and the same pictures, in one run.
+"""Measure this engine and every peer on one checkpoint and the same images, in one run.
 
     python benchmarks/suite.py --images FOLDER --spiece spiece.model
     python benchmarks/suite.py --images FOLDER --checkpoint CHECKPOINT --name demo
 
-Without --checkpoint a random one of the shapes of google/siglip-base-patch16-256-multilingual is made. Exports and
-conversions are made first, once, and kept in --work; --prepare-only ends there. Writes benchmarks/results/NAME.json;
-`make report` turns that into tables and plots.
+Without --checkpoint, a random one with the shapes of google/siglip-base-patch16-256-multilingual is made. Exports and
+conversions are made once and kept in --work; --prepare-only ends there. Writes benchmarks/results/NAME.json, from
+which `make report` writes tables and plots.
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import click
-from catalog import NUM_PICTURES, Catalog, choose_pictures, open_catalog, random_checkpoint, tell
-from fresh import RESULTS
+from catalog import NUM_IMAGES, Catalog, choose_images, log, open_catalog, random_checkpoint
+from commands import measure_commands
 from limit import measure_limit
 from PIL import Image
-from processes import measure_commands
+from result_files import RESULTS
 
-from siglip_onnx.bench.contestant import Configuration
-from siglip_onnx.bench.engine import FAST_DECODE
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.fidelity import Answers
-from siglip_onnx.bench.machine import describe_machine
-from siglip_onnx.bench.run import PYTORCH_FP32, describe_settings, engine_configuration, engine_name
-from siglip_onnx.bench.schedule import Mode, Plan, measure_rows, measure_throughput
+from siglip_onnx.bench.machine import describe_load, describe_machine
+from siglip_onnx.bench.run import (
+    PYTORCH_FP32,
+    describe_settings,
+    engine_configuration,
+    engine_name,
+    throughput_modes,
+)
+from siglip_onnx.bench.schedule import Plan, measure_rows, measure_throughput
 from siglip_onnx.bench.schema import Document, Throughput
 from siglip_onnx.bench.timer import Limits
 from siglip_onnx.errors import BenchmarkError
+from siglip_onnx.system.files import write_atomic
 from siglip_onnx.system.threads import available_threads
 from siglip_onnx.verify.samples import SAMPLE_TEXTS
 
@@ -42,12 +48,8 @@ PHOTOGRAPHS, LARGE = "photographs", "12-megapixel photographs"
 LARGE_SIZE, NUM_LARGE = (4000, 3000), 6
 RATE_SECONDS, NUM_RATED = 1.0, 8
 QUICK, NUM_QUICK = Limits(rounds=1, min_samples=6, min_seconds=0.3), 3
-COMPILED = (
-    "torch.compile",
-    "torchao",
-    "dynamic int8",
-)  # take longer to start than all else to be measured; not in a glance
-# Whose throughput is measured too: the fastest of each runtime that starts at once.
+COMPILED = ("torch.compile", "torchao", "dynamic int8")  # too slow to start for --quick
+# Throughput is measured too for the fastest of each runtime that starts without compiling.
 RATED = ("OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
 
 
@@ -59,7 +61,7 @@ RATED = ("OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
 @click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "siglip_onnx_bench")
 @click.option("--threads", type=click.IntRange(1, 512), default=available_threads, help="All this process may use.")
 @click.option("--only", multiple=True, help="Part of the names of configurations; repeat for more.")
-@click.option("--quick", is_flag=True, help="A glance: 1 round, few pictures, no throughput.")
+@click.option("--quick", is_flag=True, help="1 round, few images, no throughput.")
 @click.option("--prepare-only", is_flag=True, help="Make exports and conversions, and measure nothing.")
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of benchmarks/results/NAME.json.")
 def main(
@@ -76,30 +78,34 @@ def main(
 ) -> None:
     """Prepare, measure, write."""
     machine = describe_machine(("torch", "transformers", "torchao", "optimum-onnx", "openvino", "nncf"))
-    if machine["busy"]:  # asked before the suite itself makes the machine busy
-        tell(f"the load average is {machine['load_average'][0]:.1f}: something else is running")
+    if machine["busy"]:  # before the suite itself makes the machine busy
+        log(f"the load averages are {describe_load(machine)}: other work disturbs the measurement")
     folder = work / name
     checkpoint = checkpoint or random_checkpoint(folder / "checkpoint", spiece)
-    paths = choose_pictures(images)
-    catalog = open_catalog(folder, checkpoint, paths[NUM_PICTURES:], threads, only)
+    paths = choose_images(images)
+    catalog = open_catalog(folder, checkpoint, paths[NUM_IMAGES:], threads, only)
     if prepare_only:
         return
-    pictures, limits = (NUM_QUICK, QUICK) if quick else (NUM_PICTURES, Limits())
-    chosen = [one for one in catalog.configurations if not quick or not any(part in one.name for part in COMPILED)]
+    num_images, limits = (NUM_QUICK, QUICK) if quick else (NUM_IMAGES, Limits())
+    chosen = [
+        configuration
+        for configuration in catalog.configurations
+        if not quick or not any(part in configuration.name for part in COMPILED)
+    ]
     read_files(chosen)
     plan = Plan(
-        chosen, paths[:pictures], SAMPLE_TEXTS[: NUM_QUICK if quick else None], PYTORCH_FP32, PHOTOGRAPHS, limits,
+        chosen, paths[:num_images], SAMPLE_TEXTS[: NUM_QUICK if quick else None], PYTORCH_FP32, PHOTOGRAPHS, limits,
         repeated=frozenset({engine_name("int8")}), search_path=(HERE,),
     )  # fmt: skip
     document = measure(plan, catalog, folder, machine, quick=quick)
     path = out or RESULTS / f"{name}.json"
-    path.write_text(document.to_json(), encoding="utf-8")
-    tell(f"wrote {path} after {document.seconds:.0f} s of measuring")
+    write_atomic(path, document.to_json().encode())
+    log(f"wrote {path} after {document.seconds:.0f} s of measuring")
 
 
 def read_files(configurations: Sequence[Configuration]) -> None:
-    """Read every file once, so that the first round does not wait for the disk where others find it in memory."""
-    folders = {Path(folder) for one in configurations for folder in (one.bundle, one.checkpoint, one.work) if folder}
+    """Read every file once, so that the first round finds it in memory as later rounds do."""
+    folders = {Path(folder) for run in configurations for folder in (run.bundle, run.checkpoint, run.work) if folder}
     for path in sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()}):
         with path.open("rb") as file:
             while file.read(1 << 24):
@@ -107,11 +113,12 @@ def read_files(configurations: Sequence[Configuration]) -> None:
 
 
 def large_plan(plan: Plan, catalog: Catalog, folder: Path) -> Plan:
-    """Return the plan of 12-megapixel pictures: what fast decode is for, beside exact decoding and PyTorch."""
+    """Return the plan of 12-megapixel images: fast decode, exact decoding and PyTorch."""
     large = [enlarge(path, folder / "large") for path in plan.paths[:NUM_LARGE]]
-    fast = replace(engine_configuration(catalog.bundle, f"int8, {FAST_DECODE}", plan.configurations[0].threads),
+    fast = replace(engine_configuration(catalog.bundle, "int8", plan.configurations[0].threads),
+                   name=f"{engine_name('int8')}, fast decode", fast_decode=True,
                    about="JPEGs decoded at four times the model's size, resized with reducing_gap")  # fmt: skip
-    chosen = [one for one in plan.configurations if one.name in (PYTORCH_FP32, engine_name("int8"))]
+    chosen = [run for run in plan.configurations if run.name in (PYTORCH_FP32, engine_name("int8"))]
     return replace(plan, configurations=[*chosen, fast], paths=large, texts=plan.texts[:NUM_LARGE], inputs=LARGE,
                    repeated=frozenset())  # fmt: skip
 
@@ -136,11 +143,11 @@ def measure(plan: Plan, catalog: Catalog, folder: Path, machine: dict[str, Any],
     large = None if quick else large_plan(plan, catalog, folder)
     began = time.perf_counter()
     limit = measure_limit(catalog.bundle, plan.configurations[0].threads)
-    rows, absent, reference = measure_rows(plan, tell)
+    rows, absent, reference = measure_rows(plan, log)
     if reference is None:
-        raise BenchmarkError(f"{PYTORCH_FP32} is what everything is compared with, and was not measured.")
+        raise BenchmarkError(f"{PYTORCH_FP32}, the reference, was not measured. Measure it too.")
     if large is not None:
-        rows += measure_rows(large, tell)[0]
+        rows += measure_rows(large, log)[0]
     throughput = [] if quick else measure_rates(plan, reference, absent)
     commands = measure_commands(catalog.bundle.path, plan.paths[0], folder / "commands", 1 if quick else 5)
     return Document(
@@ -157,12 +164,10 @@ def measure(plan: Plan, catalog: Catalog, folder: Path, machine: dict[str, Any],
 
 
 def measure_rates(plan: Plan, reference: Answers, absent: Container[str]) -> list[Throughput]:
-    """Measure pictures per second: by all threads one at a time or in a batch, and by workers of one thread."""
-    threads = plan.configurations[0].threads
-    modes = dict.fromkeys([Mode(1, threads, 1), Mode(1, threads, NUM_RATED), Mode(1, 1, 1), Mode(threads, 1, 1)])
-    rated = [one for one in plan.configurations if one.name in RATED and one.name not in absent]
+    """Measure images per second of the fastest configurations."""
+    rated = [run for run in plan.configurations if run.name in RATED and run.name not in absent]
     chosen = replace(plan, configurations=rated, paths=plan.paths[:NUM_RATED])
-    return measure_throughput(chosen, list(modes), reference, RATE_SECONDS, tell)
+    return measure_throughput(chosen, throughput_modes(plan), reference, RATE_SECONDS, log)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure the page's server on the demo model: start to ready, what a text costs, and three times too much load.
+"""Measure the web server on the demo model: start to ready, the cost of a text, and an overload of three times.
 
     python benchmarks/web.py [--seconds 60]
 
@@ -22,25 +22,27 @@ from pathlib import Path
 from typing import Any
 
 import click
+from result_files import RESULTS, write_results
 
 import siglip_onnx
 from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.demo import IMAGES_PATH
 
-OWN_RESULTS = Path(__file__).parent / "results" / "web.json"
+OWN_RESULTS = RESULTS / "web.json"
 STATIC = Path(siglip_onnx.__file__).parent / "web" / "static"
 STARTS, TEXTS = 7, 60
 CAPACITY_SECONDS, CLIENTS = 6.0, 8
 OVERLOAD = 3
-PICTURES = 8  # of one request: the demo model is too fast for one to be work
+IMAGES = 8  # of one request: the demo model is too fast for one to be a load
 MAX_IN_FLIGHT = 512
-_PICTURE = (IMAGES_PATH / "red_star.png").read_bytes()
+_IMAGE = (IMAGES_PATH / "red_star.png").read_bytes()
 _numbers = itertools.count()
 
 
 @click.command(help=__doc__)
-@click.option("--seconds", type=click.IntRange(5, 60), default=60, show_default=True, help="How long the overload is.")
-def main(seconds: int) -> None:
+@click.option("--seconds", type=click.IntRange(1, 60), default=60, show_default=True, help="Length of the overload.")
+@click.option("--out", type=click.Path(path_type=Path), default=OWN_RESULTS, help="JSON to write.")
+def main(seconds: int, out: Path) -> None:
     """Measure one after the other and write the results."""
     results: dict[str, Any] = {
         "machine": describe_machine(),
@@ -50,20 +52,20 @@ def main(seconds: int) -> None:
     with serving() as (process, port):
         results["text"] = measure_text(port)
         results["overload"] = asyncio.run(measure_overload(process.pid, port, seconds))
-    OWN_RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_results(out, results)
     click.echo(json.dumps(results, indent=2))
 
 
 @contextmanager
 def serving() -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Give a server's process and port as soon as it listens."""
+    """Yield a server's process and port as soon as it listens."""
     command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603
     try:
         lines = iter(process.stderr or ())
         yield (
             process,
-            next(int(found[1]) for line in lines if (found := re.search(r"http://127\.0\.0\.1:(\d+)/", line))),
+            next(int(match[1]) for line in lines if (match := re.search(r"http://127\.0\.0\.1:(\d+)/", line))),
         )
     finally:
         process.terminate()
@@ -71,7 +73,7 @@ def serving() -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 def measure_start() -> float:
-    """Return the seconds from the start of the process until it says that it is ready."""
+    """Return the seconds from the start of the process until it reports that it is ready."""
     started = time.perf_counter()
     with serving() as (_, port):
         while call(port, "GET", "/readyz")[0] != 200:
@@ -80,15 +82,15 @@ def measure_start() -> float:
 
 
 def measure_text(port: int) -> dict[str, Any]:
-    """Return what adding one text to a picture that was seen costs, and how much of it is not the text tower."""
+    """Return the cost of adding a text to a cached image, and the part of it outside the text tower."""
     while call(port, "GET", "/readyz")[0] != 200:
         time.sleep(0.005)
     connection = http.client.HTTPConnection("127.0.0.1", port)
     _, seen = call(port, "POST", "/v1/embed/images", classify_body(b"x", alone=True))
-    picture = {"id": seen["pictures"][0]["id"]}
+    image = {"id": seen["pictures"][0]["id"]}
     whole, tower = [], []
     for number in range(TEXTS):
-        body = json.dumps({"pictures": [picture], "texts": [f"a red star, number {number}"]})
+        body = json.dumps({"pictures": [image], "texts": [f"a red star, number {number}"]})
         started = time.perf_counter()
         connection.request("POST", "/v1/classify", body, {"Content-Type": "application/json"})
         reply = json.loads(connection.getresponse().read())
@@ -100,7 +102,7 @@ def measure_text(port: int) -> dict[str, Any]:
 
 
 async def measure_overload(pid: int, port: int, seconds: int) -> dict[str, Any]:
-    """Find what the server can do, then ask for three times as much, each time with a picture never seen."""
+    """Measure the server's capacity, then send three times as much, each request with new images."""
     done = 0
     until = time.perf_counter() + CAPACITY_SECONDS
 
@@ -117,7 +119,7 @@ async def measure_overload(pid: int, port: int, seconds: int) -> dict[str, Any]:
     pending: set[asyncio.Task[None]] = set()
     dropped = 0
 
-    async def one() -> None:
+    async def request() -> None:
         answers.append(await ask(port))
 
     started = time.perf_counter()
@@ -131,13 +133,13 @@ async def measure_overload(pid: int, port: int, seconds: int) -> dict[str, Any]:
         if len(pending) >= MAX_IN_FLIGHT:
             dropped += 1
             continue
-        task = asyncio.create_task(one())
+        task = asyncio.create_task(request())
         pending.add(task)
         task.add_done_callback(pending.discard)
     lasted = time.perf_counter() - started
     await asyncio.gather(*pending)
     by_status = {
-        str(status): sum(found == status for found, _ in answers) for status in sorted({s for s, _ in answers})
+        str(status): sum(answer == status for answer, _ in answers) for status in sorted({s for s, _ in answers})
     }
     return {
         "capacity_per_s": round(capacity, 1),
@@ -147,12 +149,12 @@ async def measure_overload(pid: int, port: int, seconds: int) -> dict[str, Any]:
         "answers_by_status": by_status,
         "refused_ms": _summary([ms for status, ms in answers if status == 429]),
         "answered_ms": _summary([ms for status, ms in answers if status == 200]),
-        "resident_mb": {"after 5 s": memory[5], "at the end": memory[-1], "most": max(memory)},
+        "resident_mb": {"after 5 s": memory[min(5, len(memory) - 1)], "at the end": memory[-1], "most": max(memory)},
     }
 
 
 async def ask(port: int) -> tuple[int, float]:
-    """Return the status and the milliseconds of one request, on a connection of its own."""
+    """Return the status and the milliseconds of one request, on a new connection."""
     body = classify_body(b"%d" % next(_numbers))
     head = (
         f"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: multipart/form-data; boundary=parts\r\n"
@@ -169,18 +171,18 @@ async def ask(port: int) -> tuple[int, float]:
 
 
 def classify_body(unique: bytes, *, alone: bool = False) -> bytes:
-    """Return a form of eight pictures, their bytes never the same, and two texts; or of one picture alone."""
+    """Return a form of eight images with unique bytes and two texts, or of one image alone."""
     part = b'--parts\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
     if alone:
-        return part % (b"pictures", b'; filename="a.png"', _PICTURE + unique) + b"--parts--\r\n"
-    pictures = (_PICTURE + unique + b"-%d" % number for number in range(PICTURES))
-    body = b"".join(part % (b"pictures", b'; filename="a.png"', picture) for picture in pictures)
+        return part % (b"pictures", b'; filename="a.png"', _IMAGE + unique) + b"--parts--\r\n"
+    images = (_IMAGE + unique + b"-%d" % number for number in range(IMAGES))
+    body = b"".join(part % (b"pictures", b'; filename="a.png"', image) for image in images)
     body += part % (b"texts", b"", b"a red star") + part % (b"texts", b"", b"six eggs")
     return body + b"--parts--\r\n"
 
 
 def call(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
-    """Return status and document of one request; 0 if there is no server yet."""
+    """Return status and document of one request; status 0 if there is no server yet."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {"Content-Type": "multipart/form-data; boundary=parts"} if body else {}
     try:
@@ -196,9 +198,9 @@ def call(port: int, method: str, path: str, body: bytes | None = None) -> tuple[
 def resident_mb(pid: int) -> float:
     """Return the memory of a process that is in use now."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found
-    return round(int(found[1]) / 1000, 1)
+    match = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert match
+    return round(int(match[1]) / 1000, 1)
 
 
 def _summary(values: list[float]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Draw the sample pictures that the package carries: ``python scripts/draw_samples.py siglip_onnx/demo/images``.
+"""Draw the sample images that the package carries: ``python scripts/draw_samples.py siglip_onnx/demo/images``.
 
-The demo model has not seen them: they are larger than its training pictures and drawn from another seed. Those whose
+The demo model has not seen them: they are larger than its training images and drawn from another seed. Those whose
 name says ``never_shown`` show a pair of colour and shape that was left out of training.
 """
 
@@ -21,7 +21,7 @@ _SHAPE = {shape.en: number for number, shape in enumerate(SHAPES)}
 
 
 def scenes() -> dict[str, Scene]:
-    """Return name and content of every sample picture."""
+    """Return name and content of every sample image."""
     found = {
         "red_star": Scene(_COLOUR["red"], _SHAPE["star"], 1, dark=0),
         "blue_star_on_dark": Scene(_COLOUR["blue"], _SHAPE["star"], 1, dark=1),
@@ -45,12 +45,12 @@ def scenes() -> dict[str, Scene]:
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(path_type=Path))
 def main(out: Path) -> None:
-    """Write every sample picture as PNG."""
+    """Write every sample image as PNG."""
     out.mkdir(parents=True, exist_ok=True)
     for number, (name, scene) in enumerate(scenes().items()):
-        picture = draw(scene, np.random.default_rng((2026, number)), CANVAS)
+        image = draw(scene, np.random.default_rng((2026, number)), CANVAS)
         # 64 colours are enough for flat shapes and keep the package small.
-        picture.quantize(64).save(out / f"{name}.png", optimize=True)
+        image.quantize(64).save(out / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the graph by which the runtime learns whether this CPU's fast int8 instructions saturate.
+"""Write the graph with which the runtime measures whether this CPU's fast int8 instructions saturate.
 
     python scripts/make_int8_probe.py siglip_onnx/system/int8_probe.onnx
 

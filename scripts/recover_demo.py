@@ -1,9 +1,9 @@
-"""Write a checkpoint of the demo model from its int8 bundle, since the one it was exported from is not kept.
+"""Write a checkpoint of the demo model from its int8 bundle; the original checkpoint was not kept.
 
     python scripts/recover_demo.py CHECKPOINT
 
-Its fp32 weights are what the int8 weights stand for, so it is as good as the demo model, and what trained weights lose
-in each variant can be measured without training: ``benchmarks/accuracy.py SET --checkpoint CHECKPOINT``.
+Its fp32 weights are the dequantized int8 weights, so it is as accurate as the demo model, and the loss of trained
+weights in each variant can be measured without training: ``benchmarks/accuracy.py SET --checkpoint CHECKPOINT``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Train the demo model: a small SigLIP, from scratch, on pictures that this script draws.
+"""Train the demo model: a small SigLIP, from scratch, on images that this script draws.
 
     python scripts/train_demo.py OUT --steps 6000
 
 writes a Hugging Face checkpoint (``config.json``, ``model.safetensors``, ``spiece.model``, ...) that
 ``siglip-onnx export`` turns into the bundle that the package carries. Needs torch, transformers and sentencepiece.
-A run that was stopped goes on from ``OUT/training_state.pt`` when called again with the same ``OUT``.
+A run that was stopped resumes from ``OUT/training_state.pt`` when called again with the same ``OUT``.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def make_optimizers(model: SiglipModel) -> list[torch.optim.Optimizer]:
 
 
 class Batches:
-    """Endless batches: pictures uint8 ``(B, S, S, 3)``, token ids ``(M, T)`` of distinct texts, targets ``(B, M)``.
+    """Endless batches: images uint8 ``(B, S, S, 3)``, token ids ``(M, T)`` of distinct texts, targets ``(B, M)``.
 
-    Pictures come from a pool drawn once, so that drawing does not compete with training; each time one is used it
+    Images come from a pool drawn once, so that drawing does not compete with training; each time one is used it
     gets new captions. A share ``foil_share`` of them comes with a near but wrong one.
     """
 
@@ -116,7 +116,7 @@ class Batches:
         with ProcessPoolExecutor() as pool:
             drawn = list(pool.map(_draw_chunk, chunks))
         self.scenes = [scene for scenes, _ in drawn for scene in scenes]
-        self.pictures = np.concatenate([pictures for _, pictures in drawn])
+        self.images = np.concatenate([images for _, images in drawn])
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]]:
         while True:
@@ -133,7 +133,7 @@ class Batches:
                         said, text = describe(one, language, self.rng)
                         claims[text] = said
             ids = np.array([self._tokenize(text) for text in claims])
-            yield self.pictures[chosen], ids, match_targets(scenes, list(claims.values()))
+            yield self.images[chosen], ids, match_targets(scenes, list(claims.values()))
 
     def _tokenize(self, text: str) -> list[int]:
         if text not in self.token_ids:
@@ -145,15 +145,15 @@ def _draw_chunk(chunk: tuple[int, int, int]) -> tuple[list[Scene], NDArray[np.ui
     seed, number, count = chunk
     rng = np.random.default_rng((seed, number))
     scenes = [draw_scene(rng) for _ in range(count)]
-    pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for i, scene in enumerate(scenes):
         image = draw(scene, rng, canvas=int(rng.integers(120, 240)))
-        pictures[i] = np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
-    return scenes, pictures
+        images[i] = np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+    return scenes, images
 
 
 def sigmoid_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """SigLIP's loss with soft targets: cross-entropy of every pair, summed over texts, averaged over pictures."""
+    """SigLIP's loss with soft targets: cross-entropy of every pair, summed over texts, averaged over images."""
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
 
 
@@ -162,17 +162,17 @@ def embed(model: SiglipModel, tokenizer: SiglipTokenizer) -> tuple[Any, Any]:
     processor = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
 
     @torch.no_grad()
-    def images(pictures: list[Image.Image]) -> NDArray[np.float32]:
-        pixels = processor(pictures, return_tensors="pt").pixel_values
+    def embed_images(images: list[Image.Image]) -> NDArray[np.float32]:
+        pixels = processor(images, return_tensors="pt").pixel_values
         features = torch.cat([model.get_image_features(chunk) for chunk in pixels.split(100)])
         return torch.nn.functional.normalize(features).numpy()
 
     @torch.no_grad()
-    def texts(strings: list[str]) -> NDArray[np.float32]:
+    def embed_texts(strings: list[str]) -> NDArray[np.float32]:
         ids = tokenizer(strings, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return torch.nn.functional.normalize(model.get_text_features(ids)).numpy()
 
-    return images, texts
+    return embed_images, embed_texts
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -187,10 +187,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 @click.option("--peak-learning-rate", default=1.5e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--num-pictures", default=100_000, show_default=True, help="Pictures drawn for training.")
-@click.option("--foil-share", default=0.5, show_default=True, help="Captions that come with a near but wrong one.")
+@click.option(
+    "--num-images", "--num-pictures", "num_pictures", default=100_000, show_default=True, help="For training."
+)
+@click.option("--foil-share", default=0.5, show_default=True, help="Share of captions with a similar but wrong one.")
 @click.option("--save-every", default=500, show_default=True)
-@click.option("--num-evaluated", default=300, show_default=True, help="Pictures per question at each save.")
+@click.option("--num-evaluated", default=300, show_default=True, help="Images per question at each save.")
 def main(
     out: Path,
     steps: int,
@@ -217,7 +219,7 @@ def main(
     start, runs = load_state(state_path, model, optimizers)
     runs.append({"from_step": start, **settings, "kind_shares": KIND_SHARES})
 
-    # A resumed run draws new pictures instead of the first ones again.
+    # A resumed run draws new images instead of repeating the first ones.
     batches = Batches(tokenizer, batch_size, num_pictures, foil_share, seed + start)
     began = time.time()
     for step, batch in zip(range(start, steps), batches, strict=False):
@@ -227,7 +229,7 @@ def main(
         done = step + 1
         if done % 100 == 0:
             rate = (done - start) * batch_size / (time.time() - began)
-            click.echo(f"step {done:6d}  loss {loss:8.4f}  {rate:6.0f} pictures/s", err=True)
+            click.echo(f"step {done:6d}  loss {loss:8.4f}  {rate:6.0f} images/s", err=True)
         if done % save_every == 0 or done == steps:
             save_state(state_path, model, optimizers, done, runs)
             training = {"steps": done, "runs": runs, "torch": torch.__version__}
@@ -241,8 +243,8 @@ def train_step(
 ) -> float:
     """Make one step on a batch of :class:`Batches`; returns its loss."""
     device = model.logit_scale.device
-    pictures, ids, targets = (torch.from_numpy(array).to(device) for array in batch)
-    pixels = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    images, ids, targets = (torch.from_numpy(array).to(device) for array in batch)
+    pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
     pixels += torch.randn_like(pixels[:, :1]) * torch.rand(len(pixels), 1, 1, 1, device=device) * 0.04
     with torch.autocast(device.type, dtype=torch.bfloat16):
         image = model.get_image_features(pixels)
@@ -261,14 +263,14 @@ def train_step(
 def load_state(
     path: Path, model: SiglipModel, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Go on from a stopped run, if ``path`` exists; returns its step and the settings of the runs so far."""
+    """Resume a stopped run, if ``path`` exists; return its step and the settings of the runs so far."""
     if not path.exists():
         return 0, []
     state = torch.load(path, map_location=model.logit_scale.device, weights_only=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    click.echo(f"going on from step {state['step']}", err=True)
+    click.echo(f"resuming from step {state['step']}", err=True)
     return state["step"], state["runs"]
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from .model import SigLIP
 from .session import available_providers, int8_saturates
 from .system.cache_dir import cache_folder
 from .system.cpu import Cpu, int8_kernels, read_cpu
+from .system.packages import package_version
 from .system.telemetry import telemetry_state
 from .system.threads import available_threads, thread_limits
 
@@ -60,7 +59,7 @@ def examine() -> Iterator[Finding]:
 
 def versions() -> Finding:
     """Report the installed versions."""
-    packages = {name: _version(name) for name in PACKAGES}
+    packages = {name: package_version(name) or "not installed" for name in PACKAGES}
     facts = {"python": platform.python_version(), "system": platform.platform(), "packages": packages}
     listed = ", ".join(f"{name} {number}" for name, number in packages.items())
     return Finding("versions", OK, f"Python {facts['python']} on {facts['system']}; {listed}", "", facts)
@@ -197,11 +196,3 @@ def _is_writable(folder: Path) -> bool:
     """Say whether files can be created in a folder, or, if it does not exist yet, in its nearest existing parent."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        module = sys.modules.get(package)
-        return str(getattr(module, "__version__", "not installed"))

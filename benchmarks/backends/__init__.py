@@ -9,16 +9,16 @@ To add one, write a module here with these names, and nothing else:
 
     def prepare(configuration, calibration) -> None
         Convert the checkpoint ``configuration.checkpoint`` into files under ``configuration.work``. Called once, in a
-        process of its own, if that folder is missing; it is timed, but apart. ``calibration`` is a list of pictures,
+        process of its own, if that folder is missing; it is timed, but apart. ``calibration`` is a list of images,
         none of them measured.
 
     def files(configuration) -> list[Path]
-        What must be on disk to run the variant.
+        The files that must be on disk to run the variant.
     def packages(configuration) -> tuple[str, ...]
         The packages that compute.
-    def load(configuration) -> Contestant
+    def load(configuration) -> Backend
         Both towers, ready to run on ``configuration.threads`` threads; timed. The object has the six methods of
-        ``siglip_onnx.bench.contestant.Contestant``: decode, preprocess, tokenize, vision, text, head. Inherit
+        ``siglip_onnx.bench.backend.Backend``: decode, preprocess, tokenize, vision, text, head. Inherit
         ``siglip_onnx.bench.engine.FrontEnd`` for all but the towers, or ``siglip_onnx.bench.pytorch.PyTorch``.
 
 and name it in ``MODULES``. Whatever the towers return is compared with PyTorch fp32 while it is timed.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from siglip_onnx.bench.contestant import Configuration, Inputs
+from siglip_onnx.bench.backend import Configuration, Inputs
 from siglip_onnx.bench.engine import FrontEnd
 from siglip_onnx.bundle.manifest import TOWERS
 from siglip_onnx.head import Floats
@@ -53,5 +53,5 @@ def files(configuration: Configuration) -> list[Path]:
 
 
 def packages(_configuration: Configuration) -> tuple[str, ...]:
-    """Return what computes."""
+    """Return the packages that compute."""
     return ("onnxruntime",)

@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from siglip_onnx.bench.contestant import Configuration, Inputs
+from siglip_onnx.bench.backend import Configuration, Inputs
 from siglip_onnx.bench.engine import FrontEnd
 from siglip_onnx.bundle.manifest import TOWERS
 from siglip_onnx.head import Floats
@@ -20,7 +20,7 @@ from siglip_onnx.verify.samples import SAMPLE_TEXTS
 VARIANTS = {
     "fp32": ("OpenVINO fp32", "converted from PyTorch, INFERENCE_PRECISION_HINT f32"),
     "bf16": ("OpenVINO bf16", "converted from PyTorch, INFERENCE_PRECISION_HINT bf16"),
-    "static int8": ("OpenVINO NNCF int8", "nncf.quantize, model_type TRANSFORMER, 64 calibration pictures; bf16 rest"),
+    "static int8": ("OpenVINO NNCF int8", "nncf.quantize, model_type TRANSFORMER, 64 calibration images; bf16 rest"),
     "int8 weights": ("OpenVINO int8 weights", "nncf.compress_weights INT8_SYM, DYNAMIC_QUANTIZATION_GROUP_SIZE 128"),
 }
 NEEDS = ("openvino", "nncf", "torch", "transformers")
@@ -58,8 +58,8 @@ class OpenVINO(FrontEnd):
         requests = self._requests.__dict__
         if tower not in requests:
             requests[tower] = self._towers[tower].create_infer_request()
-        found: Floats = requests[tower].infer([values])[0].copy()
-        return found
+        features: Floats = requests[tower].infer([values])[0].copy()
+        return features
 
 
 def prepare(configuration: Configuration, calibration: Sequence[Path]) -> None:
@@ -122,5 +122,5 @@ def files(configuration: Configuration) -> list[Path]:
 
 
 def packages(_configuration: Configuration) -> tuple[str, ...]:
-    """Return what computes, and what made it int8."""
+    """Return the packages that compute and quantize."""
     return ("openvino", "nncf")

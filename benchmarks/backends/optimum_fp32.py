@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from siglip_onnx.bench.contestant import Configuration
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bundle.folder import open_bundle
 
 from .onnx_graphs import SETTINGS, files, load, packages

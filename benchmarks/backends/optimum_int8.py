@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from siglip_onnx.bench.contestant import Configuration
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bundle.manifest import TOWERS
 
 from . import optimum_fp32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from siglip_onnx.bench.contestant import Configuration
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.pytorch import PyTorch, files, packages
 
 VARIANTS = {"bf16": ("PyTorch bf16", "eager, model.to(torch.bfloat16), scaled dot product attention")}
@@ -20,10 +20,10 @@ def prepare(_configuration: Configuration, _calibration: Sequence[Path]) -> None
 
 def load(configuration: Configuration) -> PyTorch:
     """Load the checkpoint and cast it."""
-    contestant = PyTorch(configuration)
-    contestant.model.to(torch.bfloat16)
-    contestant.dtype = torch.bfloat16
-    return contestant
+    backend = PyTorch(configuration)
+    backend.model.to(torch.bfloat16)
+    backend.dtype = torch.bfloat16
+    return backend
 
 
 __all__ = ["NEEDS", "VARIANTS", "files", "load", "packages", "prepare"]

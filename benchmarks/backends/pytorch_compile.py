@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from siglip_onnx.bench.contestant import Configuration
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.pytorch import PyTorch, files, packages
 from siglip_onnx.errors import BenchmarkError
 
@@ -23,9 +23,9 @@ NEEDS = ("torch", "transformers")
 
 def prepare(configuration: Configuration, calibration: Sequence[Path]) -> None:
     """Compile once, so that the cache on disk is warm: a start is then as fast as a user's second one."""
-    contestant = load(configuration)
-    contestant.vision(contestant.preprocess(contestant.decode(calibration[0])))
-    contestant.text(contestant.tokenize("a photo of a cat"))
+    backend = load(configuration)
+    backend.vision(backend.preprocess(backend.decode(calibration[0])))
+    backend.text(backend.tokenize("a photo of a cat"))
 
 
 def load(configuration: Configuration) -> PyTorch:
@@ -34,11 +34,11 @@ def load(configuration: Configuration) -> PyTorch:
         raise BenchmarkError("torch.compile needs a C++ compiler, and neither g++ nor clang++ was found.")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = configuration.work
     os.environ["TORCHINDUCTOR_FREEZING"] = "1"
-    contestant = PyTorch(configuration)
-    contestant.model.to(torch.bfloat16)
-    contestant.dtype = torch.bfloat16
-    compile_towers(contestant.model)
-    return contestant
+    backend = PyTorch(configuration)
+    backend.model.to(torch.bfloat16)
+    backend.dtype = torch.bfloat16
+    compile_towers(backend.model)
+    return backend
 
 
 def compile_towers(model: Any) -> None:

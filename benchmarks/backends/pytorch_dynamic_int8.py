@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from siglip_onnx.bench.contestant import Configuration
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.pytorch import PyTorch, files, packages
 
 VARIANTS = {"int8": ("PyTorch dynamic int8", "torch.ao.quantization.quantize_dynamic, Linear layers, engine onednn")}
@@ -22,13 +22,11 @@ def prepare(_configuration: Configuration, _calibration: Sequence[Path]) -> None
 def load(configuration: Configuration) -> PyTorch:
     """Load the checkpoint and quantize it."""
     torch.backends.quantized.engine = "onednn"
-    contestant = PyTorch(configuration)
+    backend = PyTorch(configuration)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that torchao is to replace it; torchao is measured too
-        contestant.model = torch.ao.quantization.quantize_dynamic(
-            contestant.model, {torch.nn.Linear}, dtype=torch.qint8
-        )
-    return contestant
+        warnings.simplefilter("ignore")  # that torchao replaces it; torchao is measured too
+        backend.model = torch.ao.quantization.quantize_dynamic(backend.model, {torch.nn.Linear}, dtype=torch.qint8)
+    return backend
 
 
 __all__ = ["NEEDS", "VARIANTS", "files", "load", "packages", "prepare"]

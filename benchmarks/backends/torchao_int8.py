@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from siglip_onnx.bench.contestant import Configuration
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.pytorch import PyTorch, files
 from siglip_onnx.bench.pytorch import packages as pytorch_packages
 
@@ -20,9 +20,9 @@ NEEDS = ("torch", "transformers", "torchao")
 
 def prepare(configuration: Configuration, calibration: Sequence[Path]) -> None:
     """Compile once, so that the cache on disk is warm."""
-    contestant = load(configuration)
-    contestant.vision(contestant.preprocess(contestant.decode(calibration[0])))
-    contestant.text(contestant.tokenize("a photo of a cat"))
+    backend = load(configuration)
+    backend.vision(backend.preprocess(backend.decode(calibration[0])))
+    backend.text(backend.tokenize("a photo of a cat"))
 
 
 def load(configuration: Configuration) -> PyTorch:
@@ -31,14 +31,14 @@ def load(configuration: Configuration) -> PyTorch:
     os.environ["TORCHINDUCTOR_FREEZING"] = "1"
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_  # noqa: PLC0415 - after freezing
 
-    contestant = PyTorch(configuration)
-    quantize_(contestant.model, Int8DynamicActivationInt8WeightConfig())
-    compile_towers(contestant.model)
-    return contestant
+    backend = PyTorch(configuration)
+    quantize_(backend.model, Int8DynamicActivationInt8WeightConfig())
+    compile_towers(backend.model)
+    return backend
 
 
 def packages(configuration: Configuration) -> tuple[str, ...]:
-    """Return what computes."""
+    """Return the packages that compute."""
     return (*pytorch_packages(configuration), "torchao")
 
 

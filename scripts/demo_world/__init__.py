@@ -1,1 +1,1 @@
-"""The small world that the demo model knows: what a picture shows, how it is drawn, how it is described."""
+"""The small world of the demo model: contents of images, drawings, captions and questions."""

@@ -1,4 +1,4 @@
-"""Draw a scene of the demo world as a picture."""
+"""Draw a scene of the demo world as an image."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Point = tuple[float, float]
 def draw(scene: Scene, rng: np.random.Generator, canvas: int = 192) -> Image.Image:
     """Draw ``scene`` on a square RGB canvas of ``canvas`` pixels; place, size, tilt and tone vary with ``rng``."""
     background = _background(scene.dark, rng, canvas)
-    picture = ImageDraw.Draw(background)
+    pen = ImageDraw.Draw(background)
     if scene.word != ANY:
         _print_word(background, scene, rng)
     elif scene.relation != ANY:
         pair, radius = _place_pair(Relation(scene.relation), rng)
         objects = ((scene.colour, scene.shape), (scene.colour2, scene.shape2))
         for (colour, shape), centre in zip(objects, pair, strict=True):
-            _draw_shape(picture, shape, _tint(colour, rng), centre, radius, rng, canvas)
+            _draw_shape(pen, shape, _tint(colour, rng), centre, radius, rng, canvas)
     else:
         centres, radius = _place_apart(scene.count, rng)
         fill = _tint(scene.colour, rng)
         for centre in centres:
-            _draw_shape(picture, scene.shape, fill, centre, radius * rng.uniform(0.85, 1.0), rng, canvas)
+            _draw_shape(pen, scene.shape, fill, centre, radius * rng.uniform(0.85, 1.0), rng, canvas)
     return background
 
 
@@ -72,7 +72,7 @@ def _place_pair(relation: Relation, rng: np.random.Generator) -> tuple[tuple[Poi
 
 
 def _draw_shape(
-    picture: ImageDraw.ImageDraw,
+    pen: ImageDraw.ImageDraw,
     shape: int,
     fill: tuple[int, int, int],
     centre: Point,
@@ -85,10 +85,10 @@ def _draw_shape(
     tilt = math.radians(rng.uniform(-15, 15))
     name = SHAPES[shape].en
     if name == "circle":
-        picture.ellipse((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=fill)
+        pen.ellipse((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=fill)
     elif name == "ring":
         width = max(2, round(0.28 * r))
-        picture.ellipse((x - 0.95 * r, y - 0.95 * r, x + 0.95 * r, y + 0.95 * r), outline=fill, width=width)
+        pen.ellipse((x - 0.95 * r, y - 0.95 * r, x + 0.95 * r, y + 0.95 * r), outline=fill, width=width)
     else:
         outline = [
             (
@@ -97,7 +97,7 @@ def _draw_shape(
             )
             for a, b in _OUTLINES[name]
         ]
-        picture.polygon(outline, fill=fill)
+        pen.polygon(outline, fill=fill)
 
 
 def _print_word(image: Image.Image, scene: Scene, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""How well a model knows the demo world: freshly drawn pictures, zero-shot top-1 among fixed texts."""
+"""Measure a model on the demo world: zero-shot top-1 among fixed texts, on freshly drawn images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL_PAIRS = [(colour, shape) for colour in range(len(COLOURS)) for shape in rang
 
 
 def evaluate(embed_images: EmbedImages, embed_texts: EmbedTexts, *, num_pictures: int, seed: int) -> dict[str, float]:
-    """Return top-1 accuracy per question, 0 to 1, each on ``num_pictures`` fresh pictures.
+    """Return top-1 accuracy per question, 0 to 1, each on ``num_pictures`` fresh images.
 
     ``embed_images`` and ``embed_texts`` return unit embeddings of shape ``(N, D)``.
     """
@@ -71,7 +71,7 @@ def _questions(num_pictures: int, rng: np.random.Generator) -> Iterator[Question
 def _evaluate_counts(
     embed_images: EmbedImages, embed_texts: EmbedTexts, num_pictures: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Ask how many there are: one to six of the picture's own colour and shape."""
+    """Ask how many there are: one to six of the image's own colour and shape."""
     scenes = [
         Scene(*TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))], count=1 + i % MAX_COUNT, dark=int(rng.integers(2)))
         for i in range(num_pictures)

@@ -1,4 +1,4 @@
-"""What one demo picture shows, which descriptions are true of it, and how complete they are."""
+"""The content of a demo image, and which descriptions are true of it and how complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .lexicon import MAX_COUNT, TRAINED_PAIRS, WORDS
 
 ANY = -1  # a field that a description leaves open, or that a scene does not have
-KIND_SHARES = {"single": 0.15, "count": 0.4, "relation": 0.2, "word": 0.25}  # of the pictures to train on
+KIND_SHARES = {"single": 0.15, "count": 0.4, "relation": 0.2, "word": 0.25}  # of the images to train on
 SEVERAL = MAX_COUNT + 1  # the count of an English plural without a number
 
 
@@ -24,7 +24,7 @@ class Relation(IntEnum):
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of a picture, and equally the claims of a description (indices into the lexicon, ``ANY`` if open).
+    """The facts of an image, and equally the claims of a description (indices into the lexicon, ``ANY`` if open).
 
     A word is printed in ``colour`` and has no shape. ``count`` belongs to the first object; a second one stands alone.
     """
@@ -60,10 +60,10 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def match_targets(scenes: list[Scene], claims: list[Scene]) -> NDArray[np.float32]:
-    """Give the target probability of every (picture, description) pair, shape ``(scenes, claims)``.
+    """Give the target probability of every (image, description) pair, shape ``(scenes, claims)``.
 
-    A false description is 0. A true one grows from 0.5 to 1 with the share of the picture's facts that it names:
-    captions of the web have the same effect, because a vague text is the caption of few of the pictures it fits.
+    A false description is 0. A true one grows from 0.5 to 1 with the share of the image's facts that it names:
+    captions of the web have the same effect, because a vague text is the caption of few of the images it fits.
     """
     facts = np.array([astuple(scene) for scene in scenes])[:, None, :]
     said = np.array([astuple(claim) for claim in claims])[None, :, :]

@@ -1,4 +1,4 @@
-"""Two documents beside each other: how many times as long, with intervals."""
+"""Compare two documents: ratios of the times of each stage, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Change:
 
     @property
     def certain(self) -> bool:
-        """Whether chance does not explain the change: the interval leaves 1 out."""
+        """Whether the interval excludes 1, so that chance does not explain the change."""
         return not self.ratio.low <= 1 <= self.ratio.high
 
     def slower_than(self, allowed: float) -> bool:
-        """Whether it surely became slower, and by more than the share ``allowed``, 0.1 for a tenth."""
+        """Say whether it is slower with 95 % confidence, and by more than the share ``allowed``, 0.1 for a tenth."""
         return self.ratio.low > 1 and self.ratio.value > 1 + allowed
 
 
@@ -37,7 +37,7 @@ def compare_documents(before: Document, after: Document, stages: Sequence[str] =
     """Return the change of every configuration and stage that both documents have.
 
     Raises:
-        BenchmarkError: they share none, or were measured on another number of threads.
+        BenchmarkError: they share no configuration, or were measured with different numbers of threads.
     """
     changes = []
     for old in before.rows:
@@ -46,7 +46,8 @@ def compare_documents(before: Document, after: Document, stages: Sequence[str] =
             continue
         if new.threads != old.threads:
             raise BenchmarkError(
-                f"{old.name} ran on {old.threads} threads before and on {new.threads} after; measure both alike."
+                f"{old.name} ran on {old.threads} threads before and on {new.threads} after; expected equal numbers. "
+                "Measure both with the same --threads."
             )
         changes += [
             Change(old.name, old.inputs, stage, ratio_of(new.stages[stage], old.stages[stage]),

@@ -1,4 +1,4 @@
-"""This engine as a contestant, and the front end that backends of plain graphs share with it."""
+"""This engine as a backend, and the front end that it shares with backends of plain graphs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from ..bundle.folder import open_bundle
 from ..head import Floats, l2_normalize
 from ..model import SigLIP
 from ..options import DEFAULTS, RuntimeOptions
-from .contestant import Configuration, Inputs
-
-FAST_DECODE = "fast decode"  # behind a variant's name
+from .backend import Configuration, Inputs
 
 
 class FrontEnd:
@@ -44,9 +42,10 @@ class Engine(FrontEnd):
     """One variant of a bundle, with the sessions that the commands use."""
 
     def __init__(self, configuration: Configuration) -> None:
-        variant, _, option = configuration.variant.partition(", ")
-        options = RuntimeOptions(variant, threads=configuration.threads, fast_decode=option == FAST_DECODE)
-        super().__init__(Path(configuration.bundle), options)
+        super().__init__(
+            Path(configuration.bundle),
+            RuntimeOptions(configuration.variant, threads=configuration.threads, fast_decode=configuration.fast_decode),
+        )
         for tower in (self.model.vision, self.model.text):
             tower.session.load()
 
@@ -60,17 +59,17 @@ class Engine(FrontEnd):
 
 
 def load(configuration: Configuration) -> Engine:
-    """Load both towers of a variant: ``int8``, or ``int8, fast decode``."""
+    """Load both towers of a variant."""
     return Engine(configuration)
 
 
 def files(configuration: Configuration) -> list[Path]:
     """Return the variant's graphs and weights, and the bundle's common files."""
     bundle = open_bundle(Path(configuration.bundle))
-    variant = bundle.manifest.variants[configuration.variant.partition(", ")[0]]
+    variant = bundle.manifest.variants[configuration.variant]
     return [bundle.path / name for name in (*variant.files, *bundle.manifest.files)]
 
 
 def packages(_configuration: Configuration) -> tuple[str, ...]:
-    """Return what computes."""
+    """Return the packages that compute."""
     return ("onnxruntime",)

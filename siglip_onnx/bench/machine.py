@@ -1,4 +1,4 @@
-"""What a reader must know of the machine to judge a figure."""
+"""Describe the machine, its load and its software, which a reader needs to judge a figure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
 from ..system.cpu import read_cpu
+from ..system.packages import package_version
 from ..system.threads import available_threads
 
-BUSY = 0.3  # load average per CPU above which something else was running
+BUSY = 0.3  # load average per CPU above which something else is running
 _FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "fma", "asimddp", "i8mm",
     "sve",
@@ -25,7 +25,7 @@ _PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime")
 
 def describe_machine(packages: Iterable[str] = ()) -> dict[str, Any]:
     """Return the CPU, its int8 and bf16 instructions, threads, memory, load, versions and commit."""
-    cpu, cpus = read_cpu(), available_threads()
+    cpu, cpus, load = read_cpu(), available_threads(), load_average()
     return {
         "cpu": cpu.name,
         "cpu_flags": [flag for flag in _FLAGS if flag in cpu.flags],
@@ -38,32 +38,41 @@ def describe_machine(packages: Iterable[str] = ()) -> dict[str, Any]:
         "packages": {name: package_version(name) for name in dict.fromkeys([*_PACKAGES, *packages])},
         "siglip_onnx": __version__,
         "commit": _commit(),
-        "load_average": list(load_average()),
-        "busy": load_average()[0] > BUSY * cpus,
+        "load_average": list(load),
+        "busy": is_busy(load, cpus),
     }
 
 
-def describe_briefly(machine: dict[str, Any]) -> str:
-    """Return what the foot of a table says."""
+def describe_briefly(machine: Mapping[str, Any]) -> str:
+    """Return the sentence on the machine below a table."""
     flags = ", ".join(flag for flag in machine["cpu_flags"] if flag not in ("fma", "avx512f"))
-    packages = ", ".join(f"{name} {found}" for name, found in machine["packages"].items() if found)
-    busy = " Something else was running when it began." if machine["busy"] else ""
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     return (
-        f"Machine: {machine['cpu']}, {machine['threads']} cores, {flags}; Python {machine['python']}, {packages}.{busy}"
+        f"Machine: {machine['cpu']}, {machine['threads']} cores, {flags}; Python {machine['python']}, {packages}."
+        f"{describe_busy(machine)}"
     )
+
+
+def describe_busy(machine: Mapping[str, Any]) -> str:
+    """Return a sentence if other work ran before the start, from the load averages; an empty text otherwise."""
+    if not is_busy(machine["load_average"], machine["threads"]):
+        return ""
+    return f" The machine was busy before the start: load averages {describe_load(machine)}."
+
+
+def describe_load(machine: Mapping[str, Any]) -> str:
+    """Return the three load averages of a machine's description, in words."""
+    return ", ".join(f"{value:.2f}" for value in machine["load_average"])
+
+
+def is_busy(load: Sequence[float], cpus: int) -> bool:
+    """Say whether other work ran in the last 1, 5 or 15 minutes, by the load averages."""
+    return max(load) > BUSY * cpus
 
 
 def load_average() -> tuple[float, float, float]:
     """Return the load average of 1, 5 and 15 minutes; zeros where the system has none."""
     return os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0)
-
-
-def package_version(name: str) -> str | None:
-    """Return the version of an installed package, None if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def peak_memory_mb() -> float:
@@ -81,7 +90,7 @@ def _memory_bytes() -> int:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this package lies in, with a plus sign if files were changed."""
+    """Return the commit of the checkout that holds this package, with a plus sign if files were changed."""
     git, root = shutil.which("git"), Path(__file__).parents[2]
     if git is None or not (root / ".git").exists():
         return None

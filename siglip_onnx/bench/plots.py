@@ -1,4 +1,4 @@
-"""Results as plots, PNG and SVG: transparent, in tones that light and dark pages both show. Needs matplotlib."""
+"""Plots of results, PNG and SVG, transparent and legible on light and dark pages. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from ..system.files import atomic_path
-from .schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Row
-from .tables import NEAR, describe_mode, start_memory_mb, start_seconds, three_digits
+from .schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Mode, Row
+from .tables import SAME_ANSWER, format_measurement, start_memory_mb, start_seconds
 
 INK = "#767676"  # 4.5 to 1 on white, 4.2 to 1 on the black of dark pages
 OURS, PEERS = "#d9622b", "#3f7fc1"
-STAGE_COLOURS = {
+STAGE_COLORS = {
     "decode + preprocess": ((DECODE, PREPROCESS), "#3b9b6d"),
     "vision tower": ((VISION,), "#d9622b"),
     "text tower": ((TEXT,), "#3f7fc1"),
     "tokenize + head": ((TOKENIZE, HEAD), "#a05fb5"),
 }
-# Where a point's name may stand, in typographic points from it: the nearest first.
+# Positions of a point's name, in typographic points from it, the nearest first.
 _OFFSETS = [(right, up) for far in range(0, 120, 3) for right in (8, -8) for up in {far, -far}]
 _ENGINE = "siglip_onnx"
 _SMALLEST_LOSS = 1e-7  # what f32 arithmetic in another order costs; exact zeros have no logarithm
@@ -38,9 +38,9 @@ _STYLE: Any = {
 
 
 def draw_plots(document: Document, folder: Path) -> list[Path]:
-    """Write every plot that the document has samples for; returns the files.
+    """Write every plot that the document has samples for, and return the files.
 
-    The SVG names the results that it was drawn from, see :func:`fingerprint`.
+    The SVG names the results that it was drawn from; see :func:`fingerprint`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable[[Document], Figure]] = {
@@ -63,61 +63,61 @@ def draw_plots(document: Document, folder: Path) -> list[Path]:
 
 
 def fingerprint(document: Document) -> str:
-    """Return what tells results from others: the SHA-256 of their JSON."""
+    """Return the SHA-256 of the results' JSON, which identifies them."""
     return f"results sha256 {hashlib.sha256(document.to_json().encode()).hexdigest()}"
 
 
 def draw_pareto(document: Document) -> Figure:
-    """Vision latency against what the worst picture's embedding loses, both logarithmic; the best are top left."""
+    """Vision latency against the loss of the worst image's embedding, both logarithmic; the best are top left."""
     rows = _rows(document)
     figure, axes = _figure(5.2)
     points = [(row.summary(VISION).median, max(_SMALLEST_LOSS, 1 - row.fidelity.vision_cosine_min)) for row in rows]
     for (x, y), row in zip(points, rows, strict=True):
-        axes.plot(x, y, "o", color=_colour(row), markersize=6)
+        axes.plot(x, y, "o", color=_color(row), markersize=6)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.75 * min(x for x, _ in points), 1.9 * max(x for x, _ in points))
     axes.set_ylim(5 * max(y for _, y in points), _SMALLEST_LOSS / 10)  # upwards is better
     _plain_ticks(axes.xaxis, [x for x, _ in points])
-    axes.axhline(1 - NEAR, color=INK, linewidth=0.8, linestyle=":")
-    axes.text(axes.get_xlim()[1], 1 - NEAR, f"cosine {NEAR}", ha="right", va="bottom", fontsize=8)
-    axes.set_xlabel(f"vision tower, one picture, median ms ({rows[0].threads} threads)")
-    axes.set_ylabel("1 - cosine to the reference, worst picture")
+    axes.axhline(1 - SAME_ANSWER, color=INK, linewidth=0.8, linestyle=":")
+    axes.text(axes.get_xlim()[1], 1 - SAME_ANSWER, f"cosine {SAME_ANSWER}", ha="right", va="bottom", fontsize=8)
+    axes.set_xlabel(f"vision tower, one image, median ms ({rows[0].threads} threads)")
+    axes.set_ylabel("1 - cosine to the reference, worst image")
     axes.grid(visible=True, which="major")
     _label_points(figure, axes, points, rows)
     return figure
 
 
 def draw_stages(document: Document) -> Figure:
-    """Where the time of one picture and one text goes, medians."""
+    """Median time of each stage for one image and one text."""
     rows = sorted(_rows(document), key=lambda row: -_total(row))
     figure, axes = _figure(0.6 + 0.27 * len(rows))
     left = [0.0] * len(rows)
-    for stages, colour in STAGE_COLOURS.values():
+    for stages, color in STAGE_COLORS.values():
         widths = [sum(row.summary(stage).median for stage in stages) for row in rows]
-        axes.barh(range(len(rows)), widths, left=left, color=colour, height=0.7)
+        axes.barh(range(len(rows)), widths, left=left, color=color, height=0.7)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for number, end in enumerate(left):
-        axes.text(end + 0.01 * max(left), number, three_digits(end), va="center")
+        axes.text(end + 0.01 * max(left), number, format_measurement(end), va="center")
     _name_rows(axes, rows)
     axes.set_xlim(0, 1.12 * max(left))
-    axes.set_xlabel("one picture and one text, median ms of each stage")
-    _colour_key(figure, axes, {name: colour for name, (_, colour) in STAGE_COLOURS.items()})
+    axes.set_xlabel("one image and one text, median ms of each stage")
+    _color_key(figure, axes, {name: color for name, (_, color) in STAGE_COLORS.items()})
     return figure
 
 
 def draw_starts(document: Document) -> Figure:
-    """Process start to the first answer, and the memory that it took."""
+    """Time from process start to the first answer, and peak memory by then."""
     rows = sorted(_rows(document), key=lambda row: -start_seconds(row))
     figure = Figure(figsize=(8, 0.6 + 0.27 * len(rows)))
     panels: Sequence[Any] = figure.subplots(1, 2, sharey=True)
     values = ([start_seconds(row) for row in rows], [start_memory_mb(row) for row in rows])
     titles = ("process start to first answer, s", "peak memory by then, MB")
-    for axes, found, title in zip(panels, values, titles, strict=True):
-        axes.barh(range(len(rows)), found, color=[_colour(row) for row in rows], height=0.7)
-        for number, value in enumerate(found):
-            axes.text(value + 0.015 * max(found), number, three_digits(value), va="center")
-        axes.set_xlim(0, 1.2 * max(found))
+    for axes, lengths, title in zip(panels, values, titles, strict=True):
+        axes.barh(range(len(rows)), lengths, color=[_color(row) for row in rows], height=0.7)
+        for number, value in enumerate(lengths):
+            axes.text(value + 0.015 * max(lengths), number, format_measurement(value), va="center")
+        axes.set_xlim(0, 1.2 * max(lengths))
         axes.set_xlabel(title)
     _name_rows(panels[0], rows)
     panels[1].tick_params(axis="y", length=0)
@@ -126,32 +126,32 @@ def draw_starts(document: Document) -> Figure:
 
 
 def draw_throughput(document: Document) -> Figure:
-    """Pictures per second, decoding included, of each way to use the threads."""
-    modes = sorted({(one.workers, one.threads, one.batch) for one in document.throughput}, key=_mode_order)
-    names = list(dict.fromkeys(one.name for one in document.throughput))
-    rates = {(one.name, (one.workers, one.threads, one.batch)): one.summary.median for one in document.throughput}
+    """Images per second, decoding included, for each way to use the threads."""
+    modes = sorted({rate.mode for rate in document.throughput}, key=_mode_order)
+    names = list(dict.fromkeys(rate.name for rate in document.throughput))
+    rates = {(rate.name, rate.mode): rate.summary.median for rate in document.throughput}
     figure, axes = _figure(4.6)
     for name in names:
-        found = [(number, rates[name, mode]) for number, mode in enumerate(modes) if (name, mode) in rates]
-        axes.plot(*zip(*found, strict=True), "o-", color=_name_colour(name), markersize=5, linewidth=1.2)
-    axes.set_xticks(range(len(modes)), [describe_mode(*mode).replace(", ", ",\n") for mode in modes])
-    axes.set_ylabel("pictures per second, decoding included")
+        points = [(number, rates[name, mode]) for number, mode in enumerate(modes) if (name, mode) in rates]
+        axes.plot(*zip(*points, strict=True), "o-", color=_name_color(name), markersize=5, linewidth=1.2)
+    axes.set_xticks(range(len(modes)), [str(mode).replace(", ", ",\n") for mode in modes])
+    axes.set_ylabel("images per second, decoding included")
     axes.set_ylim(0, None)
     axes.set_xlim(-0.2, len(modes) - 0.95)
     axes.grid(visible=True, axis="y")
     ends = [(name, rates[name, modes[-1]]) for name in names]
     for (name, _), height in zip(ends, _spread([rate for _, rate in ends], axes.get_ylim()[1] / 20), strict=True):
-        axes.text(len(modes) - 0.93, height, name, color=_name_colour(name), va="center", fontweight=_weight(name))
+        axes.text(len(modes) - 0.93, height, name, color=_name_color(name), va="center", fontweight=_weight(name))
     return figure
 
 
 def _rows(document: Document) -> list[Row]:
-    """Return the rows of the first kind of inputs, which are those that every configuration has."""
+    """Return the rows of the first kind of inputs, which every configuration has."""
     return [row for row in document.rows if row.inputs == document.rows[0].inputs]
 
 
 def _total(row: Row) -> float:
-    return sum(row.summary(stage).median for stages, _ in STAGE_COLOURS.values() for stage in stages)
+    return sum(row.summary(stage).median for stages, _ in STAGE_COLORS.values() for stage in stages)
 
 
 def _figure(height: float) -> tuple[Figure, Any]:
@@ -159,11 +159,11 @@ def _figure(height: float) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _colour(row: Row) -> str:
-    return _name_colour(row.name)
+def _color(row: Row) -> str:
+    return _name_color(row.name)
 
 
-def _name_colour(name: str) -> str:
+def _name_color(name: str) -> str:
     return OURS if name.startswith(_ENGINE) else PEERS
 
 
@@ -171,9 +171,8 @@ def _weight(name: str) -> str:
     return "bold" if name.startswith(_ENGINE) else "normal"
 
 
-def _mode_order(mode: tuple[int, int, int]) -> tuple[int, int, int]:
-    workers, threads, batch = mode
-    return threads * workers, batch, workers
+def _mode_order(mode: Mode) -> tuple[int, int, int]:
+    return mode.threads * mode.workers, mode.batch, mode.workers
 
 
 def _name_rows(axes: Any, rows: Sequence[Row]) -> None:
@@ -183,11 +182,11 @@ def _name_rows(axes: Any, rows: Sequence[Row]) -> None:
         label.set_fontweight(_weight(row.name))
 
 
-def _colour_key(figure: Figure, axes: Any, colours: dict[str, str]) -> None:
-    """Write the names in their colours over the axes, one after the other."""
+def _color_key(figure: Figure, axes: Any, colors: dict[str, str]) -> None:
+    """Write the names in their colors over the axes, one after the other."""
     x = 0.0
-    for name, colour in colours.items():
-        word = axes.text(x, 1.02, name, color=colour, transform=axes.transAxes, fontweight="bold", va="bottom")
+    for name, color in colors.items():
+        word = axes.text(x, 1.02, name, color=color, transform=axes.transAxes, fontweight="bold", va="bottom")
         box = word.get_window_extent(_renderer(figure)).transformed(axes.transAxes.inverted())
         x = box.x1 + 0.03
 
@@ -203,15 +202,15 @@ def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
 
 
 def _label_points(figure: Figure, axes: Any, points: Sequence[tuple[float, float]], rows: Sequence[Row]) -> None:
-    """Name each point beside it, where its name covers no other name and no point."""
+    """Name each point beside it, where its name covers neither another name nor a point."""
     renderer = _renderer(figure)
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in (axes.transData.transform(point) for point in points)]
     inside = axes.get_window_extent(renderer)
-    line = axes.transData.transform((1, 1 - NEAR))[1]
+    line = axes.transData.transform((1, 1 - SAME_ANSWER))[1]
     taken.append(Bbox.from_extents(inside.x0, line - 3, inside.x1, line + 3))
     for row, point in sorted(zip(rows, points, strict=True), key=lambda pair: not pair[0].name.startswith(_ENGINE)):
         word = axes.annotate(
-            row.name, point, (0, 0), textcoords="offset points", va="center", fontsize=8, color=_colour(row),
+            row.name, point, (0, 0), textcoords="offset points", va="center", fontsize=8, color=_color(row),
             fontweight=_weight(row.name), arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6},
         )  # fmt: skip
         for right, up in _OFFSETS:
@@ -232,7 +231,7 @@ def _renderer(figure: Figure) -> Any:
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
-    """Return the values moved apart so far that no two are nearer than ``gap``, in their order."""
+    """Return the values moved apart to at least ``gap``, in their order."""
     order = sorted(range(len(values)), key=lambda number: values[number])
     placed: dict[int, float] = {}
     for number in order:

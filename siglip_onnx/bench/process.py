@@ -1,4 +1,4 @@
-"""Fresh processes: the one that measures a configuration, and whole commands."""
+"""Run a job of the benchmark in a fresh interpreter with pinned threads and no network."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import BenchmarkError
-from .contestant import Configuration
+from .backend import Configuration
 from .timer import Limits
 from .worker import JOB, RESULT
 
@@ -21,26 +21,17 @@ _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS", "ORT_INTRA_OP_NUM_THREADS",
 )  # fmt: skip
-# Nothing may be fetched or reported while something is measured.
+# Nothing may be downloaded or reported during a measurement.
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ORT_DISABLE_TELEMETRY": "1",
     "OPENVINO_TELEMETRY_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error",
 }  # fmt: skip
 _WATCHDOG_SECONDS = 900
-# A small parent, so that the memory of the command's children is not that of a large one at its start.
-_LAUNCHER = """
-import json, resource, subprocess, sys, time
-began = time.perf_counter()
-done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-seconds = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 * (1024 if sys.platform == "darwin" else 1))
-print(json.dumps([done.returncode, seconds, peak, done.stderr.decode(errors="replace")]))
-"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a fresh process measures: the stages, or, with ``batch``, the rate of pictures."""
+    """What a fresh process measures: the stages, or, with ``batch``, images per second."""
 
     paths: Sequence[Path]
     texts: Sequence[str]
@@ -50,7 +41,7 @@ class Job:
     repeat: bool = False
 
     def to_document(self, configuration: Configuration) -> dict[str, Any]:
-        """Return what the process reads; the clock starts now."""
+        """Return the JSON document that the process reads; the clock starts now."""
         return {
             "configuration": asdict(configuration),
             "paths": [str(path) for path in self.paths],
@@ -65,7 +56,7 @@ class Job:
 
 
 def run_job(configuration: Configuration, job: Job, folder: Path, search_path: Sequence[Path] = ()) -> dict[str, Any]:
-    """Measure one configuration in a fresh interpreter; answers lie in ``folder`` afterwards.
+    """Measure one configuration in a fresh interpreter; its answers are in ``folder`` afterwards.
 
     Raises:
         BenchmarkError: the process failed; its last line says why.
@@ -88,28 +79,12 @@ def run_job(configuration: Configuration, job: Job, folder: Path, search_path: S
 
 
 def pinned_environment(configuration: Configuration, search_path: Sequence[Path] = ()) -> dict[str, str]:
-    """Return the variables of a process that may use so many threads per worker, and no network."""
+    """Return the environment of a process with the configuration's threads per worker, and no network."""
     threads = dict.fromkeys(_THREAD_VARIABLES, str(configuration.threads))
     paths = [*map(str, search_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | threads | _OFFLINE | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
 
 
-def run_command(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Run ``siglip-onnx`` with arguments in a fresh process; returns its seconds and its own peak memory.
-
-    Raises:
-        BenchmarkError: it failed.
-    """
-    command = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-m", "siglip_onnx", *arguments]
-    output = subprocess.run(  # noqa: S603 - ourselves
-        command, env=None if environment is None else dict(environment), capture_output=True, check=True
-    ).stdout
-    status, seconds, peak, stderr = json.loads(output)
-    if status:
-        raise BenchmarkError(f"siglip-onnx {' '.join(arguments)} failed: {last_line(stderr) or f'status {status}'}")
-    return {"seconds": round(seconds, 4), "peak_memory_mb": round(peak, 1)}
-
-
 def last_line(text: str) -> str:
-    """Return the last line that says something: of a traceback, the error."""
+    """Return the last line that is not blank: of a traceback, the error."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

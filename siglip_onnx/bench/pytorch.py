@@ -1,4 +1,4 @@
-"""PyTorch and transformers as a contestant: the reference. Needs torch and transformers."""
+"""PyTorch and transformers as a backend, which is the reference. Needs torch and transformers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from ..bundle.folder import open_bundle
 from ..head import Floats
 from ..image.decode import load_image
 from ..verify.pytorch import image_processor, tokenizer
-from .contestant import Configuration, Inputs
-
-FP32 = "fp32"
+from .backend import Configuration, Inputs
 
 
 class PyTorch:
@@ -32,12 +30,12 @@ class PyTorch:
         self._tokenize = tokenizer(checkpoint, config)
 
     def decode(self, path: Path) -> Image.Image:
-        """Return an upright RGB picture: what ``transformers.image_utils.load_image`` gives."""
+        """Return an upright RGB image: what ``transformers.image_utils.load_image`` gives."""
         return load_image(path)
 
-    def preprocess(self, picture: Image.Image) -> Inputs:
+    def preprocess(self, image: Image.Image) -> Inputs:
         """Return ``pixel_values`` f32 ``(1, 3, S, S)``, or NaFlex's three inputs."""
-        return dict(self._processor([picture], return_tensors="np"))
+        return dict(self._processor([image], return_tensors="np"))
 
     def tokenize(self, text: str) -> NDArray[np.int64]:
         """Return ``input_ids`` i64 ``(1, T)``."""
@@ -54,18 +52,18 @@ class PyTorch:
     def head(self, images: Floats, texts: Floats) -> Floats:
         """Return logits f32 ``(N, M)``, computed as ``SiglipModel.forward`` does."""
         with torch.inference_mode():
-            image, text = (torch.nn.functional.normalize(torch.from_numpy(one)) for one in (images, texts))
-            logits = image @ text.T * self.model.logit_scale.float().exp() + self.model.logit_bias.float()
-            found: Floats = logits.numpy()
-        return found
+            image, text = (torch.nn.functional.normalize(torch.from_numpy(features)) for features in (images, texts))
+            scores = image @ text.T * self.model.logit_scale.float().exp() + self.model.logit_bias.float()
+            logits: Floats = scores.numpy()
+        return logits
 
     def _run(self, function: Any, **inputs: NDArray[Any]) -> Floats:
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(np.asarray(one)) for name, one in inputs.items()}
+            tensors = {name: torch.from_numpy(np.asarray(values)) for name, values in inputs.items()}
             if "pixel_values" in tensors:
                 tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
-            found: Floats = function(**tensors).float().numpy()
-        return found
+            features: Floats = function(**tensors).float().numpy()
+        return features
 
 
 def load(configuration: Configuration) -> PyTorch:
@@ -79,5 +77,5 @@ def files(configuration: Configuration) -> list[Path]:
 
 
 def packages(_configuration: Configuration) -> tuple[str, ...]:
-    """Return what computes."""
+    """Return the packages that compute."""
     return ("torch", "transformers")

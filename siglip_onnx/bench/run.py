@@ -1,4 +1,4 @@
-"""What ``siglip-onnx bench`` measures: every variant of a model, and PyTorch where its checkpoint is given."""
+"""Plan and run ``siglip-onnx bench``: every variant of a model, and PyTorch if its checkpoint is given."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..bundle.folder import Bundle
 from ..errors import BenchmarkError
 from ..system.extras import check_extra
 from ..verify.accuracy import REFERENCE as FP32
-from .contestant import Configuration
-from .machine import describe_machine
-from .schedule import Mode, Plan, Report, measure_rows, measure_throughput
-from .schema import Document
+from .backend import Configuration
+from .machine import describe_load, describe_machine
+from .schedule import Plan, Report, measure_rows, measure_throughput
+from .schema import Document, Mode
 from .timer import Limits
 
 ENGINE, PYTORCH = "siglip_onnx.bench.engine", "siglip_onnx.bench.pytorch"
@@ -23,15 +23,15 @@ RATE_SECONDS = 1.0
 
 
 def engine_name(variant: str) -> str:
-    """Return what a variant of this engine is called in tables."""
+    """Return the name of a variant of this engine in tables."""
     return f"siglip_onnx {variant}"
 
 
-def engine_configuration(bundle: Bundle, variant: str, threads: int, about: str = "") -> Configuration:
-    """Return one variant of this engine, ``int8`` or ``int8, fast decode``."""
+def engine_configuration(bundle: Bundle, variant: str, threads: int) -> Configuration:
+    """Return one variant of this engine."""
     return Configuration(
         engine_name(variant), ENGINE, variant, str(bundle.path.resolve()), threads=threads,
-        about=about or "as the commands run it",
+        about="as the commands run it",
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def plan_bundle(
     threads: int,
     limits: Limits,
 ) -> Plan:
-    """Return the plan for a bundle: PyTorch is the reference, or the fp32 variant, or else its accuracy card."""
+    """Return the plan for a bundle; the reference is PyTorch, or the fp32 variant, or else the accuracy card."""
     configurations = [engine_configuration(bundle, variant, threads) for variant in variants]
     names = [configuration.name for configuration in configurations]
     reference = engine_name(FP32) if engine_name(FP32) in names else None
@@ -80,13 +80,13 @@ def run_plan(plan: Plan, bundle: Bundle, report: Report) -> Document:
     began = time.perf_counter()
     machine = describe_machine(("torch", "transformers"))
     if machine["busy"]:
-        report(f"the load average is {machine['load_average'][0]:.1f}: something else is running")
+        report(f"the load averages are {describe_load(machine)}: other work disturbs the measurement")
     rows, absent, reference = measure_rows(plan, report)
     if not rows:
         raise BenchmarkError(f"Nothing could be measured: {'; '.join(absent.values())}")
     throughput = []
     if reference is not None and plan.limits != QUICK:
-        throughput = measure_throughput(plan, _modes(plan), reference, RATE_SECONDS, report)
+        throughput = measure_throughput(plan, throughput_modes(plan), reference, RATE_SECONDS, report)
     return Document(
         model=bundle.manifest.model_name,
         machine=machine,
@@ -99,19 +99,18 @@ def run_plan(plan: Plan, bundle: Bundle, report: Report) -> Document:
 
 
 def describe_settings(plan: Plan) -> dict[str, object]:
-    """Return how it was measured."""
+    """Return the settings of the measurement."""
     return {
         "rounds": plan.limits.rounds,
         "min_samples": plan.limits.min_samples,
         "min_seconds": plan.limits.min_seconds,
-        "pictures": len(plan.paths),
+        "images": len(plan.paths),
         "texts": len(plan.texts),
         "reference": plan.reference,
     }
 
 
-def _modes(plan: Plan) -> list[Mode]:
-    """Return one run at a time by all threads, and as many at once as there are threads, of one each."""
+def throughput_modes(plan: Plan) -> list[Mode]:
+    """Return the ways to use the threads: all for one image or a batch, one alone, and a worker each."""
     threads = plan.configurations[0].threads
-    modes = [Mode(1, threads, 1), Mode(1, threads, 8), Mode(1, 1, 1), Mode(threads, 1, 1)]
-    return list(dict.fromkeys(modes))
+    return list(dict.fromkeys([Mode(1, threads, 1), Mode(1, threads, 8), Mode(1, 1, 1), Mode(threads, 1, 1)]))

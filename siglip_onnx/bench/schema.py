@@ -1,4 +1,4 @@
-"""The results of a benchmark as a document: versioned, with raw samples, and no row without fidelity."""
+"""Results of a benchmark as a versioned document: raw samples, and no row without fidelity."""
 
 from __future__ import annotations
 
@@ -11,51 +11,40 @@ from typing import Any
 
 from ..errors import BenchmarkError
 from ..system.records import read_record
+from ..verify.accuracy import Closeness
 from .statistics import Rounds, Summary, summarize
 
 FORMAT = "siglip_onnx.benchmark"
 SCHEMA_VERSION = 1
 DECODE, PREPROCESS, TOKENIZE, VISION, TEXT, HEAD = "decode", "preprocess", "tokenize", "vision", "text", "head"
-END_TO_END, SAME_PICTURE = "end to end", "vision, one picture again and again"
+END_TO_END, SAME_IMAGE = "end to end", "vision, one image repeated"
 STAGES = (DECODE, PREPROCESS, TOKENIZE, VISION, TEXT, HEAD, END_TO_END)
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """How near the answers given while they were timed are to those of ``reference``, at worst of all rounds.
+@dataclass(frozen=True, kw_only=True)
+class Fidelity(Closeness):
+    """How close the answers given while they were timed are to those of ``reference``, the worst of all rounds.
 
-    Cosines are of embeddings, ``logit_error`` is absolute, ``pixel_error`` the largest difference of ``pixel_values``,
-    ``ids_different`` counts texts with other ``input_ids``. Values that were not measured are None: an accuracy card
-    has no pixels.
+    ``pixel_error`` is the largest difference of ``pixel_values``, ``ids_different`` counts texts with other
+    ``input_ids``; both are None if not measured: an accuracy card has neither.
     """
 
     reference: str
-    vision_cosine_min: float
-    vision_cosine_mean: float
-    text_cosine_min: float
-    text_cosine_mean: float
-    logit_error_mean: float
-    logit_error_max: float
     pixel_error: float | None = None
     ids_different: int | None = None
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
             if isinstance(value, float) and not math.isfinite(value):
-                raise BenchmarkError(f"{one.name} is {value}: the outputs are no numbers, and so is no time for them.")
+                raise BenchmarkError(f"{field_.name} is {value}; expected finite outputs. Their time is not recorded.")
         if not self.reference or any(cosine > 1 + 1e-6 for cosine in (self.vision_cosine_min, self.text_cosine_min)):
-            raise BenchmarkError(f"{self} is no comparison: it names no reference, or has a cosine above 1.")
-
-    @property
-    def cosine_min(self) -> float:
-        """The worst embedding of both towers."""
-        return min(self.vision_cosine_min, self.text_cosine_min)
+            raise BenchmarkError(f"{self} names no reference or has a cosine above 1; expected a comparison.")
 
 
 @dataclass(frozen=True)
 class Start:
-    """One process from its start to the first answer; seconds, and the memory it needed by then."""
+    """One process from its start to the first answer: seconds, and its peak memory by then."""
 
     import_s: float
     load_s: float
@@ -82,19 +71,33 @@ class Row:
 
     def __post_init__(self) -> None:
         if not isinstance(self.fidelity, Fidelity):
-            raise BenchmarkError(f"{self.name} has no fidelity; a speed without it says nothing.")
+            raise BenchmarkError(f"{self.name} has no fidelity; a speed is only recorded with one.")
         for stage, rounds in self.stages.items():
-            if not rounds or not all(rounds) or not all(ms > 0 for one in rounds for ms in one):
+            if not rounds or not all(rounds) or not all(ms > 0 for samples in rounds for ms in samples):
                 raise BenchmarkError(f"{self.name}, {stage}: a round without samples, or a sample that took no time.")
 
     def summary(self, stage: str) -> Summary:
-        """Return what a stage's samples say, milliseconds."""
+        """Return the summary of a stage's samples, milliseconds."""
         return summarize(self.stages[stage])
+
+
+@dataclass(frozen=True, order=True)
+class Mode:
+    """``workers`` runs at once, each of ``batch`` images together on ``threads`` threads."""
+
+    workers: int
+    threads: int
+    batch: int
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        workers = f"{self.workers} workers of {threads}" if self.workers > 1 else threads
+        return f"{workers}, batches of {self.batch}" if self.batch > 1 else workers
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Pictures per second, decoding included, one list of passes per round."""
+    """Images per second, decoding included, one list of passes per round."""
 
     name: str
     workers: int
@@ -106,17 +109,22 @@ class Throughput:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.vision_cosine_min) or not self.reference:
-            raise BenchmarkError(f"{self.name}, {self.workers} workers: no fidelity; a rate without it says nothing.")
+            raise BenchmarkError(f"{self.name}, {self.workers} workers: no fidelity; a rate is only recorded with one.")
+
+    @property
+    def mode(self) -> Mode:
+        """How the threads were used."""
+        return Mode(self.workers, self.threads, self.batch)
 
     @property
     def summary(self) -> Summary:
-        """Return what the passes say, pictures per second."""
+        """The summary of all passes, images per second."""
         return summarize(self.rates)
 
 
 @dataclass(frozen=True)
 class Document:
-    """Everything of one run. ``absent`` says why a configuration has no row."""
+    """All results of one run. ``absent`` says why a configuration has no row."""
 
     model: str
     machine: Mapping[str, Any]
@@ -141,34 +149,46 @@ def read_document(path: Path) -> Document:
     """Read a document.
 
     Raises:
-        BenchmarkError: no such file, or none of this format and version.
+        BenchmarkError: the file is missing, damaged, or of another format or version.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BenchmarkError(
-            f"{path} cannot be read as JSON: {error}. Make one with: siglip-onnx bench MODEL"
+            f"{path} cannot be read as JSON: {error}. Make one with: siglip-onnx bench MODEL -o FILE.json"
         ) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise BenchmarkError(f"{path} holds no results of format {FORMAT!r}. Make some with: siglip-onnx bench MODEL")
-    version = found.get("schema_version")
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BenchmarkError(
+            f"{path} holds no results of format {FORMAT!r}. Make some with: siglip-onnx bench MODEL -o FILE.json"
+        )
+    version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BenchmarkError(
             f"{path} has schema version {version!r}, this siglip_onnx reads {SCHEMA_VERSION}. Measure again."
         )
     try:
-        values = {key: value for key, value in found.items() if key not in ("format", "schema_version")}
+        values = {key: value for key, value in document.items() if key not in ("format", "schema_version")}
+        values |= {key: _renamed(values[key]) for key in ("settings", "processes") if key in values}
+        values["rows"] = [row | {"stages": _renamed(row["stages"])} for row in values["rows"]]
         return read_record(Document, values)
-    except ValueError as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BenchmarkError(f"{path} is incomplete or damaged ({error}). Measure again.") from error
+
+
+def _renamed(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping with today's keys: results of version 0.1.0 say "picture" where "image" is meant."""
+    return {
+        key.replace("one picture again and again", "one image repeated").replace("picture", "image"): value
+        for key, value in mapping.items()
+    }
 
 
 def _dump(value: Any, indent: str = "") -> str:
     """Return JSON like ``json.dumps(indent=1)``, but with lists of numbers on one line."""
     deeper = f"{indent} "
     if isinstance(value, Mapping) and value:
-        items = [f"{deeper}{json.dumps(key, ensure_ascii=False)}: {_dump(one, deeper)}" for key, one in value.items()]
+        items = [f"{deeper}{json.dumps(key, ensure_ascii=False)}: {_dump(item, deeper)}" for key, item in value.items()]
         return "{\n" + ",\n".join(items) + f"\n{indent}}}"
-    if isinstance(value, list | tuple) and any(isinstance(one, Mapping | list | tuple) for one in value):
-        return "[\n" + ",\n".join(f"{deeper}{_dump(one, deeper)}" for one in value) + f"\n{indent}]"
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        return "[\n" + ",\n".join(f"{deeper}{_dump(item, deeper)}" for item in value) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

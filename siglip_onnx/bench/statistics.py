@@ -1,4 +1,4 @@
-"""What samples say: min, median, p90, whether rounds agree, and how sure a ratio is. numpy only."""
+"""Summaries of samples: min, median, p90, agreement of rounds, and ratios with confidence intervals."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Summary:
 
 def summarize(rounds: Rounds) -> Summary:
     """Return the summary of samples above 0, one sequence per round."""
-    samples = np.concatenate([np.asarray(one, np.float64) for one in rounds])
-    medians = [float(np.median(one)) for one in rounds]
+    samples = np.concatenate([np.asarray(values, np.float64) for values in rounds])
+    medians = [float(np.median(values)) for values in rounds]
     return Summary(
         min=float(samples.min()),
         median=float(np.median(samples)),
@@ -45,7 +45,7 @@ def summarize(rounds: Rounds) -> Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one thing takes as another, and the interval that holds it with 95 % confidence."""
+    """How many times as long one thing takes as another, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -55,33 +55,25 @@ class Ratio:
 def ratio_of(after: Rounds, before: Rounds, *, seed: int = 0) -> Ratio:
     """Return the ratio of the mean of the rounds' medians; the interval is bootstrapped.
 
-    Rounds are drawn first and samples within them, since samples of one round share the mood of the machine.
+    Rounds are drawn first and samples within them, since samples within a round are correlated.
     """
     rng = np.random.default_rng(seed)
     resampled = _resample(after, rng) / _resample(before, rng)
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(_centre(after) / _centre(before), float(low), float(high))
+    return Ratio(_center(after) / _center(before), float(low), float(high))
 
 
-def bootstrap_mean(values: NDArray[np.float64], *, seed: int = 0) -> Ratio:
-    """Return the mean of ``values`` ``(N,)`` with its interval."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(float(values.mean()), float(low), float(high))
-
-
-def _centre(rounds: Rounds) -> float:
-    return float(np.mean([np.median(one) for one in rounds]))
+def _center(rounds: Rounds) -> float:
+    return float(np.mean([np.median(samples) for samples in rounds]))
 
 
 def _resample(rounds: Rounds, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return the centre of each resample, ``(_RESAMPLES,)``."""
-    drawn = np.stack([_resample_medians(np.asarray(one, np.float64), len(rounds), rng) for one in rounds])
+    """Return the center of each resample, ``(_RESAMPLES,)``."""
+    drawn = np.stack([_resample_medians(np.asarray(samples, np.float64), len(rounds), rng) for samples in rounds])
     chosen = rng.integers(len(rounds), size=(len(rounds), _RESAMPLES))
-    place = np.arange(len(rounds))[:, np.newaxis]
-    centres: NDArray[np.float64] = drawn[chosen, place, np.arange(_RESAMPLES)].mean(axis=0)
-    return centres
+    column = np.arange(len(rounds))[:, np.newaxis]
+    centers: NDArray[np.float64] = drawn[chosen, column, np.arange(_RESAMPLES)].mean(axis=0)
+    return centers
 
 
 def _resample_medians(samples: NDArray[np.float64], times: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -1,9 +1,7 @@
-"""Results as tables: cells for a terminal, Markdown and CSV."""
+"""Results as tables, for a terminal and as Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 
@@ -12,9 +10,7 @@ from .schema import END_TO_END, STAGES, TEXT, VISION, Document, Row
 from .statistics import Summary
 
 Table = tuple[Sequence[str], list[list[str]]]
-NEAR = 0.999  # the smallest cosine of answers that count as the same
-_CSV = ("inputs", "name", "stage", "round", "sample", "milliseconds", "vision_cosine_min", "text_cosine_min",
-        "logit_error_max", "reference")  # fmt: skip
+SAME_ANSWER = 0.999  # the smallest cosine of answers that count as the same
 
 
 def speed_table(document: Document, inputs: str | None = None) -> Table:
@@ -44,12 +40,12 @@ def speed_cells(row: Row) -> list[str]:
 def stage_table(document: Document, inputs: str | None = None) -> Table:
     """Return the medians of every stage, in milliseconds."""
     rows = [row for row in document.rows if inputs in (None, row.inputs)]
-    lines = [[row.name, *(three_digits(row.summary(stage).median) for stage in STAGES)] for row in rows]
+    lines = [[row.name, *(format_measurement(row.summary(stage).median) for stage in STAGES)] for row in rows]
     return ("median ms", *STAGES), lines
 
 
 def start_table(document: Document, inputs: str | None = None) -> Table:
-    """Return what a process does before its first answer: medians, and the largest memory."""
+    """Return the steps of a process before its first answer: medians, and the largest memory."""
     rows = [row for row in document.rows if inputs in (None, row.inputs)]
     lines = [
         [
@@ -66,35 +62,27 @@ def start_table(document: Document, inputs: str | None = None) -> Table:
 
 
 def throughput_table(document: Document) -> Table:
-    """Return pictures per second, decoding included."""
-    modes = sorted({(one.workers, one.threads, one.batch) for one in document.throughput})
-    names = list(dict.fromkeys(one.name for one in document.throughput))
-    found = {(one.name, one.workers, one.threads, one.batch): one for one in document.throughput}
+    """Return images per second, decoding included: a row per configuration, a column per mode."""
+    modes = sorted({rate.mode for rate in document.throughput})
+    names = dict.fromkeys(rate.name for rate in document.throughput)
+    rates = {(rate.name, rate.mode): rate for rate in document.throughput}
     lines = []
     for name in names:
-        cells = [found.get((name, *mode)) for mode in modes]
-        worst = min(one.vision_cosine_min for one in cells if one is not None)
-        lines.append([name, *("" if one is None else describe_rate(one.summary) for one in cells), f"{worst:.5f}"])
-    return ("pictures per second", *(describe_mode(*mode) for mode in modes), "cosine min"), lines
-
-
-def describe_mode(workers: int, threads: int, batch: int) -> str:
-    """Return a mode in words."""
-    together = f", {batch} together" if batch > 1 else ""
-    if workers > 1:
-        return f"{workers} workers of {count(threads, 'thread')}{together}"
-    return f"{count(threads, 'thread')}{together}"
+        cells = [rates.get((name, mode)) for mode in modes]
+        worst = min(rate.vision_cosine_min for rate in cells if rate is not None)
+        lines.append([name, *("" if rate is None else describe_rate(rate.summary) for rate in cells), f"{worst:.5f}"])
+    return ("images per second", *map(str, modes), "cosine min"), lines
 
 
 def describe_summary(summary: Summary) -> str:
-    """Return ``min / median / p90``; a stage whose rounds disagree is marked."""
-    values = " / ".join(three_digits(value) for value in (summary.min, summary.median, summary.p90))
+    """Return ``min / median / p90``; a stage whose rounds differ is marked."""
+    values = " / ".join(format_measurement(value) for value in (summary.min, summary.median, summary.p90))
     return f"{values} unstable" if summary.unstable else values
 
 
 def describe_rate(summary: Summary) -> str:
-    """Return the median rate; one whose rounds disagree is marked."""
-    return f"{three_digits(summary.median)}{' unstable' if summary.unstable else ''}"
+    """Return the median rate; it is marked if the rounds differ."""
+    return f"{format_measurement(summary.median)}{' unstable' if summary.unstable else ''}"
 
 
 def start_seconds(row: Row) -> float:
@@ -115,7 +103,7 @@ def markdown(table: Table) -> str:
 
 
 def document_markdown(document: Document) -> str:
-    """Return every table of a document, and what a reader must know to judge them."""
+    """Return every table of a document, and the notes that a reader needs to judge them."""
     parts = []
     for inputs in dict.fromkeys(row.inputs for row in document.rows):
         parts += [f"## {inputs}", markdown(speed_table(document, inputs))]
@@ -127,40 +115,17 @@ def document_markdown(document: Document) -> str:
 
 
 def explain(document: Document) -> str:
-    """Return the foot of the tables."""
+    """Return the notes below the tables."""
     settings = document.settings
     references = sorted({row.fidelity.reference for row in document.rows})
     return (
-        f"Single calls on distinct pictures, {settings['rounds']} rounds in alternating order, a fresh process for "
-        'each; "unstable" says that rounds differ by more than 10 %. Three values are min / median / p90. Cosines and '
-        f"logit errors are to {' and '.join(references)}, of the answers given while they were timed. Start: process "
-        "start to the first answer of both towers; memory: its peak by then. "
-        f"{describe_briefly(dict(document.machine))}"
+        f"Single calls on distinct images, {settings['rounds']} rounds in alternating order, a fresh process for each. "
+        'Three values are min / median / p90; "unstable" marks rounds whose medians differ by more than 10 %. Cosines '
+        f"and logit errors compare the timed answers with {' and '.join(references)}. Start: from the start of the "
+        f"process to the first answer of both towers; memory: its peak by then. {describe_briefly(document.machine)}"
     )
 
 
-def to_csv(document: Document) -> str:
-    """Return every sample, with its configuration's fidelity beside it."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(_CSV)
-    for row in document.rows:
-        fidelity = (row.fidelity.vision_cosine_min, row.fidelity.text_cosine_min, row.fidelity.logit_error_max,
-                    row.fidelity.reference)  # fmt: skip
-        writer.writerows(
-            (row.inputs, row.name, stage, turn + 1, number + 1, ms, *fidelity)
-            for stage, rounds in row.stages.items()
-            for turn, samples in enumerate(rounds)
-            for number, ms in enumerate(samples)
-        )
-    return lines.getvalue()
-
-
-def three_digits(value: float) -> str:
+def format_measurement(value: float) -> str:
     """Return a positive value with about three significant digits: ``0.0312``, ``4.15``, ``43.1``, ``335``."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:.{2 if value < 10 else 1}f}"
-
-
-def count(number: int, thing: str) -> str:
-    """Return ``1 thread`` or ``2 threads``."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The one timer: single calls on distinct inputs, and what they returned."""
+"""The timer of every benchmark: single calls on distinct inputs, with their outputs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TypeVar
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 WARM_UP = 10
-WARM_UP_SECONDS = 0.5  # enough of it; a slow stage need not be called ten times
+WARM_UP_SECONDS = 0.5  # enough warm-up; a slow stage need not be called ten times
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a stage is timed over all rounds: until either is reached."""
+    """How long a stage is timed over all rounds: until one of both limits is reached."""
 
     rounds: int = 3
     min_samples: int = 64
@@ -37,9 +37,9 @@ class Limits:
 def time_calls(
     run: Callable[[Input], Output], inputs: Sequence[Input], limits: Limits
 ) -> tuple[list[float], list[Output]]:
-    """Call ``run`` on each input in turn; returns milliseconds per call, and the last output of each input.
+    """Call ``run`` on each input in turn; return milliseconds per call, and the last output of each input.
 
-    After warming up it goes on until the round's samples or seconds are reached, and every input was used.
+    After warming up it continues until the round's samples or seconds are reached, and every input was used.
     """
     _warm_up(run, inputs)
     samples: list[float] = []

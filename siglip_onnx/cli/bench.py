@@ -51,6 +51,12 @@ class _Percent(click.ParamType):  # type: ignore[type-arg] # generic only for ty
             self.fail(f"{value!r} is not a percentage; use, for example, 10%.", param, ctx)
 
 
+def _refuse_csv(_context: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Say what replaces an option that was removed."""
+    if value:
+        raise click.UsageError("--csv was removed. Use --json, which has every sample.")
+
+
 @click.group(cls=_RunByDefault, subcommand_metavar="MODEL | COMMAND [ARGS]...")
 def bench() -> None:
     """Measure the speed and the accuracy of a model on this machine.
@@ -87,7 +93,7 @@ def bench() -> None:
     "--out", "-o", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the results with all samples."
 )
 @click.option("--json", "format_", flag_value="json", help="Print the results as JSON.")
-@click.option("--csv", "format_", flag_value="csv", help="Print every sample as CSV.")
+@click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse_csv)
 @click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown.")
 @click.pass_context
 def run(
@@ -166,7 +172,7 @@ def compare(context: click.Context, before: Path, after: Path, fail_if_slower: f
 @bench.command()
 @click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS.json")
 @click.option("--json", "format_", flag_value="json", help="Print the results as JSON.")
-@click.option("--csv", "format_", flag_value="csv", help="Print every sample as CSV.")
+@click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse_csv)
 @click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown.")
 @click.option(
     "--plots",
@@ -205,8 +211,6 @@ def render(document: Document, format_: str | None) -> str:
     """Return a document in one of the formats, with a final line end; as tables if ``format_`` is None."""
     if format_ == "json":
         return document.to_json()
-    if format_ == "csv":
-        return tables.to_csv(document)
     if format_ == "markdown":
         return f"{tables.document_markdown(document)}\n"
     parts = [tables.speed_table(document), tables.stage_table(document)]

@@ -1,9 +1,7 @@
-"""The benchmark itself: known times, known samples, and no speed without fidelity."""
+"""The benchmark: known times, known samples, and no speed without fidelity."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import tempfile
 from dataclasses import replace
@@ -14,20 +12,35 @@ import numpy as np
 import pytest
 from support import sleeping
 
+from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.compare import compare_documents
-from siglip_onnx.bench.contestant import Configuration
 from siglip_onnx.bench.fidelity import Answers, compare_answers
-from siglip_onnx.bench.machine import describe_machine, peak_memory_mb
-from siglip_onnx.bench.process import pinned_environment, run_command
-from siglip_onnx.bench.schedule import Mode, Plan, in_rounds, measure_rows, measure_throughput
-from siglip_onnx.bench.schema import STAGES, VISION, Document, Fidelity, Row, Start, Throughput, read_document
-from siglip_onnx.bench.statistics import bootstrap_mean, ratio_of, summarize
-from siglip_onnx.bench.tables import document_markdown, speed_table, three_digits, to_csv
+from siglip_onnx.bench.machine import BUSY, describe_briefly, describe_machine, is_busy
+from siglip_onnx.bench.process import pinned_environment
+from siglip_onnx.bench.schedule import Plan, in_rounds, measure_rows, measure_throughput
+from siglip_onnx.bench.schema import (
+    SAME_IMAGE,
+    STAGES,
+    TEXT,
+    VISION,
+    Document,
+    Fidelity,
+    Mode,
+    Row,
+    Start,
+    Throughput,
+    read_document,
+)
+from siglip_onnx.bench.statistics import ratio_of, summarize
+from siglip_onnx.bench.tables import document_markdown, format_measurement, speed_table
 from siglip_onnx.bench.timer import Limits, time_calls
 from siglip_onnx.errors import BenchmarkError
 
 HERE = Path(__file__).parents[1] / "support"
-FIDELITY = Fidelity("PyTorch fp32", 0.9998, 0.9999, 0.9997, 0.9999, 0.1, 0.4, 0.0, 0)
+FIDELITY = Fidelity(
+    reference="PyTorch fp32", vision_cosine_min=0.9998, vision_cosine_mean=0.9999, text_cosine_min=0.9997,
+    text_cosine_mean=0.9999, logit_error_mean=0.1, logit_error_max=0.4, pixel_error=0.0, ids_different=0,
+)  # fmt: skip
 
 
 def configuration(variant: str) -> Configuration:
@@ -36,7 +49,7 @@ def configuration(variant: str) -> Configuration:
 
 @pytest.fixture(scope="module")
 def measured() -> Any:
-    """Three rounds of the reference, of one that answers otherwise, and of one that fails."""
+    """Three rounds of the reference, of a backend with other answers, and of one that fails."""
     plan = Plan(
         [configuration("reference"), configuration("wrong"), configuration("failing")],
         [Path(f"{number}.jpg") for number in range(4)], ["a", "bb"], "reference",
@@ -51,16 +64,15 @@ def measured() -> Any:
 def test_a_known_time_is_measured(measured: Any) -> None:
     _, rows, _, _, _ = measured
     row = rows["reference"]
-    # Sleeping is never shorter; how much longer it is, is up to the machine, so only the least is compared.
-    assert 1000 * sleeping.VISION_S <= row.summary(VISION).min < 2 * 1000 * sleeping.VISION_S
-    assert row.summary("text").min >= 1000 * sleeping.TEXT_S
-    whole = row.summary("end to end").min
-    assert whole >= 1000 * (sleeping.VISION_S + sleeping.TEXT_S)
-    assert row.summary("head").min < row.summary("text").min
-    assert set(row.stages) == {*STAGES, "vision, one picture again and again"}
+    # Sleeping is never shorter, on whatever machine; how much longer it takes is not asserted.
+    assert row.summary(VISION).min >= 1000 * sleeping.VISION_S
+    assert row.summary(TEXT).min >= 1000 * sleeping.TEXT_S
+    assert row.summary("end to end").min >= 1000 * (sleeping.VISION_S + sleeping.TEXT_S)
+    assert set(row.stages) == {*STAGES, SAME_IMAGE}
     assert [len(samples) for samples in row.stages[VISION]] == [4, 4, 4]
     assert all(start.first_answer_s > start.load_s + start.import_s > 0 for start in row.starts)
-    assert len({start.first_answer_s for start in row.starts}) == 3  # three processes
+    assert len(row.starts) == 3
+    assert all(start.import_s > 0 for start in row.starts)  # every process imports the backend itself
 
 
 def test_fidelity_is_that_of_the_timed_answers(measured: Any) -> None:
@@ -78,7 +90,7 @@ def test_fidelity_is_that_of_the_timed_answers(measured: Any) -> None:
     assert rows["wrong"].fidelity.logit_error_max > 0.1
 
 
-def test_who_fails_has_no_row_but_a_reason(measured: Any) -> None:
+def test_a_failing_backend_has_a_reason_instead_of_a_row(measured: Any) -> None:
     _, rows, absent, _, lines = measured
     assert rows.keys() == {"reference", "wrong"}
     assert absent == {"failing": "failing failed: RuntimeError: no such kernel"}
@@ -95,32 +107,37 @@ def test_a_failing_reference_leaves_nothing_to_compare_with(measured: Any) -> No
         measure_rows(plan, lambda _: None)
 
 
-def test_answers_that_are_no_numbers_get_no_row(measured: Any) -> None:
-    both = [configuration("reference"), configuration("numberless")]
+def test_answers_with_nan_get_no_row(measured: Any) -> None:
+    both = [configuration("reference"), configuration("nan")]
     plan = replace(measured[0], configurations=both, limits=Limits(rounds=1, min_samples=1))
     rows, absent, reference = measure_rows(plan, lambda _: None)
     assert [row.name for row in rows] == ["reference"]
-    assert "vision_cosine_min is nan" in absent["numberless"]
+    assert "vision_cosine_min is nan" in absent["nan"]
     lines: list[str] = []
     plan = replace(plan, configurations=both[1:])
     assert measure_throughput(plan, [Mode(1, 1, 1)], reference, 0.1, lines.append) == []  # type: ignore[arg-type]
-    assert "numberless gave features that are no numbers" in lines[0]
+    assert lines == ["1 thread: nan returned NaN or infinity."]
 
 
-def test_workers_give_twice_the_rate_of_one_that_sleeps(measured: Any) -> None:
-    plan = replace(measured[0], configurations=[configuration("wrong")], limits=Limits(rounds=1))
-    one, two, batch = measure_throughput(
-        plan, [Mode(1, 1, 1), Mode(2, 1, 1), Mode(1, 1, 4)], measured[3], 0.2, lambda _: None
-    )
-    assert (one.workers, two.workers, batch.batch) == (1, 2, 4)
-    assert 1.5 < two.summary.median / one.summary.median < 2.5
-    assert 2.5 < batch.summary.median / one.summary.median < 5  # four pictures in one sleep
-    assert one.vision_cosine_min == pytest.approx(measured[1]["wrong"].fidelity.vision_cosine_min)
+def test_throughput_of_workers_and_batches(measured: Any) -> None:
+    plan = replace(measured[0], configurations=[configuration("wrong")], limits=Limits(rounds=2))
+    modes = [Mode(1, 1, 1), Mode(2, 1, 1), Mode(1, 1, 4)]
+    lines: list[str] = []
+    results = measure_throughput(plan, modes, measured[3], 0.2, lines.append)
+    assert [result.mode for result in results] == modes
+    assert [len(result.rates) for result in results] == [2, 2, 2]
+    # A pass of four images cannot be faster than its sleeps: four, two by two, or one.
+    sleeps = (4, 2, 1)
+    for result, count in zip(results, sleeps, strict=True):
+        assert max(rate for rates in result.rates for rate in rates) <= 4 / (count * sleeping.VISION_S)
+        assert result.vision_cosine_min == pytest.approx(measured[1]["wrong"].fidelity.vision_cosine_min)
+    assert results[2].summary.median > results[0].summary.median  # 20 ms of sleep for 80
+    assert lines[2:4] == [f"round {turn}, throughput: wrong, 1 thread, batches of 4" for turn in (1, 2)]
 
 
 def test_rounds_alternate() -> None:
     one, two = configuration("one"), configuration("two")
-    assert [(turn, found.name) for turn, found in in_rounds([one, two], 3)] == [
+    assert [(turn, item.name) for turn, item in in_rounds([one, two], 3)] == [
         (0, "one"), (0, "two"), (1, "two"), (1, "one"), (2, "one"), (2, "two"),
     ]  # fmt: skip
 
@@ -160,17 +177,11 @@ def test_interval_of_a_ratio() -> None:
     assert 1.17 < ratio.low < ratio.value < ratio.high < 1.23
     same = ratio_of([list(10 + rng.normal(0, 0.2, 40)) for _ in range(3)], before)
     assert same.low < 1 < same.high
-    # Rounds that disagree say less, however many samples each has.
-    moody = ratio_of(
-        [[value * mood for value in samples] for mood, samples in zip((0.8, 1, 1.2), before, strict=True)], before
+    # Rounds that differ widen the interval, however many samples each has.
+    unsteady = ratio_of(
+        [[value * factor for value in samples] for factor, samples in zip((0.8, 1, 1.2), before, strict=True)], before
     )
-    assert moody.high - moody.low > 3 * (same.high - same.low)
-
-
-def test_interval_of_a_mean_covers_it() -> None:
-    loss = bootstrap_mean(np.array([0.0] * 90 + [1.0] * 10))
-    assert loss.value == pytest.approx(0.1)
-    assert 0.03 < loss.low < 0.1 < loss.high < 0.18
+    assert unsteady.high - unsteady.low > 3 * (same.high - same.low)
 
 
 def make_row(name: str = "engine int8", scale: float = 1.0, **changes: Any) -> Row:
@@ -190,7 +201,7 @@ def make_document(*rows: Row) -> Document:
         "rounds": 3,
         "min_samples": 64,
         "min_seconds": 10.0,
-        "pictures": 16,
+        "images": 16,
         "texts": 16,
         "reference": "PyTorch",
     }
@@ -199,7 +210,7 @@ def make_document(*rows: Row) -> Document:
 
 
 def test_a_row_without_fidelity_is_impossible() -> None:
-    facts = {one: getattr(make_row(), one) for one in make_row().__dataclass_fields__}
+    facts = {name: getattr(make_row(), name) for name in make_row().__dataclass_fields__}
     with pytest.raises(TypeError, match="fidelity"):
         Row(**{key: value for key, value in facts.items() if key != "fidelity"})
     with pytest.raises(BenchmarkError, match="has no fidelity"):
@@ -225,9 +236,20 @@ def test_a_document_survives_being_written(tmp_path: Path) -> None:
     document = make_document(make_row(), make_row("PyTorch fp32"))
     path = tmp_path / "results.json"
     path.write_text(document.to_json(), encoding="utf-8")
-    found = read_document(path)
-    assert found.to_json() == document.to_json()
-    assert found.rows[0].summary(VISION) == document.rows[0].summary(VISION)
+    again = read_document(path)
+    assert again.to_json() == document.to_json()
+    assert again.rows[0].summary(VISION) == document.rows[0].summary(VISION)
+
+
+def test_results_of_version_0_1_0_are_read() -> None:
+    """They say "picture" where "image" is meant."""
+    written = make_document(make_row(stages={SAME_IMAGE: [[1.0]]}))
+    written = replace(written, processes={"classify, one image and two texts": {"seconds": [1.0]}})
+    old = json.loads(written.to_json())
+    old["settings"]["pictures"] = old["settings"].pop("images")
+    old["rows"][0]["stages"] = {"vision, one picture again and again": [[1.0]]}
+    old["processes"] = {"classify, one picture and two texts": {"seconds": [1.0]}}
+    assert read_back(old) == read_back(json.loads(written.to_json()))
 
 
 def test_committed_results_are_whole() -> None:
@@ -247,12 +269,12 @@ def test_committed_results_are_whole() -> None:
         ({"machine": None, "surplus": 1}, "incomplete or damaged"),
     ],
 )
-def test_documents_of_another_kind_are_refused(change: dict[str, Any], message: str) -> None:
+def test_documents_of_another_format_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BenchmarkError, match=message):
         read_back(json.loads(make_document(make_row()).to_json()) | change)
 
 
-def test_a_change_is_told_with_its_interval() -> None:
+def test_a_change_has_an_interval() -> None:
     before, after = make_document(make_row()), make_document(make_row(scale=1.2))
     changes = {change.stage: change for change in compare_documents(before, after)}
     assert changes.keys() == {"vision", "text", "end to end"}
@@ -267,7 +289,7 @@ def test_a_change_is_told_with_its_interval() -> None:
         compare_documents(before, make_document(make_row(threads=4)))
 
 
-def test_a_noisy_slower_run_is_not_surely_slower() -> None:
+def test_a_noisy_slower_run_is_not_reported_as_slower() -> None:
     noisy = [[9.0, 15.0, 9.5, 14.0], [8.0, 16.0, 8.5, 12.0], [15.0, 9.0, 13.0, 9.0]]
     row = make_row()
     change = compare_documents(
@@ -286,15 +308,11 @@ def test_tables_mark_what_is_unstable_and_name_what_is_absent() -> None:
     assert steady_cells[4:] == ["0.99980 / 0.99970", "0.4", "0.60", "151", "379"]
     text = document_markdown(make_document(row))
     assert "* OpenVINO: not installed" in text
-    assert "to PyTorch fp32" in text
-    assert [three_digits(value) for value in (0.03124, 4.149, 43.06, 335.4)] == ["0.0312", "4.15", "43.1", "335"]
+    assert "timed answers with PyTorch fp32" in text
 
 
-def test_csv_has_every_sample_with_its_fidelity() -> None:
-    lines = list(csv.DictReader(io.StringIO(to_csv(make_document(make_row())))))
-    assert len(lines) == len(STAGES) * 60
-    assert {line["vision_cosine_min"] for line in lines} == {"0.9998"}
-    assert {line["round"] for line in lines} == {"1", "2", "3"}
+def test_measurements_have_three_significant_digits() -> None:
+    assert [format_measurement(value) for value in (0.03124, 4.149, 43.06, 335.4)] == ["0.0312", "4.15", "43.1", "335"]
 
 
 def test_answers_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -302,7 +320,7 @@ def test_answers_of_another_shape_are_refused(tmp_path: Path) -> None:
                       np.ones((1, 8), np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32))  # fmt: skip
     answers.save(tmp_path / "answers.npz")
     assert compare_answers([tmp_path / "answers.npz"], answers, "itself").cosine_min == pytest.approx(1)
-    with pytest.raises(BenchmarkError, match="another model"):
+    with pytest.raises(BenchmarkError, match=r"have shape \(1, 8\); expected \(1, 9\)"):
         compare_answers([tmp_path / "answers.npz"], replace(answers, vision=np.ones((1, 9), np.float32)), "another")
 
 
@@ -313,15 +331,16 @@ def test_a_process_gets_its_threads_and_no_network() -> None:
     assert environment["PYTHONPATH"].split(":")[0] == str(HERE)
 
 
-def test_a_command_has_its_own_memory() -> None:
-    ballast = np.ones(30_000_000)  # 240 MB, which a child must not be charged for
-    found = run_command(["--help"])
-    assert ballast.sum() == len(ballast)
-    assert 5 < found["peak_memory_mb"] < 100
-    assert found["seconds"] > 0
-    assert peak_memory_mb() > 240
-    with pytest.raises(BenchmarkError, match=r"siglip-onnx info --model /nowhere failed: .*was not found"):
-        run_command(["info", "--model", "/nowhere"])
+def test_a_machine_is_busy_by_any_of_its_load_averages() -> None:
+    limit = 2 * BUSY
+    assert not is_busy((limit, limit, limit), 2)
+    for number in range(3):
+        load = [0.0, 0.0, 0.0]
+        load[number] = limit + 0.01
+        assert is_busy(load, 2)
+    # Version 0.1.0 judged by the first average alone and recorded "busy": false here.
+    old = describe_machine() | {"threads": 2, "load_average": [0.38, 1.22, 2.02], "busy": False}
+    assert describe_briefly(old).endswith("The machine was busy before the start: load averages 0.38, 1.22, 2.02.")
 
 
 def read_back(document: dict[str, Any]) -> Document:

@@ -90,9 +90,7 @@ def test_a_slower_run_fails(results: Path, tmp_path: Path) -> None:
     assert bench("compare", slow, results, "--fail-if-slower", "10%").exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("option", "sign"), [("--json", "schema_version"), ("--csv", "vision_cosine_min"), ("--markdown", "|---")]
-)
+@pytest.mark.parametrize(("option", "sign"), [("--json", "schema_version"), ("--markdown", "|---")])
 def test_results_are_reported_in_every_form(results: Path, option: str, sign: str) -> None:
     done = bench("report", results, option)
     assert done.exit_code == 0
@@ -118,7 +116,7 @@ def test_plots_are_drawn_for_both_backgrounds(results: Path, tmp_path: Path) -> 
             assert image.getpixel((0, 0))[3] == 0  # type: ignore[index] # transparent
 
 
-def test_names_in_the_plot_cover_each_other_nowhere(results: Path) -> None:
+def test_names_in_the_plot_do_not_overlap(results: Path) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Annotation, Text
@@ -144,11 +142,13 @@ def test_names_in_the_plot_cover_each_other_nowhere(results: Path) -> None:
         (["demo", "--variant", "q9"], 4, "has no variant 'q9'"),
         (["compare", "/nowhere.json", "/nowhere.json"], 1, "cannot be read as JSON"),
         (["report", __file__], 1, "cannot be read as JSON"),
+        (["report", __file__, "--csv"], 2, "--csv was removed. Use --json, which has every sample."),
+        (["demo", "--csv"], 2, "--csv was removed"),
         (["compare", "a", "b", "--fail-if-slower", "much"], 2, "is not a percentage"),
         ([], 2, "Usage"),
     ],
 )
-def test_what_goes_wrong_is_told(arguments: list[str], code: int, message: str) -> None:
+def test_errors_are_reported(arguments: list[str], code: int, message: str) -> None:
     done = bench(*arguments)
     assert done.exit_code == code
     assert message in done.stderr

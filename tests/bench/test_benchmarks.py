@@ -1,33 +1,40 @@
-"""The suite around the package's benchmark: counted operations, commands, accuracy, LoadGen, the peers."""
+"""The suite around the package's benchmark: counted operations, commands, accuracy, quantization, the peers."""
 
 from __future__ import annotations
 
 import importlib
-import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import accuracy
+import backends
+import catalog
+import commands
+import draw_demo_set
+import limit
 import numpy as np
+import outliers
+import page
 import pytest
+import quantization
 
-from siglip_onnx.bench.contestant import Configuration
+import siglip_onnx
+from siglip_onnx.bench.backend import Configuration
+from siglip_onnx.bench.machine import peak_memory_mb
 from siglip_onnx.bench.pytorch import PyTorch
+from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.config import SiglipConfig, TextConfig, VisionConfig
+from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
+from siglip_onnx.errors import BenchmarkError
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import accuracy  # noqa: E402
-import backends  # noqa: E402
-import catalog  # noqa: E402
-import limit  # noqa: E402
-import processes  # noqa: E402
 
 
-def backend(name: str) -> ModuleType:
+def backend_module(name: str) -> ModuleType:
     module = importlib.import_module(f"backends.{name}")
     for needed in module.NEEDS:
         pytest.importorskip(needed)
@@ -36,19 +43,23 @@ def backend(name: str) -> ModuleType:
 
 def test_operations_of_the_base_shapes_are_those_counted_elsewhere() -> None:
     vision = VisionConfig(image_size=256, patch_size=16)
-    found = limit.count_operations(SiglipConfig("siglip", vision, TextConfig(vocab_size=250_000)))
-    # Profile of open_clip, ViT-B-16-SigLIP-256: 46.8 GFLOP a picture, 11.0 a text; the pooled position needs less.
-    assert sum(found["vision"].values()) == pytest.approx(46.8e9, rel=0.01)
-    assert 0.9 * 11.0e9 < sum(found["text"].values()) < 11.0e9
+    counted = limit.count_operations(SiglipConfig("siglip", vision, TextConfig(vocab_size=250_000)))
+    # Profile of open_clip, ViT-B-16-SigLIP-256: 46.8 GFLOP per image, 11.0 per text; the pooled position needs less.
+    assert sum(counted["vision"].values()) == pytest.approx(46.8e9, rel=0.01)
+    assert 0.9 * 11.0e9 < sum(counted["text"].values()) < 11.0e9
 
 
-def test_the_peak_of_the_instructions_is_no_less_than_that_of_a_product() -> None:
+def test_peaks_are_measured_for_both_types(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = limit.measure_instructions(1)
     if not peaks:
         pytest.skip("no C compiler, or no x86")
-    left, right = np.ones((256, 256), np.float32), np.ones((256, 256), np.float32)
-    assert peaks["int8"] > peaks["fp32"] > 1e9
-    assert 0 < limit.time_gemm("MatMul", left, right, 1) < 1.5 * peaks["fp32"]
+    assert peaks.keys() == {"int8", "fp32"}
+    assert min(peaks.values()) > 0
+    monkeypatch.setattr(limit, "GEMM_SIZE", 64)
+    monkeypatch.setattr(limit, "GEMM_SECONDS", 0.01)
+    product = limit.measure_gemm(1)
+    assert product.keys() == {"int8", "fp32"}
+    assert min(product.values()) > 0
 
 
 @pytest.mark.parametrize("name", backends.MODULES)
@@ -58,36 +69,36 @@ def test_every_peer_answers_as_pytorch_does(
     if name in ("pytorch_compile", "torchao_int8"):
         pytest.skip("compiles for a minute; measured by the suite")
     pytest.importorskip("openvino" if name == "openvino_ir" else "torch")
-    module = backend(name)
+    module = backend_module(name)
     paths = []
-    for number, picture in enumerate(images):
+    for number, image in enumerate(images):
         paths.append(tmp_path / f"{number}.png")
-        picture.save(paths[-1])
+        image.save(paths[-1])
     reference = PyTorch(configuration(small_bundle, small_checkpoint, tmp_path, "fp32"))
     for variant, (_, about) in module.VARIANTS.items():
         assert about
         work = tmp_path / f"{name}_{variant}"
         work.mkdir()
-        one = configuration(small_bundle, small_checkpoint, work, variant)
-        module.prepare(one, paths)
-        contestant = module.load(one)
-        inputs = contestant.preprocess(contestant.decode(paths[1]))
-        assert nearness(contestant.vision(inputs), reference.vision(inputs)) > 0.98
-        ids = contestant.tokenize("a red circle")
+        peer = configuration(small_bundle, small_checkpoint, work, variant)
+        module.prepare(peer, paths)
+        backend = module.load(peer)
+        inputs = backend.preprocess(backend.decode(paths[1]))
+        assert cosine(backend.vision(inputs), reference.vision(inputs)) > 0.98
+        ids = backend.tokenize("a red circle")
         assert np.array_equal(ids, reference.tokenize("a red circle"))
-        assert nearness(contestant.text(ids), reference.text(ids)) > 0.98
-        both = contestant.vision({"pixel_values": np.repeat(inputs["pixel_values"], 2, axis=0)})
+        assert cosine(backend.text(ids), reference.text(ids)) > 0.98
+        both = backend.vision({"pixel_values": np.repeat(inputs["pixel_values"], 2, axis=0)})
         assert both.shape == (2, 64)
-        assert all(path.is_file() for path in module.files(one))
-        assert module.packages(one)
+        assert all(path.is_file() for path in module.files(peer))
+        assert module.packages(peer)
 
 
 def configuration(bundle: Path, checkpoint: Path, work: Path, variant: str) -> Configuration:
     return Configuration("peer", "", variant, str(bundle), str(checkpoint), str(work), threads=1)
 
 
-def nearness(found: Any, expected: Any) -> float:
-    return float((found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected))
+def cosine(features: Any, expected: Any) -> float:
+    return float((features * expected).sum() / np.linalg.norm(features) / np.linalg.norm(expected))
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,19 +108,29 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert found["no_such_backend"] == "not installed: backends.no_such_backend"
 
 
-def test_pictures_to_measure_are_none_of_those_to_calibrate(tmp_path: Path) -> None:
+def test_measured_images_are_not_used_for_calibration(tmp_path: Path) -> None:
     for number in range(40):
         (tmp_path / f"{number:02}.jpg").touch()
-    found = catalog.choose_pictures(tmp_path)
+    found = catalog.choose_images(tmp_path)
     assert len(found) == len(set(found)) == 40
-    assert found[: catalog.NUM_PICTURES] != sorted(found)[: catalog.NUM_PICTURES]  # from the whole folder
+    assert found[: catalog.NUM_IMAGES] != sorted(found)[: catalog.NUM_IMAGES]  # from the whole folder
 
 
 def test_whole_commands_are_measured(tmp_path: Path) -> None:
-    picture = ROOT / "siglip_onnx" / "demo" / "images" / "red_star.png"
-    found = processes.measure_commands(ROOT / "siglip_onnx" / "demo" / "bundle", picture, tmp_path, 1)
-    assert found["classify, one picture and two texts"]["peak_memory_mb"] > found["--help"]["peak_memory_mb"]
-    assert all(one["min_seconds"] > 0 for one in found.values())
+    results = commands.measure_commands(BUNDLE_PATH, IMAGES_PATH / "red_star.png", tmp_path, 1)
+    assert results["classify, one image and two texts"]["peak_memory_mb"] > results["--help"]["peak_memory_mb"]
+    assert all(result["min_seconds"] > 0 for result in results.values())
+
+
+def test_a_command_has_its_own_memory() -> None:
+    ballast = np.ones(30_000_000)  # 240 MB, which a child must not be charged for
+    result = commands.run_command(["--help"])
+    assert ballast.sum() == len(ballast)
+    assert 5 < result["peak_memory_mb"] < 100
+    assert result["seconds"] > 0
+    assert peak_memory_mb() > 240
+    with pytest.raises(BenchmarkError, match=r"siglip-onnx info --model /nowhere failed: .*was not found"):
+        commands.run_command(["info", "--model", "/nowhere"])
 
 
 def test_a_drawn_set_has_a_folder_per_class(tmp_path: Path) -> None:
@@ -117,7 +138,7 @@ def test_a_drawn_set_has_a_folder_per_class(tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "benchmarks" / "draw_demo_set.py"), str(tmp_path / "set"), "--per-class", "1"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "100 pictures of 100 classes" in done.stderr
+    assert "100 images of 100 classes" in done.stderr
     dataset = accuracy.read_dataset(tmp_path / "set", {"a red star": "a star, red"})
     assert len(dataset.paths) == len(dataset.texts) == 100
     assert "a star, red" in dataset.texts
@@ -125,44 +146,43 @@ def test_a_drawn_set_has_a_folder_per_class(tmp_path: Path) -> None:
 
 
 def test_the_demo_model_knows_the_drawn_set(tmp_path: Path) -> None:
-    import draw_demo_set
-
     draw_demo_set.main(["--per-class", "1", str(tmp_path)], standalone_mode=False)
     dataset = accuracy.read_dataset(tmp_path, {})
-    bundle = ROOT / "siglip_onnx" / "demo" / "bundle"
-    one = Configuration("demo", "siglip_onnx.bench.engine", "int8", str(bundle), threads=1)
-    found = accuracy.ask(one, dataset, ["{}"])
-    top1, top5 = found.mean(axis=1)
+    demo = Configuration("demo", "siglip_onnx.bench.engine", "int8", str(BUNDLE_PATH), threads=1)
+    hits = accuracy.answer(demo, dataset, ["{}"])
+    top1, top5 = hits.mean(axis=1)
     assert 0.6 < top1 <= top5  # chance is 0.01 and 0.05
-    (row,) = accuracy.describe({"demo": found}, found)
+    (row,) = accuracy.describe({"demo": hits}, hits)
     assert row["loss_top1"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    worse = found.copy()
-    worse[0, np.flatnonzero(found[0])[:10]] = False
-    row = accuracy.describe({"worse": worse}, found)[0]
+    worse = hits.copy()
+    worse[0, np.flatnonzero(hits[0])[:10]] = False
+    row = accuracy.describe({"worse": worse}, hits)[0]
     assert row["loss_top1"]["value"] == pytest.approx(0.1)
     assert 0 < row["loss_top1"]["low"] < 0.1 < row["loss_top1"]["high"]
 
 
-def test_a_tie_is_no_right_answer() -> None:
+def test_a_tie_is_not_a_right_answer() -> None:
     assert accuracy.rank_of(np.array([3.0, 1.0, 2.0], np.float32), 0) == 0
     assert accuracy.rank_of(np.array([3.0, 3.0, 2.0], np.float32), 0) == 1
     assert accuracy.rank_of(np.array([3.0, 1.0, 2.0], np.float32), 1) == 2
 
 
-def test_loadgen_asks_the_vision_tower(small_bundle: Path, tmp_path: Path, images: list[Any]) -> None:
-    pytest.importorskip("mlperf_loadgen")
-    import loadgen
+def test_plain_int8_replaces_the_graphs_of_a_valid_bundle(
+    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    outliers.add_outliers(small_checkpoint, tmp_path / "outliers")
+    shutil.copytree(small_bundle, tmp_path / "bundle")
+    before = open_bundle(tmp_path / "bundle").manifest.variants["int8"].files
+    quantization.write_plain_int8(tmp_path / "outliers", tmp_path / "bundle")
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.verify_files() == []
+    assert bundle.manifest.variants["int8"].files.keys() == before.keys()
+    changed = {name for name, facts in before.items() if bundle.manifest.variants["int8"].files[name] != facts}
+    assert changed >= {name for name in before if name.endswith(".onnx")}
+    assert siglip_onnx.load(tmp_path / "bundle", variant="int8").encode_texts(["a cat"]).shape == (1, 64)
 
-    paths = []
-    for number, picture in enumerate(images):
-        paths.append(tmp_path / f"{number}.png")
-        picture.save(paths[-1])
-    one = Configuration("int8", "siglip_onnx.bench.engine", "int8", str(small_bundle), threads=1)
-    found, features = loadgen.in_fresh_process(loadgen.run_scenarios, one, paths, loadgen.SCENARIOS, 1.0)
-    assert [scenario["scenario"] for scenario in found] == ["SingleStream", "Offline"]
-    assert found[0]["Result is"] == "VALID"
-    assert any("percentile latency" in key for key in found[0])
-    assert any("Samples per second" in key for key in found[1])
-    assert features.shape == (len(images), 64)
-    assert "unofficial" in loadgen.LABEL
-    assert json.dumps(found)
+
+def test_paired_ratios_compare_the_fastest_calls_of_each_round() -> None:
+    assert page.paired_ratios([[4.0, 2.0], [9.0]], [[1.0, 5.0], [3.0]]) == [2.0, 3.0]
+    with pytest.raises(ValueError, match="longer"):
+        page.paired_ratios([[1.0]], [[1.0], [1.0]])

@@ -12,11 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.testing import assert_allclose
+from outliers import add_outliers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.checkpoints import make_naflex_checkpoint
 from support.commands import run_without
-from support.outliers import add_outliers
 
 import siglip_onnx
 from siglip_onnx.cli import main

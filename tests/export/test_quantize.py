@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
+from outliers import add_gelu_outliers, add_outliers
 from PIL import Image
 from support.checkpoints import make_checkpoint, make_naflex_checkpoint
-from support.outliers import add_gelu_outliers, add_outliers
 from transformers import SiglipModel
 
 import siglip_onnx

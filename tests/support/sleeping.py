@@ -1,6 +1,6 @@
-"""A contestant of known speed for the benchmark's own tests: each stage sleeps, and answers what its variant says.
+"""A backend for the tests of the benchmark: its towers sleep for a known time.
 
-Variants: ``reference``; ``wrong``, another answer; ``numberless``, an answer that is no number; ``failing``, none.
+Variants: ``reference``; ``wrong`` with other features; ``nan`` with NaN in them; ``failing``, which cannot be loaded.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from siglip_onnx.bench.contestant import Configuration, Inputs
+from siglip_onnx.bench.backend import Configuration, Inputs
 from siglip_onnx.head import Floats, compute_logits, l2_normalize
 
 VISION_S, TEXT_S = 0.020, 0.010
 
 
 class Sleeping:
-    """Its features are made of the picture's name, so that every picture has its own."""
+    """Its features follow from the image's file name, so that every image has different ones."""
 
     def __init__(self, configuration: Configuration) -> None:
         if configuration.variant == "failing":
@@ -40,7 +40,7 @@ class Sleeping:
         features: Floats = inputs["pixel_values"].reshape(len(inputs["pixel_values"]), -1).copy()
         if self.variant == "wrong":
             features[:, 0] += 1
-        if self.variant == "numberless":
+        if self.variant == "nan":
             features[:, 0] = np.nan
         return features
 

@@ -1,4 +1,4 @@
-"""Give a checkpoint the activation outliers of real vision transformers."""
+"""Give a checkpoint the activation outliers of real vision transformers without changing its answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ Weights = dict[str, torch.Tensor]
 
 
 def add_outliers(checkpoint: Path, out: Path, *, channels: int = 6, factor: float = 60.0, seed: int = 0) -> Path:
-    """Write ``out``: in each layer some channels of every LayerNorm and of the values are ``factor`` times larger.
+    """Write ``out``: in each layer some channels of every LayerNorm and of the values are ``factor`` times as large.
 
-    The weights that read them are divided by ``factor``, so that the function stays the same; only a quantizer is
-    affected.
+    The weights that read them are divided by it, so that the function stays the same, except for a quantizer.
     """
     shutil.copytree(checkpoint, out)
     weights = load_file(out / "model.safetensors")
@@ -32,7 +31,7 @@ def add_outliers(checkpoint: Path, out: Path, *, channels: int = 6, factor: floa
 
 
 def add_gelu_outliers(checkpoint: Path, out: Path, *, channels: int = 4, factor: float = 60.0, seed: int = 0) -> Path:
-    """Write ``out``, a different model: some channels after each GELU are large, and no rescaling can undo that."""
+    """Write ``out``, another model: some channels after each GELU are large, and no weight before it can undo that."""
     shutil.copytree(checkpoint, out)
     weights = load_file(out / "model.safetensors")
     generator = torch.Generator().manual_seed(seed)
@@ -47,10 +46,12 @@ def add_gelu_outliers(checkpoint: Path, out: Path, *, channels: int = 4, factor:
 
 
 def pick(weights: Weights, name: str, channels: int, generator: torch.Generator) -> torch.Tensor:
+    """Return random channels of a weight."""
     return torch.randperm(len(weights[name]), generator=generator)[:channels]
 
 
 def grow(weights: Weights, producer: str, consumers: list[str], channels: torch.Tensor, factor: float) -> None:
+    """Multiply the channels that one layer writes, and divide the weights that read them."""
     weights[f"{producer}.weight"][channels] *= factor
     weights[f"{producer}.bias"][channels] *= factor
     for consumer in consumers:

@@ -1,4 +1,4 @@
-"""What a configuration is, and what a backend must offer to be measured."""
+"""Configurations to measure, and the methods that a backend must offer to be measured."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Inputs = Mapping[str, NDArray[Any]]
 class Configuration:
     """One way to run one checkpoint; plain values, because a fresh process gets it as JSON.
 
-    ``backend`` is a module with ``load(configuration) -> Contestant``, ``files(configuration) -> list[Path]`` and
-    ``packages(configuration) -> tuple[str, ...]``; ``variant`` says to it what to load, ``about`` says to the reader
-    how that was set up. ``threads`` are those of one run, ``workers`` how many runs there are at once.
+    ``backend`` names a module with ``load(configuration) -> Backend``, ``files(configuration) -> list[Path]`` and
+    ``packages(configuration) -> tuple[str, ...]``. ``variant`` says what it loads, ``about`` tells the reader how that
+    was set up. ``threads`` are those of one run, ``workers`` the number of runs at once. ``fast_decode`` reads large
+    JPEGs at a fraction of their size; only this engine does that.
     """
 
     name: str
@@ -32,15 +33,16 @@ class Configuration:
     threads: int = 1
     workers: int = 1
     about: str = ""
+    fast_decode: bool = False
 
 
-class Contestant(Protocol):
+class Backend(Protocol):
     """A loaded model, both towers. Each method is one stage, and is timed by itself."""
 
     def decode(self, path: Path) -> Any:
-        """Return the picture in a file, upright and RGB."""
+        """Return the image in a file, upright and RGB."""
 
-    def preprocess(self, picture: Any) -> Inputs:
+    def preprocess(self, image: Any) -> Inputs:
         """Return the vision tower's inputs, ``pixel_values`` f32 ``(1, 3, S, S)``."""
 
     def tokenize(self, text: str) -> NDArray[Any]:
@@ -53,17 +55,4 @@ class Contestant(Protocol):
         """Return ``pooler_output`` f32 ``(1, D)``, of any length."""
 
     def head(self, images: Floats, texts: Floats) -> Floats:
-        """Return logits f32 ``(N, M)`` of what the towers gave."""
-
-
-class Backend(Protocol):
-    """The module of a backend, as :class:`Configuration` names it."""
-
-    def load(self, configuration: Configuration) -> Contestant:
-        """Load both towers; that time is measured."""
-
-    def files(self, configuration: Configuration) -> list[Path]:
-        """Return the files that must be on disk to run it."""
-
-    def packages(self, configuration: Configuration) -> tuple[str, ...]:
-        """Return the packages that compute, whose versions a reader must know."""
+        """Return logits f32 ``(N, M)`` of the towers' outputs."""

@@ -1,0 +1,1 @@
+"""The measurements of bulk jobs, one module each; ``benchmarks/bulk.py`` runs them."""

@@ -1,0 +1,174 @@
+"""Run every file of scripts/, benchmarks/ and examples/: help, import, and one real run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from siglip_onnx.demo import IMAGES_PATH
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("scripts", "benchmarks", "examples")
+FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+COMMANDS = [name for name in FILES if "@click.command" in (ROOT / name).read_text(encoding="utf-8")]
+LIBRARIES = [name for name in FILES if name not in COMMANDS and not name.startswith("examples/")]
+# Files whose run is tested where the thing that they make is tested.
+TESTED_ELSEWHERE = {
+    "scripts/draw_samples.py": "runtime/test_demo.py",
+    "scripts/train_demo.py": "runtime/test_demo.py",
+    "scripts/make_golden.py": "runtime/test_doctor.py",
+    "examples/compiled_classifier.py": "export/test_compile.py",
+    **dict.fromkeys((f"examples/search_{store}.py" for store in ("duckdb", "faiss", "lancedb")), "bulk/test_stores.py"),
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Small inputs of the runs, and a folder for what they write."""
+
+    checkpoint: Path
+    bundle: Path
+    folder: Path
+
+    @property
+    def labeled(self) -> Path:
+        """A folder per class."""
+        for name in ("red_star", "six_eggs"):
+            (self.folder / "set" / name).mkdir(parents=True)
+            shutil.copy(IMAGES_PATH / f"{name}.png", self.folder / "set" / name)
+        return self.folder / "set"
+
+    @property
+    def trained(self) -> Path:
+        """A checkpoint with the facts of its training, as ``train_demo.py`` writes it."""
+        out = self.folder / "trained"
+        shutil.copytree(self.checkpoint, out)
+        (out / "training.json").write_text(json.dumps({"steps": 1, "runs": [{"seed": 0}], "torch": "2"}))
+        return out
+
+    @property
+    def checkout(self) -> Path:
+        """A copy of what ``report.py`` reads and writes."""
+        out = self.folder / "checkout"
+        for name in ("docs", "benchmarks"):
+            shutil.copytree(ROOT / name, out / name)
+        shutil.copy(ROOT / "README.md", out)
+        return out
+
+    @property
+    def vocabularies(self) -> list[Path]:
+        """A SentencePiece model and a tokenizer.json, both of the small checkpoint."""
+        from siglip_onnx.config import SENTENCEPIECE
+
+        return [self.checkpoint / SENTENCEPIECE, self.bundle / "tokenizer.json"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a file: its arguments, a file that it writes or words that it prints, and what it needs."""
+
+    script: str
+    arguments: Callable[[Tiny], list[object]]
+    writes: str = ""
+    prints: str = ""
+    needs: str = "torch"
+    slow: bool = False
+
+    @property
+    def parameter(self) -> object:
+        """The parameter of pytest."""
+        return pytest.param(self, id=self.script, marks=[pytest.mark.slow] if self.slow else [])
+
+
+def bulk(part: str, *options: object) -> Run:
+    """Return a run of one part of ``bulk.py``."""
+    return Run("benchmarks/bulk.py", lambda tiny: [part, *options, "--scale", "0.002", "--work", tiny.folder / "work",
+                                                   "--out", tiny.folder / "bulk.json"], writes="bulk.json")  # fmt: skip
+
+
+RUNS = [
+    Run("scripts/evaluate_demo.py", lambda tiny: [
+        tiny.trained, tiny.bundle, "--num-pictures", 12, "--card", tiny.folder / "card.md"], writes="card.md"),
+    Run("scripts/make_int8_probe.py", lambda tiny: [tiny.folder / "probe.onnx"], writes="probe.onnx", needs="onnx_ir"),
+    Run("scripts/recover_demo.py", lambda tiny: [tiny.folder / "demo"], writes="demo/model.safetensors",
+        needs="onnx_ir"),
+    Run("examples/experiments.py", lambda _: [], prints="== Reading, Japanese: probability of each word"),
+    Run("benchmarks/accuracy.py", lambda tiny: [
+        tiny.labeled, "--model", "demo", "--out", tiny.folder / "accuracy.json"], writes="accuracy.json"),
+    bulk("kills"), bulk("faults"), bulk("memory"), bulk("search"), bulk("throughput", "--images", 20),
+    Run("benchmarks/draw_demo_set.py", lambda tiny: [tiny.folder / "set", "--per-class", 1],
+        writes="set/a red star/000.png"),
+    Run("benchmarks/quantization.py", lambda tiny: [
+        "--checkpoint", tiny.checkpoint, "--images", IMAGES_PATH, "--work", tiny.folder,
+        "--out", tiny.folder / "quantization.json"], writes="quantization.json", slow=True),
+    Run("benchmarks/report.py", lambda _: [], writes="checkout/docs/plots/throughput.svg", needs="matplotlib"),
+    Run("benchmarks/suite.py", lambda tiny: [
+        "--checkpoint", tiny.checkpoint, "--images", IMAGES_PATH, "--work", tiny.folder, "--quick", "--threads", 1,
+        "--only", "siglip_onnx", "--out", tiny.folder / "suite.json"], writes="suite.json", slow=True),
+    Run("benchmarks/web.py", lambda tiny: ["--seconds", 1, "--out", tiny.folder / "web.json"], writes="web.json",
+        needs="fastapi", slow=True),
+    Run("benchmarks/parity.py", lambda tiny: [
+        "--spiece", tiny.vocabularies[0], "--gemma", tiny.vocabularies[1], "--images", IMAGES_PATH,
+        "--only", "siglip-so400m-patch14-224"], prints="siglip-so400m-patch14-224: {", slow=True),
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> Tiny:
+    return Tiny(small_checkpoint, small_bundle, tmp_path)
+
+
+def execute(path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a file as from a checkout."""
+    return subprocess.run(
+        [sys.executable, path, *map(str, arguments)], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name: str) -> None:
+    done = execute(ROOT / name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: {Path(name).name} ")
+
+
+def test_every_library_can_be_imported() -> None:
+    """All in one process, because many of them import PyTorch."""
+    modules = [".".join(Path(name).with_suffix("").parts[1:]).removesuffix(".__init__") for name in LIBRARIES]
+    code = f"""
+import importlib, sys
+sys.path[:0] = {[str(ROOT / folder) for folder in FOLDERS]!r}
+for name in {modules!r}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        print(error.name)
+"""
+    missing = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(missing) <= {"openvino", "playwright"}  # optional; not installed in every environment
+
+
+@pytest.mark.parametrize("run", [run.parameter for run in RUNS])
+def test_a_run_on_a_tiny_model(run: Run, tiny: Tiny) -> None:
+    pytest.importorskip(run.needs)
+    root = tiny.checkout if run.script == "benchmarks/report.py" else ROOT
+    done = execute(root / run.script, *run.arguments(tiny))
+    assert done.returncode == 0, done.stderr
+    assert not run.writes or (tiny.folder / run.writes).stat().st_size > 0
+    assert run.prints in done.stdout
+
+
+def test_every_file_is_run_somewhere() -> None:
+    runnable = {*COMMANDS, *(name for name in FILES if name.startswith("examples/"))}
+    assert runnable == {run.script for run in RUNS} | TESTED_ELSEWHERE.keys()
+    for name, test in TESTED_ELSEWHERE.items():
+        assert Path(name).stem in (ROOT / "tests" / test).read_text(encoding="utf-8"), test
