@@ -23,12 +23,13 @@ SENTENCEPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
 
 SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution has the first
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
+_MAX_COUNT, _MAX_LAYERS = 10_000_000, 1_000  # far above all models; a damaged file must not make tables of layers
 _IMAGE_STEPS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
 RESAMPLE_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 # Keys that do not change the computation: names, training, other kinds of models. They are listed rather than ignored
 # by default, so that a key of a future version that does change it is refused instead of giving other embeddings.
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     """
     _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures attention_dropout
     attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
@@ -144,7 +145,15 @@ def read_config(path: Path) -> SiglipConfig:
     Raises:
         CheckpointError: the file is missing or not JSON, or the checkpoint's family is not supported.
     """
-    document = _read_json(path)
+    return parse_config(read_document(path), path)
+
+
+def parse_config(document: Mapping[str, Any], path: Path) -> SiglipConfig:
+    """Return the config that ``document`` describes; ``path`` is named in errors.
+
+    Raises:
+        CheckpointError: the checkpoint's family is not supported.
+    """
     model_type = document.get("model_type")
     if model_type not in (SIGLIP, NAFLEX):
         raise CheckpointError(
@@ -183,7 +192,17 @@ def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorCo
         CheckpointError: the file is missing or not JSON, requires a step that SigLIP's processor does not have, or
             produces images of another size than the vision tower takes.
     """
-    document = _read_json(path)
+    return parse_preprocessor_config(read_document(path), config, path)
+
+
+def parse_preprocessor_config(
+    document: Mapping[str, Any], config: SiglipConfig, path: Path
+) -> PreprocessorConfig | NaflexPreprocessorConfig:
+    """Return the preprocessing that ``document`` describes; ``path`` is named in errors.
+
+    Raises:
+        CheckpointError: as :func:`read_preprocessor_config`.
+    """
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if document.get(key) is False:
             raise CheckpointError(f"{path} has {key}: false; SigLIP needs this step. Remove the key or set it to true.")
@@ -272,9 +291,13 @@ def _read_tower(kind: type[Tower], document: Any, path: Path) -> Tower:
 
 
 def _count(value: Any, name: str, path: Path) -> int:
-    """Return a whole number above 0."""
+    """Return a whole number above 0, and below what any model has."""
     if type(value) is not int or value < 1:
         raise CheckpointError(f"{path} has {name} {value!r}, expected a whole number above 0.")
+    limit = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_COUNT
+    if value > limit:
+        shown = value if value < 10**20 else f"of {value.bit_length()} bits"
+        raise CheckpointError(f"{path} has {name} {shown}, expected at most {limit:,}. Download the file again.")
     return value
 
 
@@ -292,7 +315,7 @@ def _numbers(document: Mapping[str, Any], name: str, default: tuple[float, ...],
 
 def _refuse_unknown(document: Mapping[str, Any], known: set[str], path: Path) -> None:
     """Raise for a key that might change the computation: ignoring it could give other embeddings than PyTorch."""
-    unknown = sorted(key for key, value in document.items() if value and key not in known | _WITHOUT_EFFECT)
+    unknown = sorted(key for key, value in document.items() if value and key not in known | WITHOUT_EFFECT)
     if unknown:
         raise CheckpointError(
             f"{path} has {', '.join(unknown)}, which SigLIP's config in transformers 4.57 does not have and which may "
@@ -300,7 +323,12 @@ def _refuse_unknown(document: Mapping[str, Any], known: set[str], path: Path) ->
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing or not JSON.
+    """
     try:
         return read_json_object(path)
     except FileNotFoundError as error:

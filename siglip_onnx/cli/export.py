@@ -59,6 +59,18 @@ MOST_CALIBRATION = 64  # images; more would hardly change the ranges, and all ar
     is_flag=True,
     help="Keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, less exact on all CPUs.",
 )
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Checkpoint that a LoRA adapter was trained on. Default: the folder that the adapter names, next to it.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A spiece.model or tokenizer.json, for a checkpoint without one: big_vision's and some of open_clip's.",
+)
 @click.option("--allow-inaccurate", is_flag=True, help="Keep a variant that is below --min-cosine.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--knows", default="", help="Sentence for the manifest: what the model was trained for.")
@@ -71,6 +83,8 @@ def export(
     min_cosine: float | None,
     calibration: Path | None,
     reduce_range: bool,
+    base: Path | None,
+    tokenizer: Path | None,
     allow_inaccurate: bool,
     overwrite: bool,
     knows: str,
@@ -78,8 +92,9 @@ def export(
 ) -> None:
     """Export a checkpoint to a model folder.
 
-    CHECKPOINT is a folder with the files of a model on the Hugging Face Hub. OUT is written completely or not at all.
-    Needs the extra [export].
+    CHECKPOINT is a folder with the files of a model on the Hugging Face Hub or of open_clip, a folder with a LoRA
+    adapter, or an .npz file of big_vision; see docs/export.md. OUT is written completely or not at all. Needs the extra
+    [export].
     """
     with extra("export", "export"):
         from ..export.pipeline import export_bundle  # noqa: PLC0415 - an optional extra
@@ -104,6 +119,8 @@ def export(
         reduce_range=reduce_range,
         overwrite=overwrite,
         knows=knows,
+        base=base,
+        tokenizer=tokenizer,
         report=report_step,
     )
     report_step(f"Done: {out}")

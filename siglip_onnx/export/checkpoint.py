@@ -10,17 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import ml_dtypes  # noqa: F401 - registers bfloat16, in which some checkpoints are saved, with numpy
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from ..config import (
     CONFIG,
-    CONFIGS,
     PREPROCESSOR_CONFIG,
-    SHARD_INDEX,
-    WEIGHTS,
     EncoderConfig,
     NaflexPreprocessorConfig,
     NaflexVisionConfig,
@@ -28,14 +23,16 @@ from ..config import (
     SiglipConfig,
     TextConfig,
     VisionConfig,
-    read_config,
-    read_preprocessor_config,
+    parse_config,
+    parse_preprocessor_config,
 )
 from ..errors import CheckpointError
 from ..options import MAX_NUM_PATCHES
+from .sources import Request, open_source
+from .sources.source import Report
+from .sources.tensor import DTYPES, Tensors
 
 POSITIONS_WEIGHT = "vision_model.embeddings.position_embedding.weight"
-FLOATS = ("F32", "F16", "BF16", "F64")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -58,23 +55,29 @@ class Checkpoint:
     """An opened checkpoint: all that the exporter needs, independent of the layout of its files.
 
     Attributes:
-        path: the folder, for error messages and for the PyTorch reference.
+        path: the folder or file, for error messages and for the PyTorch reference.
+        layout: the name of its layout; only the files of ``transformers`` can be loaded by that library.
         config: shapes of both towers.
         preprocessor: how images become the vision tower's inputs.
         weights: the tensors of :func:`expected_shapes`.
         weight_files: the files that hold them, hashed into the manifest.
         config_files: content of the bundle's config files by name.
-        tokenizer_dir: the folder of ``spiece.model`` or ``tokenizer.json``.
+        tokenizer: a ``spiece.model`` or ``tokenizer.json``, or the folder of one.
+        cleaning: how open_clip cleans texts, or None to clean them as transformers does.
+        facts: what the manifest says about the source, besides its name and hash.
         opened: closes the weights.
     """
 
     path: Path
+    layout: str
     config: SiglipConfig
     preprocessor: PreprocessorConfig | NaflexPreprocessorConfig
     weights: Weights
     weight_files: tuple[Path, ...]
     config_files: Mapping[str, bytes]
-    tokenizer_dir: Path
+    tokenizer: Path
+    cleaning: str | None
+    facts: Mapping[str, Any]
     opened: ExitStack
 
     def __enter__(self) -> Checkpoint:
@@ -84,24 +87,21 @@ class Checkpoint:
         self.opened.close()
 
 
-class SafetensorsWeights:
-    """Weights in safetensors files, which are mapped, not copied."""
+class CheckedWeights:
+    """Weights of a source, each checked when it is read."""
 
-    def __init__(self, files: Mapping[str, Any]) -> None:
-        """Store for each tensor's name the opened file that holds it."""
-        self._files = files
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
+    def __init__(self, tensors: Tensors) -> None:
+        """Store the tensors, which are not read yet."""
+        self._tensors = tensors
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        tensor = np.asarray(self._files[name].get_tensor(name), np.float32)
+        tensor = np.asarray(self._tensors[name].read(), np.float32)
         if not np.isfinite(tensor.sum(dtype=np.float64)):
             raise CheckpointError(f"Weight {name!r} holds NaN or infinity. Download the checkpoint again.")
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._tensors[name].shape
 
     def check(self, expected: Shapes) -> None:
         """Compare names, types and shapes with those that the config implies.
@@ -109,17 +109,17 @@ class SafetensorsWeights:
         Raises:
             CheckpointError: a tensor is missing, has another shape, or does not hold floating-point numbers.
         """
-        missing = [name for name in expected if name not in self]
+        missing = [name for name in expected if name not in self._tensors]
         if missing:
             raise CheckpointError(
                 f"The checkpoint lacks {len(missing)} of {len(expected)} weights that its config.json implies, "
                 f"the first is {missing[0]!r}. Give a complete SigLIP checkpoint with both towers."
             )
         for name, shape in expected.items():
-            dtype = self._files[name].get_slice(name).get_dtype()
-            if dtype not in FLOATS:
+            dtype = self._tensors[name].dtype
+            if dtype not in DTYPES:
                 raise CheckpointError(
-                    f"Weight {name!r} is of type {dtype}, expected one of {', '.join(FLOATS)}. "
+                    f"Weight {name!r} is of type {dtype}, expected one of {', '.join(DTYPES)}. "
                     "Give the checkpoint from before it was quantized."
                 )
             if self.shape(name) != shape:
@@ -129,49 +129,46 @@ class SafetensorsWeights:
                 )
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint folder and check that its weights fit its config.
+def open_checkpoint(
+    path: Path, *, base: Path | None = None, tokenizer: Path | None = None, report: Report = lambda _line: None
+) -> Checkpoint:
+    """Open a checkpoint of any supported layout and check that its weights fit its config.
+
+    Args:
+        path: the folder or file.
+        base: the checkpoint folder that a LoRA adapter was trained on.
+        tokenizer: a ``spiece.model`` or ``tokenizer.json``, for a checkpoint that has none.
+        report: called with a line about each thing that is ignored.
 
     Raises:
         CheckpointError: not a SigLIP checkpoint, or incomplete.
     """
-    if not path.is_dir():
-        problem = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(
-            f"{path} {problem}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face "
-            "Hub."
-        )
-    config = read_config(path / CONFIG)
-    preprocessor = read_preprocessor_config(path / PREPROCESSOR_CONFIG, config)
-    if isinstance(preprocessor, NaflexPreprocessorConfig) and preprocessor.max_num_patches > MAX_NUM_PATCHES:
-        raise CheckpointError(
-            f"{path / PREPROCESSOR_CONFIG} has max_num_patches {preprocessor.max_num_patches}, expected at most "
-            f"{MAX_NUM_PATCHES}. Lower it."
-        )
-    weight_files = _weight_files(path)
     with ExitStack() as stack:
-        opened = [stack.enter_context(_open_safetensors(file)) for file in weight_files]
-        weights = SafetensorsWeights({name: file for file in opened for name in file.keys()})  # noqa: SIM118 - no dict
+        source = open_source(Request(path, stack, base, tokenizer, report))
+        config = parse_config(source.config, source.config_path)
+        preprocessor = parse_preprocessor_config(source.preprocessor, config, source.preprocessor_path)
+        if isinstance(preprocessor, NaflexPreprocessorConfig) and preprocessor.max_num_patches > MAX_NUM_PATCHES:
+            raise CheckpointError(
+                f"{source.preprocessor_path} has max_num_patches {preprocessor.max_num_patches}, expected at most "
+                f"{MAX_NUM_PATCHES}. Lower it."
+            )
+        weights = CheckedWeights(source.tensors)
         weights.check(expected_shapes(config))
+        documents = {CONFIG: source.config, PREPROCESSOR_CONFIG: source.preprocessor}
+        written = {name: json.dumps(document, indent=2).encode() for name, document in documents.items()}
         return Checkpoint(
             path=path,
+            layout=source.layout,
             config=config,
             preprocessor=preprocessor,
             weights=weights,
-            weight_files=tuple(weight_files),
-            config_files={name: (path / name).read_bytes() for name in CONFIGS},
-            tokenizer_dir=path,
+            weight_files=source.weight_files,
+            config_files=written | dict(source.files),
+            tokenizer=source.tokenizer,
+            cleaning=source.cleaning,
+            facts=source.facts,
             opened=stack.pop_all(),
         )
-
-
-def _open_safetensors(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors: {error}. Download the checkpoint again."
-        ) from error
 
 
 def expected_shapes(config: SiglipConfig) -> Shapes:
@@ -231,22 +228,3 @@ def _linear_shapes(prefix: str, width_in: int, width_out: int) -> Shapes:
 
 def _norm_shapes(prefix: str, dim: int) -> Shapes:
     return {f"{prefix}.weight": (dim,), f"{prefix}.bias": (dim,)}
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if (path / WEIGHTS).exists():
-        return [path / WEIGHTS]
-    index = path / SHARD_INDEX
-    if not index.exists():
-        raise CheckpointError(
-            f"{path} has neither {WEIGHTS} nor {SHARD_INDEX}. Convert older files (pytorch_model.bin) "
-            "to safetensors first."
-        )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged ({error!r}). Download the checkpoint again.") from error
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}, which {SHARD_INDEX} names. Download the rest.")
-    return [path / name for name in names]

@@ -19,7 +19,7 @@ from .._version import __version__
 from ..bundle.integrity import FileFacts, file_facts
 from ..bundle.manifest import MANIFEST, POSITIONS, TEXT, TOWERS, VISION, Manifest, Variant, check_head, graph_path
 from ..config import NAFLEX, TOKENIZER
-from ..errors import AccuracyError
+from ..errors import AccuracyError, CheckpointError
 from ..head import Floats
 from ..image.decode import ImageSource
 from ..session import LazySession
@@ -69,12 +69,14 @@ def export_bundle(
     reduce_range: bool = False,
     overwrite: bool = False,
     knows: str = "",
+    base: Path | None = None,
+    tokenizer: Path | None = None,
     report: Report = lambda _line: None,
 ) -> list[ExportedVariant]:
-    """Export a checkpoint folder to the bundle folder ``out``, which appears whole or not at all.
+    """Export a checkpoint to the bundle folder ``out``, which appears whole or not at all.
 
     Args:
-        checkpoint_path: a folder as on the Hugging Face Hub.
+        checkpoint_path: the folder or file of a checkpoint, in any layout of ``docs/export.md``.
         out: the bundle to write.
         precisions: the variants of the bundle: ``"fp32"``, ``"int8"``, ``"fp16"``, ``"q4"``.
         exporter: ``"native"``, or ``"optimum"`` to let optimum-onnx trace the PyTorch model.
@@ -85,6 +87,8 @@ def export_bundle(
         reduce_range: keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, and less exact.
         overwrite: replace ``out`` if it exists.
         knows: a sentence on what the model was trained for, shown to its users.
+        base: the checkpoint folder that a LoRA adapter was trained on.
+        tokenizer: a ``spiece.model`` or ``tokenizer.json``, for a checkpoint that has none.
         report: called with a line of progress at the start of each step.
 
     Raises:
@@ -96,7 +100,7 @@ def export_bundle(
     check_out(out, checkpoint_path, overwrite)
     report(f"Reading {checkpoint_path}")
     with (
-        open_checkpoint(checkpoint_path) as checkpoint,
+        open_checkpoint(checkpoint_path, base=base, tokenizer=tokenizer, report=report) as checkpoint,
         new_bundle_folder(out, checkpoint_path) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         _towers(checkpoint, exporter, report) as fresh_tower,
@@ -122,7 +126,7 @@ def export_bundle(
             if name in precisions
         }
         manifest = Manifest(
-            model_name=checkpoint.path.resolve().name,
+            model_name=_name(checkpoint),
             source=_describe_source(checkpoint, exporter),
             embedding_dim=checkpoint.config.text.embedding_dim,
             **head,
@@ -142,6 +146,11 @@ def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[F
     if exporter == "native":
         yield lambda tower: build_towers(checkpoint.weights, checkpoint.config)[tower]
         return
+    if checkpoint.layout != "transformers":
+        raise CheckpointError(
+            f"{checkpoint.path} has the layout of {checkpoint.layout}, which transformers cannot load, so that optimum "
+            "cannot trace it. Use --exporter native."
+        )
     with extra("optimum", "--exporter optimum"):
         from .optimum import read_towers, trace_towers  # noqa: PLC0415 - an optional extra
     with tempfile.TemporaryDirectory() as traced:
@@ -163,8 +172,9 @@ def _write_shared_files(checkpoint: Checkpoint, folder: Path) -> None:
     for name, content in checkpoint.config_files.items():
         (folder / name).write_bytes(content)
     write_tokenizer(
-        checkpoint.tokenizer_dir,
+        checkpoint.tokenizer,
         folder / TOKENIZER,
+        cleaning=checkpoint.cleaning,
         text_length=checkpoint.config.text.max_position_embeddings,
         vocab_size=checkpoint.config.text.vocab_size,
     )
@@ -245,12 +255,18 @@ def _embedding_space(variant: str, files: Mapping[str, FileFacts]) -> str:
     return f"{variant}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
+def _name(checkpoint: Checkpoint) -> str:
+    path = checkpoint.path.resolve()
+    return path.name if path.is_dir() else path.stem
+
+
 def _describe_source(checkpoint: Checkpoint, exporter: str) -> dict[str, Any]:
     hashes = [file_facts(path).sha256 for path in checkpoint.weight_files]
     return {
-        "checkpoint": checkpoint.path.resolve().name,
+        "checkpoint": _name(checkpoint),
         "revision": None,
         "model_type": checkpoint.config.model_type,
         "weights_sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
         "exporter": f"siglip_onnx {__version__} {exporter}",
+        **checkpoint.facts,
     }

@@ -13,11 +13,12 @@ from typing import Any
 
 import tokenizers
 
-from ..config import SENTENCEPIECE, TOKENIZER
+from ..config import SENTENCEPIECE, TOKENIZER, read_document
 from ..errors import CheckpointError
 from ..text.vocabulary import PIECES, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
+TOKENIZER_CONFIG = "tokenizer_config.json"
 _META = "▁"
 # str.isspace() and string.punctuation of Python, as the reference uses them.
 _WHITESPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
@@ -26,22 +27,29 @@ _PUNCTUATION = r"[!-/:-@\[-`{-~]"
 Json = dict[str, Any]
 
 
-def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size: int) -> None:
-    """Write ``out`` from the checkpoint's ``spiece.model`` or ``tokenizer.json``; next to it the table of its pieces.
+def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: int, cleaning: str | None = None) -> None:
+    """Write ``out`` from ``spiece.model`` or ``tokenizer.json``; next to it the table of its pieces.
+
+    Args:
+        source: one of these files, or their folder.
+        out: the file to write.
+        text_length: the number of tokens of every text.
+        vocab_size: the rows of the text tower's table.
+        cleaning: open_clip's name of how it cleans texts; None cleans them as transformers does.
 
     Raises:
-        CheckpointError: the checkpoint has neither, or a kind that SigLIP does not use.
+        CheckpointError: there is neither file, or a kind that SigLIP does not use.
     """
-    if (checkpoint / SENTENCEPIECE).exists():
-        document = _from_sentencepiece(checkpoint / SENTENCEPIECE)
-    elif (checkpoint / TOKENIZER).exists():
-        document = _from_fast_tokenizer(checkpoint / TOKENIZER)
-    else:
-        raise CheckpointError(f"{checkpoint} has neither {SENTENCEPIECE} nor {TOKENIZER}; SigLIP needs its tokenizer.")
+    path = find_tokenizer(source)
+    if path is None:
+        raise CheckpointError(f"{source} has neither {SENTENCEPIECE} nor {TOKENIZER}; SigLIP needs its tokenizer.")
+    document = _from_fast_tokenizer(path) if path.suffix == ".json" else _from_sentencepiece(path)
+    if cleaning is not None:
+        document = _clean_as_open_clip(document, path, cleaning)
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
     if tokenizer.get_vocab_size() > vocab_size:
         raise CheckpointError(
-            f"The tokenizer of {checkpoint} has {tokenizer.get_vocab_size()} pieces, but the text tower only "
+            f"The tokenizer of {source} has {tokenizer.get_vocab_size()} pieces, but the text tower only "
             f"{vocab_size}. The two do not belong together."
         )
     pad = document["post_processor"]["special_tokens"]["pad"]
@@ -51,6 +59,12 @@ def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size
     out.write_text(text, encoding="utf-8")
     if len(document["model"]["vocab"]) >= LARGE_VOCABULARY:
         write_pieces(json.loads(text), out.with_name(PIECES))
+
+
+def find_tokenizer(source: Path) -> Path | None:
+    """Return the tokenizer's file: ``source`` itself, or the first of the two kinds in its folder."""
+    candidates = [source / SENTENCEPIECE, source / TOKENIZER] if source.is_dir() else [source]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _from_sentencepiece(path: Path) -> Json:
@@ -147,6 +161,52 @@ def _gemma_document(document: Json) -> Json:
     }
 
 
+def _clean_as_open_clip(document: Json, path: Path, cleaning: str) -> Json:
+    """Clean texts as ``open_clip.tokenizer.HFTokenizer`` does, but without ftfy and html.unescape.
+
+    Those two repair damaged text, which no normalizer can express. What follows the cleaning is the published
+    tokenizer. Added tokens are looked for before the cleaning here and after it there, so those that the cleaning
+    changes, such as ``</s>``, are dropped: no cleaned text contains them.
+    """
+    steps = OPEN_CLIP_CLEANING[cleaning]
+    published = _published_normalizers(path)
+    if document["model"]["type"] == "Unigram":
+        # Spaces are Metaspace's task in the published file; its other steps only remove spaces.
+        kept = [step for step in published if step["type"] not in ("Prepend", "Replace", "Strip", "Lowercase")]
+        if path.suffix != ".json":
+            kept = [step for step in document["normalizer"]["normalizers"] if step["type"] == "Precompiled"]
+        published = [*kept, _replace_regex(" {2,}", " "), _STRIP, _replace(" ", _META), _PREPEND]
+    cleaner = tokenizers.Tokenizer.from_str(json.dumps(_EMPTY | {"normalizer": _sequence(steps)})).normalizer
+    tokens = [
+        token for token in document["added_tokens"] if cleaner.normalize_str(token["content"]) == token["content"]
+    ]
+    cleaned = document | {"added_tokens": tokens, "normalizer": _sequence([*steps, *published])}
+    pad = _named_pad(path.parent)
+    vocab = document["model"]["vocab"]
+    ids = vocab if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
+    if pad in ids:
+        cleaned["post_processor"]["special_tokens"]["pad"] = {"id": "pad", "ids": [ids[pad]], "tokens": [pad]}
+    return cleaned
+
+
+def _published_normalizers(path: Path) -> list[Json]:
+    if path.suffix != ".json":
+        return []
+    normalizer = json.loads(path.read_text(encoding="utf-8")).get("normalizer") or {}
+    return list(normalizer.get("normalizers", [normalizer] if normalizer else []))
+
+
+def _named_pad(folder: Path) -> str:
+    """Return the padding token that ``tokenizer_config.json`` names, or an empty string."""
+    path = folder / TOKENIZER_CONFIG
+    pad = read_document(path).get("pad_token") if path.exists() else None
+    return str(pad.get("content") if isinstance(pad, dict) else pad or "")
+
+
+def _sequence(steps: list[Json]) -> Json:
+    return {"type": "Sequence", "normalizers": steps}
+
+
 def _end_with(eos: str, eos_id: int, pad: str, pad_id: int) -> Json:
     """Append the end token; the padding token is named with it, for the code that enables padding."""
     return {
@@ -180,3 +240,15 @@ def _find_charsmap(document: Json) -> str:
         if step.get("type") == "Precompiled":
             return str(step["precompiled_charsmap"])
     return ""
+
+
+_STRIP: Json = {"type": "Strip", "strip_left": True, "strip_right": True}
+_PREPEND: Json = {"type": "Prepend", "prepend": _META}
+_EMPTY: Json = {"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]}}
+_SINGLE_SPACES = [_replace_regex(_WHITESPACE, " "), _STRIP]
+# Names are those of the argument ``clean`` in open_clip.
+OPEN_CLIP_CLEANING: dict[str, list[Json]] = {
+    "whitespace": _SINGLE_SPACES,
+    "lower": [*_SINGLE_SPACES, {"type": "Lowercase"}],
+    "canonicalize": [_replace("_", " "), _replace_regex(_PUNCTUATION, ""), {"type": "Lowercase"}, *_SINGLE_SPACES],
+}

@@ -184,10 +184,16 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
         (CONFIG, lambda d: d["text_config"].update(num_hidden_layers=0), "num_hidden_layers 0"),
         (CONFIG, lambda d: d["vision_config"].update(num_channels=4), "num_channels 4; images are RGB"),
         (CONFIG, lambda d: d["vision_config"].update(layer_norm_eps="tiny"), "layer_norm_eps 'tiny'"),
-        (CONFIG, lambda d: d.update(use_qk_norm=True), "has use_qk_norm, .* may change the embeddings"),
+        (CONFIG, lambda d: d["text_config"].update(use_qk_norm=True), "has use_qk_norm, .* may change the embeddings"),
         (CONFIG, lambda d: d["vision_config"].update(num_registers=4), "has num_registers"),
         (CONFIG, lambda d: d["text_config"].update(pruned_heads={"0": [1]}), "has pruned_heads"),
         (PREPROCESSOR, lambda d: d.update(resample=9), "resample 9"),
+        (CONFIG, lambda d: d["vision_config"].update(image_size=10**30), "image_size of 100 bits, expected at most"),
+        (
+            CONFIG,
+            lambda d: d["text_config"].update(num_hidden_layers=10**9),
+            "layers 1000000000, expected at most 1,000",
+        ),
     ],
 )
 def test_checkpoints_that_are_refused(

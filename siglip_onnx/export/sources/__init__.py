@@ -1,0 +1,69 @@
+"""Recognize the layout of a checkpoint by its files and open it; one module per layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ...config import CONFIG, WEIGHTS
+from ...errors import CheckpointError
+from ...system.names import check_name
+from .hugging_face import open_hugging_face
+from .open_clip import is_open_clip, open_open_clip
+from .refused import refuse_files
+from .source import TWO_TOWERS, Request, Source
+
+__all__ = ["Request", "Source", "open_source"]
+
+SENTENCE_TRANSFORMERS = "modules.json"
+
+
+def open_source(request: Request) -> Source:
+    """Open a checkpoint of any supported layout.
+
+    Raises:
+        CheckpointError: the layout is not supported, or the checkpoint is incomplete.
+    """
+    path = request.path
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(
+            f"{path} {problem}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face "
+            "Hub."
+        )
+    if (path / SENTENCE_TRANSFORMERS).exists():
+        request = replace(request, path=_transformer_folder(path))
+    return _open_folder(request)
+
+
+def _open_folder(request: Request) -> Source:
+    if is_open_clip(request.path):
+        return open_open_clip(request)
+    if not (request.path / CONFIG).exists():
+        refuse_files(request.path)
+    return open_hugging_face(request)
+
+
+def _transformer_folder(path: Path) -> Path:
+    """Return the folder of the model that sentence-transformers wraps.
+
+    Raises:
+        CheckpointError: the wrapping changes the embeddings.
+    """
+    listing = path / SENTENCE_TRANSFORMERS
+    try:
+        modules = json.loads(listing.read_text(encoding="utf-8"))
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        folder = str(modules[0]["path"])
+        if folder:
+            check_name(folder)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{listing} is damaged ({error!r}). Download the checkpoint again.") from error
+    unsupported = [kind for kind in kinds[1:] if kind != "Normalize"]
+    if unsupported:
+        raise CheckpointError(
+            f"{path} is a sentence-transformers model with a {unsupported[0]} module, which changes the embeddings. "
+            f"{TWO_TOWERS}, without further modules."
+        )
+    return path / folder

@@ -1,0 +1,54 @@
+"""Name the layouts and models that are not exported, so that their users know what they have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...config import NAFLEX, SIGLIP
+from ...errors import CheckpointError
+from .source import TWO_TOWERS, Json
+
+_TOWERS = {f"{family}_{tower}_model" for family in (SIGLIP, NAFLEX) for tower in ("vision", "text")}
+
+
+def refuse_config(document: Json, path: Path) -> None:
+    """Raise for a ``config.json`` of something other than a SigLIP with two towers, or of quantized weights.
+
+    Raises:
+        CheckpointError: it says what the checkpoint is.
+    """
+    kind = _name_kind(document)
+    if kind:
+        raise CheckpointError(f"{path} is of {kind}. {TWO_TOWERS}, in floating point.")
+
+
+def _name_kind(document: Json) -> str | None:
+    """Return what a ``config.json`` describes if that is not a SigLIP with two towers in floating point."""
+    model_type, vision = str(document.get("model_type")), document.get("vision_config")
+    architectures = document.get("architectures")
+    architectures = architectures if isinstance(architectures, list) else []
+    classifiers = [name for name in architectures if str(name).endswith("ForImageClassification")]
+    in_vision = vision.get("model_type") if isinstance(vision, dict) else None
+    kinds = {
+        f"an image classifier ({classifiers[:1]})": bool(classifiers),
+        f"a single tower (model_type {model_type!r})": model_type in _TOWERS,
+        f"a CLIP model (model_type {model_type!r}, expected {SIGLIP!r} or {NAFLEX!r})": "clip" in model_type
+        and "siglip" not in model_type,
+        f"a vision-language model (model_type {model_type!r}) with a SigLIP vision tower": str(in_vision) in _TOWERS
+        and model_type not in (SIGLIP, NAFLEX),
+        f"a single tower of timm ({document.get('architecture')!r})": "architecture" in document
+        and "model_type" not in document,
+        "quantized MLX weights": bool(document.get("quantization")),
+        "quantized weights (quantization_config)": bool(document.get("quantization_config")),
+    }
+    return next((kind for kind, applies in kinds.items() if applies), None)
+
+
+def refuse_files(folder: Path) -> None:
+    """Raise for a folder without ``config.json`` that holds something recognizable.
+
+    Raises:
+        CheckpointError: it says what the folder holds.
+    """
+    if any(folder.glob("*.gguf")):
+        raise CheckpointError(f"{folder} holds GGUF files, which have no text tower. {TWO_TOWERS}.")

@@ -1,0 +1,106 @@
+"""Tensors of a checkpoint's files, described by shape and type, and read when they are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - registers bfloat16, in which some checkpoints are saved, with numpy
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CheckpointError
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # of weights, as in safetensors
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read on demand; the methods return tensors that change it when they are read.
+
+    ``name`` is that in its file, for error messages; ``dtype`` is named as in safetensors.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[Any]]
+
+    def reshape(self, *shape: int) -> Tensor:
+        """Give other dimensions, of which one may be -1; the elements keep their order."""
+        known = math.prod(size for size in shape if size != -1)
+        total = math.prod(self.shape)
+        if -1 in shape and known and total % known == 0:
+            shape = tuple(total // known if size == -1 else size for size in shape)
+        if -1 in shape or math.prod(shape) != total:
+            raise self._error(f"cannot have shape {shape}")
+        return self.change(shape, lambda array: array.reshape(shape))
+
+    def transpose(self, *axes: int) -> Tensor:
+        """Reorder the dimensions, by default reverse the two."""
+        order = axes or (1, 0)
+        if len(self.shape) != len(order):
+            raise self._error(f"must have {len(order)} dimensions")
+        return self.change(tuple(self.shape[axis] for axis in order), lambda array: array.transpose(order))
+
+    def part(self, number: int, parts: int) -> Tensor:
+        """Return one of ``parts`` equal parts of the rows."""
+        if not self.shape or self.shape[0] % parts:
+            raise self._error(f"must have a multiple of {parts} rows")
+        rows = self.shape[0] // parts
+        shape = (rows, *self.shape[1:])
+        return self.change(shape, lambda array: array[number * rows : (number + 1) * rows])
+
+    def row(self, number: int) -> Tensor:
+        """Return one entry of the first dimension, which it drops."""
+        if not self.shape or not 0 <= number < self.shape[0]:
+            raise self._error(f"must have more than {number} rows")
+        return self.change(self.shape[1:], lambda array: array[number])
+
+    def change(self, shape: tuple[int, ...], change: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
+        """Return the tensor with ``change`` applied, which gives ``shape``."""
+        return Tensor(self.name, self.dtype, shape, lambda: change(self.read()))
+
+    def _error(self, problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"Weight {self.name!r} has shape {self.shape} and {problem}. Download the checkpoint again."
+        )
+
+
+class Tensors(dict[str, Tensor]):
+    """Tensors by name; a missing one is a CheckpointError."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise CheckpointError(f"The checkpoint lacks the weight {name!r}. Download it again.")
+
+    def without_prefix(self, *anchors: str) -> Tensors:
+        """Remove what precedes the first of ``anchors`` that a name contains, such as ``module.``, from all names."""
+        for anchor in anchors:
+            for name in self:
+                prefix, found, _ = name.partition(anchor)
+                if found and (not prefix or prefix.endswith(".")):
+                    return Tensors({key.removeprefix(prefix): tensor for key, tensor in self.items()})
+        return self
+
+
+def join_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors below each other."""
+    first = tensors[0]
+    if any(tensor.shape[1:] != first.shape[1:] or not tensor.shape for tensor in tensors):
+        shapes = ", ".join(f"{tensor.name!r} {tensor.shape}" for tensor in tensors)
+        raise CheckpointError(f"These weights must have the same width: {shapes}. Download the checkpoint again.")
+    shape = (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:])
+    return first.change(shape, lambda _rows: np.concatenate([tensor.read() for tensor in tensors]))
+
+
+def identity_layer(layer: str, dim: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a linear layer that changes nothing, for towers without a projection."""
+    yield f"{layer}.weight", Tensor(layer, "F32", (dim, dim), lambda: np.eye(dim, dtype=np.float32))
+    yield f"{layer}.bias", zeros(layer, dim)
+
+
+def zeros(name: str, dim: int) -> Tensor:
+    """Return a bias that a layer does not have."""
+    return Tensor(name, "F32", (dim,), lambda: np.zeros(dim, np.float32))

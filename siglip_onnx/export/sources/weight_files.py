@@ -1,0 +1,76 @@
+"""Find a folder's weight files and open their tensors: safetensors, PyTorch archives, and shards of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ...config import SHARD_INDEX, WEIGHTS
+from ...errors import CheckpointError
+from ...system.json_files import read_json_object
+from ...system.names import check_name, leaves_folder
+from .tensor import Tensor, Tensors
+
+PYTORCH = "pytorch_model.bin"
+INDEX_END = ".index.json"
+TRANSFORMERS_FILES = (WEIGHTS, SHARD_INDEX)
+
+
+def find_weights(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    """Return the first of ``names`` that the folder has, or the shards if that is an index.
+
+    Raises:
+        CheckpointError: it has none of them, or a shard is missing or outside the folder.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return _shards(folder / name) if name.endswith(INDEX_END) else (folder / name,)
+    raise CheckpointError(f"{folder} has neither {', '.join(names[:-1])} nor {names[-1]}. Download the weights.")
+
+
+def open_weights(paths: Sequence[Path], opened: ExitStack) -> Tensors:
+    """Return the tensors of all files; nothing is read yet.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    tensors = Tensors()
+    for path in paths:
+        tensors.update(_open_safetensors(path, opened))
+    return tensors
+
+
+def _open_safetensors(path: Path, opened: ExitStack) -> Tensors:
+    try:
+        file: Any = opened.enter_context(safe_open(path, framework="np"))
+        return Tensors({name: _describe(file, name) for name in file.keys()})  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors: {error}. Download the checkpoint again."
+        ) from error
+
+
+def _describe(file: Any, name: str) -> Tensor:
+    header = file.get_slice(name)
+    return Tensor(name, header.get_dtype(), tuple(header.get_shape()), lambda: file.get_tensor(name))
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(read_json_object(index)["weight_map"].values()))
+        for name in names:
+            check_name(name)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is damaged ({error!r}). Download the checkpoint again.") from error
+    folder = index.parent
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {index.name} names. Download the rest.")
+    outside = [name for name in names if leaves_folder(folder, folder / name)]
+    if outside:
+        raise CheckpointError(f"{folder / outside[0]} is a link that leads outside the checkpoint. Copy the file here.")
+    return tuple(folder / name for name in names)

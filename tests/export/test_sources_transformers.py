@@ -1,0 +1,151 @@
+"""Checkpoints of transformers 5, wrapped checkpoints, and those that are refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+from safetensors.numpy import save_file
+from support.checkpoints import make_checkpoint
+from support.layouts import assert_embeddings_of, read_json, weights_of, write_json, write_transformers5
+
+import siglip_onnx
+from siglip_onnx.errors import CheckpointError
+from siglip_onnx.export.checkpoint import open_checkpoint
+from siglip_onnx.export.pipeline import export_bundle
+
+
+@pytest.fixture(scope="module")
+def transformers5(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_transformers5(small_checkpoint, tmp_path_factory.mktemp("layouts") / "v5")
+
+
+def test_transformers_5(transformers5: Path, small_checkpoint: Path, tmp_path: Path, image: Image.Image) -> None:
+    lines: list[str] = []
+    export_bundle(transformers5, tmp_path / "out", precisions=["fp32"], report=lines.append)
+    assert any("Ignoring projection_dim, use_cache of" in line for line in lines)
+    assert_embeddings_of(small_checkpoint, tmp_path / "out", image)
+    preprocessor = read_json(tmp_path / "out" / "preprocessor_config.json")
+    assert preprocessor["size"] == {"height": 32, "width": 32}
+    assert read_json(tmp_path / "out" / "config.json")["vision_config"]["image_size"] == 32
+    assert siglip_onnx.load(tmp_path / "out").bundle.preprocessor.resample == 2
+
+
+def test_configs_of_transformers_4_are_copied(small_checkpoint: Path, small_bundle: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        assert (small_bundle / name).read_bytes() == (small_checkpoint / name).read_bytes()
+
+
+def test_nested_settings_come_before_flat_ones_as_in_transformers(transformers5: Path, tmp_path: Path) -> None:
+    both = Path(shutil.copytree(transformers5, tmp_path / "both"))
+    nested = read_json(both / "processor_config.json")["image_processor"]
+    write_json(both / "preprocessor_config.json", nested | {"resample": 3})
+    with open_checkpoint(both) as checkpoint:
+        assert checkpoint.preprocessor.resample == 2
+    write_json(both / "processor_config.json", {"processor_class": "SiglipProcessor"})
+    with open_checkpoint(both) as checkpoint:
+        assert checkpoint.preprocessor.resample == 3
+
+
+def edited(checkpoint: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    copy = Path(shutil.copytree(checkpoint, folder))
+    config = read_json(copy / "config.json")
+    change(config)
+    write_json(copy / "config.json", config)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(architectures=["SiglipForImageClassification"]), "is of an image classifier"),
+        (lambda d: d.update(model_type="siglip_vision_model"), r"single tower \(model_type 'siglip_vision_model'\)"),
+        (lambda d: d.update(model_type="siglip2_text_model"), "is of a single tower"),
+        (lambda d: d.update(model_type="clip"), "is of a CLIP model"),
+        (
+            lambda d: d.update(model_type="paligemma", vision_config={"model_type": "siglip_vision_model"}),
+            r"vision-language model \(model_type 'paligemma'\)",
+        ),
+        (lambda d: (d.clear(), d.update(architecture="vit_base_patch16_siglip_224")), "single tower of timm"),
+        (lambda d: d.update(quantization={"group_size": 64, "bits": 4}), "is of quantized MLX weights"),
+        (lambda d: d.update(quantization_config={"quant_method": "gptq"}), "is of quantized weights"),
+        (lambda d: d["vision_config"].update(image_size=[32, 64]), r"image_size \[32, 64\], expected a number"),
+        (lambda d: d["vision_config"].update(num_registers=4), "has num_registers"),
+        (lambda d: d["vision_config"].update(hidden_size=10**40), r"hidden_size of \d+ bits, expected at most"),
+    ],
+)
+def test_other_models_are_named(
+    transformers5: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        export_bundle(edited(transformers5, tmp_path / "copy", change), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_gguf_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mmproj.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="holds GGUF files"):
+        open_checkpoint(tmp_path)
+
+
+def test_sentence_transformers(transformers5: Path, tmp_path: Path) -> None:
+    wrapped = tmp_path / "wrapped"
+    shutil.copytree(transformers5, wrapped / "0_Transformer")
+    kind = "sentence_transformers.models"
+    modules = [{"path": "0_Transformer", "type": f"{kind}.Transformer"}, {"path": "1", "type": f"{kind}.Normalize"}]
+    write_json(wrapped / "modules.json", modules)
+    with open_checkpoint(wrapped) as checkpoint, open_checkpoint(transformers5) as plain:
+        assert checkpoint.config == plain.config
+    write_json(wrapped / "modules.json", [*modules, {"path": "2_Dense", "type": f"{kind}.Dense"}])
+    with pytest.raises(CheckpointError, match="with a Dense module, which changes the embeddings"):
+        open_checkpoint(wrapped)
+    write_json(wrapped / "modules.json", [{"path": "../transformers5", "type": f"{kind}.Transformer"}])
+    with pytest.raises(CheckpointError, match=r"modules\.json is damaged"):
+        open_checkpoint(wrapped)
+
+
+def test_weights_behind_a_prefix(small_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    weights = weights_of(copy)
+    save_file({f"module.{name}": array for name, array in weights.items()}, copy / "model.safetensors")
+    with open_checkpoint(copy) as checkpoint:
+        for name, array in weights.items():
+            assert_array_equal(checkpoint.weights[name], array)
+
+
+def test_shards_stay_in_their_folder(small_checkpoint: Path, tmp_path: Path) -> None:
+    sharded = make_checkpoint(tmp_path / "sharded", "square", max_shard_size="100KB")
+    secret = Path(shutil.copy(small_checkpoint / "model.safetensors", tmp_path / "secret.safetensors"))
+    index = sharded / "model.safetensors.index.json"
+    document = read_json(index)
+    for name in ("../secret.safetensors", str(secret), "sub\\..\\..\\secret.safetensors", "", 7, None):
+        write_json(index, {"weight_map": dict.fromkeys(document["weight_map"], name)})
+        with pytest.raises(CheckpointError, match="is damaged"):
+            export_bundle(sharded, tmp_path / "out")
+    write_json(index, document)
+    first = sorted(sharded.glob("model-*.safetensors"))[0]
+    first.unlink()
+    first.symlink_to(secret)
+    with pytest.raises(CheckpointError, match="is a link that leads outside the checkpoint"):
+        export_bundle(sharded, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_weights(transformers5: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(transformers5, tmp_path / "copy"))
+    content = (copy / "model.safetensors").read_bytes()
+    for length in (0, 7, 100, len(content) - 1):
+        (copy / "model.safetensors").write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+            export_bundle(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    arrays = {name: array.astype(np.int32) for name, array in weights_of(transformers5).items()}
+    save_file(arrays, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is of type I32, expected one of F32"):
+        export_bundle(copy, tmp_path / "out")
