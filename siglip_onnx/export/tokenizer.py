@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
         write_pieces(json.loads(text), out.with_name(PIECES))
 
 
-def find_tokenizer(source: Path) -> Path | None:
-    """Return the tokenizer's file: ``source`` itself, or the first of the two kinds in its folder."""
-    candidates = [source / SENTENCEPIECE, source / TOKENIZER] if source.is_dir() else [source]
+def find_tokenizer(source: Path, names: Sequence[str] = (SENTENCEPIECE, TOKENIZER)) -> Path | None:
+    """Return the tokenizer's file: ``source`` itself, or the first of ``names`` in its folder."""
+    candidates = [source / name for name in names] if source.is_dir() else [source]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -168,19 +169,22 @@ def _clean_as_open_clip(document: Json, path: Path, cleaning: str) -> Json:
     tokenizer. Added tokens are looked for before the cleaning here and after it there, so those that the cleaning
     changes, such as ``</s>``, are dropped: no cleaned text contains them.
     """
-    steps = OPEN_CLIP_CLEANING[cleaning]
-    published = _published_normalizers(path)
+    steps, published = OPEN_CLIP_CLEANING[cleaning], json.loads(path.read_text()) if path.suffix == ".json" else {}
+    following = _parts(published.get("normalizer"), "normalizers")
     if document["model"]["type"] == "Unigram":
-        # Spaces are Metaspace's task in the published file; its other steps only remove spaces.
-        kept = [step for step in published if step["type"] not in ("Prepend", "Replace", "Strip", "Lowercase")]
-        if path.suffix != ".json":
-            kept = [step for step in document["normalizer"]["normalizers"] if step["type"] == "Precompiled"]
-        published = [*kept, _replace_regex(" {2,}", " "), _STRIP, _replace(" ", _META), _PREPEND]
+        # The published Metaspace becomes a part of the normalizer; of the rest only the table changes letters.
+        if not published:
+            following = document["normalizer"]["normalizers"]
+        tables = [step for step in following if step["type"] == "Precompiled"]
+        spaces = _parts(published.get("pre_tokenizer"), "pretokenizers")
+        no_prefix = any(step.get("prepend_scheme") == "never" for step in spaces)
+        prefix = [] if no_prefix else [{"type": "Prepend", "prepend": _META}]
+        following = [*tables, _replace_regex(" {2,}", " "), _STRIP, _replace(" ", _META), *prefix]
     cleaner = tokenizers.Tokenizer.from_str(json.dumps(_EMPTY | {"normalizer": _sequence(steps)})).normalizer
     tokens = [
         token for token in document["added_tokens"] if cleaner.normalize_str(token["content"]) == token["content"]
     ]
-    cleaned = document | {"added_tokens": tokens, "normalizer": _sequence([*steps, *published])}
+    cleaned = document | {"added_tokens": tokens, "normalizer": _sequence([*steps, *following])}
     pad = _named_pad(path.parent)
     vocab = document["model"]["vocab"]
     ids = vocab if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
@@ -189,11 +193,9 @@ def _clean_as_open_clip(document: Json, path: Path, cleaning: str) -> Json:
     return cleaned
 
 
-def _published_normalizers(path: Path) -> list[Json]:
-    if path.suffix != ".json":
-        return []
-    normalizer = json.loads(path.read_text(encoding="utf-8")).get("normalizer") or {}
-    return list(normalizer.get("normalizers", [normalizer] if normalizer else []))
+def _parts(step: Json | None, key: str) -> list[Json]:
+    """Return the parts of a normalizer or pre-tokenizer, which may be a sequence."""
+    return list(step.get(key, [step])) if step else []
 
 
 def _named_pad(folder: Path) -> str:
@@ -243,7 +245,6 @@ def _find_charsmap(document: Json) -> str:
 
 
 _STRIP: Json = {"type": "Strip", "strip_left": True, "strip_right": True}
-_PREPEND: Json = {"type": "Prepend", "prepend": _META}
 _EMPTY: Json = {"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]}}
 _SINGLE_SPACES = [_replace_regex(_WHITESPACE, " "), _STRIP]
 # Names are those of the argument ``clean`` in open_clip.

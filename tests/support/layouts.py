@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModel
+from support.checkpoints import save_randomized
+from transformers import AutoModel, SiglipConfig, SiglipImageProcessor, SiglipModel
 
 import siglip_onnx
 
@@ -56,6 +58,89 @@ def write_transformers5(checkpoint: Path, out: Path) -> Path:
     )
     shutil.copy(checkpoint / "spiece.model", out)
     return out
+
+
+def make_wide_checkpoint(path: Path, *, identity: bool = False) -> Path:
+    """Write a checkpoint with the 12 heads of all base models, exact GELU in both towers, and a narrow text tower.
+
+    With ``identity`` the text tower is not narrow, and its projection changes nothing.
+    """
+    torch.manual_seed(5)
+    sizes = {"intermediate_size": 80, "num_hidden_layers": 2, "hidden_act": "gelu"}
+    vision = {"hidden_size": 48, "num_attention_heads": 12, "image_size": 32, "patch_size": 8}
+    text = {"hidden_size": 48 if identity else 40, "num_attention_heads": 4, "projection_size": 48, "vocab_size": 300,
+            "max_position_embeddings": 16}  # fmt: skip
+    model = SiglipModel(SiglipConfig(text_config=text | sizes, vision_config=vision | sizes))
+    SiglipImageProcessor(size={"height": 32, "width": 32}, resample=3).save_pretrained(path)
+    save_randomized(model, path, "5GB")
+    if identity:
+        weights = weights_of(path)
+        weights["text_model.head.weight"] = np.eye(48, dtype=np.float32)
+        weights["text_model.head.bias"] = np.zeros(48, np.float32)
+        save_file(weights, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+OPEN_CLIP_CONFIG: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 48,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 32, "timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map",
+                       "timm_model_pretrained": False, "timm_proj": "none"},
+        "text_cfg": {"context_length": 16, "vocab_size": 300, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+                     "tokenizer_kwargs": {"clean": "canonicalize"}, "width": 40, "heads": 4, "layers": 2,
+                     "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic",
+                       "resize_mode": "squash"},
+}  # fmt: skip
+_OPEN_CLIP_NAMES = (
+    (r"vision_model\.embeddings\.patch_embedding\.", "visual.trunk.patch_embed.proj."),
+    (r"vision_model\.encoder\.layers\.", "visual.trunk.blocks."),
+    (r"vision_model\.post_layernorm", "visual.trunk.norm"),
+    (r"vision_model\.head\.attention\.out_proj", "visual.trunk.attn_pool.proj"),
+    (r"vision_model\.head\.layernorm", "visual.trunk.attn_pool.norm"),
+    (r"vision_model\.head\.mlp", "visual.trunk.attn_pool.mlp"),
+    (r"text_model\.embeddings\.token_embedding", "text.token_embedding"),
+    (r"text_model\.embeddings\.position_embedding\.weight", "text.positional_embedding"),
+    (r"text_model\.encoder\.layers\.", "text.transformer.resblocks."),
+    (r"text_model\.final_layer_norm", "text.ln_final"),
+    (r"text_model\.head", "text.text_projection"),
+    (r"(visual\.\S+)layer_norm", r"\1norm"),
+    (r"(visual\.trunk\.blocks\S+)self_attn\.out_proj", r"\1attn.proj"),
+    (r"(text\.\S+)layer_norm(\d)", r"\1ln_\2"),
+    (r"(text\.\S+)self_attn\.out_proj", r"\1attn.out_proj"),
+    (r"(text\.\S+)fc1", r"\1c_fc"),
+    (r"(text\.\S+)fc2", r"\1c_proj"),
+)
+
+
+def open_clip_weights(checkpoint: Path) -> Arrays:
+    """Return the weights of ``checkpoint`` by the names of open_clip and timm."""
+    weights, named = weights_of(checkpoint), {}
+    for tower, old, new in (
+        ("vision_model", "visual.trunk.blocks.{}.attn.qkv.{}", "self_attn"),
+        ("text_model", "text.transformer.resblocks.{}.attn.in_proj_{}", "self_attn"),
+    ):
+        for number in range(2):
+            for part in ("weight", "bias"):
+                rows = [f"{tower}.encoder.layers.{number}.{new}.{name}_proj.{part}" for name in "qkv"]
+                named[old.format(number, part)] = np.concatenate([weights.pop(name) for name in rows])
+    head = "vision_model.head"
+    named["visual.trunk.attn_pool.latent"] = weights.pop(f"{head}.probe")
+    named["visual.trunk.pos_embed"] = weights.pop("vision_model.embeddings.position_embedding.weight")[np.newaxis]
+    for part in ("weight", "bias"):
+        rows = weights.pop(f"{head}.attention.in_proj_{part}")
+        named[f"visual.trunk.attn_pool.q.{part}"], named[f"visual.trunk.attn_pool.kv.{part}"] = rows[:48], rows[48:]
+    for name in ("logit_scale", "logit_bias"):
+        named[name] = weights.pop(name).reshape(())
+    for name, array in weights.items():
+        renamed = name
+        for pattern, replacement in _OPEN_CLIP_NAMES:
+            renamed = re.sub(pattern, replacement, renamed)
+        named[renamed] = array
+    return {name: np.ascontiguousarray(array) for name, array in named.items()}
 
 
 @torch.no_grad()

@@ -13,12 +13,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ...config import CONFIG, RESAMPLE_FILTERS, SIGLIP, TOKENIZER, WEIGHTS, read_document
+from ...config import CONFIG, RESAMPLE_FILTERS, SENTENCEPIECE, SIGLIP, TOKENIZER, WEIGHTS, read_document
 from ...errors import CheckpointError
 from ..tokenizer import OPEN_CLIP_CLEANING, find_tokenizer
 from .source import TWO_TOWERS, Json, Request, Source
 from .tensor import Tensor, Tensors, identity_layer, join_rows, zeros
-from .weight_files import PYTORCH, TRANSFORMERS_FILES, find_weights, open_weights
+from .weight_files import TRANSFORMERS_FILES, find_weights, open_weights
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = (
@@ -27,7 +27,6 @@ OPEN_CLIP_FILES = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
     *TRANSFORMERS_FILES,
-    PYTORCH,
 )
 _TRUNK, _TEXT = "visual.trunk.", "text."
 _ANCHORS = (_TRUNK, "text.transformer.")
@@ -78,7 +77,7 @@ def open_open_clip(request: Request) -> Source:
     tensors = open_weights(weight_files, request.opened).without_prefix(*_ANCHORS)
     config = _read_config(tensors, vision, text, trunk, path)
     cleaning = _read_cleaning(text, path)
-    tokenizer = request.tokenizer or find_tokenizer(folder)
+    tokenizer = find_tokenizer(folder, (TOKENIZER, SENTENCEPIECE)) or request.tokenizer
     if tokenizer is None:
         raise CheckpointError(
             f"{folder} has no {TOKENIZER}. Download that of {text.get('hf_tokenizer_name')!r}, which {path.name} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,15 +14,17 @@ from ...config import SHARD_INDEX, WEIGHTS
 from ...errors import CheckpointError
 from ...system.json_files import read_json_object
 from ...system.names import check_name, leaves_folder
+from .pytorch_file import open_pytorch
 from .tensor import Tensor, Tensors
 
-PYTORCH = "pytorch_model.bin"
 INDEX_END = ".index.json"
-TRANSFORMERS_FILES = (WEIGHTS, SHARD_INDEX)
+PYTORCH = "pytorch_model.bin"
+TRANSFORMERS_FILES = (WEIGHTS, SHARD_INDEX, PYTORCH, f"{PYTORCH}{INDEX_END}")
+_OF_TRAINING = re.compile(r"(?:optimizer|scheduler|scaler|rng_state.*)\.pth?")
 
 
 def find_weights(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    """Return the first of ``names`` that the folder has, or the shards if that is an index.
+    """Return the first of ``names`` that the folder has, or the shards if that is an index; else its one .pt or .pth.
 
     Raises:
         CheckpointError: it has none of them, or a shard is missing or outside the folder.
@@ -29,7 +32,16 @@ def find_weights(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
     for name in names:
         if (folder / name).exists():
             return _shards(folder / name) if name.endswith(INDEX_END) else (folder / name,)
-    raise CheckpointError(f"{folder} has neither {', '.join(names[:-1])} nor {names[-1]}. Download the weights.")
+    others = [path for path in sorted(folder.glob("*.pt*")) if path.suffix in (".pt", ".pth")]
+    others = [path for path in others if not _OF_TRAINING.fullmatch(path.name)]
+    if len(others) == 1:
+        return (others[0],)
+    if others:
+        raise CheckpointError(
+            f"{folder} has {len(others)} weight files, {', '.join(path.name for path in others)}. Keep one of them."
+        )
+    expected = [name for name in names if not name.endswith(INDEX_END)]
+    raise CheckpointError(f"{folder} has neither {', '.join(expected[:-1])} nor {expected[-1]}. Download the weights.")
 
 
 def open_weights(paths: Sequence[Path], opened: ExitStack) -> Tensors:
@@ -40,7 +52,8 @@ def open_weights(paths: Sequence[Path], opened: ExitStack) -> Tensors:
     """
     tensors = Tensors()
     for path in paths:
-        tensors.update(_open_safetensors(path, opened))
+        is_safetensors = path.suffix == ".safetensors"
+        tensors.update(_open_safetensors(path, opened) if is_safetensors else open_pytorch(path))
     return tensors
 
 

@@ -1,0 +1,217 @@
+"""Weight files of ``torch.save``, read without PyTorch: their pickle is interpreted, and nothing in it is executed.
+
+The interpreter knows only the operations and the few names of which such a file consists; see
+``torch/serialization.py`` and ``torch/_utils.py`` of PyTorch 2.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CheckpointError
+from .archive import Archive
+from .tensor import DTYPES, Tensor, Tensors
+
+_MAX_PICKLE_BYTES = 50_000_000
+_STORAGES = {
+    "torch.FloatStorage": ("F32", 4), "torch.HalfStorage": ("F16", 2), "torch.BFloat16Storage": ("BF16", 2),
+    "torch.DoubleStorage": ("F64", 8), "torch.LongStorage": ("I64", 8), "torch.IntStorage": ("I32", 4),
+    "torch.ShortStorage": ("I16", 2), "torch.CharStorage": ("I8", 1), "torch.ByteStorage": ("U8", 1),
+    "torch.BoolStorage": ("BOOL", 1),
+}  # fmt: skip
+_DICT, _TENSOR, _PARAMETER = (
+    "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+)  # fmt: skip
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_NESTED = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name that the pickle refers to; it is never imported."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: str
+    member: str
+    numel: int
+
+
+class _Mark:
+    """The start of a group of items on the stack."""
+
+
+def open_pytorch(path: Path) -> Tensors:
+    """Return the tensors of a file of ``torch.save``, which may wrap them as ``state_dict`` or ``model``.
+
+    Raises:
+        CheckpointError: the file is damaged, older than PyTorch 1.6, or holds more than tensors and plain values.
+    """
+    archive = Archive(path)
+    pickles = [name for name in archive.members if name == "data.pkl" or name.endswith("/data.pkl")]
+    try:
+        if len(pickles) != 1:
+            raise ValueError(f"it has {len(pickles)} members data.pkl, expected one")
+        root = pickles[0].removesuffix("data.pkl")
+        order = f"{root}byteorder"
+        if order in archive and archive.read(order).tobytes() != b"little":
+            raise ValueError("its bytes are not in little-endian order")
+        if archive.size(pickles[0]) > _MAX_PICKLE_BYTES:
+            raise ValueError("its data.pkl is too large")
+        document = _Interpreter(archive, root).run(archive.read(pickles[0]).tobytes())
+        return _find_tensors(document)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} is not a plain weight file of PyTorch: {error}. Nothing in it was executed. Save the weights "
+            "alone, with torch.save(model.state_dict(), ...) or as safetensors."
+        ) from error
+
+
+def _find_tensors(document: Any) -> Tensors:
+    for _depth in range(3):
+        if not isinstance(document, dict):
+            raise ValueError("it does not hold a dictionary")
+        wrapped = [document[name] for name in _NESTED if isinstance(document.get(name), dict)]
+        if not wrapped:
+            break
+        document = wrapped[0]
+    return Tensors(
+        (name, Tensor(name, tensor.dtype, tensor.shape, tensor.read))
+        for name, tensor in document.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    )
+
+
+class _Interpreter:
+    """A stack machine for the subset of pickle that describes dictionaries of tensors."""
+
+    def __init__(self, archive: Archive, root: str) -> None:
+        self._archive, self._root = archive, root
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._operations: dict[str, Callable[[Any], None]] = {
+            "PROTO": lambda _arg: None,
+            "FRAME": lambda _arg: None,
+            "MARK": lambda _arg: self._stack.append(_Mark()),
+            "EMPTY_DICT": lambda _arg: self._stack.append({}),
+            "EMPTY_LIST": lambda _arg: self._stack.append([]),
+            "EMPTY_TUPLE": lambda _arg: self._stack.append(()),
+            "TUPLE": lambda _arg: self._stack.append(tuple(self._pop_group())),
+            "TUPLE1": lambda _arg: self._stack.append(tuple(self._pop_last(1))),
+            "TUPLE2": lambda _arg: self._stack.append(tuple(self._pop_last(2))),
+            "TUPLE3": lambda _arg: self._stack.append(tuple(self._pop_last(3))),
+            "APPEND": lambda _arg: self._extend(self._pop_last(1)),
+            "APPENDS": lambda _arg: self._extend(self._pop_group()),
+            "SETITEM": lambda _arg: self._set_items(self._pop_last(2)),
+            "SETITEMS": lambda _arg: self._set_items(self._pop_group()),
+            "BINPUT": self._put,
+            "LONG_BINPUT": self._put,
+            "MEMOIZE": lambda _arg: self._put(len(self._memo)),
+            "BINGET": lambda arg: self._stack.append(self._memo[arg]),
+            "LONG_BINGET": lambda arg: self._stack.append(self._memo[arg]),
+            "GLOBAL": lambda arg: self._stack.append(_Name(arg.replace(" ", ".", 1))),
+            "STACK_GLOBAL": lambda _arg: self._stack.append(_Name(".".join(self._pop_last(2)))),
+            "REDUCE": lambda _arg: self._stack.append(self._reduce(*self._pop_last(2))),
+            "BUILD": lambda _arg: self._build(),
+            "BINPERSID": lambda _arg: self._stack.append(self._storage(*self._stack.pop())),
+        }
+
+    def run(self, content: bytes) -> Any:
+        """Return the object that the pickle describes."""
+        for opcode, argument, _position in pickletools.genops(content):
+            if opcode.name == "STOP":
+                (document,) = self._stack
+                return document
+            if opcode.name in _VALUES:
+                self._stack.append(argument)
+            elif opcode.name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[opcode.name])
+            elif opcode.name in self._operations:
+                self._operations[opcode.name](argument)
+            else:
+                raise ValueError(f"it uses the pickle operation {opcode.name}")
+        raise ValueError("it is truncated")
+
+    def _put(self, number: int) -> None:
+        self._memo[number] = self._stack[-1]
+
+    def _pop_last(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
+            raise ValueError("it is damaged")
+        items = self._stack[-count:]
+        del self._stack[-count:]
+        return items
+
+    def _pop_group(self) -> list[Any]:
+        items: list[Any] = []
+        while not isinstance(item := self._stack.pop(), _Mark):
+            items.append(item)
+        return items[::-1]
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not list:
+            raise ValueError("it appends to something other than a list")
+        target.extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        keys = items[::2]
+        if type(target) is not dict or len(items) % 2 or not all(type(key) in (str, int) for key in keys):
+            raise ValueError("it has a dictionary whose keys are neither texts nor whole numbers")
+        target.update(zip(keys, items[1::2], strict=True))
+
+    def _reduce(self, function: Any, arguments: Any) -> Any:
+        name = function.name if isinstance(function, _Name) else type(function).__name__
+        if name == _DICT and arguments == ():
+            return {}
+        if name == _TENSOR:
+            return self._tensor(*arguments[:4])
+        if name == _PARAMETER and isinstance(arguments[0], Tensor):
+            return arguments[0]
+        raise ValueError(f"it refers to {name}, which is not a part of tensors")
+
+    def _build(self) -> None:
+        """Ignore the attributes of a dictionary, which PyTorch uses for versions of modules."""
+        target, _state = self._pop_last(2)
+        if type(target) is not dict:
+            raise ValueError("it sets attributes of something other than a dictionary")
+        self._stack.append(target)
+
+    def _storage(self, kind: Any, storage: Any, key: Any, _device: Any, numel: Any) -> _Storage:
+        if kind != "storage" or not isinstance(storage, _Name) or type(key) is not str:
+            raise ValueError("it has a storage without a type or name")
+        if storage.name not in _STORAGES:
+            raise ValueError(f"it has a storage of the unknown type {storage.name}")
+        dtype, itemsize = _STORAGES[storage.name]
+        member = f"{self._root}data/{key}"
+        if member not in self._archive or type(numel) is not int or self._archive.size(member) != numel * itemsize:
+            raise ValueError(f"its member {member} is missing or has another size than its {numel} elements")
+        return _Storage(dtype, member, numel)
+
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
+        numbers = (offset, *shape, *strides)
+        if not isinstance(storage, _Storage) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("it has a tensor that is not described by a storage, sizes and strides")
+        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        if 0 not in shape and last >= storage.numel:
+            raise ValueError("it has a tensor that reaches beyond its storage")
+
+        def read() -> NDArray[Any]:
+            array = self._archive.read(storage.member).view(np.dtype(DTYPES[storage.dtype]))[offset:]
+            return np.lib.stride_tricks.as_strided(
+                array, shape, [stride * array.itemsize for stride in strides], writeable=False
+            )
+
+        return Tensor(storage.member, storage.dtype, tuple(shape), read)
