@@ -145,6 +145,8 @@ def open_checkpoint(
     """
     with ExitStack() as stack:
         source = open_source(Request(path, stack, base, tokenizer, report))
+        if tokenizer is not None and source.tokenizer != tokenizer:
+            raise CheckpointError(f"{path} has its own tokenizer, which is used. Leave out the option --tokenizer.")
         config = parse_config(source.config, source.config_path)
         preprocessor = parse_preprocessor_config(source.preprocessor, config, source.preprocessor_path)
         if isinstance(preprocessor, NaflexPreprocessorConfig) and preprocessor.max_num_patches > MAX_NUM_PATCHES:

@@ -143,6 +143,69 @@ def open_clip_weights(checkpoint: Path) -> Arrays:
     return {name: np.ascontiguousarray(array) for name, array in named.items()}
 
 
+def big_vision_arrays(checkpoint: Path, *, scan: bool) -> Arrays:
+    """Return the weights of ``checkpoint`` as big_vision names and shapes them; ``scan`` stacks the layers."""
+    weights = weights_of(checkpoint)
+    config = read_json(checkpoint / "config.json")
+    kernel = weights["vision_model.embeddings.patch_embedding.weight"]
+    arrays = {
+        "img/embedding/kernel": kernel.T if kernel.ndim == 2 else kernel.transpose(2, 3, 1, 0),
+        "img/embedding/bias": weights["vision_model.embeddings.patch_embedding.bias"],
+        "img/MAPHead_0/probe": weights["vision_model.head.probe"],
+        "txt/Embed_0/embedding": weights["text_model.embeddings.token_embedding.weight"],
+        "txt/pos_embedding": weights["text_model.embeddings.position_embedding.weight"][np.newaxis],
+        "t": weights["logit_scale"],
+        "b": weights["logit_bias"],
+    }
+    positions = weights["vision_model.embeddings.position_embedding.weight"]
+    side = round(len(positions) ** 0.5)
+    arrays["img/pos_embedding"] = positions.reshape(side, side, -1) if kernel.ndim == 2 else positions[np.newaxis]
+
+    def linear(old: str, new: str) -> None:
+        arrays[f"{new}/kernel"], arrays[f"{new}/bias"] = weights[f"{old}.weight"].T, weights[f"{old}.bias"]
+
+    def norm(old: str, new: str) -> None:
+        arrays[f"{new}/scale"], arrays[f"{new}/bias"] = weights[f"{old}.weight"], weights[f"{old}.bias"]
+
+    def attention(rows: list[tuple[NDArray[Any], NDArray[Any]]], out: str, new: str, heads: int) -> None:
+        dim = len(rows[0][1])
+        for name, (weight, bias) in zip(("query", "key", "value"), rows, strict=True):
+            arrays[f"{new}/{name}/kernel"] = weight.T.reshape(dim, heads, -1)
+            arrays[f"{new}/{name}/bias"] = bias.reshape(heads, -1)
+        arrays[f"{new}/out/kernel"] = weights[f"{out}.weight"].T.reshape(heads, -1, dim)
+        arrays[f"{new}/out/bias"] = weights[f"{out}.bias"]
+
+    for tower, old, new in (("vision", "vision_model", "img/Transformer"), ("text", "text_model", "txt/Encoder_0")):
+        heads = config[f"{tower}_config"]["num_attention_heads"]
+        for number in range(config[f"{tower}_config"]["num_hidden_layers"]):
+            layer, block = f"{old}.encoder.layers.{number}", f"{new}/encoderblock_{number}"
+            norm(f"{layer}.layer_norm1", f"{block}/LayerNorm_0")
+            norm(f"{layer}.layer_norm2", f"{block}/LayerNorm_1")
+            rows = [tuple(weights[f"{layer}.self_attn.{name}_proj.{part}"] for part in ("weight", "bias"))
+                    for name in "qkv"]  # fmt: skip
+            attention(rows, f"{layer}.self_attn.out_proj", f"{block}/MultiHeadDotProductAttention_0", heads)
+            linear(f"{layer}.mlp.fc1", f"{block}/MlpBlock_0/Dense_0")
+            linear(f"{layer}.mlp.fc2", f"{block}/MlpBlock_0/Dense_1")
+    norm("vision_model.post_layernorm", "img/Transformer/encoder_norm")
+    norm("text_model.final_layer_norm", "txt/Encoder_0/encoder_norm")
+    head, pool = "vision_model.head", "img/MAPHead_0"
+    joined = zip(
+        *(np.split(weights[f"{head}.attention.in_proj_{part}"], 3) for part in ("weight", "bias")), strict=True
+    )
+    heads = config["vision_config"]["num_attention_heads"]
+    attention(list(joined), f"{head}.attention.out_proj", f"{pool}/MultiHeadDotProductAttention_0", heads)
+    norm(f"{head}.layernorm", f"{pool}/LayerNorm_0")
+    linear(f"{head}.mlp.fc1", f"{pool}/MlpBlock_0/Dense_0")
+    linear(f"{head}.mlp.fc2", f"{pool}/MlpBlock_0/Dense_1")
+    linear("text_model.head", "txt/head")
+    if scan:
+        stacked = {re.sub(r"encoderblock_\d+", "encoderblock", name) for name in arrays if "encoderblock_" in name}
+        for name in stacked:
+            layers = sorted(key for key in arrays if re.sub(r"encoderblock_\d+", "encoderblock", key) == name)
+            arrays[name] = np.stack([arrays.pop(key) for key in layers])
+    return {f"params/{name}": array for name, array in arrays.items()}
+
+
 @torch.no_grad()
 def assert_embeddings_of(checkpoint: Path, bundle: Path, image: Image.Image) -> None:
     """Compare the fp32 embeddings of ``bundle`` with those of the PyTorch model of ``checkpoint``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...config import CONFIG, WEIGHTS
 from ...errors import CheckpointError
 from ...system.names import check_name
+from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
 from .open_clip import is_open_clip, open_open_clip
 from .refused import refuse_files
@@ -17,6 +18,7 @@ from .source import TWO_TOWERS, Request, Source
 __all__ = ["Request", "Source", "open_source"]
 
 SENTENCE_TRANSFORMERS = "modules.json"
+NPZ = ".npz"
 
 
 def open_source(request: Request) -> Source:
@@ -26,11 +28,13 @@ def open_source(request: Request) -> Source:
         CheckpointError: the layout is not supported, or the checkpoint is incomplete.
     """
     path = request.path
+    if path.suffix == NPZ and path.is_file():
+        return open_big_vision(request)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
             f"{path} {problem}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face "
-            "Hub."
+            f"Hub, or an {NPZ} file of big_vision."
         )
     if (path / SENTENCE_TRANSFORMERS).exists():
         request = replace(request, path=_transformer_folder(path))
@@ -42,6 +46,11 @@ def _open_folder(request: Request) -> Source:
         return open_open_clip(request)
     if not (request.path / CONFIG).exists():
         refuse_files(request.path)
+        archives = sorted(request.path.glob(f"*{NPZ}"))
+        if len(archives) == 1:
+            return open_big_vision(replace(request, path=archives[0]))
+        if archives:
+            raise CheckpointError(f"{request.path} has {len(archives)} {NPZ} files. Give one of them.")
     return open_hugging_face(request)
 
 

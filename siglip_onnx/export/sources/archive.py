@@ -42,6 +42,18 @@ class Archive:
         """Return the number of bytes of a member's content."""
         return self.members[name].file_size
 
+    def head(self, name: str, size: int) -> bytes:
+        """Return at most the first ``size`` bytes of a member, without unpacking the rest.
+
+        Raises:
+            CheckpointError: the content is damaged.
+        """
+        entry = self.members[name]
+        packed = self._packed(entry)
+        if entry.compress_type == zipfile.ZIP_DEFLATED:
+            return self._inflate(packed, min(size, entry.file_size))[:size].tobytes()
+        return packed[:size].tobytes()
+
     def read(self, name: str) -> NDArray[np.uint8]:
         """Return a member's content: a view of the mapped file unless it is compressed.
 
@@ -49,19 +61,21 @@ class Archive:
             CheckpointError: the content is damaged.
         """
         entry = self.members[name]
-        start = self._start_of(entry)
-        packed = self._mapped[start : start + entry.compress_size]
-        if packed.size != entry.compress_size or entry.flag_bits & 1:
-            raise self.damaged(f"{name} is truncated or encrypted")
-        if entry.compress_type == zipfile.ZIP_STORED:
-            content = packed
-        elif entry.compress_type == zipfile.ZIP_DEFLATED:
-            content = self._inflate(packed, entry)
-        else:
-            raise self.damaged(f"{name} is compressed in an unknown way")
+        packed = self._packed(entry)
+        content = self._inflate(packed, entry.file_size + 1) if entry.compress_type else packed
         if content.size != entry.file_size:
             raise self.damaged(f"{name} has {content.size:,} bytes, expected {entry.file_size:,}")
         return content
+
+    def _packed(self, entry: zipfile.ZipInfo) -> NDArray[np.uint8]:
+        """Return a member's bytes in the file."""
+        start = self._start_of(entry)
+        packed = self._mapped[start : start + entry.compress_size]
+        if packed.size != entry.compress_size or entry.flag_bits & 1:
+            raise self.damaged(f"{entry.filename} is truncated or encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self.damaged(f"{entry.filename} is compressed in an unknown way")
+        return packed
 
     def damaged(self, problem: object) -> CheckpointError:
         """Return the error about a damaged or hostile archive."""
@@ -74,9 +88,9 @@ class Archive:
         name_size, extra_size = struct.unpack("<HH", header[26:])
         return int(entry.header_offset + 30 + name_size + extra_size)
 
-    def _inflate(self, packed: NDArray[np.uint8], entry: zipfile.ZipInfo) -> NDArray[np.uint8]:
+    def _inflate(self, packed: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         try:
-            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed.data, entry.file_size + 1)
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed.data, size)
         except zlib.error as error:
             raise self.damaged(error) from error
         return np.frombuffer(inflated, np.uint8)
