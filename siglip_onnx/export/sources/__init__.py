@@ -12,6 +12,7 @@ from ...system.names import check_name
 from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
 from .open_clip import is_open_clip, open_open_clip
+from .peft import ADAPTER_CONFIG, open_peft
 from .refused import refuse_files
 from .source import TWO_TOWERS, Request, Source
 
@@ -28,7 +29,7 @@ def open_source(request: Request) -> Source:
         CheckpointError: the layout is not supported, or the checkpoint is incomplete.
     """
     path = request.path
-    if path.suffix == NPZ and path.is_file():
+    if path.suffix == NPZ and path.is_file() and request.base is None:
         return open_big_vision(request)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
@@ -36,6 +37,10 @@ def open_source(request: Request) -> Source:
             f"{path} {problem}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face "
             f"Hub, or an {NPZ} file of big_vision."
         )
+    if (path / ADAPTER_CONFIG).exists():
+        return open_peft(request, open_source)
+    if request.base is not None:
+        raise CheckpointError(f"{path} has no {ADAPTER_CONFIG}, so it is not an adapter. Leave out the option --base.")
     if (path / SENTENCE_TRANSFORMERS).exists():
         request = replace(request, path=_transformer_folder(path))
     return _open_folder(request)
