@@ -19,7 +19,16 @@ from .system.json_files import read_json_object
 CONFIG, PREPROCESSOR_CONFIG = "config.json", "preprocessor_config.json"
 CONFIGS = (CONFIG, PREPROCESSOR_CONFIG)
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
-SENTENCEPIECE, TOKENIZER = "spiece.model", "tokenizer.json"
+PYTORCH_WEIGHTS, PYTORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG = "spiece.model", "tokenizer.json", "tokenizer_config.json"
+PROCESSOR_CONFIG = "processor_config.json"  # in it transformers 5 nests the settings of preprocessor_config.json
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
 
 SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution has the first
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")

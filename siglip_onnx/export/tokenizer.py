@@ -14,12 +14,11 @@ from typing import Any
 
 import tokenizers
 
-from ..config import SENTENCEPIECE, TOKENIZER, read_document
+from ..config import SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG, read_document
 from ..errors import CheckpointError
 from ..text.vocabulary import PIECES, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
-TOKENIZER_CONFIG = "tokenizer_config.json"
 _META = "▁"
 # str.isspace() and string.punctuation of Python, as the reference uses them.
 _WHITESPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"

@@ -14,14 +14,33 @@ from pathlib import Path
 from .. import errors
 from ..bundle.folder import verify_folder
 from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
-from ..config import CONFIGS, SENTENCEPIECE, SHARD_INDEX, TOKENIZER, WEIGHTS
+from ..config import (
+    CONFIG,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    PREPROCESSOR_CONFIG,
+    PROCESSOR_CONFIG,
+    PYTORCH_INDEX,
+    PYTORCH_WEIGHTS,
+    SENTENCEPIECE,
+    SHARD_INDEX,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+)
 from ..errors import BundleError, DownloadError, SiglipOnnxError
 from ..system.extras import check_extra
 from .cache import PARTIAL, CachedModel, cache_errors, discard, find_cached, locked, repository_folder, store
 from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
-TOKENIZERS = (SENTENCEPIECE, TOKENIZER)  # the first that the repository has
+# What an export reads, by layout: of each row the first file that the repository has.
+_TRANSFORMERS = (
+    (CONFIG,), (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG), (SENTENCEPIECE, TOKENIZER),
+    (WEIGHTS, SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX),
+)  # fmt: skip
+_OPEN_CLIP = ((OPEN_CLIP_CONFIG,), (TOKENIZER, SENTENCEPIECE), OPEN_CLIP_WEIGHTS)
+_SHARDS = {SHARD_INDEX: ("model-", ".safetensors"), PYTORCH_INDEX: ("pytorch_model-", ".bin")}
 _BYTES_PER_S = 10e6  # of a typical connection, to estimate how long a download takes
 _EXPORT_BYTES_PER_S = 25e6  # of weights, on two cores
 
@@ -116,8 +135,7 @@ def _export_checkpoint(repository: Repository, variants: Sequence[str], partial:
     names = _checkpoint_files(repository)
     _announce(repository, names, report, exported=True)
     fetch(repository, names, checkpoint)
-    if SHARD_INDEX in names:
-        fetch(repository, _shards(repository), checkpoint)
+    fetch(repository, _shards(repository, names), checkpoint)
     folder = partial / "bundle"
     with cache_errors():
         discard(folder)
@@ -131,26 +149,30 @@ def _export_checkpoint(repository: Repository, variants: Sequence[str], partial:
 
 def _checkpoint_files(repository: Repository) -> list[str]:
     """Return the files that an export reads."""
-    tokenizers = [name for name in TOKENIZERS if name in repository.files]
-    weights = [name for name in (WEIGHTS, SHARD_INDEX) if name in repository.files]
-    absent = [name for name in CONFIGS if name not in repository.files]
-    if absent or not tokenizers or not weights:
-        absent += [] if tokenizers else [TOKENIZERS[0]]
-        absent += [] if weights else [WEIGHTS]
-        raise BundleError(
-            f"{repository.name} is neither a model of siglip_onnx nor a SigLIP checkpoint: it has no {absent[0]}. "
-            "Choose one of: siglip-onnx models list --known"
-        )
-    return [*CONFIGS, tokenizers[0], weights[0]]
+    is_open_clip = OPEN_CLIP_CONFIG in repository.files and any(name in repository.files for name in OPEN_CLIP_WEIGHTS)
+    names = []
+    for alternatives in _OPEN_CLIP if is_open_clip else _TRANSFORMERS:
+        present = [name for name in alternatives if name in repository.files]
+        if not present:
+            raise BundleError(
+                f"{repository.name} is neither a model of siglip_onnx nor a SigLIP checkpoint: it has no "
+                f"{alternatives[0]}. Choose one of: siglip-onnx models list --known"
+            )
+        names.append(present[0])
+    # Small files that add to the first of their kind.
+    names += [name for name in (PROCESSOR_CONFIG, TOKENIZER_CONFIG) if name in repository.files and name not in names]
+    return names
 
 
-def _shards(repository: Repository) -> list[str]:
-    return [name for name in repository.files if name.startswith("model-") and name.endswith(".safetensors")]
+def _shards(repository: Repository, names: Sequence[str]) -> list[str]:
+    """Return the weight files that an index among ``names`` stands for."""
+    ends = [_SHARDS[name] for name in names if name in _SHARDS]
+    return [name for name in repository.files for first, last in ends if name.startswith(first) and name.endswith(last)]
 
 
 def _announce(repository: Repository, names: Sequence[str], report: Report, *, exported: bool = False) -> None:
     """Report how much will be downloaded and how long that may take."""
-    listed = [*names, *(_shards(repository) if SHARD_INDEX in names else [])]
+    listed = [*names, *_shards(repository, names)]
     size_bytes = repository.size_bytes(listed)
     line = (
         f"{repository.name} at revision {repository.revision[:12]}: {len(listed)} files, {size_bytes / 1e6:,.1f} MB, "

@@ -118,6 +118,38 @@ def test_pulled_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: 
 
 
 @pytest.mark.export
+def test_layouts_are_chosen_by_the_files(hub: Hub, small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """transformers 5, weights of PyTorch in shards, and open_clip beside other files with names of transformers."""
+    import torch
+    from safetensors.numpy import save_file
+    from safetensors.torch import load_file
+    from support import layouts
+
+    layouts.write_transformers5(small_checkpoint, tmp_path / "v5")
+    hub.add("someone/v5", tmp_path / "v5")
+
+    sharded = Path(shutil.copytree(small_checkpoint, tmp_path / "sharded"))
+    weights = load_file(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    shard = "pytorch_model-00001-of-00001.bin"
+    torch.save(weights, sharded / shard)
+    layouts.write_json(sharded / "pytorch_model.bin.index.json", {"weight_map": dict.fromkeys(weights, shard)})
+    hub.add("someone/sharded", sharded)
+    for name in ("someone/v5", "someone/sharded"):
+        model, expected = siglip_onnx.load(name), siglip_onnx.load(small_bundle)
+        assert (model.encode_texts(["a"]) == expected.encode_texts(["a"])).all(), name
+
+    reference = layouts.make_wide_checkpoint(tmp_path / "reference")
+    both = Path(shutil.copytree(reference, tmp_path / "both"))
+    save_file(layouts.open_clip_weights(reference), both / "open_clip_model.safetensors")
+    layouts.write_json(both / "open_clip_config.json", layouts.OPEN_CLIP_CONFIG)
+    hub.add("someone/both", both)
+    source = siglip_onnx.load("someone/both").bundle.manifest.source
+    assert (source["layout"], source["checkpoint"]) == ("open_clip", "someone/both")
+    assert hub.requests["model.safetensors"] == 1, "that of v5"
+
+
+@pytest.mark.export
 def test_failed_export_raises_the_exporters_error(hub: Hub, small_checkpoint: Path) -> None:
     config = json.loads((small_checkpoint / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "relu"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...config import CONFIG, CONFIGS, PREPROCESSOR_CONFIG, WITHOUT_EFFECT, read_document
+from ...config import CONFIG, CONFIGS, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, WITHOUT_EFFECT, read_document
 from ...errors import CheckpointError
 from .refused import refuse_config
 from .source import Json, Report, Request, Source
 from .tensor import Tensors
 from .weight_files import TRANSFORMERS_FILES, find_weights, open_weights
 
-PROCESSOR_CONFIG = "processor_config.json"  # transformers 5 nests the settings of images in it
 _ANCHORS = ("vision_model.", "text_model.")
 _PARTS = {"model_type", "text_config", "vision_config"}
 

@@ -13,21 +13,23 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ...config import CONFIG, RESAMPLE_FILTERS, SENTENCEPIECE, SIGLIP, TOKENIZER, WEIGHTS, read_document
+from ...config import (
+    CONFIG,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    RESAMPLE_FILTERS,
+    SENTENCEPIECE,
+    SIGLIP,
+    TOKENIZER,
+    WEIGHTS,
+    read_document,
+)
 from ...errors import CheckpointError
 from ..tokenizer import OPEN_CLIP_CLEANING, find_tokenizer
 from .source import TWO_TOWERS, Json, Request, Source
 from .tensor import Tensor, Tensors, identity_layer, join_rows, zeros
 from .weight_files import TRANSFORMERS_FILES, find_weights, open_weights
 
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-OPEN_CLIP_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    *TRANSFORMERS_FILES,
-)
 _TRUNK, _TEXT = "visual.trunk.", "text."
 _ANCHORS = (_TRUNK, "text.transformer.")
 _NUM_HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
@@ -73,7 +75,7 @@ def open_open_clip(request: Request) -> Source:
     trunk = _match_trunk(vision, text, path)
     for part, settings in (("model_cfg", document["model_cfg"]), ("vision_cfg", vision), ("text_cfg", text)):
         _check_settings(settings, part, path)
-    weight_files = find_weights(folder, OPEN_CLIP_FILES)
+    weight_files = find_weights(folder, (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_FILES))
     tensors = open_weights(weight_files, request.opened).without_prefix(*_ANCHORS)
     config = _read_config(tensors, vision, text, trunk, path)
     cleaning = _read_cleaning(text, path)

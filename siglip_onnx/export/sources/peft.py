@@ -1,7 +1,7 @@
 """LoRA, rsLoRA and DoRA adapters of PEFT, merged into the checkpoint they were trained on.
 
-The result is that of ``merge_and_unload``. Before the merge PEFT ignores an adapter of the MAP head's ``out_proj``, whose
-weight PyTorch's attention reads directly; training therefore leaves that adapter at zero.
+The result is that of ``merge_and_unload``. Before the merge PEFT ignores an adapter of the MAP head's ``out_proj``,
+whose weight PyTorch's attention reads directly; training therefore leaves that adapter at zero.
 
 Source: ``tuners/lora/`` and ``utils/save_and_load.py`` of peft 0.21.
 """

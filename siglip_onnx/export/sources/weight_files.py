@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ...config import SHARD_INDEX, WEIGHTS
+from ...config import PYTORCH_INDEX, PYTORCH_WEIGHTS, SHARD_INDEX, WEIGHTS
 from ...errors import CheckpointError
 from ...system.json_files import read_json_object
 from ...system.names import check_name, leaves_folder
@@ -18,8 +18,7 @@ from .pytorch_file import open_pytorch
 from .tensor import Tensor, Tensors
 
 INDEX_END = ".index.json"
-PYTORCH = "pytorch_model.bin"
-TRANSFORMERS_FILES = (WEIGHTS, SHARD_INDEX, PYTORCH, f"{PYTORCH}{INDEX_END}")
+TRANSFORMERS_FILES = (WEIGHTS, SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX)
 _OF_TRAINING = re.compile(r"(?:optimizer|scheduler|scaler|rng_state.*)\.pth?")
 
 
