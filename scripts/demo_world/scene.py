@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .lexicon import MAX_COUNT, TRAINED_PAIRS, WORDS
 
 ANY = -1  # a field that a description leaves open, or that a scene does not have
-KIND_SHARES = {"single": 0.15, "count": 0.4, "relation": 0.2, "word": 0.25}  # of the pictures to train on
+KIND_SHARES = {"single": 0.15, "count": 0.3, "relation": 0.3, "word": 0.25}  # of the pictures to train on
 SEVERAL = MAX_COUNT + 1  # the count of an English plural without a number
 
 
