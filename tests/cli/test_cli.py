@@ -137,7 +137,7 @@ def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, mon
 def test_demo_model_answers_and_says_what_it_knows() -> None:
     result = run("classify", RED_STAR, "--text", "a red star", "--text", "a blue circle")
     assert result.exit_code == 0
-    assert result.stderr.startswith("Using the demo model, which knows only coloured shapes")
+    assert result.stderr.startswith("Using the demo model, which knows only colored shapes")
     assert result.stderr.count("\n") == 1
 
 
