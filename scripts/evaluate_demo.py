@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
 import siglip_onnx
+from siglip_onnx.bundle import open_bundle
+from siglip_onnx.config import SiglipConfig, VisionConfig
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import COLORS, NEVER_SHOWN, SHAPES, WORDS
 from siglip_onnx.cli.output import format_table
@@ -26,7 +28,7 @@ VARIANTS = ("fp32", "int8")
 @click.command(help=__doc__)
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True))
-@click.option("--num-pictures", default=1000, show_default=True, help="Fresh pictures per question.")
+@click.option("--num-images", default=1000, show_default=True, help="Fresh images per question.")
 @click.option("--seed", default=20_260, show_default=True)
 @click.option("--card", type=click.Path(path_type=Path), help="Model card to write.")
 def main(checkpoint: Path, bundle: Path, num_images: int, seed: int, card: Path | None) -> None:
@@ -42,11 +44,15 @@ def main(checkpoint: Path, bundle: Path, num_images: int, seed: int, card: Path 
     click.echo(format_table(("question", *VARIANTS), rows))
     if card:
         training = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
-        card.write_text(model_card(training, rows, num_images, seed), encoding="utf-8")
+        config = open_bundle(bundle).config
+        card.write_text(model_card(config, training, rows, num_images, seed), encoding="utf-8")
 
 
-def model_card(training: dict[str, Any], rows: list[tuple[str, ...]], num_images: int, seed: int) -> str:
+def model_card(
+    config: SiglipConfig, training: dict[str, Any], rows: list[tuple[str, ...]], num_images: int, seed: int
+) -> str:
     """Return the text of the card."""
+    vision, text = cast(VisionConfig, config.vision), config.text
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     runs = "\n".join(f"* {json.dumps(run)}" for run in training["runs"])
     pairs = ", ".join(f"{COLORS[color].en} {SHAPES[shape].en}" for color, shape in sorted(NEVER_SHOWN))
@@ -61,8 +67,9 @@ whole path works on a fresh machine, and what zero-shot means; it was not traine
 * Never shown nor named in training: {pairs}.
 * A true but incomplete text has a training target between 0.5 and 1, growing with its detail, so that a richer true
   description gets a higher probability.
-* Shape: images of 96 x 96 pixels in patches of 16, vision tower 6 layers of width 192, text tower 4 layers of width
-  128 and 32 tokens, SentencePiece Unigram vocabulary trained on the captions.
+* Shape: images of {vision.image_size} x {vision.image_size} pixels in patches of {vision.patch_size}, vision tower
+  {vision.num_hidden_layers} layers of width {vision.hidden_size}, text tower {text.num_hidden_layers} layers of width
+  {text.hidden_size} and {text.max_position_embeddings} tokens, SentencePiece Unigram vocabulary trained on the captions.
 * License: Apache-2.0, like the code; all training data is drawn by the script.
 
 ## Accuracy

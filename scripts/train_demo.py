@@ -134,8 +134,8 @@ class Batches(IterableDataset[Batch]):
                     said = [claim]
                     if self.foil_share and (claim.relation != ANY or rng.random() < self.foil_share):
                         said.append(foil(claim, rng))
-                    for facts in said:
-                        facts, text = describe(facts, language, rng)
+                    for version in said:
+                        facts, text = describe(version, language, rng)
                         claims[text] = facts
             ids = np.array([self._tokenize(text) for text in claims])
             yield self.images[chosen], ids, match_targets(scenes, list(claims.values()))

@@ -68,7 +68,7 @@ def export_bundle(
     calibration_images: Sequence[ImageSource] | None = None,
     reduce_range: bool = False,
     overwrite: bool = False,
-    knows: str = "",
+    description: str = "",
     report: Report = lambda _line: None,
 ) -> list[ExportedVariant]:
     """Export a checkpoint folder to the bundle folder ``out``, which appears whole or not at all.
@@ -84,7 +84,7 @@ def export_bundle(
             the built-in ones.
         reduce_range: keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, and less exact.
         overwrite: replace ``out`` if it exists.
-        knows: a sentence on what the model was trained for, shown to its users.
+        description: a sentence on what the model was trained for, shown to its users.
         report: called with a line of progress at the start of each step.
 
     Raises:
@@ -128,7 +128,7 @@ def export_bundle(
             **head,
             variants=variants,
             files=files,
-            description=knows,
+            description=description,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return [

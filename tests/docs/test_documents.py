@@ -56,9 +56,7 @@ def read_blocks(text: str) -> Iterator[Block]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_blocks_of_document(
-    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_blocks_of_document(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = document.read_text(encoding="utf-8")
     if elsewhere := re.search(r"^<!-- run by: (\S+) -->$", text, re.M):
         assert document.name in (ROOT / elsewhere[1]).read_text(encoding="utf-8"), f"{elsewhere[1]} does not run it"
