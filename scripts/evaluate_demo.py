@@ -15,11 +15,11 @@ from typing import Any, cast
 import click
 
 import siglip_onnx
-from siglip_onnx.bundle import open_bundle
-from siglip_onnx.config import SiglipConfig, VisionConfig
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import COLORS, NEVER_SHOWN, SHAPES, WORDS
+from siglip_onnx.bundle import open_bundle
 from siglip_onnx.cli.output import format_table
+from siglip_onnx.config import SiglipConfig, VisionConfig
 from siglip_onnx.session import runtime_version
 
 VARIANTS = ("fp32", "int8")
@@ -69,7 +69,8 @@ whole path works on a fresh machine, and what zero-shot means; it was not traine
   description gets a higher probability.
 * Shape: images of {vision.image_size} x {vision.image_size} pixels in patches of {vision.patch_size}, vision tower
   {vision.num_hidden_layers} layers of width {vision.hidden_size}, text tower {text.num_hidden_layers} layers of width
-  {text.hidden_size} and {text.max_position_embeddings} tokens, SentencePiece Unigram vocabulary trained on the captions.
+  {text.hidden_size} and {text.max_position_embeddings} tokens, with a SentencePiece Unigram vocabulary trained on the
+  captions.
 * License: Apache-2.0, like the code; all training data is drawn by the script.
 
 ## Accuracy
