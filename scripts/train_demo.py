@@ -22,16 +22,19 @@ import sentencepiece
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipTokenizer
 
 from demo_world.captions import choose_claim, describe, foil
 from demo_world.drawing import draw
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import WORDS
-from demo_world.scene import KIND_SHARES, Scene, draw_scene, match_targets
+from demo_world.scene import ANY, KIND_SHARES, Scene, draw_scene, match_targets
 
 IMAGE_SIZE, PATCH_SIZE, TEXT_LENGTH = 96, 16, 32
 VOCAB_SIZE = 640
+
+Batch = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]
 
 
 def train_tokenizer(out: Path, seed: int) -> SiglipTokenizer:
@@ -59,15 +62,15 @@ def train_tokenizer(out: Path, seed: int) -> SiglipTokenizer:
 
 
 def make_model(vocab_size: int) -> SiglipModel:
-    """Build the untrained demo model: 16-pixel patches, 192-wide vision tower, 128-wide text tower."""
+    """Build the untrained demo model, small enough that its fp32 and int8 variants together stay below 10 MB."""
     config = SiglipConfig(
         vision_config={
-            "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3,
+            "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 7, "num_attention_heads": 4,
             "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE,
         },
         text_config={
-            "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "vocab_size": vocab_size, "max_position_embeddings": TEXT_LENGTH, "projection_size": 192,
+            "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 4, "num_attention_heads": 3,
+            "vocab_size": vocab_size, "max_position_embeddings": TEXT_LENGTH, "projection_size": 128,
             "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 1,
         },
     )  # fmt: skip
@@ -99,39 +102,41 @@ def make_optimizers(model: SiglipModel) -> list[torch.optim.Optimizer]:
     ]
 
 
-class Batches:
+class Batches(IterableDataset[Batch]):
     """Endless batches: images uint8 ``(B, S, S, 3)``, token ids ``(M, T)`` of distinct texts, targets ``(B, M)``.
 
-    Images come from a pool drawn once, so that drawing does not compete with training; each time one is used it
-    gets new captions. A share ``foil_share`` of them comes with a near but wrong one.
+    Images come from a pool drawn once, so that drawing does not compete with training; each time one is used it gets
+    new captions. A share ``foil_share`` of them comes with a near but wrong one; those that say where two objects lie
+    always do, because such a text differs from the wrong one in its order alone.
     """
 
     def __init__(
-        self, tokenizer: SiglipTokenizer, batch_size: int, num_pictures: int, foil_share: float, seed: int
+        self, tokenizer: SiglipTokenizer, batch_size: int, num_images: int, foil_share: float, seed: int
     ) -> None:
-        self.tokenizer, self.batch_size, self.foil_share = tokenizer, batch_size, foil_share
-        self.rng = np.random.default_rng(seed)
+        self.tokenizer, self.batch_size, self.foil_share, self.seed = tokenizer, batch_size, foil_share, seed
         self.token_ids: dict[str, list[int]] = {}
-        chunks = [(seed, chunk, 1000) for chunk in range(max(1, num_pictures // 1000))]
+        chunks = [(seed, chunk, 1000) for chunk in range(max(1, num_images // 1000))]
         with ProcessPoolExecutor() as pool:
             drawn = list(pool.map(_draw_chunk, chunks))
         self.scenes = [scene for scenes, _ in drawn for scene in scenes]
         self.images = np.concatenate([images for _, images in drawn])
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]]:
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        rng = np.random.default_rng((self.seed, 0 if worker is None else worker.id))
         while True:
-            chosen = self.rng.integers(len(self.scenes), size=self.batch_size)
+            chosen = rng.integers(len(self.scenes), size=self.batch_size)
             scenes = [self.scenes[i] for i in chosen]
             claims = {}
             for scene in scenes:
                 for language in ("en", "ja"):
-                    claim = choose_claim(scene, self.rng)
-                    wanted = [claim]
-                    if self.foil_share and self.rng.random() < self.foil_share:
-                        wanted.append(foil(claim, self.rng))
-                    for one in wanted:
-                        said, text = describe(one, language, self.rng)
-                        claims[text] = said
+                    claim = choose_claim(scene, rng)
+                    said = [claim]
+                    if self.foil_share and (claim.relation != ANY or rng.random() < self.foil_share):
+                        said.append(foil(claim, rng))
+                    for version in said:
+                        facts, text = describe(version, language, rng)
+                        claims[text] = facts
             ids = np.array([self._tokenize(text) for text in claims])
             yield self.images[chosen], ids, match_targets(scenes, list(claims.values()))
 
@@ -139,6 +144,11 @@ class Batches:
         if text not in self.token_ids:
             self.token_ids[text] = self.tokenizer(text, padding="max_length", truncation=True).input_ids
         return self.token_ids[text]
+
+
+def _to_tensors(batch: Batch) -> list[torch.Tensor]:
+    """Return tensors, which a loader process hands over in shared memory."""
+    return [torch.from_numpy(array) for array in batch]
 
 
 def _draw_chunk(chunk: tuple[int, int, int]) -> tuple[list[Scene], NDArray[np.uint8]]:
@@ -187,9 +197,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 @click.option("--peak-learning-rate", default=1.5e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option(
-    "--num-images", "--num-pictures", "num_pictures", default=100_000, show_default=True, help="For training."
-)
+@click.option("--num-images", default=100_000, show_default=True, help="Images drawn for training.")
+@click.option("--loaders", default=0, show_default=True, help="Processes that prepare batches beside the training.")
 @click.option("--foil-share", default=0.5, show_default=True, help="Share of captions with a similar but wrong one.")
 @click.option("--save-every", default=500, show_default=True)
 @click.option("--num-evaluated", default=300, show_default=True, help="Images per question at each save.")
@@ -200,13 +209,16 @@ def main(
     peak_learning_rate: float,
     seed: int,
     device: str,
-    num_pictures: int,
+    num_images: int,
+    loaders: int,
     foil_share: float,
     save_every: int,
     num_evaluated: int,
 ) -> None:
     """Train and save; see the module's docstring."""
-    settings = {key: value for key, value in locals().items() if key not in ("out", "save_every", "num_evaluated")}
+    settings = {
+        key: value for key, value in locals().items() if key not in ("out", "save_every", "num_evaluated", "loaders")
+    }
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     spiece = out / "spiece.model"
@@ -220,7 +232,8 @@ def main(
     runs.append({"from_step": start, **settings, "kind_shares": KIND_SHARES})
 
     # A resumed run draws new images instead of repeating the first ones.
-    batches = Batches(tokenizer, batch_size, num_pictures, foil_share, seed + start)
+    dataset = Batches(tokenizer, batch_size, num_images, foil_share, seed + start)
+    batches = DataLoader(dataset, batch_size=None, num_workers=loaders, collate_fn=_to_tensors)
     began = time.time()
     for step, batch in zip(range(start, steps), batches, strict=False):
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
@@ -229,7 +242,7 @@ def main(
         done = step + 1
         if done % 100 == 0:
             rate = (done - start) * batch_size / (time.time() - began)
-            click.echo(f"step {done:6d}  loss {loss:8.4f}  {rate:6.0f} images/s", err=True)
+            click.echo(f"step {done:6d}  loss {loss.item():8.4f}  {rate:6.0f} images/s", err=True)
         if done % save_every == 0 or done == steps:
             save_state(state_path, model, optimizers, done, runs)
             training = {"steps": done, "runs": runs, "torch": torch.__version__}
@@ -239,11 +252,11 @@ def main(
 def train_step(
     model: SiglipModel,
     optimizers: list[torch.optim.Optimizer],
-    batch: tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]],
-) -> float:
+    batch: list[torch.Tensor],
+) -> torch.Tensor:
     """Make one step on a batch of :class:`Batches`; returns its loss."""
     device = model.logit_scale.device
-    images, ids, targets = (torch.from_numpy(array).to(device) for array in batch)
+    images, ids, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
     pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
     pixels += torch.randn_like(pixels[:, :1]) * torch.rand(len(pixels), 1, 1, 1, device=device) * 0.04
     with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -257,7 +270,7 @@ def train_step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
-    return loss.item()
+    return loss.detach()
 
 
 def load_state(
@@ -292,7 +305,7 @@ def save_checkpoint(
     copy.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
     copy.eval().save_pretrained(out)
     SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(out)
-    accuracy = evaluate(*embed(copy, tokenizer), num_pictures=num_evaluated, seed=1_000_003)
+    accuracy = evaluate(*embed(copy, tokenizer), num_images=num_evaluated, seed=1_000_003)
     document = training | {"accuracy_pytorch_fp32": accuracy}
     (out / "training.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, value in accuracy.items():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .lexicon import COLOURS, SHAPES, WORDS
+from .lexicon import COLORS, SHAPES, WORDS
 from .scene import ANY, Relation, Scene
 
 Point = tuple[float, float]
@@ -21,14 +21,14 @@ def draw(scene: Scene, rng: np.random.Generator, canvas: int = 192) -> Image.Ima
         _print_word(background, scene, rng)
     elif scene.relation != ANY:
         pair, radius = _place_pair(Relation(scene.relation), rng)
-        objects = ((scene.colour, scene.shape), (scene.colour2, scene.shape2))
-        for (colour, shape), centre in zip(objects, pair, strict=True):
-            _draw_shape(pen, shape, _tint(colour, rng), centre, radius, rng, canvas)
+        objects = ((scene.color, scene.shape), (scene.color2, scene.shape2))
+        for (color, shape), center in zip(objects, pair, strict=True):
+            _draw_shape(pen, shape, _tint(color, rng), center, radius, rng, canvas)
     else:
-        centres, radius = _place_apart(scene.count, rng)
-        fill = _tint(scene.colour, rng)
-        for centre in centres:
-            _draw_shape(pen, scene.shape, fill, centre, radius * rng.uniform(0.85, 1.0), rng, canvas)
+        centers, radius = _place_apart(scene.count, rng)
+        fill = _tint(scene.color, rng)
+        for center in centers:
+            _draw_shape(pen, scene.shape, fill, center, radius * rng.uniform(0.85, 1.0), rng, canvas)
     return background
 
 
@@ -39,24 +39,24 @@ def _background(dark: int, rng: np.random.Generator, canvas: int) -> Image.Image
     return small.resize((canvas, canvas), Image.Resampling.BILINEAR)
 
 
-def _tint(colour: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    rgb = np.array(COLOURS[colour].rgb) * rng.uniform(0.92, 1.06) + rng.uniform(-8, 8, 3)
+def _tint(color: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    rgb = np.array(COLORS[color].rgb) * rng.uniform(0.92, 1.06) + rng.uniform(-8, 8, 3)
     red, green, blue = (int(v) for v in rgb.clip(0, 255))
     return red, green, blue
 
 
 def _place_apart(count: int, rng: np.random.Generator) -> tuple[list[Point], float]:
-    """Choose ``count`` centres in the unit square and one radius, so that no two shapes touch."""
+    """Choose ``count`` centers in the unit square and one radius, so that no two shapes touch."""
     largest = {1: 0.38, 2: 0.23, 3: 0.19, 4: 0.17, 5: 0.15, 6: 0.14}[count]
     radius = rng.uniform(0.55, 1.0) * largest if count == 1 else rng.uniform(0.75, 1.0) * largest
     while True:
-        centres: list[Point] = []
+        centers: list[Point] = []
         for _ in range(200):
             x, y = rng.uniform(radius + 0.02, 1 - radius - 0.02, 2)
-            if all(math.hypot(x - a, y - b) > 2.1 * radius for a, b in centres):
-                centres.append((float(x), float(y)))
-                if len(centres) == count:
-                    return centres, radius
+            if all(math.hypot(x - a, y - b) > 2.1 * radius for a, b in centers):
+                centers.append((float(x), float(y)))
+                if len(centers) == count:
+                    return centers, radius
         radius *= 0.95
 
 
@@ -75,13 +75,13 @@ def _draw_shape(
     pen: ImageDraw.ImageDraw,
     shape: int,
     fill: tuple[int, int, int],
-    centre: Point,
+    center: Point,
     radius: float,
     rng: np.random.Generator,
     canvas: int,
 ) -> None:
-    """Draw one shape within ``radius`` of ``centre`` (shares of the canvas), tilted by up to 15 degrees."""
-    x, y, r = centre[0] * canvas, centre[1] * canvas, radius * canvas
+    """Draw one shape within ``radius`` of ``center`` (shares of the canvas), tilted by up to 15 degrees."""
+    x, y, r = center[0] * canvas, center[1] * canvas, radius * canvas
     tilt = math.radians(rng.uniform(-15, 15))
     name = SHAPES[shape].en
     if name == "circle":
@@ -114,7 +114,7 @@ def _print_word(image: Image.Image, scene: Scene, rng: np.random.Generator) -> N
     x = rng.uniform(0.03 * canvas, 0.97 * canvas - (right - left))
     y = rng.uniform(0.08 * canvas, 0.92 * canvas - (bottom - top))
     ImageDraw.Draw(image).text(
-        (x - left, y - top), text, font=font, fill=_tint(scene.colour, rng), stroke_width=int(rng.integers(2))
+        (x - left, y - top), text, font=font, fill=_tint(scene.color, rng), stroke_width=int(rng.integers(2))
     )
 
 

@@ -1,10 +1,10 @@
-"""Colours, shapes, counts and printed words of the demo world, in English and Japanese."""
+"""Colors, shapes, counts and printed words of the demo world, in English and Japanese."""
 
 from typing import NamedTuple
 
 
-class Colour(NamedTuple):
-    """A colour with its RGB value (0-255) and its names; ``ja`` stands before a noun."""
+class Color(NamedTuple):
+    """A color with its RGB value (0-255) and its names; ``ja`` stands before a noun."""
 
     en: str
     ja: str
@@ -19,17 +19,17 @@ class Shape(NamedTuple):
     ja: str
 
 
-COLOURS = (
-    Colour("red", "赤い", (215, 35, 35)),
-    Colour("orange", "オレンジ色の", (245, 130, 20)),
-    Colour("yellow", "黄色い", (240, 215, 30)),
-    Colour("green", "緑の", (40, 150, 55)),
-    Colour("cyan", "水色の", (70, 205, 225)),
-    Colour("blue", "青い", (35, 70, 210)),
-    Colour("purple", "紫の", (135, 45, 175)),
-    Colour("pink", "ピンクの", (250, 140, 185)),
-    Colour("brown", "茶色い", (125, 75, 35)),
-    Colour("gray", "灰色の", (135, 135, 135)),
+COLORS = (
+    Color("red", "赤い", (215, 35, 35)),
+    Color("orange", "オレンジ色の", (245, 130, 20)),
+    Color("yellow", "黄色い", (240, 215, 30)),
+    Color("green", "緑の", (40, 150, 55)),
+    Color("cyan", "水色の", (70, 205, 225)),
+    Color("blue", "青い", (35, 70, 210)),
+    Color("purple", "紫の", (135, 45, 175)),
+    Color("pink", "ピンクの", (250, 140, 185)),
+    Color("brown", "茶色い", (125, 75, 35)),
+    Color("gray", "灰色の", (135, 135, 135)),
 )
 
 SHAPES = (
@@ -55,11 +55,8 @@ MAX_COUNT = 6
 COUNTS_EN = ("", "one", "two", "three", "four", "five", "six")
 COUNTS_JA = ("", "一つ", "二つ", "三つ", "四つ", "五つ", "六つ")
 
-# Two of ten shapes for each colour, and two of ten colours for each shape, are never drawn or named in training.
-NEVER_SHOWN = frozenset((colour, (3 * colour + offset) % 10) for colour in range(10) for offset in (0, 5))
+# Two of ten shapes for each color, and two of ten colors for each shape, are never drawn or named in training.
+NEVER_SHOWN = frozenset((color, (3 * color + offset) % 10) for color in range(10) for offset in (0, 5))
 TRAINED_PAIRS = tuple(
-    (colour, shape)
-    for colour in range(len(COLOURS))
-    for shape in range(len(SHAPES))
-    if (colour, shape) not in NEVER_SHOWN
+    (color, shape) for color in range(len(COLORS)) for shape in range(len(SHAPES)) if (color, shape) not in NEVER_SHOWN
 )

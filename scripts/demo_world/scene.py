@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .lexicon import MAX_COUNT, TRAINED_PAIRS, WORDS
 
 ANY = -1  # a field that a description leaves open, or that a scene does not have
-KIND_SHARES = {"single": 0.15, "count": 0.4, "relation": 0.2, "word": 0.25}  # of the images to train on
+KIND_SHARES = {"single": 0.15, "count": 0.3, "relation": 0.3, "word": 0.25}  # of the images to train on
 SEVERAL = MAX_COUNT + 1  # the count of an English plural without a number
 
 
@@ -26,37 +26,37 @@ class Relation(IntEnum):
 class Scene:
     """The facts of an image, and equally the claims of a description (indices into the lexicon, ``ANY`` if open).
 
-    A word is printed in ``colour`` and has no shape. ``count`` belongs to the first object; a second one stands alone.
+    A word is printed in ``color`` and has no shape. ``count`` belongs to the first object; a second one stands alone.
     """
 
-    colour: int = ANY
+    color: int = ANY
     shape: int = ANY
     count: int = ANY
     relation: int = ANY
-    colour2: int = ANY
+    color2: int = ANY
     shape2: int = ANY
     word: int = ANY
     dark: int = ANY
 
 
-_COLOUR, _SHAPE, _COUNT, _RELATION, _COLOUR2, _SHAPE2, _WORD, _DARK = range(8)
+_COLOR, _SHAPE, _COUNT, _RELATION, _COLOR2, _SHAPE2, _WORD, _DARK = range(8)
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Choose a random scene made of trained colour-shape pairs."""
+    """Choose a random scene made of trained color-shape pairs."""
     kind = rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values()))
-    colour, shape = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
+    color, shape = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
     dark = int(rng.integers(2))
     if kind == "single":
-        return Scene(colour, shape, count=1, dark=dark)
+        return Scene(color, shape, count=1, dark=dark)
     if kind == "count":
-        return Scene(colour, shape, count=int(rng.integers(1, MAX_COUNT + 1)), dark=dark)
+        return Scene(color, shape, count=int(rng.integers(1, MAX_COUNT + 1)), dark=dark)
     if kind == "word":
-        return Scene(colour, word=int(rng.integers(len(WORDS))), dark=dark)
-    other = (colour, shape)
-    while other == (colour, shape):
+        return Scene(color, word=int(rng.integers(len(WORDS))), dark=dark)
+    other = (color, shape)
+    while other == (color, shape):
         other = TRAINED_PAIRS[rng.integers(len(TRAINED_PAIRS))]
-    return Scene(colour, shape, 1, int(rng.integers(len(Relation))), *other, dark=dark)
+    return Scene(color, shape, 1, int(rng.integers(len(Relation))), *other, dark=dark)
 
 
 def match_targets(scenes: list[Scene], claims: list[Scene]) -> NDArray[np.float32]:
@@ -70,15 +70,15 @@ def match_targets(scenes: list[Scene], claims: list[Scene]) -> NDArray[np.float3
     open_or_equal = (said == ANY) | (said == facts)
 
     count_holds = open_or_equal[..., _COUNT] | ((said[..., _COUNT] == SEVERAL) & (facts[..., _COUNT] > 1))
-    first = open_or_equal[..., _COLOUR] & open_or_equal[..., _SHAPE] & count_holds
+    first = open_or_equal[..., _COLOR] & open_or_equal[..., _SHAPE] & count_holds
     second = (
         (facts[..., _RELATION] != ANY)
-        & ((said[..., _COLOUR] == ANY) | (said[..., _COLOUR] == facts[..., _COLOUR2]))
+        & ((said[..., _COLOR] == ANY) | (said[..., _COLOR] == facts[..., _COLOR2]))
         & ((said[..., _SHAPE] == ANY) | (said[..., _SHAPE] == facts[..., _SHAPE2]))
         & ((said[..., _COUNT] == ANY) | (said[..., _COUNT] == 1))
     )
     about_pair = said[..., _RELATION] != ANY
-    both = first & open_or_equal[..., _RELATION] & open_or_equal[..., _COLOUR2] & open_or_equal[..., _SHAPE2]
+    both = first & open_or_equal[..., _RELATION] & open_or_equal[..., _COLOR2] & open_or_equal[..., _SHAPE2]
     true = np.where(about_pair, both, first | second)
     true &= open_or_equal[..., _WORD] & open_or_equal[..., _DARK]
 

@@ -73,7 +73,13 @@ MOST_CALIBRATION = 64  # images; more would hardly change the ranges, and all ar
 )
 @click.option("--allow-inaccurate", is_flag=True, help="Keep a variant that is below --min-cosine.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--knows", default="", help="Sentence for the manifest: what the model was trained for.")
+@click.option(
+    "--description",
+    "--knows",
+    "description",
+    default="",
+    help="Sentence for the manifest: what the model was trained for.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the final table as JSON.")
 def export(
     checkpoint: Path,
@@ -87,7 +93,7 @@ def export(
     tokenizer: Path | None,
     allow_inaccurate: bool,
     overwrite: bool,
-    knows: str,
+    description: str,
     as_json: bool,
 ) -> None:
     """Export a checkpoint to a model folder.
@@ -118,7 +124,7 @@ def export(
         calibration_images=images,
         reduce_range=reduce_range,
         overwrite=overwrite,
-        knows=knows,
+        description=description,
         base=base,
         tokenizer=tokenizer,
         report=report_step,

@@ -29,7 +29,7 @@ def warn(message: object) -> None:
 
 def report_demo_model() -> None:
     """Say which model is used where the user named none, and what it knows."""
-    report(f"Using the demo model, which knows only {read_manifest(BUNDLE_PATH).knows}.")
+    report(f"Using the demo model, which knows only {read_manifest(BUNDLE_PATH).description}.")
 
 
 def report_errors(results: Iterable[Result | ImageError]) -> list[Result | ImageError]:

@@ -68,7 +68,7 @@ def export_bundle(
     calibration_images: Sequence[ImageSource] | None = None,
     reduce_range: bool = False,
     overwrite: bool = False,
-    knows: str = "",
+    description: str = "",
     base: Path | None = None,
     tokenizer: Path | None = None,
     report: Report = lambda _line: None,
@@ -86,7 +86,7 @@ def export_bundle(
             the built-in ones.
         reduce_range: keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, and less exact.
         overwrite: replace ``out`` if it exists.
-        knows: a sentence on what the model was trained for, shown to its users.
+        description: a sentence on what the model was trained for, shown to its users.
         base: the checkpoint folder that a LoRA adapter was trained on.
         tokenizer: a ``spiece.model`` or ``tokenizer.json``, for a checkpoint that has none.
         report: called with a line of progress at the start of each step.
@@ -132,7 +132,7 @@ def export_bundle(
             **head,
             variants=variants,
             files=files,
-            description=knows,
+            description=description,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return [

@@ -17,12 +17,12 @@ def encode(image: Image.Image, format_: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, *chunks: tuple[bytes, bytes], depth: int = 1, colour: int = 0) -> bytes:
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], depth: int = 1, color: int = 0) -> bytes:
     """A PNG of zeros, which deflates to nearly nothing."""
-    row = 1 + (width * depth * {0: 1, 2: 3, 6: 4}[colour] + 7) // 8
+    row = 1 + (width * depth * {0: 1, 2: 3, 6: 4}[color] + 7) // 8
     packer = zlib.compressobj(9)
     data = b"".join([packer.compress(bytes(row)) for _ in range(height)] + [packer.flush()])
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     all_chunks = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
     body = (struct.pack(">I", len(x)) + k + x + struct.pack(">I", zlib.crc32(k + x)) for k, x in all_chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)

@@ -61,7 +61,7 @@ def test_manifest_of_version_0_1_opens_with_its_old_keys(copy: Path) -> None:
         document["knows"] = "shapes"
         del document["description"]
         for variant in document["variants"].values():
-            variant["accuracy"]["num_pictures"] = variant["accuracy"].pop("num_images")
+            variant["accuracy"]["num_images"] = variant["accuracy"].pop("num_images")
 
     num_images = open_bundle(copy).manifest.variants["int8"].accuracy["num_images"]
     edit(copy, make_old)

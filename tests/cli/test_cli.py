@@ -137,7 +137,7 @@ def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, mon
 def test_demo_model_answers_and_says_what_it_knows() -> None:
     result = run("classify", RED_STAR, "--text", "a red star", "--text", "a blue circle")
     assert result.exit_code == 0
-    assert result.stderr.startswith("Using the demo model, which knows only coloured shapes")
+    assert result.stderr.startswith("Using the demo model, which knows only colored shapes")
     assert result.stderr.count("\n") == 1
 
 
@@ -172,7 +172,7 @@ def test_unreadable_images_do_not_stop_the_others(small_bundle: Path, tmp_path: 
         (["classify", "--text", "a"], 2, "Missing argument 'IMAGE...'"),
         (["classify", RED_STAR, "--text", "a", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
         (["classify", RED_STAR, "--text", "a", "--model", "/"], 4, "/ is not a model bundle"),
-        (["classify", RED_STAR, "--text", "a", "--variant", "q4"], 4, "has no variant 'q4'; it has int8"),
+        (["classify", RED_STAR, "--text", "a", "--variant", "q4"], 4, "has no variant 'q4'; it has fp32, int8"),
         (["classify", RED_STAR, "--text", "a", "--provider", "Nope"], 1, "Execution provider Nope is not available"),
         (["classify", RED_STAR, "--text", "a", "--template", "x"], 1, "The template 'x' has no {}"),
         (["classify", RED_STAR, "--text", "x" * 100_000], 1, "has 100,000 characters; at most 20,000"),

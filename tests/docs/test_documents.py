@@ -29,8 +29,6 @@ BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^>]+) -->\n)?^```(\w*)\n(.*?)^``
 OUTPUTS = ("text", "json", "csv")
 # Commands that need the network, minutes, or Ctrl-C; their blocks must say so.
 NOT_HERE = re.compile(r"^\s*(?:\w+=\S+ )?(?:curl|git|make|pip|ray|siglip-onnx (?:web|export|models pull))\b", re.M)
-# Until the pages and commands that change at the same time are merged.
-WAITING = ("bulk.md", "cli.md", "export.md", "models.md", "page.md", "web.md")
 FLOAT = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+")
 
 
@@ -57,11 +55,7 @@ def read_blocks(text: str) -> Iterator[Block]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_blocks_of_document(
-    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    if document.name in WAITING:
-        request.applymarker(pytest.mark.xfail(reason="the page or its commands are being rewritten"))
+def test_blocks_of_document(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = document.read_text(encoding="utf-8")
     if elsewhere := re.search(r"^<!-- run by: (\S+) -->$", text, re.M):
         assert document.name in (ROOT / elsewhere[1]).read_text(encoding="utf-8"), f"{elsewhere[1]} does not run it"

@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = re.compile(
-    r"\b(?:is no (?!longer|more|less)|anew\b|whoever\b|pictures?\b|told\b|goes on where\b)[^.\n]{0,30}", re.I
+    r"(?<!there )\b(?:is no (?!longer|more|less)|anew\b|whoever\b|pictures?\b|told\b|goes on where\b)[^.\n]{0,30}", re.I
 )
 # Names of version 0.1 that are still accepted.
-ALLOWED = re.compile(r"`(?:pictures?|picture_ids|open_picture|Picture|SAMPLE_PICTURES_PATH|num_pictures)`")
+ALIASES = {"bench/schema.py", "web/app.py", "web/inputs.py", "web/schemas.py"}  # modules that accept them
+ALLOWED = re.compile(r"`(?:pictures?|picture_ids|open_picture|Picture|SAMPLE_PICTURES_PATH|num_images)`")
 
 
 def documents() -> Iterator[tuple[str, str]]:
@@ -30,7 +29,9 @@ def documents() -> Iterator[tuple[str, str]]:
 
 def strings_of_package() -> Iterator[tuple[str, str]]:
     """Yield the place and text of each string of the package: docstrings, help texts, messages; names are left out."""
-    for path in (ROOT / "siglip_onnx").rglob("*.py"):
+    for path in sorted((ROOT / "siglip_onnx").rglob("*.py")):
+        if path.relative_to(ROOT / "siglip_onnx").as_posix() in ALIASES:
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
@@ -41,12 +42,10 @@ def dialect(texts: Iterator[tuple[str, str]]) -> list[str]:
     return [f"{place}: {match[0]}" for place, text in texts for match in FORBIDDEN.finditer(ALLOWED.sub("", text))]
 
 
-@pytest.mark.xfail(reason="until the branches that rewrite these documents are merged", strict=False)
 def test_language_of_documents() -> None:
     assert dialect(documents()) == []
 
 
-@pytest.mark.xfail(reason="until the branches that rewrite these modules are merged", strict=False)
 def test_language_of_package() -> None:
     assert dialect(strings_of_package()) == []
 

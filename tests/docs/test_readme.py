@@ -61,7 +61,6 @@ def test_parity_of_the_readme_is_that_of_the_results() -> None:
     assert all(one["layers"] == [12, 12] for name, one in checkpoints.items() if "-base-" in name)
 
 
-@pytest.mark.xfail(reason="docs/web.md and docs/export.md are being written", strict=False)
 def test_links_of_the_documents_lead_somewhere() -> None:
     for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):

@@ -13,7 +13,7 @@ import siglip_onnx
 from demo_world.captions import choose_claim, describe, foil
 from demo_world.drawing import draw
 from demo_world.evaluation import evaluate
-from demo_world.lexicon import COLOURS, NEVER_SHOWN, SHAPES, TRAINED_PAIRS, WORDS
+from demo_world.lexicon import COLORS, NEVER_SHOWN, SHAPES, TRAINED_PAIRS, WORDS
 from demo_world.scene import ANY, Scene, draw_scene, match_targets
 from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 from siglip_onnx.demo import IMAGES_PATH
@@ -23,23 +23,23 @@ from siglip_onnx.image.decode import load_image
 def test_accuracy_on_new_images() -> None:
     """Limits are the model card's figures less the spread of so few images."""
     model = siglip_onnx.load("demo")
-    accuracy = evaluate(model.encode_images, model.encode_texts, num_pictures=60, seed=77)
+    accuracy = evaluate(model.encode_images, model.encode_texts, num_images=60, seed=77)
     for language in ("en", "ja"):
-        assert accuracy[f"colour and shape, trained, {language}"] >= 0.95
-        assert accuracy[f"colour and shape, never shown, {language}"] >= 0.9
+        assert accuracy[f"color and shape, trained, {language}"] >= 0.95
+        assert accuracy[f"color and shape, never shown, {language}"] >= 0.9
         assert accuracy[f"printed word among 20, {language}"] >= 0.9
         assert accuracy[f"count 1-6, {language}"] >= 0.9
 
 
 def test_package_stays_small() -> None:
     files = [path for path in (siglip_onnx.hub.DEMO_PATH.parent).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 6_000_000
+    assert sum(path.stat().st_size for path in files) <= 10_500_000
 
 
 def test_embedded_files_match_the_manifest() -> None:
     bundle = siglip_onnx.load("demo").bundle
     assert bundle.verify_files() == []
-    assert set(bundle.manifest.variants) == {"int8"}
+    assert set(bundle.manifest.variants) == {"fp32", "int8"}
     assert bundle.manifest.description
     assert json.loads((DEMO_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
 
@@ -60,17 +60,17 @@ def test_sample_images_are_those_of_the_script(tmp_path: Path) -> None:
 
 
 def test_never_shown_pairs_are_neither_drawn_nor_named() -> None:
-    """Two of ten shapes for each colour, and two of ten colours for each shape."""
+    """Two of ten shapes for each color, and two of ten colors for each shape."""
     assert len(NEVER_SHOWN) == 20
-    assert {colour for colour, _ in NEVER_SHOWN} == set(range(len(COLOURS)))
+    assert {color for color, _ in NEVER_SHOWN} == set(range(len(COLORS)))
     assert {shape for _, shape in NEVER_SHOWN} == set(range(len(SHAPES)))
     rng = np.random.default_rng(0)
     for _ in range(2000):
         scene = draw_scene(rng)
         claim = choose_claim(scene, rng)
         for drawn in (scene, claim, foil(claim, rng)):
-            assert (drawn.colour, drawn.shape) not in NEVER_SHOWN
-            assert (drawn.colour2, drawn.shape2) not in NEVER_SHOWN
+            assert (drawn.color, drawn.shape) not in NEVER_SHOWN
+            assert (drawn.color2, drawn.shape2) not in NEVER_SHOWN
 
 
 def test_claims_are_true_and_foils_are_not() -> None:
@@ -105,8 +105,8 @@ def test_richer_true_claims_get_higher_targets(claim: Scene, target: float) -> N
 
 
 def test_pairs_are_matched_from_either_side() -> None:
-    scene = Scene(1, 0, 1, relation=0, colour2=2, shape2=3, dark=0)
-    exchanged = replace(scene, colour=2, shape=3, colour2=1, shape2=0, count=ANY)
+    scene = Scene(1, 0, 1, relation=0, color2=2, shape2=3, dark=0)
+    exchanged = replace(scene, color=2, shape=3, color2=1, shape2=0, count=ANY)
     targets = match_targets([scene], [replace(scene, count=ANY), exchanged, Scene(2, 3, 1), Scene(1, 3)])[0]
     assert targets[0] > 0.9
     assert targets[1] == 0
@@ -116,8 +116,8 @@ def test_pairs_are_matched_from_either_side() -> None:
 
 def test_every_scene_can_be_drawn() -> None:
     rng = np.random.default_rng(2)
-    for colour, shape in TRAINED_PAIRS:
-        image = np.asarray(draw(Scene(colour, shape, 6, dark=0), rng, 64))
+    for color, shape in TRAINED_PAIRS:
+        image = np.asarray(draw(Scene(color, shape, 6, dark=0), rng, 64))
         assert image.shape == (64, 64, 3)
         assert image.std() > 5
     for word in range(len(WORDS)):
@@ -133,7 +133,7 @@ def test_training_stops_and_resumes(tmp_path: Path) -> None:
     from siglip_onnx.export.pipeline import export_bundle
     from train_demo import main
 
-    settings = ["--batch-size", "4", "--num-pictures", "1000", "--save-every", "2", "--num-evaluated", "6"]
+    settings = ["--batch-size", "4", "--num-images", "1000", "--save-every", "2", "--num-evaluated", "6"]
     for steps in ("2", "3"):
         result = CliRunner().invoke(main, [str(tmp_path / "run"), "--steps", steps, *settings], catch_exceptions=False)
         assert result.exit_code == 0
@@ -141,4 +141,4 @@ def test_training_stops_and_resumes(tmp_path: Path) -> None:
     assert training["steps"] == 3
     assert [run["from_step"] for run in training["runs"]] == [0, 2]
     export_bundle(tmp_path / "run", tmp_path / "bundle", precisions=["int8"])
-    assert siglip_onnx.load(tmp_path / "bundle").encode_texts(["赤い丸"]).shape == (1, 192)
+    assert siglip_onnx.load(tmp_path / "bundle").encode_texts(["赤い丸"]).shape == (1, 128)

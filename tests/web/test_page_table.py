@@ -12,11 +12,11 @@ pytest.importorskip("fastapi")
 pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import expect
-from siglip_onnx.cli.table import three_digits
 from support.web_page import NewPage, add, choose, probabilities, rows, texts_of
 from support.web_server import EGGS_PATH, STAR_PATH, running
 
 import siglip_onnx
+from siglip_onnx.cli.output import format_probability
 
 pytestmark = pytest.mark.web
 
@@ -28,7 +28,7 @@ def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
     add(page, "青い星", "six eggs")
     assert texts_of(page) == ["a red star", "青い星", "six eggs"]
     expected = siglip_onnx.load("demo").classify(STAR_PATH, texts_of(page))
-    assert probabilities(page) == [three_digits(match.probability) for match in expected]
+    assert probabilities(page) == [format_probability(match.probability) for match in expected]
     logits = page.locator("#table tbody td.number[data-label=Logit]").all_inner_texts()
     assert logits == [f"{match.logit:.2f}" for match in expected]
     shares = page.locator("#table tbody td.number[data-label=Share]").all_inner_texts()
@@ -59,7 +59,7 @@ def test_numbers_are_formatted_as_on_the_command_line(new_page: NewPage) -> None
     page = new_page()
     values = [0.5, 0.1234, 0.00123, 0.000999, 1.4e-4, 3.3e-12, 0.9994, 0.99951, 0.99999, 1e-9, 0.001, 0.0995, 0.9999951]
     script = "async (values) => { const m = await import('/static/format.js'); return values.map(m.threeDigits) }"
-    assert page.evaluate(script, [[value, 1 - value] for value in values]) == [three_digits(v) for v in values]
+    assert page.evaluate(script, [[value, 1 - value] for value in values]) == [format_probability(v) for v in values]
     script = """async (logits) => { const m = await import('/static/format.js');
         return logits.map((logit) => m.threeDigits(m.sigmoid(logit))) }"""
     formatted = page.evaluate(script, [-700, -200, -20.86, 0, 7.7, 20, 200, 700])
@@ -140,7 +140,7 @@ def test_template_change_recomputes_the_table(new_page: NewPage) -> None:
     page.fill("#template", "a {} on a light background")
     page.press("#template", "Enter")
     expected = siglip_onnx.load("demo").classify(STAR_PATH, ["red star"], template="a {} on a light background")
-    expect(page.locator(".bar > span:last-child")).to_have_text(three_digits(expected[0].probability))
+    expect(page.locator(".bar > span:last-child")).to_have_text(format_probability(expected[0].probability))
     assert parse_qs(urlsplit(page.url).fragment)["template"] == ["a {} on a light background"]
 
 
@@ -167,13 +167,13 @@ def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
         add(page, "a red circle", "犬")
         int8, fp32 = (model.classify(STAR_PATH, ["a red circle", "犬"]) for model in models)
         expected = [match.probability for pair in zip(int8, fp32, strict=True) for match in pair]
-        assert probabilities(page) == [three_digits(probability) for probability in expected]
+        assert probabilities(page) == [format_probability(probability) for probability in expected]
         assert page.locator("#table tbody td.model").first.inner_text().split()[-1] == "fp32"
         largest = max(abs(one.probability - other.probability) for one, other in zip(int8, fp32, strict=True))
-        expect(page.locator("#difference")).to_contain_text(f"at most {three_digits(largest)}")
+        expect(page.locator("#difference")).to_contain_text(f"at most {format_probability(largest)}")
         page.click("#heat-run")
         expect(page.locator("#heat tbody tr")).to_have_count(2)
         cell = page.locator("#heat tbody td").first
-        expect(cell).to_have_text(three_digits(int8[0].probability))
+        expect(cell).to_have_text(format_probability(int8[0].probability))
         page.select_option("#heat-model", label="fp32")
-        expect(cell).to_have_text(three_digits(fp32[0].probability))
+        expect(cell).to_have_text(format_probability(fp32[0].probability))
