@@ -42,11 +42,17 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
     """
     path = find_tokenizer(source)
     if path is None:
-        raise CheckpointError(f"{source} has neither {SENTENCEPIECE} nor {TOKENIZER}; SigLIP needs its tokenizer.")
-    document = _from_fast_tokenizer(path) if path.suffix == ".json" else _from_sentencepiece(path)
-    if cleaning is not None:
-        document = _clean_as_open_clip(document, path, cleaning)
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
+        problem = f"has neither {SENTENCEPIECE} nor {TOKENIZER}" if source.is_dir() else "is not a file"
+        raise CheckpointError(f"{source} {problem}; SigLIP needs its tokenizer.")
+    try:
+        document = _from_fast_tokenizer(path) if path.suffix == ".json" else _from_sentencepiece(path)
+        if cleaning is not None:
+            document = _clean_as_open_clip(document, path, cleaning)
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the class that the tokenizers library raises
+        raise CheckpointError(f"{path} is not a tokenizer of SigLIP ({error!r:.200}). Download it again.") from error
     if tokenizer.get_vocab_size() > vocab_size:
         raise CheckpointError(
             f"The tokenizer of {source} has {tokenizer.get_vocab_size()} pieces, but the text tower only "
@@ -168,7 +174,8 @@ def _clean_as_open_clip(document: Json, path: Path, cleaning: str) -> Json:
     tokenizer. Added tokens are looked for before the cleaning here and after it there, so those that the cleaning
     changes, such as ``</s>``, are dropped: no cleaned text contains them.
     """
-    steps, published = OPEN_CLIP_CLEANING[cleaning], json.loads(path.read_text()) if path.suffix == ".json" else {}
+    steps = OPEN_CLIP_CLEANING[cleaning]
+    published = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else {}
     following = _parts(published.get("normalizer"), "normalizers")
     if document["model"]["type"] == "Unigram":
         # The published Metaspace becomes a part of the normalizer; of the rest only the table changes letters.

@@ -26,6 +26,8 @@ import siglip_onnx
 from siglip_onnx.errors import CheckpointError
 from siglip_onnx.export.checkpoint import open_checkpoint
 from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.export.tokenizer import write_tokenizer
+from siglip_onnx.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,38 @@ def test_texts_are_cleaned_as_open_clip_does(open_clip: Path, reference: Path, t
         ("赤い、丸", "赤い、丸"),
     ):
         assert_array_equal(model.tokenize([text]), plain.tokenize([cleaned]), err_msg=text)
+
+
+def test_the_published_tokenizer_follows_the_cleaning(tmp_path: Path) -> None:
+    """A prefix only where the published Metaspace has one, and the padding token that its config names."""
+    vocab = [
+        ["<pad>", 0.0],
+        ["</s>", 0.0],
+        ["<unk>", 0.0],
+        ["▁", -3.0],
+        ["a", -1.0],
+        ["▁a", -1.5],
+        ["▁b", -1.5],
+        ["b", -2.0],
+    ]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "split": True}
+    for scheme, expected in (("always", [5, 6, 1, 0]), ("never", [4, 6, 1, 0])):
+        document = {
+            "version": "1.0",
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [metaspace | {"prepend_scheme": scheme}]},
+            "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab},
+        }
+        write_json(tmp_path / "tokenizer.json", document)
+        write_json(tmp_path / "tokenizer_config.json", {"pad_token": {"content": "<pad>"}})
+        for cleaning in ("lower", "canonicalize"):
+            write_tokenizer(tmp_path, tmp_path / "out.json", text_length=4, vocab_size=9, cleaning=cleaning)
+            assert_array_equal(Tokenizer(tmp_path / "out.json", 4)([" A  b "]), [expected])
+    for damaged in ([], {"type": "Sequence", "normalizers": [1]}, {"type": "Nothing"}):
+        write_json(
+            tmp_path / "tokenizer.json", document | {"normalizer": damaged, "model": document["model"] | {"vocab": 7}}
+        )
+        with pytest.raises(CheckpointError, match=r"is not a tokenizer of SigLIP"):
+            write_tokenizer(tmp_path, tmp_path / "out.json", text_length=4, vocab_size=9, cleaning="lower")
 
 
 def test_a_file_of_marqo_has_a_prefix(open_clip: Path, reference: Path) -> None:

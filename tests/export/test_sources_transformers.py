@@ -90,8 +90,9 @@ def test_other_models_are_named(
 
 def test_gguf_is_named(tmp_path: Path) -> None:
     (tmp_path / "mmproj.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match="holds GGUF files"):
-        open_checkpoint(tmp_path)
+    for path in (tmp_path, tmp_path / "mmproj.gguf"):
+        with pytest.raises(CheckpointError, match="is of GGUF files"):
+            open_checkpoint(path)
 
 
 def test_sentence_transformers(transformers5: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
 from .open_clip import is_open_clip, open_open_clip
 from .peft import ADAPTER_CONFIG, open_peft
-from .refused import refuse_files
+from .refused import refuse_gguf
 from .source import TWO_TOWERS, Request, Source
 
 __all__ = ["Request", "Source", "open_source"]
@@ -32,6 +32,7 @@ def open_source(request: Request) -> Source:
     if path.suffix == NPZ and path.is_file() and request.base is None:
         return open_big_vision(request)
     if not path.is_dir():
+        refuse_gguf(path)
         problem = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
             f"{path} {problem}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face "
@@ -50,7 +51,7 @@ def _open_folder(request: Request) -> Source:
     if is_open_clip(request.path):
         return open_open_clip(request)
     if not (request.path / CONFIG).exists():
-        refuse_files(request.path)
+        refuse_gguf(request.path)
         archives = sorted(request.path.glob(f"*{NPZ}"))
         if len(archives) == 1:
             return open_big_vision(replace(request, path=archives[0]))

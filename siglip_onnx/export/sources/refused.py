@@ -44,11 +44,11 @@ def _name_kind(document: Json) -> str | None:
     return next((kind for kind, applies in kinds.items() if applies), None)
 
 
-def refuse_files(folder: Path) -> None:
-    """Raise for a folder without ``config.json`` that holds something recognizable.
+def refuse_gguf(path: Path) -> None:
+    """Raise for a GGUF file, or a folder of some.
 
     Raises:
-        CheckpointError: it says what the folder holds.
+        CheckpointError: it is one.
     """
-    if any(folder.glob("*.gguf")):
-        raise CheckpointError(f"{folder} holds GGUF files, which have no text tower. {TWO_TOWERS}.")
+    if path.suffix == ".gguf" or any(path.glob("*.gguf")):
+        raise CheckpointError(f"{path} is of GGUF files, which have no text tower. {TWO_TOWERS}.")
