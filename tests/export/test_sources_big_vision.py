@@ -159,6 +159,15 @@ def test_arrays_that_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_other_arrays_of_a_tower_are_refused(arrays: Arrays, small_checkpoint: Path, tmp_path: Path) -> None:
+    """For example the projection of images that other models of big_vision have."""
+    np.savez(tmp_path / "model.npz", **arrays, **{"params/img/head/kernel": np.eye(64, dtype=np.float32)})
+    with pytest.raises(
+        CheckpointError, match="has 1 weights that a SigLIP does not have, the first is 'img/head/kernel'"
+    ):
+        open_checkpoint(tmp_path / "model.npz", tokenizer=small_checkpoint)
+
+
 def test_truncated_and_several_files(arrays: Arrays, tmp_path: Path) -> None:
     file = tmp_path / "model.npz"
     np.savez(file, **arrays)

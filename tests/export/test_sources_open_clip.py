@@ -226,6 +226,28 @@ def test_weights_that_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_would_be_left_out_are_refused(open_clip: Path, reference: Path) -> None:
+    weights = open_clip_weights(reference) | {"text.attn_mask": np.zeros((16, 16), np.float32)}
+    save_file(weights, open_clip / "open_clip_model.safetensors")
+    open_checkpoint(open_clip).opened.close()
+    save_file(weights | {"visual.trunk.blocks.0.ls1.gamma": np.ones(48)}, open_clip / "open_clip_model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"has 1 weights that a SigLIP does not have, .*'visual\.trunk\.blocks\.0\.ls1"
+    ):
+        open_checkpoint(open_clip)
+
+
+def test_a_folder_without_config(open_clip: Path, reference: Path) -> None:
+    (open_clip / "open_clip_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has open_clip_model\.safetensors, but not the open_clip_config\.json"):
+        open_checkpoint(open_clip)
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(reference / name, open_clip)
+    (open_clip / "open_clip_model.safetensors").rename(open_clip / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has weights of open_clip, but no open_clip_config\.json"):
+        open_checkpoint(open_clip)
+
+
 def test_a_folder_without_weights(open_clip: Path) -> None:
     (open_clip / "open_clip_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="has neither open_clip_model"):

@@ -161,6 +161,13 @@ def test_adapters_that_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_an_adapter_without_its_config(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", low_rank(Q, 64, 64))
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has adapter_model\.safetensors, but not the adapter_config\.json"):
+        open_checkpoint(adapter)
+
+
 def test_another_base_is_refused(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", low_rank(Q, 64, 64))
     other = make_checkpoint(tmp_path / "other", "narrow_text_is_projected")

@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ...config import CONFIG, WEIGHTS
+from ...config import CONFIG, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from ...errors import CheckpointError
 from ...system.names import check_name
 from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
 from .open_clip import is_open_clip, open_open_clip
-from .peft import ADAPTER_CONFIG, open_peft
+from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_peft
 from .refused import refuse_gguf
 from .source import TWO_TOWERS, Request, Source
 
@@ -52,12 +52,23 @@ def _open_folder(request: Request) -> Source:
         return open_open_clip(request)
     if not (request.path / CONFIG).exists():
         refuse_gguf(request.path)
+        _refuse_without_config(request.path)
         archives = sorted(request.path.glob(f"*{NPZ}"))
         if len(archives) == 1:
             return open_big_vision(replace(request, path=archives[0]))
         if archives:
             raise CheckpointError(f"{request.path} has {len(archives)} {NPZ} files. Give one of them.")
     return open_hugging_face(request)
+
+
+def _refuse_without_config(folder: Path) -> None:
+    """Raise for weights whose names tell the layout, without the config of that layout."""
+    for names, config in ((OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG), (ADAPTER_WEIGHTS, ADAPTER_CONFIG)):
+        for name in names:
+            if (folder / name).exists():
+                raise CheckpointError(
+                    f"{folder} has {name}, but not the {config} that belongs to it. Download that too."
+                )
 
 
 def _transformer_folder(path: Path) -> Path:

@@ -51,7 +51,10 @@ def open_big_vision(request: Request) -> Source:
             f"{TOKENIZER}, for example from a SigLIP checkpoint on the Hugging Face Hub with the same vocabulary."
         )
     config = _read_config(tensors)
-    vision = config["vision_config"]
+    named = Tensors(
+        [*_vision(tensors, config["vision_config"]), *_text(tensors, config["text_config"]), *_head(tensors)]
+    )
+    tensors.check_all_used(path)
     return Source(
         layout="big_vision",
         path=path,
@@ -59,7 +62,7 @@ def open_big_vision(request: Request) -> Source:
         config=config,
         preprocessor_path=path,
         preprocessor=_preprocessor(config),
-        tensors=Tensors([*_vision(tensors, vision), *_text(tensors, config["text_config"]), *_head(tensors)]),
+        tensors=named,
         weight_files=(path,),
         tokenizer=request.tokenizer,
         facts={"layout": "big_vision"},

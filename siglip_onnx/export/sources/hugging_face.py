@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...config import CONFIG, CONFIGS, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, WITHOUT_EFFECT, read_document
+from ...config import (
+    CONFIG,
+    CONFIGS,
+    OPEN_CLIP_CONFIG,
+    PREPROCESSOR_CONFIG,
+    PROCESSOR_CONFIG,
+    WITHOUT_EFFECT,
+    read_document,
+)
 from ...errors import CheckpointError
 from .refused import refuse_config
 from .source import Json, Report, Request, Source
@@ -30,6 +38,8 @@ def open_hugging_face(request: Request) -> Source:
     preprocessor_path, preprocessor = _read_preprocessor(folder)
     weight_files = find_weights(folder, TRANSFORMERS_FILES)
     tensors = open_weights(weight_files, request.opened).without_prefix(*_ANCHORS)
+    if any("visual.trunk." in name for name in tensors):
+        raise CheckpointError(f"{folder} has weights of open_clip, but no {OPEN_CLIP_CONFIG}. Download that too.")
     return Source(
         layout="transformers",
         path=folder,

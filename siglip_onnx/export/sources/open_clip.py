@@ -32,6 +32,7 @@ from .weight_files import TRANSFORMERS_FILES, find_weights, open_weights
 
 _TRUNK, _TEXT = "visual.trunk.", "text."
 _ANCHORS = (_TRUNK, "text.transformer.")
+_BUFFERS = ("attn_mask",)  # not weights
 _NUM_HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
 _TRUNK_NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)(?:\..*)?")
 _TANH_TRUNK = re.compile(r"vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt_patch16)")
@@ -78,6 +79,14 @@ def open_open_clip(request: Request) -> Source:
     weight_files = find_weights(folder, (*OPEN_CLIP_WEIGHTS, *TRANSFORMERS_FILES))
     tensors = open_weights(weight_files, request.opened).without_prefix(*_ANCHORS)
     config = _read_config(tensors, vision, text, trunk, path)
+    named = Tensors(
+        [
+            *_vision_tensors(tensors, config["vision_config"]["num_hidden_layers"]),
+            *_text_tensors(tensors, config["text_config"]["num_hidden_layers"]),
+            *_head(tensors),
+        ]
+    )
+    tensors.check_all_used(weight_files[0], _BUFFERS)
     cleaning = _read_cleaning(text, path)
     tokenizer = find_tokenizer(folder, (TOKENIZER, SENTENCEPIECE)) or request.tokenizer
     if tokenizer is None:
@@ -92,13 +101,7 @@ def open_open_clip(request: Request) -> Source:
         config=config,
         preprocessor_path=path,
         preprocessor=_read_preprocessor(document, config["vision_config"]["image_size"], path),
-        tensors=Tensors(
-            [
-                *_vision_tensors(tensors, config["vision_config"]["num_hidden_layers"]),
-                *_text_tensors(tensors, config["text_config"]["num_hidden_layers"]),
-                *_head(tensors),
-            ]
-        ),
+        tensors=named,
         weight_files=weight_files,
         tokenizer=tokenizer,
         cleaning=cleaning,

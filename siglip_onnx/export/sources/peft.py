@@ -26,7 +26,7 @@ from .tensor import Tensor, Tensors
 from .weight_files import find_weights, open_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
-_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX, _TOWERS = "base_model.model.", ("vision_model.", "text_model.")
 # Other settings than these are refused if they are on: they change what the weights mean.
 _KNOWN = frozenset(
@@ -60,7 +60,7 @@ def open_peft(request: Request, open_base: Callable[[Request], Source]) -> Sourc
     settings = read_document(path)
     _check_settings(settings, path)
     base_path = _find_base(request, settings)
-    weight_files = find_weights(request.path, _FILES)
+    weight_files = find_weights(request.path, ADAPTER_WEIGHTS)
     adapter = open_weights(weight_files, request.opened)
     adapter = Tensors({name.removeprefix(_PREFIX): tensor for name, tensor in adapter.items()}).without_prefix(*_TOWERS)
     base = open_base(replace(request, path=base_path, base=None))

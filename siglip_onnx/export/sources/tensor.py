@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401 - registers bfloat16, in which some checkpoints are saved, with numpy
@@ -70,7 +71,32 @@ class Tensor:
 
 
 class Tensors(dict[str, Tensor]):
-    """Tensors by name; a missing one is a CheckpointError."""
+    """Tensors by name; a missing one is a CheckpointError. Names that were looked up are remembered."""
+
+    def __init__(self, *tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        super().__init__(*tensors)
+        self._used: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._used.add(name)
+        return super().__getitem__(name)
+
+    def check_all_used(self, path: Path, ignored: tuple[str, ...] = ()) -> None:
+        """Check that the model has no weights besides those that were looked up: they would change the embeddings.
+
+        Args:
+            path: the file that the error names.
+            ignored: ends of names that may be left over.
+
+        Raises:
+            CheckpointError: it has one.
+        """
+        unused = sorted(name for name in self.keys() - self._used if not name.endswith(ignored))
+        if unused:
+            raise CheckpointError(
+                f"{path} has {len(unused)} weights that a SigLIP does not have, the first is {unused[0]!r}. They may "
+                "change the embeddings; export the checkpoint in the layout of transformers."
+            )
 
     def __missing__(self, name: str) -> Tensor:
         raise CheckpointError(f"The checkpoint lacks the weight {name!r}. Download it again.")
