@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 from safetensors.numpy import save_file
-from support.checkpoints import make_checkpoint
+from support.checkpoints import make_checkpoint, make_naflex_checkpoint
 from support.layouts import assert_embeddings_of, read_json, weights_of, write_json, write_transformers5
 
 import siglip_onnx
@@ -35,6 +35,14 @@ def test_transformers_5(transformers5: Path, small_checkpoint: Path, tmp_path: P
     assert preprocessor["size"] == {"height": 32, "width": 32}
     assert read_json(tmp_path / "out" / "config.json")["vision_config"]["image_size"] == 32
     assert siglip_onnx.load(tmp_path / "out").bundle.preprocessor.resample == 2
+
+
+def test_naflex_of_transformers_5(tmp_path: Path) -> None:
+    plain = make_naflex_checkpoint(tmp_path / "naflex")
+    with open_checkpoint(write_transformers5(plain, tmp_path / "v5")) as checkpoint, open_checkpoint(plain) as expected:
+        assert checkpoint.config == expected.config
+        assert checkpoint.preprocessor == expected.preprocessor
+        assert checkpoint.weights.shape("logit_bias") == (1,)
 
 
 def test_configs_of_transformers_4_are_copied(small_checkpoint: Path, small_bundle: Path) -> None:

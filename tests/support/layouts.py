@@ -47,11 +47,14 @@ def write_transformers5(checkpoint: Path, out: Path) -> Path:
     save_file(weights, out / "model.safetensors", {"format": "pt"})
     config = read_json(checkpoint / "config.json")
     config.pop("torch_dtype", None)
-    size = config["vision_config"]["image_size"]
+    size = config["vision_config"].get("image_size")
     config |= {"dtype": "float32", "transformers_version": "5.24.0", "use_cache": True, "projection_dim": 512}
-    config["vision_config"] |= {"image_size": [size, size], "vision_use_head": True, "dtype": "float32"}
+    config["vision_config"] |= {"vision_use_head": True, "dtype": "float32"}
+    image_processor = read_json(checkpoint / "preprocessor_config.json") | {"do_convert_rgb": True}
+    if size is not None:
+        config["vision_config"]["image_size"] = [size, size]
+        image_processor["size"] = size
     write_json(out / "config.json", config)
-    image_processor = read_json(checkpoint / "preprocessor_config.json") | {"do_convert_rgb": True, "size": size}
     image_processor.pop("processor_class", None)
     write_json(
         out / "processor_config.json", {"image_processor": image_processor, "processor_class": "SiglipProcessor"}
