@@ -186,6 +186,8 @@ def edit(document: dict[str, Any], part: str, **values: Any) -> None:
         (lambda d: edit(d, "model", quick_gelu=True), "model_cfg.quick_gelu"),
         (lambda d: edit(d, "images", resize_mode="shortest"), "resize_mode 'shortest'"),
         (lambda d: edit(d, "images", interpolation="random"), "interpolation 'random'"),
+        (lambda d: edit(d, "images", interpolation=["bicubic"]), "interpolation"),
+        (lambda d: edit(d, "text", tokenizer_kwargs={"clean": []}), "expected only 'clean'"),
         (lambda d: edit(d, "images", mean=[0.5]), "image_mean .* expected 3 finite"),
         (lambda d: d.update(model_cfg=[]), "has no object model_cfg"),
         (lambda d: d.pop("preprocess_cfg"), "has no object preprocess_cfg"),
@@ -206,11 +208,11 @@ def test_configs_that_are_refused(
     ("name", "shape", "message"),
     [
         ("visual.trunk.blocks.1.attn.qkv.weight", None, "lacks the weight 'visual.trunk.blocks.1.attn.qkv.weight'"),
-        ("visual.trunk.blocks.1.attn.qkv.weight", (145, 48), "must have a multiple of 3 rows"),
+        ("visual.trunk.blocks.1.attn.qkv.weight", (145, 48), "expected a multiple of 3 rows"),
         ("visual.trunk.pos_embed", (1, 15, 48), r"has shape \(15, 48\), but config.json implies \(16, 48\)"),
         ("visual.trunk.patch_embed.proj.weight", (48, 3), "expected 4 dimensions"),
         ("text.token_embedding.weight", (), "expected 2 dimensions"),
-        ("logit_bias", (2,), r"cannot have shape \(1,\)"),
+        ("logit_bias", (2,), r"which cannot become \(1,\)"),
     ],
 )
 def test_weights_that_are_refused(

@@ -84,7 +84,7 @@ def _transformer_folder(path: Path) -> Path:
         folder = str(modules[0]["path"])
         if folder:
             check_name(folder)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{listing} is damaged ({error!r}). Download the checkpoint again.") from error
     unsupported = [kind for kind in kinds[1:] if kind != "Normalize"]
     if unsupported:

@@ -26,7 +26,7 @@ from .tensor import Tensor, Tensors, identity_layer, join_rows
 
 _DTYPES = {"<f4": "F32", "<f2": "F16", "<f8": "F64", "|V2": "BF16"}  # numpy has no bfloat16, and saves it as bytes
 _PREFIX = "params/"
-_PATCHES = "img/embedding/kernel"
+_PATCHES, _TOKENS = "img/embedding/kernel", "txt/Embed_0/embedding"
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _BLOCK = re.compile(r"(.*/encoderblock)_(\d+)/(.*)")
 _MAX_HEADER_BYTES = 10_000
@@ -45,7 +45,7 @@ def open_big_vision(request: Request) -> Source:
             f"{path} has no array {_PATCHES}, expected a checkpoint of big_vision with both towers of a SigLIP."
         )
     if request.tokenizer is None:
-        rows = tensors["txt/Embed_0/embedding"].shape[0]
+        rows = tensors[_TOKENS].check_dimensions(2).shape[0]
         raise CheckpointError(
             f"{path} has no tokenizer; give the one of its {rows:,} pieces with --tokenizer FILE, a {SENTENCEPIECE} or "
             f"{TOKENIZER}, for example from a SigLIP checkpoint on the Hugging Face Hub with the same vocabulary."
@@ -118,16 +118,15 @@ def _by_layer(arrays: Tensors) -> Tensors:
 
 
 def _read_config(tensors: Tensors) -> Json:
-    patches, positions = tensors[_PATCHES], tensors["img/pos_embedding"]
-    is_naflex = len(patches.shape) == 2
-    dim = patches.shape[-1] if patches.shape else 0
+    patches, positions = tensors[_PATCHES].check_dimensions(2, 4), tensors["img/pos_embedding"]
+    is_naflex, dim = len(patches.shape) == 2, patches.shape[-1]
     num_positions = math.prod(positions.shape) // max(dim, 1)
     patch_size = math.isqrt(patches.shape[0] // 3) if is_naflex else patches.shape[0]
     grid: Json = {"num_patches": num_positions} if is_naflex else {"image_size": math.isqrt(num_positions) * patch_size}
-    tokens, text_positions = tensors["txt/Embed_0/embedding"], tensors["txt/pos_embedding"]
+    tokens, text_positions = tensors[_TOKENS].check_dimensions(2), tensors["txt/pos_embedding"].check_dimensions(2, 3)
     text: Json = {
         "vocab_size": tokens.shape[0],
-        "max_position_embeddings": text_positions.shape[-2] if len(text_positions.shape) > 1 else 0,
+        "max_position_embeddings": text_positions.shape[-2],
         "projection_size": dim,
     }
     return {
@@ -139,12 +138,8 @@ def _read_config(tensors: Tensors) -> Json:
 
 
 def _encoder_config(tensors: Tensors, tower: str) -> Json:
-    query = tensors[f"{tower}/encoderblock_0/{_ATTENTION}/query/kernel"]
-    hidden = tensors[f"{tower}/encoderblock_0/MlpBlock_0/Dense_0/kernel"]
-    if len(query.shape) != 3 or len(hidden.shape) != 2:
-        raise CheckpointError(
-            f"Weight {query.name!r} has shape {query.shape}, expected (width, heads, width of a head)."
-        )
+    query = tensors[f"{tower}/encoderblock_0/{_ATTENTION}/query/kernel"].check_dimensions(3)
+    hidden = tensors[f"{tower}/encoderblock_0/MlpBlock_0/Dense_0/kernel"].check_dimensions(2)
     numbers = {match[2] for name in tensors if (match := _BLOCK.fullmatch(name)) and name.startswith(tower)}
     return {
         "hidden_size": query.shape[0],
@@ -191,7 +186,7 @@ def _vision(tensors: Tensors, config: Json) -> Iterator[tuple[str, Tensor]]:
 
 def _text(tensors: Tensors, config: Json) -> Iterator[tuple[str, Tensor]]:
     old, new, dim = "txt", "text_model", config["hidden_size"]
-    yield f"{new}.embeddings.token_embedding.weight", tensors[f"{old}/Embed_0/embedding"]
+    yield f"{new}.embeddings.token_embedding.weight", tensors[_TOKENS]
     positions = tensors[f"{old}/pos_embedding"].reshape(-1, dim)
     if f"{old}/Encoder_0/pos_embedding" in tensors:  # some old files have two tables, which are added
         more = tensors[f"{old}/Encoder_0/pos_embedding"].reshape(*positions.shape)

@@ -154,8 +154,8 @@ def _check_settings(settings: Json, part: str, path: Path) -> None:
 
 def _read_config(tensors: Tensors, vision: Json, text: Json, trunk: re.Match[str], path: Path) -> Json:
     """Return ``config.json``: sizes from the weights, the rest from open_clip's config and the trunk's name."""
-    patch = _sized(tensors[f"{_TRUNK}patch_embed.proj.weight"], 4)
-    tokens = _sized(tensors[f"{_TEXT}token_embedding.weight"], 2)
+    patch = tensors[f"{_TRUNK}patch_embed.proj.weight"].check_dimensions(4)
+    tokens = tensors[f"{_TEXT}token_embedding.weight"].check_dimensions(2)
     text_norm, text_act = text.get("norm_kwargs") or {}, text.get("act_kwargs") or {}
     if not isinstance(text_norm, dict) or set(text_norm) - {"eps"} or not isinstance(text_act, dict) or (
         text_act not in ({}, {"approximate": "tanh"}, {"approximate": "none"})
@@ -170,7 +170,7 @@ def _read_config(tensors: Tensors, vision: Json, text: Json, trunk: re.Match[str
         "model_type": SIGLIP,
         "vision_config": {
             "hidden_size": dim,
-            "intermediate_size": _sized(tensors[f"{_TRUNK}blocks.0.mlp.fc1.weight"], 2).shape[0],
+            "intermediate_size": tensors[f"{_TRUNK}blocks.0.mlp.fc1.weight"].check_dimensions(2).shape[0],
             "num_hidden_layers": _count_layers(tensors, f"{_TRUNK}blocks."),
             "num_attention_heads": _NUM_HEADS[trunk[1]],
             "hidden_act": "gelu_pytorch_tanh" if _TANH_TRUNK.match(trunk[0]) else "gelu",
@@ -180,24 +180,18 @@ def _read_config(tensors: Tensors, vision: Json, text: Json, trunk: re.Match[str
         },
         "text_config": {
             "hidden_size": tokens.shape[1],
-            "intermediate_size": _sized(tensors[f"{_TEXT}transformer.resblocks.0.mlp.c_fc.weight"], 2).shape[0],
+            "intermediate_size": tensors[f"{_TEXT}transformer.resblocks.0.mlp.c_fc.weight"]
+            .check_dimensions(2)
+            .shape[0],
             "num_hidden_layers": _count_layers(tensors, f"{_TEXT}transformer.resblocks."),
             "num_attention_heads": text.get("heads", 8),
             "hidden_act": "gelu_pytorch_tanh" if text_act.get("approximate") == "tanh" else "gelu",
             "layer_norm_eps": text_norm.get("eps", 1e-5),
             "vocab_size": tokens.shape[0],
-            "max_position_embeddings": _sized(tensors[f"{_TEXT}positional_embedding"], 2).shape[0],
+            "max_position_embeddings": tensors[f"{_TEXT}positional_embedding"].check_dimensions(2).shape[0],
             "projection_size": dim,
         },
     }
-
-
-def _sized(tensor: Tensor, dimensions: int) -> Tensor:
-    if len(tensor.shape) != dimensions:
-        raise CheckpointError(
-            f"Weight {tensor.name!r} has shape {tensor.shape}, expected {dimensions} dimensions. Download it again."
-        )
-    return tensor
 
 
 def _count_layers(tensors: Tensors, prefix: str) -> int:
@@ -207,11 +201,11 @@ def _count_layers(tensors: Tensors, prefix: str) -> int:
 def _read_cleaning(text: Json, path: Path) -> str:
     options = text.get("tokenizer_kwargs") or {}
     cleaning = options.get("clean", "whitespace") if isinstance(options, dict) else None
-    if cleaning not in OPEN_CLIP_CLEANING or set(options) - {"clean"}:
+    if not isinstance(cleaning, str) or cleaning not in OPEN_CLIP_CLEANING or set(options) - {"clean"}:
         raise CheckpointError(
             f"{path} has tokenizer_kwargs {options!r}, expected only 'clean', one of {', '.join(OPEN_CLIP_CLEANING)}."
         )
-    return str(cleaning)
+    return cleaning
 
 
 def _read_preprocessor(document: Json, image_size: Any, path: Path) -> Json:
@@ -223,7 +217,7 @@ def _read_preprocessor(document: Json, image_size: Any, path: Path) -> Json:
             "that 'squash' is expected."
         )
     filters = {name: number for number, name in RESAMPLE_FILTERS.items()}
-    if settings.get("interpolation") not in filters:
+    if str(settings.get("interpolation")) not in filters:
         raise CheckpointError(
             f"{path} has interpolation {settings.get('interpolation')!r}, expected one of {', '.join(filters)}."
         )
@@ -231,7 +225,7 @@ def _read_preprocessor(document: Json, image_size: Any, path: Path) -> Json:
         "image_processor_type": "SiglipImageProcessor",
         "do_resize": True,
         "size": {"height": image_size, "width": image_size},
-        "resample": filters[settings["interpolation"]],
+        "resample": filters[str(settings["interpolation"])],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -36,20 +36,26 @@ class Tensor:
         if -1 in shape and known and total % known == 0:
             shape = tuple(total // known if size == -1 else size for size in shape)
         if -1 in shape or math.prod(shape) != total:
-            raise self._error(f"cannot have shape {shape}")
+            raise self._error(f"which cannot become {shape}")
         return self.change(shape, lambda array: array.reshape(shape))
 
     def transpose(self, *axes: int) -> Tensor:
         """Reorder the dimensions, by default reverse the two."""
         order = axes or (1, 0)
         if len(self.shape) != len(order):
-            raise self._error(f"must have {len(order)} dimensions")
+            raise self._error(f"expected {len(order)} dimensions")
         return self.change(tuple(self.shape[axis] for axis in order), lambda array: array.transpose(order))
+
+    def check_dimensions(self, *numbers: int) -> Tensor:
+        """Return the tensor if it has one of these numbers of dimensions."""
+        if len(self.shape) not in numbers:
+            raise self._error(f"expected {' or '.join(map(str, numbers))} dimensions")
+        return self
 
     def part(self, number: int, parts: int) -> Tensor:
         """Return one of ``parts`` equal parts of the rows."""
         if not self.shape or self.shape[0] % parts:
-            raise self._error(f"must have a multiple of {parts} rows")
+            raise self._error(f"expected a multiple of {parts} rows")
         rows = self.shape[0] // parts
         shape = (rows, *self.shape[1:])
         return self.change(shape, lambda array: array[number * rows : (number + 1) * rows])
@@ -57,7 +63,7 @@ class Tensor:
     def row(self, number: int) -> Tensor:
         """Return one entry of the first dimension, which it drops."""
         if not self.shape or not 0 <= number < self.shape[0]:
-            raise self._error(f"must have more than {number} rows")
+            raise self._error(f"expected more than {number} rows")
         return self.change(self.shape[1:], lambda array: array[number])
 
     def change(self, shape: tuple[int, ...], change: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
@@ -66,7 +72,7 @@ class Tensor:
 
     def _error(self, problem: str) -> CheckpointError:
         return CheckpointError(
-            f"Weight {self.name!r} has shape {self.shape} and {problem}. Download the checkpoint again."
+            f"Weight {self.name!r} has shape {self.shape}, {problem}. Download the checkpoint again."
         )
 
 
