@@ -72,11 +72,7 @@ class ClassifierFacts:
 class Classifier:
     """A compiled classifier, loaded."""
 
-    def __init__(
-        self,
-        path: Path,
-        options: RuntimeOptions = DEFAULTS,
-    ) -> None:
+    def __init__(self, path: Path, options: RuntimeOptions = DEFAULTS) -> None:
         """Load ``path``; of the options, providers, threads, image limits and ``allow_truncated`` apply.
 
         Raises:

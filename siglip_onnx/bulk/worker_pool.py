@@ -12,13 +12,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from ..errors import JobError, SiglipOnnxError
-from .facts import Receipt
 from .job import open_job
-from .progress import Progress
+from .plan import Progress
+from .records import Receipt
 from .shard import Task, embed_shard
 from .spec import ModelSpec
 
@@ -45,14 +44,6 @@ class WorkerPool:
         self._progress, self._image_timeout = progress, image_timeout
         self._workers = [_Worker(job, model) for _ in range(workers)]
         self._crashes = 0
-
-    def __enter__(self) -> WorkerPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Receipt]]:
         """Run every task; yield shards and receipts in the order in which they finish.
@@ -219,7 +210,7 @@ def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
         _send(connection, "exception", f"{type(error).__name__}: {error}")
 
 
-class _PipeProgress:
+class _PipeProgress(Progress):
     """Sends the progress of a shard to the pool."""
 
     def __init__(self, connection: Connection) -> None:

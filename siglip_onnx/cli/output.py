@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from wcwidth import wcswidth, wcwidth
 
 from ..bundle.manifest import read_manifest
 from ..demo import BUNDLE_PATH
-from ..errors import ImageError
+from ..errors import ImageError, SiglipOnnxError
 
 Result = TypeVar("Result")
 FAILED, SOME_FAILED = 1, 3
@@ -27,6 +29,15 @@ def warn(message: object) -> None:
     click.echo(f"siglip-onnx: {message}", err=True)
 
 
+@contextmanager
+def writing(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn an OSError into a SiglipOnnxError that names the file to be written, and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise SiglipOnnxError(f"{path} cannot be written: {error.strerror or error}.{advice}") from error
+
+
 def report_demo_model() -> None:
     """Say which model is used where the user named none, and what it knows."""
     report(f"Using the demo model, which knows only {read_manifest(BUNDLE_PATH).description}.")
@@ -40,6 +51,11 @@ def report_errors(results: Iterable[Result | ImageError]) -> list[Result | Image
             warn(result)
         collected.append(result)
     return collected
+
+
+def describe_error(image: str, error: ImageError) -> dict[str, Any]:
+    """Return what JSON says of an image that cannot be read."""
+    return {"image": image, "error": str(error), "status": error.status}
 
 
 def exit_code(results: Sequence[object]) -> int:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..bundle.folder import verify_folder
+from ..bundle.folder import folder_problems
 from ..bundle.manifest import MANIFEST
-from ..errors import BundleError, CacheError, ModelNotFoundError
+from ..errors import CacheError, ModelNotFoundError
 from ..system.cache_dir import CACHE_VARIABLE, models_folder
 from ..system.files import remove as remove_tree
 from ..system.files import remove_stale_parts, replace_folder, write_atomic
@@ -100,18 +100,11 @@ def quarantine(model: CachedModel) -> None:
     Nothing happens if another process has already done so.
     """
     with locked(model.name), cache_errors():
-        if not model.folder.exists() or _is_sound(model.folder):
+        if not model.folder.exists() or not folder_problems(model.folder):
             return
         target = model.folder.with_name(f"{model.revision}{CORRUPT}{time.strftime('%Y%m%d-%H%M%S')}")
         discard(target)
         model.folder.rename(target)
-
-
-def _is_sound(folder: Path) -> bool:
-    try:
-        return not verify_folder(folder)
-    except BundleError:
-        return False
 
 
 def remove(name: str, revision: str | None) -> int:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import errors
-from ..bundle.folder import verify_folder
+from ..bundle.folder import folder_problems, verify_folder
 from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
 from ..config import CONFIGS, SENTENCEPIECE, SHARD_INDEX, TOKENIZER, WEIGHTS
 from ..errors import BundleError, DownloadError, SiglipOnnxError
@@ -44,7 +44,8 @@ def pull(name: str, revision: str | None, variants: Sequence[str], report: Repor
     with locked(name):
         repository = look_up(name, revision)
         cached = find_cached(name, repository.revision)
-        if cached is not None and _has(cached, variants):
+        sound = cached is not None and not folder_problems(cached.folder)
+        if cached is not None and sound and set(variants) <= read_manifest(cached.folder).variants.keys():
             report(f"{name} is in the cache already, at revision {repository.revision[:12]}")
             return cached
         kind = BUNDLE if MANIFEST in repository.files else CHECKPOINT
@@ -71,14 +72,6 @@ def offline_message(name: str, revision: str | None) -> str:
         f"{full} is not in the cache, and offline mode is on (--offline or HF_HUB_OFFLINE). "
         f"With network access, run: siglip-onnx models pull {full}"
     )
-
-
-def _has(cached: CachedModel, variants: Sequence[str]) -> bool:
-    try:
-        present = read_manifest(cached.folder).variants
-        return set(variants) <= set(present) and not verify_folder(cached.folder)
-    except BundleError:
-        return False
 
 
 def _copy_bundle(repository: Repository, variants: Sequence[str], partial: Path, report: Report) -> Path:

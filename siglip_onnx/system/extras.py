@@ -23,7 +23,7 @@ EXTRAS = {
     "export": _EXPORT,
     "optimum": (*_EXPORT, *_TORCH, "optimum"),
     "train": (*_EXPORT, *_TORCH),
-    "bench": (*_EXPORT, *_TORCH, "optimum", "matplotlib", "mlperf_loadgen", "nncf", "openvino", "torchao"),
+    "bench": (*_EXPORT, *_TORCH, "optimum", "matplotlib", "nncf", "openvino", "torchao"),
     "parquet": ("pyarrow",),
     "ray": ("ray",),
     "web": ("fastapi", "h11", "python_multipart", "starlette", "uvicorn"),

@@ -12,7 +12,7 @@ import pytest
 from attacks.bombs import BOMBS, png
 
 from siglip_onnx.errors import ImageError
-from siglip_onnx.image.decode import SERVER_LIMITS, ImageLimits, load_image
+from siglip_onnx.image import SERVER_LIMITS, ImageLimits, load_image
 
 MAX_MB, WATCHDOG_S = 20, 5
 

@@ -24,7 +24,7 @@ from support.material import MATERIAL
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.config import read_config, read_preprocessor_config
 from siglip_onnx.errors import ImageError, SiglipOnnxError
-from siglip_onnx.image.decode import FORMATS, ImageLimits, open_image
+from siglip_onnx.image import FORMATS, ImageLimits, open_image
 from siglip_onnx.text.tokenizer import Tokenizer
 
 # A mutated header may promise anything: what is decoded is kept small, so that many are.

@@ -100,10 +100,9 @@ def test_results_are_reported_in_every_form(results: Path, option: str, sign: st
 def test_plots_are_drawn_for_both_backgrounds(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from PIL import Image
+    from plots import draw_plots, main
 
-    from siglip_onnx.bench.plots import draw_plots
-
-    done = bench("report", results, "--plots", tmp_path)
+    done = CliRunner().invoke(main, [str(results), str(tmp_path)])
     assert done.exit_code == 0, done.output
     names = {"speed_and_fidelity", "latency_by_stage", "start_and_memory"}
     assert {path.stem for path in tmp_path.glob("*.svg")} == {path.stem for path in tmp_path.glob("*.png")} == names
@@ -120,8 +119,7 @@ def test_names_in_the_plot_do_not_overlap(results: Path) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Annotation, Text
-
-    from siglip_onnx.bench.plots import draw_pareto
+    from plots import draw_pareto
 
     document = read_document(results)
     rows = [
@@ -144,6 +142,7 @@ def test_names_in_the_plot_do_not_overlap(results: Path) -> None:
         (["report", __file__], 1, "cannot be read as JSON"),
         (["report", __file__, "--csv"], 2, "--csv was removed. Use --json, which has every sample."),
         (["demo", "--csv"], 2, "--csv was removed"),
+        (["report", __file__, "--plots", "out"], 2, "run there: python benchmarks/plots.py"),
         (["compare", "a", "b", "--fail-if-slower", "much"], 2, "is not a percentage"),
         ([], 2, "Usage"),
     ],

@@ -22,6 +22,7 @@ COMMANDS = [name for name in FILES if "@click.command" in (ROOT / name).read_tex
 LIBRARIES = [name for name in FILES if name not in COMMANDS and not name.startswith("examples/")]
 # Files that run in the test of what they make: the test, and the word by which it names the file.
 TESTED_ELSEWHERE = {
+    "benchmarks/plots.py": ("bench/test_bench_cli.py", "from plots import"),
     "scripts/draw_samples.py": ("runtime/test_demo.py", "draw_samples"),
     "scripts/train_demo.py": ("runtime/test_demo.py", "train_demo"),
     "scripts/make_golden.py": ("runtime/test_doctor.py", "make_golden"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from support.fragile import FragileSpec
 from support.jobs import embed, rows_of, run, sha256_of, tree
 
 import siglip_onnx
-from siglip_onnx.bulk.facts import Receipt
 from siglip_onnx.bulk.job import Job
+from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine
 from siglip_onnx.bulk.shard import Task
 from siglip_onnx.bulk.spec import ModelSpec
@@ -29,7 +30,7 @@ def test_image_that_crashes_two_workers_is_recorded(end: str, folder: Path, spec
     fragile = FragileSpec(spec.name, killers=tuple((sha256_of(path), end) for path in killers))
 
     def patient(job: Job, model: ModelSpec, tasks: list[Task], progress: Any) -> Iterator[tuple[int, Receipt]]:
-        with WorkerPool(job.path, model, 2, progress, image_timeout=4 if end == "hang" else 300) as pool:
+        with closing(WorkerPool(job.path, model, 2, progress, image_timeout=4 if end == "hang" else 300)) as pool:
             yield from pool.run(tasks)
 
     summary = embed(tmp_path / "out", folder, fragile, patient)

@@ -16,9 +16,9 @@ from PIL import Image
 from support.jobs import SHARD_SIZE, SKIPPED, command, embed, plant_faults, rows_of, run, sha256_of
 
 import siglip_onnx
-from siglip_onnx.bulk.facts import Receipt
 from siglip_onnx.bulk.job import Job
-from siglip_onnx.bulk.progress import NoProgress
+from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine
 from siglip_onnx.bulk.shard import Task, embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
@@ -91,7 +91,7 @@ def test_batches_keep_the_order_of_rows(
 
     def batched(job: Job, model: ModelSpec, tasks: list[Task], _progress: Any) -> Iterator[tuple[int, Receipt]]:
         for task in tasks:
-            yield task.shard, embed_shard(job, model.open(), task, NoProgress())
+            yield task.shard, embed_shard(job, model.open(), task, Progress())
 
     embed(tmp_path / "batched", folder, spec, batched)
     assert rows_of(tmp_path / "batched") == rows_of(tmp_path / "single")

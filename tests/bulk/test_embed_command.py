@@ -66,9 +66,9 @@ def test_wrong_use_is_one_message(folder: Path, small_bundle: Path, tmp_path: Pa
 
 
 def test_progress_shows_rate_and_errors(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
-    from siglip_onnx.cli.progress import Progress, human_seconds
+    from siglip_onnx.cli.progress import ProgressLine, human_seconds
 
-    progress = Progress("plain")
+    progress = ProgressLine("plain")
     facts = spec.job_facts(shard_size=SHARD_SIZE)
     run_job(tmp_path / "out", Listing([folder]), spec, facts, engine=LocalEngine(1), progress=progress)
     assert progress.line().startswith("37 of 37 (100 %), ")

@@ -16,12 +16,10 @@ from support.images import make_image
 from support.jobs import run
 
 import siglip_onnx
-from siglip_onnx.bulk.facts import JobFacts
 from siglip_onnx.bulk.job import Job, begin_job
-from siglip_onnx.bulk.query import Term, encode_query
-from siglip_onnx.bulk.records import Input, Row
+from siglip_onnx.bulk.records import Input, JobFacts, Row
 from siglip_onnx.bulk.scores import make_scorer
-from siglip_onnx.bulk.search import open_collection
+from siglip_onnx.bulk.search import Term, encode_query, open_collection
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
 from siglip_onnx.head import compute_logits, l2_normalize, sigmoid

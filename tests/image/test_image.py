@@ -10,7 +10,7 @@ from PIL import Image
 from support.images import encode
 
 from siglip_onnx.errors import ImageError
-from siglip_onnx.image.decode import FORMATS, ImageLimits, load_image
+from siglip_onnx.image import FORMATS, ImageLimits, load_image
 
 
 def test_gray_and_alpha_arrays(image: Image.Image) -> None:

@@ -21,7 +21,7 @@ import siglip_onnx
 from siglip_onnx import ImageLimits, SiglipOnnxError
 from siglip_onnx.cli import main
 from siglip_onnx.errors import ImageError
-from siglip_onnx.image.decode import FORMATS, SERVER_LIMITS, load_image, open_image
+from siglip_onnx.image import FORMATS, SERVER_LIMITS, load_image, open_image
 
 PACKAGE = Path(siglip_onnx.__file__).parent
 SMALL = ImageLimits(max_pixels=1000, max_side=100, max_bytes=2000)

@@ -14,7 +14,7 @@ from typing import Any
 
 from siglip_onnx.web.addresses import Address
 from siglip_onnx.web.fetch import Fetcher
-from siglip_onnx.web.limits import Limits
+from siglip_onnx.web.settings import Limits
 
 PUBLIC = "93.184.216.34"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

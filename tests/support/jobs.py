@@ -16,10 +16,10 @@ import numpy as np
 from attacks.bombs import png_of_many_pixels
 from click.testing import CliRunner, Result
 
-from siglip_onnx.bulk.facts import Receipt
 from siglip_onnx.bulk.job import Job
 from siglip_onnx.bulk.listing import Listing
-from siglip_onnx.bulk.progress import NoProgress
+from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import Policy, run_job
 from siglip_onnx.bulk.shard import Task, embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
@@ -29,7 +29,7 @@ from siglip_onnx.model import SigLIP
 from .images import make_image
 
 SHARD_SIZE = 10
-SKIPPED = "left out: 1 file not named as pictures are; --all-files tries all."
+SKIPPED = "skipped 1 file without an image extension; use --all-files to try them."
 
 
 class InProcess:
@@ -43,7 +43,7 @@ class InProcess:
         spy = _Spy(model.open(), self.embedded)
         for task in tasks:
             self.shards.append(task.shard)
-            yield task.shard, embed_shard(job, spy, task, NoProgress())  # type: ignore[arg-type]
+            yield task.shard, embed_shard(job, spy, task, Progress())  # type: ignore[arg-type]
 
 
 class _Spy:

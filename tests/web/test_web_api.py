@@ -20,8 +20,7 @@ from support.web_server import EGGS, STAR, client_of, error_of, in_base64, wait_
 import siglip_onnx
 from siglip_onnx.model import SigLIP
 from siglip_onnx.session import LazySession
-from siglip_onnx.web.limits import Limits
-from siglip_onnx.web.settings import Settings
+from siglip_onnx.web.settings import Limits, Settings
 
 TEXTS = ["a red star", "赤い星", "six eggs"]
 

@@ -22,7 +22,7 @@ from siglip_onnx.web import fetch as fetch_module
 from siglip_onnx.web.addresses import is_public
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.fetch import Fetcher
-from siglip_onnx.web.limits import Limits
+from siglip_onnx.web.settings import Limits
 
 PACKAGE = Path(siglip_onnx.__file__).parent
 ANSWERS = {"example.com": [PUBLIC], "other.example": ["2606:2800:220:1::1"], "rebound.example": ["127.0.0.1"],

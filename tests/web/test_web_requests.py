@@ -17,8 +17,7 @@ from support.web_server import STAR, client_of, error_of, in_base64
 
 from siglip_onnx.model import SigLIP
 from siglip_onnx.options import ImageLimits
-from siglip_onnx.web.limits import Limits
-from siglip_onnx.web.settings import Settings
+from siglip_onnx.web.settings import Limits, Settings
 
 TEXTS = ["a red star", "赤い星", "six eggs"]
 ID = {"id": "x"}

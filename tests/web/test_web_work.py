@@ -17,9 +17,8 @@ import siglip_onnx
 from siglip_onnx.web.bodies import read_body
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.inference import Inference
-from siglip_onnx.web.limits import Limits
 from siglip_onnx.web.metrics import Metrics
-from siglip_onnx.web.settings import Settings
+from siglip_onnx.web.settings import Limits, Settings
 from siglip_onnx.web.work import WorkQueue
 
 
