@@ -20,7 +20,7 @@ from .model import SigLIP
 from .session import available_providers, int8_saturates
 from .system.cache_dir import cache_folder
 from .system.cpu import Cpu, int8_kernels, read_cpu
-from .system.packages import package_version
+from .system.extras import package_version
 from .system.telemetry import telemetry_state
 from .system.threads import available_threads, thread_limits
 

@@ -18,8 +18,7 @@ from support.jobs import run
 import siglip_onnx
 from siglip_onnx.bulk.job import Job, begin_job
 from siglip_onnx.bulk.records import Input, JobFacts, Row
-from siglip_onnx.bulk.scores import make_scorer
-from siglip_onnx.bulk.search import Term, encode_query, open_collection
+from siglip_onnx.bulk.search import Term, encode_query, make_scorer, open_collection
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
 from siglip_onnx.head import compute_logits, l2_normalize, sigmoid
