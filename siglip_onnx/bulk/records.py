@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..bundle.integrity import FileFacts
 from ..errors import ImageError, JobError
+from ..system.json_files import to_json
 
 FORMAT = "siglip_onnx.job/1"
 MAX_SHARD_SIZE = 1000
@@ -95,19 +96,9 @@ class Row:
         return Input(self.path, self.size_bytes, self.mtime_ns)
 
 
-def to_line(document: object) -> str:
-    """Return one line of JSON that can be written as UTF-8; names that are not valid Unicode are escaped."""
-    line = json.dumps(document, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(document)
-    return line + "\n"
-
-
 def inputs_to_bytes(inputs: Iterable[Input]) -> bytes:
     """Return a plan file's content."""
-    return "".join(to_line(item._asdict()) for item in inputs).encode()
+    return "".join(f"{to_json(item._asdict())}\n" for item in inputs).encode()
 
 
 def inputs_from_bytes(content: bytes, name: str) -> list[Input]:
@@ -117,7 +108,7 @@ def inputs_from_bytes(content: bytes, name: str) -> list[Input]:
 
 def rows_to_bytes(rows: Iterable[Row]) -> bytes:
     """Return the content of a shard's rows."""
-    return "".join(to_line(asdict(row)) for row in rows).encode()
+    return "".join(f"{to_json(asdict(row))}\n" for row in rows).encode()
 
 
 def rows_from_bytes(content: bytes, name: str) -> list[Row]:

@@ -15,11 +15,12 @@ from typing import Any
 
 from ..errors import JobError
 from ..session import runtime_version
+from ..system.json_files import to_json
 from ..system.threads import available_threads
 from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder
 from .listing import Listing
 from .plan import Changes, Progress, update_plan
-from .records import OK, STATUSES, JobFacts, Receipt, to_line
+from .records import OK, STATUSES, JobFacts, Receipt
 from .shard import Task
 from .spec import ModelSpec
 from .storage import clear_temporary, locked, remove, write_whole, writing
@@ -156,7 +157,8 @@ def _error_lines(job: Job, shards: Iterable[int]) -> Iterator[bytes]:
     for shard in shards:
         for row in job.read_rows(shard):
             if row.status != OK:
-                yield to_line({"path": row.path, "status": row.status, "message": row.message}).encode()
+                line = to_json({"path": row.path, "status": row.status, "message": row.message})
+                yield f"{line}\n".encode()
 
 
 class _LoggedProgress(Progress):
@@ -167,9 +169,9 @@ class _LoggedProgress(Progress):
 
     def write(self, event: str, **facts: Any) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = to_line({"time": now, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
+        line = to_json({"time": now, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
         with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(f"{line}\n")
 
     def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
         self._progress.planned(changes, num_inputs, done)

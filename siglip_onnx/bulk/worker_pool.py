@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -86,10 +86,15 @@ class WorkerPool:
 
     def _on_message(self, worker: _Worker, kind: str, value: Any) -> tuple[int, Receipt] | None:
         """Process one message; return a shard and its receipt if it is done."""
-        worker.on_message(kind, value)
-        if kind == "image done":
+        worker.last_message = time.monotonic()
+        if kind == "image started":
+            worker.image = value
+        elif kind == "image done":
+            worker.statuses[value] += 1
             self._crashes = 0
             self._progress.image_done(value)
+        elif kind == "exception":
+            worker.reason = value
         elif kind == "error":
             raise value
         elif kind == "shard done":
@@ -123,10 +128,10 @@ class _Worker:
 
     def _reset(self) -> None:
         self.task: Task | None = None
-        self.statuses: dict[str, int] = {}
-        self._image: int | None = None
-        self._reason = ""
-        self._last_message = time.monotonic()
+        self.statuses = Counter[str]()  # of the inputs that it has done
+        self.image: int | None = None  # that it is at
+        self.reason = ""  # why it ends
+        self.last_message = time.monotonic()
 
     def assign(self, task: Task) -> None:
         """Send a shard to the process, which is started if it is not running."""
@@ -137,29 +142,19 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died, which the next read notices
             self.connection.send(task)
 
-    def on_message(self, kind: str, value: Any) -> None:
-        """Record the input that the worker is at, the inputs that it has done, and why it ends."""
-        self._last_message = time.monotonic()
-        if kind == "image started":
-            self._image = value
-        elif kind == "image done":
-            self.statuses[value] = self.statuses.get(value, 0) + 1
-        elif kind == "exception":
-            self._reason = value
-
     def seconds_at_image(self) -> float:
         """Return how long the worker has been working on its current image."""
-        return 0.0 if self._image is None else time.monotonic() - self._last_message
+        return 0.0 if self.image is None else time.monotonic() - self.last_message
 
     def kill(self, reason: str) -> None:
         """Kill the process; ``reason`` is reported with the crash that follows."""
-        self._reason = reason
+        self.reason = reason
         self._process.kill()
 
     def on_crash(self) -> tuple[Task, int | None, str]:
         """Release a process that died; return its task, the input that it was at, and why it ended."""
         self._process.join()
-        crash = cast(Task, self.task), self._image, self._reason or _describe_exit(self._process.exitcode)
+        crash = cast(Task, self.task), self.image, self.reason or _describe_exit(self._process.exitcode)
         self._release()
         return crash
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from ..errors import ImageError, SiglipOnnxError
 from ..system.files import write_together
+from ..system.json_files import to_json
 from .inputs import read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
 from .options import PATH, ModelChoice, model_options, text_options
-from .output import describe_error, exit_code, format_count, print_json, report_errors, to_json, writing
+from .output import describe_error, exit_code, format_count, print_json, report_errors, writing
 
 
 @click.command()

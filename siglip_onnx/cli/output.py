@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from wcwidth import wcswidth, wcwidth
 from ..bundle.manifest import read_manifest
 from ..demo import BUNDLE_PATH
 from ..errors import ImageError, SiglipOnnxError
+from ..system.json_files import to_json
 
 Result = TypeVar("Result")
 FAILED, SOME_FAILED = 1, 3
@@ -69,16 +69,6 @@ def exit_code(results: Sequence[object]) -> int:
 def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
     click.echo(to_json(document, indent=2))
-
-
-def to_json(document: object, indent: int | None = None) -> str:
-    """Return JSON that can be encoded as UTF-8: file names that are not valid Unicode are escaped."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(document, indent=indent)
-    return text
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

@@ -127,22 +127,18 @@ def _open_cached(cached: CachedModel, variant: str | None, forbidden: bool, repo
     """Open a cached model; a damaged one is quarantined and fetched again, once."""
     try:
         bundle = open_bundle(cached.folder)
+        if variant in (None, *bundle.manifest.variants):
+            bundle.check_unchanged(bundle.choose_variant(variant))
+            return bundle
     except BundleError as error:
         return _refetch(cached, variant, forbidden, report, error)
-    chosen = bundle.choose_variant(variant) if variant in (None, *bundle.manifest.variants) else None
-    if chosen is None:
-        if forbidden:
-            raise DownloadError(
-                f"{cached.name} has no variant {variant} in the cache, and offline mode is on. With network access, "
-                f"run: siglip-onnx models pull {cached.name} --variant {variant}"
-            )
-        variants = [*bundle.manifest.variants, str(variant)]
-        return open_bundle(pull(cached.name, cached.revision, variants, report).folder)
-    try:
-        bundle.check_unchanged(chosen)
-    except BundleError as error:
-        return _refetch(cached, variant, forbidden, report, error)
-    return bundle
+    if forbidden:
+        raise DownloadError(
+            f"{cached.name} has no variant {variant} in the cache, and offline mode is on. With network access, "
+            f"run: siglip-onnx models pull {cached.name} --variant {variant}"
+        )
+    variants = [*bundle.manifest.variants, str(variant)]
+    return open_bundle(pull(cached.name, cached.revision, variants, report).folder)
 
 
 def _refetch(
