@@ -1,9 +1,9 @@
-"""Write a checkpoint of the demo model from its int8 bundle; the original checkpoint was not kept.
+"""Write a checkpoint of the demo model from the fp32 graphs of its bundle; the original checkpoint was not kept.
 
     python scripts/recover_demo.py CHECKPOINT
 
-Its fp32 weights are the dequantized int8 weights, so it is as accurate as the demo model, and the loss of trained
-weights in each variant can be measured without training: ``benchmarks/accuracy.py SET --checkpoint CHECKPOINT``.
+It can be exported again, and the loss of trained weights in each variant can be measured without training:
+``benchmarks/accuracy.py SET --checkpoint CHECKPOINT``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from siglip_onnx.config import TOKENIZER
 from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
 
 Floats = NDArray[np.float32]
-_INT8, _SCALE = "_int8", "_scale"
 _TOKENS, _POSITIONS = "token_embedding.weight", "position_embedding.weight"
 _HEAD = "vision_model.head"
 
@@ -35,7 +34,7 @@ def main(out: Path) -> None:
     """Write the checkpoint."""
     bundle = open_bundle(DEMO_PATH)
     weights: dict[str, Floats] = {}
-    for name in bundle.manifest.variants["int8"].files:
+    for name in bundle.manifest.variants["fp32"].files:
         if name.endswith(".onnx"):
             weights |= read_weights(bundle.path / name)
     weights |= unfold_probe(weights.pop(f"{_HEAD}.probe_key"), weights)
@@ -48,21 +47,13 @@ def main(out: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Floats]:
-    """Return the weights of a tower's int8 graph as fp32, named and laid out as in a checkpoint."""
-    stored = {
-        str(name): value.const_value.numpy()
-        for name, value in ir.load(path).graph.initializers.items()
-        if value.const_value is not None and value.const_value.dtype != ir.DataType.INT64
-    }
-    found = {}
-    for name, array in stored.items():
-        if name.endswith(_INT8):
-            name = name.removesuffix(_INT8)  # noqa: PLW2901
-            array = array * stored[f"{name}{_SCALE}"]  # noqa: PLW2901
-        if not name.endswith(_SCALE):
-            laid_out = array.T if is_transposed(name, array) else array
-            found[name] = np.ascontiguousarray(laid_out, np.float32)
-    return found
+    """Return the weights of a tower's fp32 graph, named and laid out as in a checkpoint."""
+    weights = {}
+    for name, value in ir.load(path).graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+            array = value.const_value.numpy()
+            weights[str(name)] = np.ascontiguousarray(array.T if is_transposed(str(name), array) else array)
+    return weights
 
 
 def is_transposed(name: str, array: NDArray[Any]) -> bool:

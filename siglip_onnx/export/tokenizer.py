@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 
 from ..config import SENTENCEPIECE, TOKENIZER
 from ..errors import CheckpointError
@@ -55,6 +54,8 @@ def write_tokenizer(checkpoint: Path, out: Path, *, text_length: int, vocab_size
 
 
 def _from_sentencepiece(path: Path) -> Json:
+    from sentencepiece import sentencepiece_model_pb2  # noqa: PLC0415 - only these checkpoints need it
+
     proto: Any = sentencepiece_model_pb2  # generated at run time, so without types
     model = proto.ModelProto()
     try:

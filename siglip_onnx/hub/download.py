@@ -120,9 +120,9 @@ def fetch(repository: Repository, names: Iterable[str], folder: Path) -> None:
 def _fetch_file(repository: Repository, file: RemoteFile, folder: Path, *, restart: bool) -> None:
     """Download one file, resuming an interrupted download unless ``restart``."""
     with _hub_errors(repository.name):
-        from huggingface_hub import constants, hf_hub_url  # noqa: PLC0415 - loads an HTTP client
-        from huggingface_hub.file_download import http_get  # noqa: PLC0415
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # noqa: PLC0415
+        from huggingface_hub import file_download  # noqa: PLC0415 - loads an HTTP client
+
+        client: Any = file_download  # without types for what it imports
 
         part = folder / _INCOMING / hashlib.sha256(file.name.encode()).hexdigest()
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -130,13 +130,13 @@ def _fetch_file(repository: Repository, file: RemoteFile, folder: Path, *, resta
         cannot_resume = file.size_bytes is None or (part.exists() and part.stat().st_size > limit)
         if restart or cannot_resume:
             remove(part, within=folder)
-        headers = build_hf_headers(**_LIBRARY)
-        if getattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", False):
+        headers = client.build_hf_headers(**_LIBRARY)
+        if getattr(client.constants, "HF_HUB_ENABLE_HF_TRANSFER", False):
             headers["Range"] = "bytes=0-"  # prevents the client from using hf_transfer, which writes without a limit
         with part.open("ab") as incoming:
             bounded: Any = _BoundedFile(incoming, limit, f"{file.name} of {repository.name}")
-            http_get(
-                hf_hub_url(repository.name, file.name, revision=repository.revision, endpoint=_endpoint()),
+            client.http_get(
+                client.hf_hub_url(repository.name, file.name, revision=repository.revision, endpoint=_endpoint()),
                 bounded,
                 resume_size=incoming.tell(),
                 headers=headers,

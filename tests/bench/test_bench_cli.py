@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from siglip_onnx.bench.schema import VISION, Throughput, read_document
+from siglip_onnx.bundle import read_manifest
 from siglip_onnx.cli import main
-from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 
 
 def bench(*arguments: object) -> Result:
@@ -57,8 +59,12 @@ def test_throughput_is_measured_for_workers_and_batches(small_bundle: Path, tmp_
     assert all(one.vision_cosine_min > 0.9 and one.summary.median > 0 for one in found)
 
 
-def test_the_demo_model_has_only_its_card_to_compare_with() -> None:
-    done = bench("demo", "--quick", "--rounds", 1, "--threads", 1, "--json")
+def test_a_model_without_fp32_has_only_its_card_to_compare_with(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUNDLE_PATH, tmp_path / "demo"))
+    manifest = read_manifest(folder)
+    only_int8 = replace(manifest, variants={"int8": manifest.variants["int8"]})
+    (folder / "manifest.json").write_text(only_int8.to_json(), encoding="utf-8")
+    done = bench(folder, "--quick", "--rounds", 1, "--threads", 1, "--json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert {row["fidelity"]["reference"] for row in document["rows"]} == {"fp32, by the model's accuracy card"}

@@ -99,7 +99,7 @@ def bulk(part: str, *options: object) -> Run:
 
 RUNS = [
     Run("scripts/evaluate_demo.py", lambda tiny: [
-        tiny.trained, tiny.bundle, "--num-pictures", 12, "--card", tiny.folder / "card.md"], writes="card.md"),
+        tiny.trained, tiny.bundle, "--num-images", 12, "--card", tiny.folder / "card.md"], writes="card.md"),
     Run("scripts/make_int8_probe.py", lambda tiny: [tiny.folder / "probe.onnx"], writes="probe.onnx", needs="onnx_ir"),
     Run("scripts/recover_demo.py", lambda tiny: [tiny.folder / "demo"], writes="demo/model.safetensors",
         needs="onnx_ir"),

@@ -39,7 +39,7 @@ def test_missing_inputs_are_reported(folder: Path, small_bundle: Path, tmp_path:
     assert run(*arguments).stderr == f"siglip-onnx: {SKIPPED}\n"
     (folder / "00.png").unlink()
     result = run(*arguments)
-    assert "missing, but kept: 1 input; --prune drops them." in result.stderr
+    assert "kept, although missing: 1 input; use --prune to drop missing inputs." in result.stderr
     assert result.stdout == f"{tmp_path / 'out'}: 37 vectors of 64 from 37 inputs (ok 37)\n"
     result = run(*arguments, "--prune")
     assert result.stderr == f"siglip-onnx: {SKIPPED}\n"

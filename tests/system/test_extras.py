@@ -117,5 +117,5 @@ def test_extras_are_those_of_the_project() -> None:
         return found
 
     assert {name: set(modules) for name, modules in EXTRAS.items()} == {
-        name: packages(name) for name in declared if name != "dev"
+        name: packages(name) for name in declared if name not in ("dev", "test")
     }
