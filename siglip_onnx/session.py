@@ -206,7 +206,7 @@ def int8_saturates() -> bool:
 
 
 def return_free_memory() -> None:
-    """Return the memory that an unloaded session freed to the system, which glibc would otherwise keep."""
+    """Give memory freed by an unloaded session back to the operating system, which glibc would otherwise keep."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # musl has no such function, and returns memory by itself
         trim(0)
@@ -226,7 +226,7 @@ def _check_providers(providers: Sequence[str] | None) -> list[str]:
     if providers is None:
         return [CPU_PROVIDER]
     if isinstance(providers, str):
-        raise ProviderError(f"Providers cannot be one str; give a list: [{providers!r}].")
+        raise ProviderError(f"providers must be a list of str, not one str: [{providers!r}].")
     missing = [name for name in providers if name not in available_providers()]
     if missing or not providers:
         raise ProviderError(

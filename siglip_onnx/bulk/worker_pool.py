@@ -17,7 +17,7 @@ from typing import Any, cast
 from ..errors import JobError, SiglipOnnxError
 from .job import open_job
 from .plan import Progress
-from .records import Receipt
+from .records import CRASH, Receipt
 from .shard import Task, embed_shard
 from .spec import ModelSpec
 
@@ -69,7 +69,7 @@ class WorkerPool:
                     worker.kill(f"it took more than {self._image_timeout:.0f} seconds")
 
     def close(self) -> None:
-        """Stop all processes at once; the shards they work on stay undone."""
+        """Stop all processes at once; the next run embeds the shards they were working on again."""
         for worker in self._workers:
             worker.close()
 
@@ -91,7 +91,8 @@ class WorkerPool:
             worker.image = value
         elif kind == "image done":
             worker.statuses[value] += 1
-            self._crashes = 0
+            if value != CRASH:  # which records an earlier crash, and is no progress
+                self._crashes = 0
             self._progress.image_done(value)
         elif kind == "exception":
             worker.reason = value
@@ -111,7 +112,7 @@ class WorkerPool:
         if self._crashes >= (_MAX_CRASHES_OUTSIDE_IMAGES if index is None else MAX_CRASHES):
             raise JobError(
                 f"{self._crashes} workers died one after another without finishing an image, the last one with "
-                f"{reason}. Check the free memory and the model (siglip-onnx info --verify-files), then run the same "
+                f"{reason}. Check the free memory and the model (siglip-onnx models check MODEL), then run the same "
                 "command again."
             )
         return task if index is None else task.after_crash(index, reason)

@@ -70,7 +70,7 @@ def classify(
     choice: ModelChoice,
     format_: str | None,
 ) -> None:
-    """Compute how probably each text describes each image.
+    """Score how likely each text is to describe each image.
 
     The columns are: logit, the score of the model; probability, its sigmoid, independent of the other texts, so that
     probabilities need not sum to 1; relative, the share among these texts (softmax), which shows which text fits best,

@@ -56,6 +56,11 @@ class CachedModel:
         return repository_folder(self.name) / self.revision
 
     @property
+    def request(self) -> str:
+        """What to pull to get it again: ``owner/name@`` with its branch, tag or commit."""
+        return f"{self.name}@{self.asked or self.revision}"
+
+    @property
     def size_bytes(self) -> int:
         """Size of its files on disk."""
         return folder_size(self.folder)
@@ -89,9 +94,14 @@ def store(model: CachedModel, partial: Path) -> None:
     """
     with cache_errors():
         old = replace_folder(partial, model.folder)
-        write_atomic(model.folder.with_name(model.revision + RECORD), json.dumps(asdict(model)).encode())
+        write_record(model)
         if old is not None:
             discard(old)
+
+
+def write_record(model: CachedModel) -> None:
+    """Write what is known of a cached model beside its folder."""
+    write_atomic(model.folder.with_name(model.revision + RECORD), json.dumps(asdict(model)).encode())
 
 
 def quarantine(model: CachedModel) -> None:
@@ -117,6 +127,9 @@ def remove(name: str, revision: str | None) -> int:
     folder = repository_folder(name)
     if not folder.is_dir():
         raise ModelNotFoundError(f"{name} is not in the cache. List its models with: siglip-onnx models list")
+    known = find_cached(name, revision)
+    if known is not None and revision is not None:
+        revision = known.revision  # of a branch or tag
     with locked(name), cache_errors():
         remove_stale_parts(folder)
         own = [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]

@@ -15,12 +15,14 @@ from support.fragile import FragileSpec
 from support.jobs import embed, rows_of, run, sha256_of, tree
 
 import siglip_onnx
+from siglip_onnx.bulk import worker_pool
 from siglip_onnx.bulk.job import Job
 from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine
 from siglip_onnx.bulk.shard import Task
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.bulk.worker_pool import WorkerPool
+from siglip_onnx.errors import JobError
 
 
 @pytest.mark.parametrize("end", ["segfault", "exit", "exception", "hang"])
@@ -45,6 +47,15 @@ def test_image_that_crashes_two_workers_is_recorded(end: str, folder: Path, spec
     good = [row["path"] for row in rows_of(tmp_path / "out") if row["status"] == "ok"]
     vectors = np.concatenate([np.load(path) for path in sorted((tmp_path / "out" / "vectors").iterdir())])
     assert_array_equal(vectors, siglip_onnx.load(spec.name, threads=1).encode_images(good))
+
+
+def test_job_ends_when_every_image_crashes(
+    folder: Path, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killers = tuple((sha256_of(path), "exit") for path in sorted(folder.rglob("*.png")))
+    monkeypatch.setattr(worker_pool, "MAX_CRASHES", 6)
+    with pytest.raises(JobError, match="6 workers died one after another"):
+        embed(tmp_path / "out", folder, FragileSpec(spec.name, killers=killers), LocalEngine(1))
 
 
 def test_worker_that_crashes_once_changes_nothing(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
