@@ -57,8 +57,8 @@ class CachedModel:
 
     @property
     def request(self) -> str:
-        """What to pull to get it again: ``owner/name@`` with its branch, tag or commit."""
-        return f"{self.name}@{self.asked or self.revision}"
+        """The name by which it was requested: ``owner/name``, or with its branch or tag ``owner/name@branch``."""
+        return f"{self.name}@{self.asked}" if self.asked else self.name
 
     @property
     def size_bytes(self) -> int:
