@@ -146,7 +146,7 @@ def _refetch(
     if offline_mode:
         raise BundleError(
             f"{problem} It can be downloaded again, but offline mode is on. With network access, run: "
-            f"siglip-onnx models pull {cached.request}"
+            f"siglip-onnx models pull {cached.name}@{cached.asked or cached.revision}"
         ) from problem
     quarantine(cached)
     report(f"{problem} Fetching it again; the damaged files are kept in {cached.folder.parent}")
