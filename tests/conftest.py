@@ -19,8 +19,8 @@ from support.shapes import SHAPES
 
 # A test module that imports one of these is skipped where it is not installed.
 OPTIONAL = {
-    "fastapi", "httpx2", "ml_dtypes", "onnx", "onnx_ir", "playwright", "safetensors", "sentencepiece", "starlette",
-    "torch", "transformers", "trustme", "uvicorn",
+    "fastapi", "h11", "httpx2", "ml_dtypes", "onnx", "onnx_ir", "playwright", "safetensors", "sentencepiece",
+    "starlette", "torch", "transformers", "trustme", "uvicorn",
 }  # fmt: skip
 MARKED_FOLDERS = {"export": "export", "verify": "export", "web": "web"}
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,20 +131,13 @@ def test_a_command_has_its_own_memory() -> None:
         commands.run_command(["info", "--model", "/nowhere"])
 
 
-def test_a_drawn_set_has_a_folder_per_class(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "draw_demo_set.py"), str(tmp_path / "set"), "--per-class", "1"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "100 images of 100 classes" in done.stderr
-    dataset = accuracy.read_dataset(tmp_path / "set", {"a red star": "a star, red"})
+def test_the_demo_model_knows_the_drawn_set(tmp_path: Path) -> None:
+    """A folder per class."""
+    draw_demo_set.main(["--per-class", "1", str(tmp_path)], standalone_mode=False)
+    dataset = accuracy.read_dataset(tmp_path, {"a red star": "a star, red"})
     assert len(dataset.paths) == len(dataset.texts) == 100
     assert "a star, red" in dataset.texts
     assert [dataset.texts[number] for number in dataset.classes] == dataset.texts
-
-
-def test_the_demo_model_knows_the_drawn_set(tmp_path: Path) -> None:
-    draw_demo_set.main(["--per-class", "1", str(tmp_path)], standalone_mode=False)
     dataset = accuracy.read_dataset(tmp_path, {})
     demo = Configuration("demo", "siglip_onnx.bench.engine", "int8", str(BUNDLE_PATH), threads=1)
     hits = accuracy.answer(demo, dataset, ["{}"])
@@ -167,9 +158,7 @@ def test_a_tie_is_not_a_right_answer() -> None:
     assert accuracy.rank_of(np.array([3.0, 1.0, 2.0], np.float32), 1) == 2
 
 
-def test_plain_int8_replaces_the_graphs_of_a_valid_bundle(
-    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
-) -> None:
+def test_plain_int8_replaces_graphs(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
     outliers.add_outliers(small_checkpoint, tmp_path / "outliers")
     shutil.copytree(small_bundle, tmp_path / "bundle")
     before = open_bundle(tmp_path / "bundle").manifest.variants["int8"].files

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from siglip_onnx.config import SENTENCEPIECE, TOKENIZER
 from siglip_onnx.demo import IMAGES_PATH
 
+SLOW = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("scripts", "benchmarks", "examples")
 FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -65,13 +67,6 @@ class Tiny:
         shutil.copy(ROOT / "README.md", out)
         return out
 
-    @property
-    def vocabularies(self) -> list[Path]:
-        """A SentencePiece model and a tokenizer.json, both of the small checkpoint."""
-        from siglip_onnx.config import SENTENCEPIECE
-
-        return [self.checkpoint / SENTENCEPIECE, self.bundle / "tokenizer.json"]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -83,11 +78,6 @@ class Run:
     prints: str = ""
     needs: str = "torch"
     slow: bool = False
-
-    @property
-    def parameter(self) -> object:
-        """The parameter of pytest."""
-        return pytest.param(self, id=self.script, marks=[pytest.mark.slow] if self.slow else [])
 
 
 def bulk(part: str, *options: object) -> Run:
@@ -118,7 +108,7 @@ RUNS = [
     Run("benchmarks/web.py", lambda tiny: ["--seconds", 1, "--out", tiny.folder / "web.json"], writes="web.json",
         needs="fastapi", slow=True),
     Run("benchmarks/parity.py", lambda tiny: [
-        "--spiece", tiny.vocabularies[0], "--gemma", tiny.vocabularies[1], "--images", IMAGES_PATH,
+        "--spiece", tiny.checkpoint / SENTENCEPIECE, "--gemma", tiny.bundle / TOKENIZER, "--images", IMAGES_PATH,
         "--only", "siglip-so400m-patch14-224"], prints="siglip-so400m-patch14-224: {", slow=True),
 ]  # fmt: skip
 
@@ -159,7 +149,7 @@ for name in {modules!r}:
     assert set(missing) <= {"openvino", "playwright"}  # optional; not installed in every environment
 
 
-@pytest.mark.parametrize("run", [run.parameter for run in RUNS])
+@pytest.mark.parametrize("run", [pytest.param(run, id=run.script, marks=SLOW if run.slow else ()) for run in RUNS])
 def test_a_run_on_a_tiny_model(run: Run, tiny: Tiny) -> None:
     pytest.importorskip(run.needs)
     root = tiny.checkout if run.script == "benchmarks/report.py" else ROOT

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 from support.checkpoints import make_checkpoint
+from support.commands import run
 
 import siglip_onnx
 from siglip_onnx.bulk.job import begin_job, open_job
-from siglip_onnx.cli import main
 from siglip_onnx.errors import CheckpointError, SiglipOnnxError
 from siglip_onnx.export.pipeline import export_bundle
 
@@ -29,7 +29,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def embed(images: Path, out: Path, *options: str) -> Result:
-    return CliRunner().invoke(main, ["embed", str(images), "--out", str(out), "--workers", "1", *options])
+    return run("embed", images, "--out", out, "--workers", 1, *options)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -197,9 +197,7 @@ def test_a_file_that_is_added_during_the_export_is_kept(tiny: tuple[Path, Path],
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_model_that_cannot_be_replaced_is_put_back(
-    tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_replacement_is_undone(tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, bundle = tiny
     out = Path(shutil.copytree(bundle, tmp_path / "out"))
     before = tree(out)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.commands import run_without
+from support.commands import command, run_without
 from support.images import make_image
-from support.jobs import command, tree
+from support.jobs import tree
 
 from siglip_onnx.system.threads import available_threads
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from support.commands import run
 from support.images import make_image
-from support.jobs import run
 
 import siglip_onnx
 from siglip_onnx.bulk.facts import JobFacts

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.jobs import run
+from support.commands import run
 
 import siglip_onnx
 from siglip_onnx.bulk.search import open_collection

@@ -109,9 +109,7 @@ def test_a_damaged_package_ends_with_one_message() -> None:
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&- <&-", "2>&1 | true", "2>/dev/full", ">/dev/full"])
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["info"], 0), (["classify", "/nowhere.png"], 1)])
-def test_closed_and_full_streams_cause_no_traceback(
-    tmp_path: Path, redirection: str, arguments: list[str], code: int
-) -> None:
+def test_closed_and_full_streams(tmp_path: Path, redirection: str, arguments: list[str], code: int) -> None:
     words = [*arguments, "--text", "a"] if arguments[0] == "classify" else arguments
     script = f'exec 3>"$0"; "$@" 2>&3 {redirection}' if "2>" not in redirection else f'"$@" {redirection}'
     log = tmp_path / "stderr"

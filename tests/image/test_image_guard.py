@@ -12,18 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile, ImageOps
+from support.commands import run
 from support.images import encode
+from support.source import libraries_of, nodes_of_package
 
-import siglip_onnx
 from siglip_onnx import ImageLimits, SiglipOnnxError
-from siglip_onnx.cli import main
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image.decode import FORMATS, SERVER_LIMITS, load_image, open_image
 
-PACKAGE = Path(siglip_onnx.__file__).parent
 SMALL = ImageLimits(max_pixels=1000, max_side=100, max_bytes=2000)
 
 
@@ -58,11 +56,7 @@ def test_byte_limit_is_known_before_anything_is_read(tmp_path: Path) -> None:
 
 
 def test_the_servers_limits_are_stricter() -> None:
-    assert (SERVER_LIMITS.max_pixels, SERVER_LIMITS.max_side, SERVER_LIMITS.max_bytes) == (
-        40_000_000,
-        16_384,
-        20_000_000,
-    )
+    assert ImageLimits(max_pixels=40_000_000, max_side=16_384, max_bytes=20_000_000) == SERVER_LIMITS
     assert ImageLimits().max_pixels == 89_478_485
 
 
@@ -88,10 +82,7 @@ def test_truncated_images_are_refused_unless_allowed(image: Image.Image, format_
     data = encode(image, format_)
     cut = data[: len(data) * 2 // 3]
     error = refusal_of(cut)
-    if format_ not in (
-        "WEBP",
-        "AVIF",
-    ):  # decoded completely or not at all: truncation cannot be distinguished from damage
+    if format_ not in ("WEBP", "AVIF"):  # decoded whole or not at all: truncated ones look damaged
         assert error.status == "truncated"
         assert "allow truncated" in str(error)
         partial = open_image(cut, allow_truncated=True)
@@ -183,33 +174,31 @@ def test_decoded_pixels_are_pillows(material: Path) -> None:
 def test_no_other_module_opens_images() -> None:
     """Nothing but image/decode.py calls Image.open and the like, or imports more of Pillow than its classes."""
     openers = {"open", "frombytes", "frombuffer", "init", "preinit"}
-    for path in PACKAGE.rglob("*.py"):
-        if path.relative_to(PACKAGE).as_posix() == "image/decode.py":
+    for path, node in nodes_of_package():
+        if path == "image/decode.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "PIL":
-                assert node.module == "PIL", path
-                assert {name.name for name in node.names} <= {"Image", "ImageDraw", "ImageFilter"}, path
-            if isinstance(node, ast.Import):
-                roots = {name.name.split(".")[0] for name in node.names}
-                assert not {"PIL", "cv2", "imageio", "skimage"} & roots, path
-            called = node.func if isinstance(node, ast.Call) else None
-            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "Image":
-                assert called.attr not in openers, path
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "PIL":
+            assert node.module == "PIL", path
+            assert {name.name for name in node.names} <= {"Image", "ImageDraw", "ImageFilter"}, path
+        if isinstance(node, ast.Import):
+            assert not {"PIL", "cv2", "imageio", "skimage"} & libraries_of(node), path
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "Image":
+            assert called.attr not in openers, path
 
 
 def test_command_options(tmp_path: Path, image: Image.Image, small_bundle: Path) -> None:
     whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
     whole.write_bytes(encode(image, "JPEG"))
     cut.write_bytes(whole.read_bytes()[:700])
-    call = ["classify", str(whole), str(cut), "--text", "a", "--model", str(small_bundle), "--json"]
-    refused = CliRunner().invoke(main, call)
+    call = ["classify", whole, cut, "--text", "a", "--model", small_bundle, "--json"]
+    refused = run(*call)
     assert refused.exit_code == 3
     assert "cut.jpg is truncated" in refused.stderr
     assert '"status": "truncated"' in refused.stdout
-    allowed = CliRunner().invoke(main, [*call, "--allow-truncated"])
+    allowed = run(*call, "--allow-truncated")
     assert allowed.exit_code == 0
     assert allowed.stdout.count('"truncated": true') == 1
-    small = CliRunner().invoke(main, [*call, "--max-megapixels", "0.001"])
+    small = run(*call, "--max-megapixels", "0.001")
     assert small.exit_code == 1
     assert "more than the 1,000 allowed" in small.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import siglip_onnx
 from demo_world.captions import choose_claim, describe, foil
@@ -15,8 +16,7 @@ from demo_world.drawing import draw
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import COLORS, NEVER_SHOWN, SHAPES, TRAINED_PAIRS, WORDS
 from demo_world.scene import ANY, Scene, draw_scene, match_targets
-from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
-from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.image.decode import load_image
 
 
@@ -41,13 +41,11 @@ def test_embedded_files_match_the_manifest() -> None:
     assert bundle.verify_files() == []
     assert set(bundle.manifest.variants) == {"int8"}
     assert bundle.manifest.description
-    assert json.loads((DEMO_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
+    assert json.loads((BUNDLE_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
 
 
 @pytest.mark.slow
 def test_sample_images_are_those_of_the_script(tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
     from draw_samples import main
 
     assert CliRunner().invoke(main, [str(tmp_path)]).exit_code == 0
@@ -128,8 +126,6 @@ def test_every_scene_can_be_drawn() -> None:
 @pytest.mark.export
 def test_training_stops_and_resumes(tmp_path: Path) -> None:
     """Two steps, then one more; export accepts the checkpoint."""
-    from click.testing import CliRunner
-
     from siglip_onnx.export.pipeline import export_bundle
     from train_demo import main
 

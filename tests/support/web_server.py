@@ -8,10 +8,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pytest
-
-pytest.importorskip("fastapi")
-
 import uvicorn
 from starlette.testclient import TestClient
 

@@ -166,7 +166,7 @@ def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path:
         write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=20)
 
 
-def test_pruned_vocabulary_gives_the_same_ids(
+def test_pruned_vocabulary_gives_same_ids(
     small_checkpoint: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of large vocabularies with a few short texts, applied to a small one."""

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 from support.checkpoints import make_checkpoint
+from support.commands import run
 from transformers import SiglipImageProcessor, SiglipModel, SiglipTokenizer
 
-from siglip_onnx.cli import main
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.export.tokenizer import write_tokenizer
 from siglip_onnx.hub.published import PUBLISHED
@@ -76,13 +75,9 @@ def numbers(named: Path, images: list[Image.Image], tmp_path: Path, monkeypatch:
     return path
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["verify", *(str(argument) for argument in arguments)])
-
-
 def test_every_quantity_is_compared(named: Path, numbers: Path) -> None:
     bundle = named.with_name("bundle")
-    result = run(bundle, "--published", "--images", numbers.parent / "images", "--json")
+    result = run("verify", bundle, "--published", "--images", numbers.parent / "images", "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     for variant in ("fp32", "int8"):
@@ -100,7 +95,7 @@ def test_one_different_number_fails(named: Path, numbers: Path, quantity: str) -
     (check,) = [check for check in document["checks"] if check["quantity"] == quantity]
     check["values"][0][0] += 1 if quantity == "ids" else 0.01
     numbers.write_text(json.dumps(document))
-    result = run(named.with_name("bundle"), "--published", "--images", numbers.parent / "images")
+    result = run("verify", named.with_name("bundle"), "--published", "--images", numbers.parent / "images")
     assert result.exit_code == 1
     assert f"fp32: difference of the {quantity} to " in result.stderr
 
@@ -111,23 +106,23 @@ def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) ->
     others.mkdir()
     shutil.copy(numbers.parent / "images" / "0.png", others)
     Image.new("RGB", (40, 40)).save(others / "1.png")
-    result = run(named.with_name("bundle"), "--published", "--images", others, "--json")
+    result = run("verify", named.with_name("bundle"), "--published", "--images", others, "--json")
     assert result.exit_code == 0, result.stderr
     for finding in json.loads(result.stdout)["published"]["fp32"]:
         assert finding["missing"] == ["1.png"]
         assert finding["max_abs"] is None
-    assert "missing: 1.png" in run(named.with_name("bundle"), "--published", "--images", others).stdout
+    assert "missing: 1.png" in run("verify", named.with_name("bundle"), "--published", "--images", others).stdout
 
 
 def test_the_real_numbers_fail_for_a_random_model_of_that_name(named: Path) -> None:
-    result = run(named.with_name("bundle"), "--published")
+    result = run("verify", named.with_name("bundle"), "--published")
     assert result.exit_code == 1
     assert "fp32: difference of the ids to" in result.stderr
     assert "missing: 000000039769.jpg" in result.stdout
 
 
 def test_a_checkpoint_without_published_numbers(small_bundle: Path) -> None:
-    result = run(small_bundle, "--published")
+    result = run("verify", small_bundle, "--published")
     assert result.exit_code == 4
     assert "was exported from 'small', for which there are no published numbers" in result.stderr
 

@@ -9,10 +9,6 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("playwright.sync_api")
-
 from playwright.sync_api import Page, expect
 from support.web_page import NewPage, add, choose, probabilities, rows, run_first_preset, texts_of
 from support.web_server import STAR_PATH, running
@@ -20,7 +16,6 @@ from support.web_server import STAR_PATH, running
 import siglip_onnx
 from siglip_onnx.web.settings import Settings
 
-pytestmark = pytest.mark.web
 TEXTS = ['the word "cat"', "赤い星, 青い星", "=1+1|x"]
 
 
