@@ -1,7 +1,5 @@
 """What may import what, and what the runtime must not need."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys
@@ -87,15 +85,9 @@ def test_package_has_at_most_26_top_level_names() -> None:
 
 @pytest.mark.parametrize(
     ("library", "rooms"),
-    [
-        ("onnxruntime", {"session.py"}),
-        ("click", {"cli"}),
-        ("tokenizers", {"text", "export"}),
-        ("huggingface_hub", {"hub"}),
-        ("pyarrow", {"bulk"}),
-        ("ray", {"bulk"}),
-    ],
-)
+    [("onnxruntime", {"session.py"}), ("click", {"cli"}), ("tokenizers", {"text", "export"}),
+     ("huggingface_hub", {"hub"}), ("pyarrow", {"bulk"}), ("ray", {"bulk"})],
+)  # fmt: skip
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:
     found = {name.split("/")[0] for name, node in nodes_of_package() if library in libraries_of(node)}
     assert found == rooms

@@ -1,7 +1,5 @@
 """Small files whose decoding would cost far more than their bytes, by name: each is a known kind of attack."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Damages files in the ways that find bugs: flips, cuts, splices, repeats, and numbers at their limits."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Every bomb is refused from its header, in no time and no memory."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Thousands of mutated images, configs and manifests: a result or our own error, never a crash or a hang."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -17,7 +15,6 @@ import pytest
 from attacks.mutate import mutate, mutate_json
 from PIL import Image
 from support.images import encode, make_image
-from support.material import MATERIAL
 
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.config import read_config, read_preprocessor_config
@@ -54,8 +51,7 @@ def corpus() -> list[bytes]:
         exif = Image.Exif()
         exif[0x0112] = 6
         files.append(encode(image, "JPEG", exif=exif))
-    folder = os.environ.get(MATERIAL)
-    if folder:
+    if folder := os.environ.get("SIGLIP_ONNX_MATERIAL"):
         odd = sorted((Path(folder) / "images" / "odd").rglob("*"))
         files += [path.read_bytes() for path in odd if path.is_file() and 0 < path.stat().st_size <= LARGEST]
     return files
@@ -98,7 +94,6 @@ def test_mutated_images(request: pytest.FixtureRequest) -> None:
 
 
 def load(folder: Path) -> None:
-    """Read everything that is JSON in a model's folder."""
     config = read_config(folder / "config.json")
     read_preprocessor_config(folder / "preprocessor_config.json", config)
     Tokenizer(folder / "tokenizer.json", 16)(["a cat", "犬"])
@@ -106,7 +101,6 @@ def load(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json", "manifest.json"])
 def test_mutated_json(small_bundle: Path, tmp_path: Path, name: str) -> None:
-    """The other files are whole."""
     for path in small_bundle.iterdir():
         (tmp_path / path.name).symlink_to(path)
     document = json.loads((small_bundle / name).read_text(encoding="utf-8"))

@@ -1,7 +1,5 @@
 """Damaged and malicious model folders: detected, named, and refused before onnxruntime loads them."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -25,11 +23,6 @@ from siglip_onnx.system.cache_dir import cache_folder
 from siglip_onnx.system.names import check_name
 
 FLIPS, CUTS = 200, 50
-
-
-@pytest.fixture
-def copy(small_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(small_bundle, tmp_path / "copy"))
 
 
 def flip(rng: random.Random, sound: bytes) -> bytes:

@@ -1,7 +1,5 @@
 """No socket and no file that nobody asked for; no code in data."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -121,6 +119,5 @@ NETWORK_ROOMS = {"hub", "web", "bench"}
 
 
 def test_network_libraries_are_imported_in_their_rooms_only() -> None:
-    """The rest of the package cannot open a socket."""
     users = {path for path, node in nodes_of_package() if libraries_of(node) & NETWORK}
     assert {path.split("/")[0] for path in users} <= NETWORK_ROOMS

@@ -1,7 +1,5 @@
 """The benchmark: known times, known samples, and no speed without fidelity."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The suite around the package's benchmark: counted operations, commands, accuracy, quantization, the peers."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
 from pathlib import Path
@@ -19,6 +17,7 @@ import outliers
 import page
 import pytest
 import quantization
+from support.images import save_all
 
 import siglip_onnx
 from siglip_onnx.bench.backend import Configuration
@@ -68,10 +67,7 @@ def test_every_peer_answers_as_pytorch_does(
         pytest.skip("compiles for a minute; measured by the suite")
     pytest.importorskip("openvino" if name == "openvino_ir" else "torch")
     module = backend_module(name)
-    paths = []
-    for number, image in enumerate(images):
-        paths.append(tmp_path / f"{number}.png")
-        image.save(paths[-1])
+    paths = save_all(images, tmp_path)
     reference = PyTorch(configuration(small_bundle, small_checkpoint, tmp_path, "fp32"))
     for variant, (_, about) in module.VARIANTS.items():
         assert about
@@ -132,7 +128,6 @@ def test_a_command_has_its_own_memory() -> None:
 
 
 def test_the_demo_model_knows_the_drawn_set(tmp_path: Path) -> None:
-    """A folder per class."""
     draw_demo_set.main(["--per-class", "1", str(tmp_path)], standalone_mode=False)
     dataset = accuracy.read_dataset(tmp_path, {"a red star": "a star, red"})
     assert len(dataset.paths) == len(dataset.texts) == 100

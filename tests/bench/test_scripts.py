@@ -1,7 +1,5 @@
 """Run every file of scripts/, benchmarks/ and examples/: help, import, and one real run on a tiny model."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -44,7 +42,6 @@ class Tiny:
 
     @property
     def labeled(self) -> Path:
-        """A folder per class."""
         for name in ("red_star", "six_eggs"):
             (self.folder / "set" / name).mkdir(parents=True)
             shutil.copy(IMAGES_PATH / f"{name}.png", self.folder / "set" / name)
@@ -81,7 +78,6 @@ class Run:
 
 
 def bulk(part: str, *options: object) -> Run:
-    """Return a run of one part of ``bulk.py``."""
     return Run("benchmarks/bulk.py", lambda tiny: [part, *options, "--scale", "0.002", "--work", tiny.folder / "work",
                                                    "--out", tiny.folder / "bulk.json"], writes="bulk.json")  # fmt: skip
 
@@ -119,7 +115,6 @@ def tiny(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> Tiny:
 
 
 def execute(path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a file as from a checkout."""
     return subprocess.run(
         [sys.executable, path, *map(str, arguments)], capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

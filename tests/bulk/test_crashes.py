@@ -1,11 +1,8 @@
 """Workers that crash or hang: the image is recorded, and the job continues."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from support.commands import run
+from support.commands import assert_error, run
 from support.fragile import FragileSpec
 from support.jobs import embed, rows_of, sha256_of, tree
 
@@ -66,13 +63,12 @@ def test_worker_that_crashes_once_changes_nothing(folder: Path, spec: ModelSpec,
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_broken_model_ends_the_job_with_its_own_error(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
-    broken = Path(shutil.copytree(small_bundle, tmp_path / "broken"))
-    graph = broken / "onnx" / "vision_model_quantized.onnx"
+def test_broken_model_ends_the_job_with_its_own_error(
+    folder: Path, small_bundle: Path, copy: Path, tmp_path: Path
+) -> None:
+    graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    result = run("embed", folder, "--out", tmp_path / "out", "--model", broken)
-    assert result.exit_code == 4
-    assert "vision_model_quantized.onnx" in result.stderr
+    assert_error(run("embed", folder, "--out", tmp_path / "out", "--model", copy), 4, "vision_model_quantized.onnx")
     assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0
 
 

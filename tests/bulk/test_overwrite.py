@@ -1,7 +1,5 @@
 """``--overwrite`` removes what the command itself wrote, and never a file of the user's."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +9,7 @@ from click.testing import Result
 from PIL import Image
 from support.checkpoints import make_checkpoint
 from support.commands import run
+from support.images import save_all
 
 import siglip_onnx
 from siglip_onnx.bulk.job import begin_job, open_job
@@ -20,12 +19,8 @@ from siglip_onnx.export.pipeline import export_bundle
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of three images."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(3):
-        Image.new("RGB", (20, 20), (number * 80, 0, 0)).save(folder / f"{number}.png")
-    return folder
+    save_all([Image.new("RGB", (20, 20), (number * 80, 0, 0)) for number in range(3)], tmp_path / "images")
+    return tmp_path / "images"
 
 
 def embed(images: Path, out: Path, *options: str) -> Result:
@@ -145,7 +140,6 @@ def test_an_older_or_damaged_job_of_ours_can_be_overwritten(images: Path, tmp_pa
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint and its fp32 bundle."""
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", "square")
     bundle = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(checkpoint, bundle, precisions=["fp32"])

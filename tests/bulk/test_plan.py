@@ -1,7 +1,5 @@
 """Updating the plan: new, changed and missing inputs rewrite only their own shards."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Resuming a job: the same bytes after kills, interrupts, damage and full disks."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.commands import command
-from support.images import make_image
+from support.images import make_image, save_all
 from support.jobs import SHARD_SIZE, InProcess, embed, sha256_of, tree
 
 from siglip_onnx.bulk.spec import ModelSpec
@@ -158,16 +156,13 @@ def test_job_with_other_facts_is_refused(folder: Path, spec: ModelSpec, tmp_path
 
 
 def text_0_1(document: dict[str, Any]) -> str:
-    """Return a JSON file exactly as version 0.1 wrote it."""
     return json.dumps(document, indent=2) + "\n"
 
 
 def test_job_of_version_0_1_resumes(spec: ModelSpec, tmp_path: Path) -> None:
     """A folder with the exact text that version 0.1 wrote, of whose two shards one is done."""
     folder, out, engine = tmp_path / "images", tmp_path / "out", InProcess()
-    folder.mkdir()
-    for number in range(2):
-        make_image(np.random.default_rng(number)).save(folder / f"{number}.png")
+    save_all([make_image(np.random.default_rng(number)) for number in range(2)], folder)
     image, facts = folder / "0.png", spec.job_facts()
     for name in ("plan", "rows", "vectors", "receipts"):
         (out / name).mkdir(parents=True)

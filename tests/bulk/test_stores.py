@@ -1,7 +1,5 @@
 """The scripts in ``examples/`` return the results of the package's own exact search."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,6 @@ from siglip_onnx.errors import BundleError
 from siglip_onnx.text.tokenizer import Tokenizer
 
 Document = dict[str, Any]
-
-
-@pytest.fixture
-def copy(small_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(small_bundle, tmp_path / "copy"))
 
 
 def edit(bundle: Path, change: Callable[[Document], object]) -> None:

@@ -1,12 +1,9 @@
 """The command line: exact output, exit codes, and no traceback for any input."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.commands import command, run
+from support.commands import assert_error, command, run
 
 import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
@@ -25,12 +22,6 @@ from siglip_onnx.model import SigLIP
 from siglip_onnx.session import LazySession
 
 RED_STAR = str(IMAGES_PATH / "red_star.png")
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands must not depend on the user's settings."""
-    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
 
 
 @pytest.fixture
@@ -108,8 +99,7 @@ def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, mon
     unwritable = tmp_path / "file"
     unwritable.touch()
     refused = run("classify", RED_STAR, "--text", "a", "--model", small_bundle, "--cache", unwritable)
-    assert refused.exit_code == 1
-    assert "cannot be written" in refused.stderr
+    assert_error(refused, 1, "cannot be written")
 
 
 def test_demo_model_answers_and_says_what_it_knows() -> None:
@@ -287,9 +277,7 @@ def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> No
     assert run("export", small_checkpoint, out).exit_code == 0
     tokenizer = out / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace("NFKC", "NFKD"))
-    result = run("info", "--model", out, "--verify-files")
-    assert result.exit_code == 4
-    assert "is damaged: tokenizer.json:" in result.stderr
+    assert_error(run("info", "--model", out, "--verify-files"), 4, "is damaged: tokenizer.json:")
 
 
 def test_cut_texts_are_named_once_on_stderr(small_bundle: Path) -> None:
@@ -308,15 +296,12 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr == "siglip-onnx: interrupted\n"
 
 
-def test_damaged_graph_is_one_message(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_graph_is_one_message(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that is damaged but of the right size fails in the background load and at its first use, once."""
     monkeypatch.setattr("siglip_onnx.bundle.Bundle.check_unchanged", lambda *_: None)  # which would find it
-    copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
     graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    image = tmp_path / "p.png"
-    Image.new("RGB", (4, 4)).save(image)
-    result = run("classify", image, "--text", "a", "--model", copy)
+    result = run("classify", RED_STAR, "--text", "a", "--model", copy)
     assert result.exit_code == 4
     assert result.stderr.count("siglip-onnx:") == 1
     assert "cannot be loaded" in result.stderr

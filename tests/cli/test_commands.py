@@ -1,7 +1,5 @@
 """The table of commands: what it imports, what it says, and how commands start and end."""
 
-from __future__ import annotations
-
 import ast
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Files of texts and folders of images, as commands take them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Figures, links and names of the documents are those of the results, the files and the package."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

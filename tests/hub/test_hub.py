@@ -1,10 +1,7 @@
 """Models of the Hub: download, cache, resume and repair, and offline use."""
 
-from __future__ import annotations
-
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.commands import run
+from support.commands import assert_error, run
 from support.hub_server import Hub, serve
 
 import siglip_onnx
@@ -31,8 +28,6 @@ WEIGHTS = "onnx/vision_model_quantized.onnx.data"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A local Hub, and an empty cache."""
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with serve() as served:
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
@@ -134,8 +129,7 @@ def test_interrupted_download_resumes(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
     hub.cut = {WEIGHTS: 50}
     failed = run("models", "pull", NAME)
-    assert failed.exit_code == 4
-    assert "could not be downloaded" in failed.stderr
+    assert_error(failed, 4, "could not be downloaded")
     assert "run the command again" in failed.stderr
     assert cached_models() == []
     text_requests = hub.requests["tokenizer.json"]
@@ -152,17 +146,13 @@ def test_wrong_checksum_is_retried_once_and_then_refused(hub: Hub, small_bundle:
     assert run("models", "pull", NAME).exit_code == 0
     assert run("models", "rm", NAME).exit_code == 0
     hub.corrupt = {file: 2}
-    failed = run("models", "pull", NAME)
-    assert failed.exit_code == 4
-    assert f"{file} of {NAME} failed its checksum twice" in failed.stderr
+    assert_error(run("models", "pull", NAME), 4, f"{file} of {NAME} failed its checksum twice")
     assert cached_models() == []
 
 
 def test_bundle_that_contradicts_its_manifest_is_refused(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle, **{"config.json": b"{}"})
-    failed = run("models", "pull", NAME)
-    assert failed.exit_code == 4
-    assert "is damaged on the Hub: config.json" in failed.stderr
+    assert_error(run("models", "pull", NAME), 4, "is damaged on the Hub: config.json")
     assert cached_models() == stale_entries() == []
 
 
@@ -181,13 +171,12 @@ def test_damaged_model_in_the_cache_is_downloaded_again_once(hub: Hub, small_bun
         siglip_onnx.load(NAME)
 
 
-def test_folder_of_a_user_is_never_changed(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
-    mine = Path(shutil.copytree(small_bundle, tmp_path / "mine"))
-    damage(mine)
-    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+def test_folder_of_a_user_is_never_changed(hub: Hub, copy: Path) -> None:
+    damage(copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(BundleError, match=r"vision_model_quantized\.onnx\.data: sha256"):
-        siglip_onnx.load(mine)
-    assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
+        siglip_onnx.load(copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert hub.requests.total() == 0
 
 
@@ -206,9 +195,7 @@ def test_offline(hub: Hub, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     flag = ["--offline"] if how == "option" else []
     image = demo.IMAGES_PATH / "red_star.png"
     for command in (["models", "pull", NAME], ["classify", image, "--text", "a", "--model", NAME]):
-        failed = run(*command, *flag)
-        assert failed.exit_code == 4
-        assert f"siglip-onnx models pull {NAME}" in failed.stderr
+        assert_error(run(*command, *flag), 4, f"siglip-onnx models pull {NAME}")
     assert hub.requests.total() == 0
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     siglip_onnx.load(NAME)
@@ -287,7 +274,6 @@ def test_eight_concurrent_processes_download_once(hub: Hub, small_bundle: Path) 
 
 
 def test_killed_download_leaves_the_cache_usable(hub: Hub, small_bundle: Path, full: bool) -> None:
-    """At any of its requests."""
     hub.add(NAME, small_bundle)
     for requests in range(1, 11) if full else (4,):
         hub.gate = threading.Event()

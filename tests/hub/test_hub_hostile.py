@@ -1,7 +1,5 @@
 """A malicious Hub or proxy with paths, wrong names and endless files: nothing outside the cache is touched."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from typing import Any
 
 import pytest
 from support import hub_server
-from support.commands import run
+from support.commands import assert_error, run
 from support.hub_server import Hub, serve
 
 import siglip_onnx
@@ -77,7 +75,6 @@ def hub(handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     assert hub_server._Handler is handler
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "home" / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     photos = tmp_path / "home" / "photos"
     photos.mkdir(parents=True)
     (photos / "wedding.jpg").write_bytes(b"mine")
@@ -96,8 +93,7 @@ def test_revision_is_not_a_path(hub: Hub, handler: Handler, small_bundle: Path, 
     hub.add(NAME, small_bundle)
     handler.facts = {"sha": str(tmp_path / "home" / "photos") if sha == "PHOTOS" else sha}
     failed = run("models", "pull", NAME)
-    assert failed.exit_code == 4, failed.output
-    assert f"as the revision of {NAME}, expected a commit of 40 hexadecimal digits" in failed.stderr
+    assert_error(failed, 4, f"as the revision of {NAME}, expected a commit of 40 hexadecimal digits")
     assert (tmp_path / "home" / "photos" / "wedding.jpg").read_bytes() == b"mine"
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["cache", "photos"]
     assert cached_models() == stale_entries() == []
@@ -203,9 +199,7 @@ def test_rm_removes_only_what_the_cache_wrote(hub: Hub, small_bundle: Path, tmp_
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     linked = folder / COMMIT
     linked.symlink_to(tmp_path / "home" / "photos")
-    failed = run("models", "rm", NAME)
-    assert failed.exit_code == 4
-    assert "it is a symbolic link, and is not removed" in failed.stderr
+    assert_error(run("models", "rm", NAME), 4, "it is a symbolic link, and is not removed")
     assert (tmp_path / "home" / "photos" / "wedding.jpg").exists()
 
 
@@ -215,9 +209,7 @@ def test_a_repository_folder_that_is_a_link_is_not_followed(hub: Hub, small_bund
     (elsewhere / COMMIT).mkdir(parents=True)
     repository_folder(NAME).parent.mkdir(parents=True)
     repository_folder(NAME).symlink_to(elsewhere)
-    failed = run("models", "rm", NAME)
-    assert failed.exit_code == 4
-    assert "is outside" in failed.stderr
+    assert_error(run("models", "rm", NAME), 4, "is outside")
     assert (elsewhere / COMMIT).is_dir()
 
 

@@ -1,7 +1,5 @@
 """Hostile and broken images: refused from their header, cheaply, with a status; no global state changes."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile, ImageOps
-from support.commands import run
+from support.commands import assert_error, run
 from support.images import encode
 from support.source import libraries_of, nodes_of_package
 
@@ -130,7 +128,6 @@ def test_a_pil_image_stays_as_it_was(image: Image.Image) -> None:
 
 
 def images_with_warnings() -> list[bytes]:
-    """Images that Pillow warns about."""
     palette = Image.new("P", (8, 8))
     transparent = encode(palette, "PNG", transparency=b"\x00\x80")
     broken_apng = bytearray(
@@ -193,12 +190,9 @@ def test_command_options(tmp_path: Path, image: Image.Image, small_bundle: Path)
     cut.write_bytes(whole.read_bytes()[:700])
     call = ["classify", whole, cut, "--text", "a", "--model", small_bundle, "--json"]
     refused = run(*call)
-    assert refused.exit_code == 3
-    assert "cut.jpg is truncated" in refused.stderr
+    assert_error(refused, 3, "cut.jpg is truncated")
     assert '"status": "truncated"' in refused.stdout
     allowed = run(*call, "--allow-truncated")
     assert allowed.exit_code == 0
     assert allowed.stdout.count('"truncated": true') == 1
-    small = run(*call, "--max-megapixels", "0.001")
-    assert small.exit_code == 1
-    assert "more than the 1,000 allowed" in small.stderr
+    assert_error(run(*call, "--max-megapixels", "0.001"), 1, "more than the 1,000 allowed")

@@ -1,7 +1,5 @@
 """One model in many threads, after a fork, closed; and memory that does not grow."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import logging

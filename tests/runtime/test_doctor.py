@@ -1,7 +1,5 @@
 """Findings of ``doctor`` for machines in all states, and the stored answers behind its self-test."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

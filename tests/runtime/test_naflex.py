@@ -1,7 +1,5 @@
 """NaFlex against transformers: the grid, the patches, the positions and both towers."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Properties that hold for every text, image and number."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -1,7 +1,5 @@
 """Streams of many images: in order, bounded, each vector independent of its neighbors; and the fast decode."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time
@@ -14,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from support.commands import run
-from support.images import encode, make_image
+from support.images import encode, make_image, save_all
 
 import siglip_onnx
 from siglip_onnx import SiglipOnnxError
@@ -136,10 +134,7 @@ def test_fast_decode_reads_fewer_pixels_and_stays_near(small_bundle: Path) -> No
 
 
 def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
-    paths = []
-    for number, image in enumerate(images):
-        image.save(tmp_path / f"{number}.png")
-        paths.append(str(tmp_path / f"{number}.png"))
+    paths = save_all(images, tmp_path)
     expected = siglip_onnx.load(small_bundle).encode_images(paths)
     for options in ([], ["--workers", "1"], ["--workers", "3"], ["--fast-decode"]):
         out = tmp_path / "out.npy"

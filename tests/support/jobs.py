@@ -1,7 +1,5 @@
 """Run bulk jobs, and read the folders that they write."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -56,7 +54,6 @@ class _Spy:
 def embed(
     out: Path, source: Path, spec: ModelSpec, engine: Any = None, *, facts: Any = None, **policy: bool
 ) -> dict[str, Any]:
-    """Run a job in this process; return its summary."""
     facts = facts or spec.job_facts(shard_size=SHARD_SIZE)
     return run_job(out, Listing([source]), spec, facts, policy=Policy(**policy), engine=engine or InProcess())
 
@@ -68,12 +65,10 @@ def tree(out: Path) -> dict[str, str]:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """Return all rows of a job."""
     return [json.loads(line) for path in sorted((out / "rows").iterdir()) for line in path.read_text().splitlines()]
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,7 +1,5 @@
 """Read the code of the package itself."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,5 +26,4 @@ def imports_of(node: ast.AST) -> set[str]:
 
 
 def libraries_of(node: ast.AST) -> set[str]:
-    """Return the top-level packages that a node imports absolutely."""
     return {name.split(".")[0] for name in imports_of(node)}

@@ -1,7 +1,5 @@
 """Operate the web page in a browser."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Optional extras: which failed import is one, and the command that installs it."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

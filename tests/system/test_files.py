@@ -1,7 +1,5 @@
 """Results are written whole or not at all, on full disks and after kills; only what is ours is removed."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -90,7 +88,6 @@ def test_target_that_is_a_folder_is_one_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]

@@ -1,7 +1,5 @@
 """Dataclasses from JSON documents: what is accepted, and how a wrong key is named."""
 
-from __future__ import annotations
-
 import doctest
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """``verify --published``: what it compares, what it names as missing, and when it fails."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import lzma
@@ -14,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from support.checkpoints import make_checkpoint
-from support.commands import run
+from support.commands import assert_error, run
+from support.images import save_all
 from transformers import SiglipImageProcessor, SiglipModel, SiglipTokenizer
 
 from siglip_onnx.export.pipeline import export_bundle
@@ -39,13 +38,10 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def numbers(named: Path, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """PyTorch's answers for the small checkpoint, as if they were published; the images are in ``images``."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    entries = []
-    for number, image in enumerate(images[:2]):
-        path = folder / f"{number}.png"
-        image.save(path)
-        entries.append({"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    entries = [
+        {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in save_all(images[:2], tmp_path / "images")
+    ]
     model = SiglipModel.from_pretrained(named).eval()
     tokenizer = SiglipTokenizer(str(named / "spiece.model"))
     ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt").input_ids
@@ -96,8 +92,7 @@ def test_one_different_number_fails(named: Path, numbers: Path, quantity: str) -
     check["values"][0][0] += 1 if quantity == "ids" else 0.01
     numbers.write_text(json.dumps(document))
     result = run("verify", named.with_name("bundle"), "--published", "--images", numbers.parent / "images")
-    assert result.exit_code == 1
-    assert f"fp32: difference of the {quantity} to " in result.stderr
+    assert_error(result, 1, f"fp32: difference of the {quantity} to ")
 
 
 def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) -> None:
@@ -116,15 +111,13 @@ def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) ->
 
 def test_the_real_numbers_fail_for_a_random_model_of_that_name(named: Path) -> None:
     result = run("verify", named.with_name("bundle"), "--published")
-    assert result.exit_code == 1
-    assert "fp32: difference of the ids to" in result.stderr
+    assert_error(result, 1, "fp32: difference of the ids to")
     assert "missing: 000000039769.jpg" in result.stdout
 
 
 def test_a_checkpoint_without_published_numbers(small_bundle: Path) -> None:
     result = run("verify", small_bundle, "--published")
-    assert result.exit_code == 4
-    assert "was exported from 'small', for which there are no published numbers" in result.stderr
+    assert_error(result, 4, "was exported from 'small', for which there are no published numbers")
 
 
 def test_the_data_file_is_consistent() -> None:

@@ -1,7 +1,5 @@
 """The ``verify`` command: what it measures, and when it fails."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -13,7 +11,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.checkpoints import make_naflex_checkpoint
-from support.commands import run, run_without
+from support.commands import assert_error, run, run_without
+from support.images import save_all
 
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.verify.accuracy import _order_agreement
@@ -34,8 +33,8 @@ def test_every_variant_against_fp32(small_bundle: Path) -> None:
     assert int8["num_texts"] == len(SAMPLE_TEXTS)
 
 
-def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Path) -> None:
-    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+def test_the_card_is_written_into_the_manifest(small_bundle: Path, copy: Path, tmp_path: Path) -> None:
+    bundle = copy
     texts = tmp_path / "texts.txt"
     texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
     before = json.loads((bundle / "manifest.json").read_text())
@@ -52,16 +51,13 @@ def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Pat
 
 def test_a_variant_below_the_limit_fails(small_bundle: Path) -> None:
     result = run("verify", small_bundle, "--min-cosine", "0.9999999")
-    assert result.exit_code == 1
-    assert "int8: cosine to fp32 is 0.999" in result.stderr
+    assert_error(result, 1, "int8: cosine to fp32 is 0.999")
     assert "against fp32" in result.stdout
 
 
 def test_own_images_and_texts(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
     folder = tmp_path / "images"
-    folder.mkdir()
-    for number, image in enumerate(images):
-        image.save(folder / f"{number}.png")
+    save_all(images, folder)
     (folder / "notes.txt").write_text("not an image")
     texts = tmp_path / "texts.txt"
     texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
@@ -101,8 +97,7 @@ def test_comparison_with_another_checkpoint_fails(small_checkpoint: Path, small_
     preprocessor = other / "preprocessor_config.json"
     preprocessor.write_text(preprocessor.read_text().replace('"resample": 2', '"resample": 3'))
     result = run("verify", small_bundle, "--reference", other)
-    assert result.exit_code == 1
-    assert "fp32: difference of the pixels to PyTorch is" in result.stderr
+    assert_error(result, 1, "fp32: difference of the pixels to PyTorch is")
     assert "fp32: difference of the vision embedding to PyTorch is" in result.stderr
     assert "difference of the text embedding" not in result.stderr
 
@@ -118,9 +113,7 @@ def test_verify_names_what_is_missing(tmp_path: Path, small_checkpoint: Path, sm
 
 def test_without_torch_the_reference_names_what_to_install(small_bundle: Path, small_checkpoint: Path) -> None:
     result = run_without("torch", "verify", small_bundle, "--reference", small_checkpoint)
-    assert result.returncode == 1
-    assert "--reference needs torch, which is not installed" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_error(result, 1, "--reference needs torch, which is not installed")
 
 
 @pytest.mark.parametrize("module", ["verify.accuracy", "verify.published", "bench.run", "cli.verify"])

@@ -97,13 +97,11 @@ def is_complaint(message: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def model() -> SigLIP:
-    """The demo model."""
     return siglip_onnx.load("demo")
 
 
 @pytest.fixture(scope="module")
 def client(model: SigLIP) -> Iterator[TestClient]:
-    """Client of an application that serves the demo model with default settings."""
     from support.web_server import client_of
 
     with client_of([model]) as client:

@@ -1,7 +1,5 @@
 """The page in a headless Chromium: sources of images, the table, templates, presets, comparison of models."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit

@@ -1,7 +1,5 @@
 """Access to the page in a headless Chromium: export and links, languages, keyboard, phone, axe, API key."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

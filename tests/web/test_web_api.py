@@ -1,7 +1,5 @@
 """The HTTP API: the library's answers, cached embeddings, fetched URLs, OpenAPI, metrics."""
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path

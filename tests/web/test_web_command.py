@@ -1,12 +1,9 @@
 """The command ``siglip-onnx web``: start, shutdown, options and errors."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.commands import command, run, run_process, run_without
+from support.commands import assert_error, command, run, run_process, run_without
 from support.web_server import STAR
 
 from siglip_onnx.cli.web import open_models
@@ -106,8 +103,7 @@ def test_port_in_use_is_reported(tmp_path: Path) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         result = run("web", "--port", port)
-    assert result.exit_code == 1
-    assert f"port {port} cannot be listened on" in result.stderr
+    assert_error(result, 1, f"port {port} cannot be listened on")
     assert "--port" in result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -130,7 +126,6 @@ def test_defaults_are_safe(
     """URLs are fetched on loopback or when allowed; a host that others reach needs a key, or a warning is printed."""
     served: list[Any] = []
     monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: served.append(settings))
-    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
     if key:
         monkeypatch.setenv("SIGLIP_ONNX_API_KEY", key)
     result = run("web", *options)
@@ -145,9 +140,7 @@ def test_defaults_are_safe(
 def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
     models = open_models((str(small_bundle), str(small_bundle)), ("int8", "fp32"), ())
     assert [model.variant for model in models] == ["int8", "fp32", "int8", "fp32"]
-    result = run("web", *["--variant", "int8"] * 5)
-    assert result.exit_code == 2
-    assert "at most 4" in result.stderr
+    assert_error(run("web", *["--variant", "int8"] * 5), 2, "at most 4")
 
 
 @pytest.mark.parametrize(
@@ -161,26 +154,16 @@ def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
     ],
 )
 def test_invalid_options(options: tuple[str, ...], code: int, words: str) -> None:
-    result = run("web", *options)
-    assert result.exit_code == code
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_error(run("web", *options), code, words)
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])
 def test_missing_extra_is_reported(package: str) -> None:
-    result = run_without(package, "web")
-    assert result.returncode == 1
-    assert '[web]"' in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_error(run_without(package, "web"), 1, '[web]"')
 
 
 @pytest.mark.export
-def test_server_ends_if_a_model_cannot_be_loaded(small_bundle: Path, tmp_path: Path) -> None:
-    damaged = Path(shutil.copytree(small_bundle, tmp_path / "damaged"))
-    graph = damaged / "onnx" / "vision_model_quantized.onnx"
+def test_server_ends_if_a_model_cannot_be_loaded(copy: Path) -> None:
+    graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    result = run_process("web", "--port", "0", "--model", damaged)
-    assert result.returncode == 4
-    assert "Traceback" not in result.stderr
-    assert "vision_model_quantized.onnx" in result.stderr
+    assert_error(run_process("web", "--port", "0", "--model", copy), 4, "vision_model_quantized.onnx")

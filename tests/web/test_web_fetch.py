@@ -1,7 +1,5 @@
 """The URL fetcher: no SSRF vector opens a socket; slow, endless and lying servers are limited."""
 
-from __future__ import annotations
-
 import ast
 import asyncio
 import gzip
@@ -254,7 +252,6 @@ def test_public_addresses_are_public(address: str) -> None:
 
 
 def test_the_fetcher_is_the_only_network_client() -> None:
-    """Only the web server listens, and only the fetcher connects."""
     clients = {"h11", "http.client", "httpx", "httpx2", "requests", "urllib.request", "urllib3", "aiohttp", "ftplib",
                "smtplib", "telnetlib", "xmlrpc"}  # fmt: skip
     users: dict[str, set[str]] = {}

@@ -1,7 +1,5 @@
 """Request guards: Host, Origin, API key, and security headers."""
 
-from __future__ import annotations
-
 import pytest
 from starlette.testclient import TestClient
 from support.web_server import BASE_URL, error_of

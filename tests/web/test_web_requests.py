@@ -1,7 +1,5 @@
 """Malformed, oversized and ambiguous requests; nothing of a request reaches the disk, the log, or other clients."""
 
-from __future__ import annotations
-
 import base64
 import json
 import logging

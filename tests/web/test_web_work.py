@@ -1,7 +1,5 @@
 """The bounded request queue, alone and under overload."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from typing import Any
