@@ -120,7 +120,7 @@ def test_training_stops_and_resumes(tmp_path: Path) -> None:
     from siglip_onnx.export.pipeline import export_bundle
     from train_demo import main
 
-    settings = ["--batch-size", "4", "--num-pictures", "1000", "--save-every", "2", "--num-evaluated", "6"]
+    settings = ["--batch-size", "4", "--num-images", "1000", "--save-every", "2", "--num-evaluated", "6"]
     for steps in ("2", "3"):
         result = CliRunner().invoke(main, [str(tmp_path / "run"), "--steps", steps, *settings], catch_exceptions=False)
         assert result.exit_code == 0

@@ -23,7 +23,7 @@ from siglip_onnx.model import SigLIP
 from .images import encode, make_image
 
 SHARD_SIZE = 10
-SKIPPED = "left out: 1 file not named as pictures are; --all-files tries all."
+SKIPPED = "skipped 1 file without an image extension; use --all-files to try them."
 
 
 class InProcess:
