@@ -77,18 +77,6 @@ def test_load_hashes_only_changed_files(copy: Path, monkeypatch: pytest.MonkeyPa
     assert list((cache_folder() / "verified").iterdir())
 
 
-def make_manifest_true(folder: Path) -> None:
-    """Update sizes and hashes after files were changed, as an attacker would."""
-    document = json.loads((folder / "manifest.json").read_text())
-    for files in (document["files"], *(variant["files"] for variant in document["variants"].values())):
-        for name in files:
-            facts = integrity.file_facts(folder / name)
-            files[name] = {"size_bytes": facts.size_bytes, "sha256": facts.sha256}
-    del document["manifest_sha256"]
-    (folder / "manifest.json").write_text(json.dumps(document))
-    assert verify_folder(folder) == []
-
-
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
 def test_manifest_must_list_the_shared_files(copy: Path, name: str) -> None:
     document = json.loads((copy / "manifest.json").read_text())

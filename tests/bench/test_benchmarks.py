@@ -28,8 +28,6 @@ from siglip_onnx.config import SiglipConfig, TextConfig, VisionConfig
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import BenchmarkError
 
-ROOT = Path(__file__).parents[2]
-
 
 def backend_module(name: str) -> ModuleType:
     module = importlib.import_module(f"backends.{name}")
