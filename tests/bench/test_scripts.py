@@ -26,9 +26,9 @@ TESTED_ELSEWHERE = {
     "scripts/train_demo.py": ("runtime/test_demo.py", "train_demo"),
     "scripts/make_golden.py": ("runtime/test_doctor.py", "make_golden"),
     "examples/compiled_classifier.py": ("export/test_compile.py", "compiled_classifier"),
-    "examples/search_duckdb.py": ("bulk/test_stores.py", "duckdb"),
-    "examples/search_faiss.py": ("bulk/test_stores.py", "faiss"),
-    "examples/search_lancedb.py": ("bulk/test_stores.py", "lancedb"),
+    "examples/search_duckdb.py": ("bulk/test_search.py", "duckdb"),
+    "examples/search_faiss.py": ("bulk/test_search.py", "faiss"),
+    "examples/search_lancedb.py": ("bulk/test_search.py", "lancedb"),
 }
 
 

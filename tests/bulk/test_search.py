@@ -1,6 +1,7 @@
-"""Searching embedded folders: exact with every layout, and only with the embedding space of the vectors."""
+"""Searching embedded folders: exact with every layout and example, and only with the embedding space of the vectors."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -190,3 +191,61 @@ def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
         ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),
     ):
         assert_error(run("search", *arguments), code, message)
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TEXT = "a red star"
+
+
+def run_example(script: str, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, EXAMPLES / script, out, TEXT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample images in Parquet files of four rows, among them one without a vector."""
+    pytest.importorskip("pyarrow", reason="the extra [parquet] is not installed")
+    folder = tmp_path_factory.mktemp("stores")
+    (folder / "images").mkdir()
+    for path in IMAGES_PATH.iterdir():
+        (folder / "images" / path.name).write_bytes(path.read_bytes())
+    (folder / "images" / "broken.png").write_text("not an image")
+    options = ("--layout", "parquet", "--dtype", request.param, "--shard-size", "4", "--model", "demo")
+    assert run("embed", folder / "images", "--out", folder / "out", *options).exit_code == 3
+    return folder / "out"
+
+
+@pytest.mark.parametrize("store", ["duckdb", "lancedb", "faiss"])
+def test_store_returns_the_exact_top_ten(store: str, stored: Path) -> None:
+    pytest.importorskip(store, reason=f"{store} is not installed; it is part of the extra [dev]")
+    query = siglip_onnx.load("demo").encode_texts([TEXT])[0]
+    expected = [f"{hit.similarity:.3f}  {hit.path}" for hit in open_collection(stored).search(query, 10)]
+    result = run_example(f"search_{store}.py", stored)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == expected
+    assert len(expected) == 10
+
+
+@pytest.mark.parametrize("stored", ["float32"], indirect=True)
+@pytest.mark.parametrize("store", ["duckdb", "lancedb", "faiss"])
+def test_store_refuses_another_model(store: str, stored: Path, small_bundle: Path) -> None:
+    pytest.importorskip(store, reason=f"{store} is not installed; it is part of the extra [dev]")
+    result = run_example(f"search_{store}.py", stored, str(small_bundle))
+    assert result.returncode == 1
+    assert "was embedded with demo, variant int8; give that model" in result.stderr
+
+
+@pytest.mark.parametrize("stored", ["float16"], indirect=True)
+def test_lancedb_imports_a_folder_again_after_it_changed(stored: Path) -> None:
+    pytest.importorskip("lancedb", reason="lancedb is not installed; it is part of the extra [dev]")
+    first = run_example("search_lancedb.py", stored)
+    assert run_example("search_lancedb.py", stored).stdout == first.stdout != ""
+    best = first.stdout.splitlines()[0].partition("  ")[2]
+    Path(best).unlink()
+    options = ("--layout", "parquet", "--shard-size", "4", "--model", "demo", "--prune")
+    facts = open_collection(stored).job.facts
+    assert run("embed", stored.parent / "images", "--out", stored, *options, "--dtype", facts.dtype).exit_code == 3
+    remaining = run_example("search_lancedb.py", stored)
+    assert best not in remaining.stdout
+    assert os.fspath(stored.parent / "images") in remaining.stdout

@@ -50,7 +50,7 @@ sys.exit(pytest.main(["--collect-only", "-q", "tests/image", "tests/text", "test
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    for name in ("runtime/test_model.py", "text/test_tokenizer.py", "image/test_image.py"):
+    for name in ("runtime/test_model.py", "text/test_tokenizer.py", "image/test_image_guard.py"):
         assert f"tests/{name}::" in done.stdout
 
 

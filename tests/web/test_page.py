@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from support.web_page import NewPage, add, choose, probabilities, rows, texts_of
+from support.web_page import NewPage, add, choose, page_of_star, probabilities, rows, texts_of
 from support.web_server import EGGS_PATH, STAR_PATH, running
 
 import siglip_onnx
@@ -15,9 +15,7 @@ from siglip_onnx.cli.output import format_probability
 
 
 def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "a red star")
+    page = page_of_star(new_page, "a red star")
     add(page, "青い星", "six eggs")
     assert texts_of(page) == ["a red star", "青い星", "six eggs"]
     expected = siglip_onnx.load("demo").classify(STAR_PATH, texts_of(page))
@@ -35,9 +33,7 @@ def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
 
 
 def test_adding_a_text_sends_only_the_text(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "a red star")
+    page = page_of_star(new_page, "a red star")
     with page.expect_request("**/v1/classify") as request:
         add(page, "a moon")
     body = json.loads(request.value.post_data or "")
@@ -62,9 +58,7 @@ def test_numbers_are_formatted_as_on_the_command_line(new_page: NewPage) -> None
 
 
 def test_edit_sort_delete_and_undo(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "six eggs", "a red star", "a blue star")
+    page = page_of_star(new_page, "six eggs", "a red star", "a blue star")
     page.get_by_role("button", name="Edit “six eggs”").click()
     editor = page.locator("td.text input")
     expect(editor).to_be_focused()
@@ -103,9 +97,7 @@ def test_edit_sort_delete_and_undo(new_page: NewPage) -> None:
 
 
 def test_new_image_empties_the_table_and_undo_restores_it(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "a red star", "six eggs")
+    page = page_of_star(new_page, "a red star", "six eggs")
     choose(page, EGGS_PATH)
     expect(page.locator("#toast")).to_contain_text("New image")
     expect(page.locator("#empty")).to_be_visible()
@@ -123,9 +115,7 @@ def test_new_image_empties_the_table_and_undo_restores_it(new_page: NewPage) -> 
 
 
 def test_template_change_recomputes_the_table(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "red star")
+    page = page_of_star(new_page, "red star")
     page.click("#options summary")
     page.fill("#template", "a star")
     page.press("#template", "Enter")
