@@ -1,7 +1,5 @@
 """A fake internet on this machine: names, addresses that look public, and misbehaving servers."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ipaddress
@@ -72,7 +70,6 @@ class FakeInternet:
 
 @contextlib.asynccontextmanager
 async def serving(serve: Serve, internet: FakeInternet, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """Handle every connection with ``serve``."""
 
     connections: set[asyncio.Task[None]] = set()
 

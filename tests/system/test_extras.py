@@ -1,7 +1,5 @@
 """Optional extras: which failed import is one, and the command that installs it."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess
@@ -9,6 +7,7 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,17 +20,9 @@ ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class FakeDistribution:
-    def __init__(self, record: dict[str, Any] | None) -> None:
-        self.record = record
-
-    def read_text(self, name: str) -> str | None:
-        assert name == "direct_url.json"
-        return None if self.record is None else json.dumps(self.record)
-
-
 def installed_from(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None) -> str:
-    monkeypatch.setattr(extras, "distribution", lambda _name: FakeDistribution(record))
+    files = {"direct_url.json": None if record is None else json.dumps(record)}
+    monkeypatch.setattr(extras, "distribution", lambda _name: SimpleNamespace(read_text=files.__getitem__))
     return install_command("ray")
 
 
