@@ -97,6 +97,7 @@ def test_results_are_reported_in_every_form(results: Path, option: str, sign: st
 
 def test_plots_are_drawn_for_both_backgrounds(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    from click.testing import CliRunner
     from PIL import Image
     from plots import draw_plots, main
 

@@ -76,6 +76,7 @@ def test_summary_is_five_rows_of_four_figures() -> None:
 def test_plots_of_the_documents_are_those_of_the_results() -> None:
     pytest.importorskip("matplotlib")
     from plots import fingerprint
+
     from siglip_onnx.bench.schema import read_document
 
     expected = fingerprint(read_document(ROOT / "benchmarks/results/base_multilingual.json"))

@@ -77,8 +77,8 @@ def test_load_downloads_each_variant_once(hub: Hub, small_bundle: Path, caplog: 
 
 def test_pulling_a_variant_keeps_the_cached_ones(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
-    call("models", "pull", NAME)
-    assert call("models", "pull", NAME, "--variant", "fp32").exit_code == 0
+    run("models", "pull", NAME)
+    assert run("models", "pull", NAME, "--variant", "fp32").exit_code == 0
     assert set(open_bundle(cached_models()[0].folder).manifest.variants) == {"int8", "fp32"}
 
 
@@ -88,7 +88,7 @@ def test_branch_of_a_cached_commit_is_known_offline_and_can_be_removed(hub: Hub,
     siglip_onnx.load(f"{NAME}@v1")
     siglip_onnx.load(f"{NAME}@v1", variant="fp32")
     assert siglip_onnx.load(f"{NAME}@v1", variant="fp32", offline=True).variant == "fp32"
-    assert call("models", "rm", f"{NAME}@v1").exit_code == 0
+    assert run("models", "rm", f"{NAME}@v1").exit_code == 0
     assert cached_models() == []
 
 
