@@ -30,7 +30,7 @@ SUMMARIZED = (INT8, "OpenVINO int8 weights", "optimum-onnx int8", engine_name("f
 @click.command(help=__doc__)
 def main() -> None:
     """Write everything."""
-    from siglip_onnx.bench.plots import draw_plots  # noqa: PLC0415 - tables need no matplotlib
+    from plots import draw_plots  # noqa: PLC0415 - tables need no matplotlib
 
     for path, text in documents().items():
         write_atomic(path, text.encode())

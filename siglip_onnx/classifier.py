@@ -72,11 +72,7 @@ class ClassifierFacts:
 class Classifier:
     """A compiled classifier, loaded."""
 
-    def __init__(
-        self,
-        path: Path,
-        options: RuntimeOptions = DEFAULTS,
-    ) -> None:
+    def __init__(self, path: Path, options: RuntimeOptions = DEFAULTS) -> None:
         """Load ``path``; of the options, providers, threads, image limits and ``allow_truncated`` apply.
 
         Raises:
@@ -100,7 +96,7 @@ class Classifier:
         self.embedding_space = self.facts.embedding_space
 
     def classify(self, image: ImageSource) -> list[Match]:
-        """Return for each label how probably it describes the image, in the order of the labels.
+        """Return for each label how likely it is to describe the image, in the order of the labels.
 
         Raises:
             ImageError: the image cannot be read.

@@ -181,11 +181,7 @@ def parse_config(document: Mapping[str, Any], path: Path) -> SiglipConfig:
         vision = _read_tower(NaflexVisionConfig, vision_document, path)
     else:
         vision = _read_tower(VisionConfig, vision_document, path)
-    config = SiglipConfig(
-        model_type,
-        vision,
-        text=_read_tower(TextConfig, document.get("text_config") or {}, path),
-    )
+    config = SiglipConfig(model_type, vision, _read_tower(TextConfig, document.get("text_config") or {}, path))
     if config.vision.hidden_size != config.text.embedding_dim:
         raise CheckpointError(
             f"{path}: images are embedded in {config.vision.hidden_size} dimensions and texts in "

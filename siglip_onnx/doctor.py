@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .bundle.folder import Bundle, open_bundle, verify_folder
+from .bundle.folder import Bundle, folder_problems, open_bundle, verify_folder
 from .bundle.manifest import TOWERS
 from .demo import BUNDLE_PATH, GOLDEN_PATH
 from .demo import golden as golden_module
@@ -20,7 +20,7 @@ from .model import SigLIP
 from .session import available_providers, int8_saturates
 from .system.cache_dir import cache_folder
 from .system.cpu import Cpu, int8_kernels, read_cpu
-from .system.packages import package_version
+from .system.extras import package_version
 from .system.telemetry import telemetry_state
 from .system.threads import available_threads, thread_limits
 
@@ -160,7 +160,7 @@ def cache() -> Finding:
         return Finding("cache", WARNING, str(error), "", {})
     writable = _is_writable(folder)
     models = cached_models()
-    problems = {f"{model.name}@{model.revision[:12]}": _problems(model.folder) for model in models}
+    problems = {f"{model.name}@{model.revision[:12]}": folder_problems(model.folder) for model in models}
     damaged = {name: lines for name, lines in problems.items() if lines}
     left = leftovers()
     size_bytes = folder_size(folder) if folder.is_dir() else 0
@@ -183,13 +183,6 @@ def cache() -> Finding:
         advice = "Remove the remains of interrupted or damaged downloads: siglip-onnx models rm NAME"
         return Finding("cache", WARNING, f"{answer}, leftovers: {len(left)}", advice, facts)
     return Finding("cache", OK, answer, "", facts)
-
-
-def _problems(folder: Path) -> list[str]:
-    try:
-        return verify_folder(folder)
-    except SiglipOnnxError as error:
-        return [str(error)]
 
 
 def _is_writable(folder: Path) -> bool:

@@ -1,6 +1,11 @@
 """The errors of this package; each message says what was found, what was expected, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's message, without its full stop."""
+    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
+
+
 class SiglipOnnxError(Exception):
     """The base class of all errors of this package; ``exit_code`` is the exit code of the command line."""
 

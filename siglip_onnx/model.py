@@ -105,7 +105,7 @@ class SigLIP:
         threshold: float = 0.0,
         logit_bias: float | None = None,
     ) -> list[Match]:
-        """Return for each text how probably it describes the image, in the order given.
+        """Return for each text how likely it is to describe the image, in the order given.
 
         Args:
             image: path, bytes, PIL image or uint8 array.

@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from .bundle import Bundle, graph_path
-from .errors import BundleError, ProviderError, SiglipOnnxError
+from .errors import BundleError, ProviderError, SiglipOnnxError, first_line
 from .head import Floats, l2_normalize
 from .options import RuntimeOptions
 from .system.fork import call_after_fork, renewed_lock, weak_call
@@ -128,7 +128,7 @@ class LazySession:
             results: list[NDArray[np.float32]] = session.run(list(outputs), dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no other root
             raise BundleError(
-                f"{self._path} failed to run: {_first_line(error)}. Check that there is enough memory, and the model "
+                f"{self._path} failed to run: {first_line(error)}. Check that there is enough memory, and the model "
                 "with: siglip-onnx models check"
             ) from error
         return results
@@ -162,7 +162,7 @@ class LazySession:
             # Without enable_fallback=0 onnxruntime would print to stdout and retry on other providers.
             return onnxruntime.InferenceSession(str(self._path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no other root
-            problem = f"{self._path} cannot be loaded with {', '.join(providers)}: {_first_line(error)}."
+            problem = f"{self._path} cannot be loaded with {', '.join(providers)}: {first_line(error)}."
             if providers == [CPU_PROVIDER]:
                 raise BundleError(f"{problem} Check the model with: siglip-onnx models check") from error
             raise ProviderError(
@@ -206,7 +206,7 @@ def int8_saturates() -> bool:
 
 
 def return_free_memory() -> None:
-    """Return the memory that an unloaded session freed to the system, which glibc would otherwise keep."""
+    """Give memory freed by an unloaded session back to the operating system, which glibc would otherwise keep."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # musl has no such function, and returns memory by itself
         trim(0)
@@ -226,7 +226,7 @@ def _check_providers(providers: Sequence[str] | None) -> list[str]:
     if providers is None:
         return [CPU_PROVIDER]
     if isinstance(providers, str):
-        raise ProviderError(f"Providers cannot be one str; give a list: [{providers!r}].")
+        raise ProviderError(f"providers must be a list of str, not one str: [{providers!r}].")
     missing = [name for name in providers if name not in available_providers()]
     if missing or not providers:
         raise ProviderError(
@@ -235,10 +235,6 @@ def _check_providers(providers: Sequence[str] | None) -> list[str]:
             "provider, or choose another."
         )
     return list(providers)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
 
 
 def _options(threads: int, *, exact_int8: bool) -> Any:

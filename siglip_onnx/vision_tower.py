@@ -68,7 +68,11 @@ class VisionTower:
             ImageError: an image cannot be read.
             BundleError: the graph cannot be loaded or run.
         """
-        rows = [raise_error(result).embedding for result in self.stream(images)]
+        rows = []
+        for result in self.stream(images):
+            if isinstance(result, ImageError):
+                raise result
+            rows.append(result.embedding)
         return np.array(rows, np.float32).reshape(len(rows), self._embedding_dim)
 
     def stream(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[EmbeddedImage | ImageError]:
@@ -113,17 +117,6 @@ class VisionTower:
         except ImageError as error:
             return error
         return self.preprocess(decoded.rgb), decoded
-
-
-def raise_error(result: EmbeddedImage | ImageError) -> EmbeddedImage:
-    """Return an image's embedding.
-
-    Raises:
-        ImageError: the result is an error.
-    """
-    if isinstance(result, ImageError):
-        raise result
-    return result
 
 
 def make_preprocessor(bundle: Bundle, options: RuntimeOptions) -> Preprocessor:

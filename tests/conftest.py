@@ -3,9 +3,8 @@
 The fixtures of checkpoints need PyTorch and the exporter; tests that use none of them run without both.
 """
 
-from __future__ import annotations
-
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.images import make_image
-from support.material import MATERIAL
 from support.shapes import SHAPES
 
 # A test module that imports one of these is skipped where it is not installed.
 OPTIONAL = {
-    "fastapi", "httpx2", "ml_dtypes", "onnx", "onnx_ir", "playwright", "safetensors", "sentencepiece", "starlette",
-    "torch", "transformers", "trustme", "uvicorn",
+    "fastapi", "h11", "httpx2", "ml_dtypes", "onnx", "onnx_ir", "playwright", "safetensors", "sentencepiece",
+    "starlette", "torch", "transformers", "trustme", "uvicorn",
 }  # fmt: skip
 MARKED_FOLDERS = {"export": "export", "verify": "export", "web": "web"}
 
@@ -36,7 +34,6 @@ class OptionalModule(pytest.Module):
     """A test module that is skipped, with the reason, where an optional library that it imports is not installed."""
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
-        """Collect the tests, or skip the module."""
         try:
             return super().collect()
         except self.CollectError as error:
@@ -71,20 +68,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether the stress tests run at full length."""
     return bool(request.config.getoption("--full"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests, and the processes they start, keep nothing in the user's cache."""
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the processes they start, neither depend on the user's settings nor write to the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("SIGLIP_ONNX_MODEL", "HF_HUB_OFFLINE", "HF_TOKEN"):
+            patch.delenv(name, raising=False)
         patch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 def make_checkpoint(folder: Path, shape: str) -> Path:
-    """Write a random checkpoint."""
     import torch
     from support import checkpoints
 
@@ -93,7 +90,6 @@ def make_checkpoint(folder: Path, shape: str) -> Path:
 
 
 def export(checkpoint: Path, out: Path) -> Path:
-    """Export a checkpoint to fp32 and int8."""
     from siglip_onnx.export.pipeline import export_bundle
 
     export_bundle(checkpoint, out)
@@ -102,13 +98,11 @@ def export(checkpoint: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="session", params=sorted(SHAPES))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint of each shape."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / request.param, request.param)
 
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``checkpoint``, exported to fp32 and int8."""
     return export(checkpoint, tmp_path_factory.mktemp("bundle") / checkpoint.name)
 
 
@@ -120,8 +114,13 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``small_checkpoint``, exported to fp32 and int8."""
     return export(small_checkpoint, tmp_path_factory.mktemp("bundle") / "small")
+
+
+@pytest.fixture
+def copy(small_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of ``small_bundle`` that a test may change."""
+    return Path(shutil.copytree(small_bundle, tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -132,7 +131,6 @@ def image() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def images() -> list[Image.Image]:
-    """Some different images."""
     rng = np.random.default_rng(11)
     return [make_image(rng, size) for size in ((50, 70), (300, 41), (96, 96), (33, 257))]
 
@@ -140,7 +138,7 @@ def images() -> list[Image.Image]:
 @pytest.fixture(scope="session")
 def material() -> Path:
     """The folder of real tokenizers, images and texts that ``SIGLIP_ONNX_MATERIAL`` names."""
-    path = os.environ.get(MATERIAL)
+    path = os.environ.get("SIGLIP_ONNX_MATERIAL")
     if not path:
-        pytest.skip(f"{MATERIAL} is not set")
+        pytest.skip("SIGLIP_ONNX_MATERIAL is not set")
     return Path(path)

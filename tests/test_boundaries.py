@@ -1,7 +1,5 @@
 """What may import what, and what the runtime must not need."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys
@@ -9,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.source import PACKAGE, libraries_of, nodes_of_package
 
 import siglip_onnx
 
-PACKAGE = Path(siglip_onnx.__file__).parent
 # Each room imports only rooms before it.
 ROOMS = (
     "_version", "errors", "system", "options", "config", "head", "bundle", "image", "text", "session", "vision_tower",
@@ -87,17 +85,11 @@ def test_package_has_at_most_26_top_level_names() -> None:
 
 @pytest.mark.parametrize(
     ("library", "rooms"),
-    [
-        ("onnxruntime", {"session.py"}),
-        ("click", {"cli"}),
-        ("tokenizers", {"text", "export"}),
-        ("huggingface_hub", {"hub"}),
-        ("pyarrow", {"bulk"}),
-        ("ray", {"bulk"}),
-    ],
-)
+    [("onnxruntime", {"session.py"}), ("click", {"cli"}), ("tokenizers", {"text", "export"}),
+     ("huggingface_hub", {"hub"}), ("pyarrow", {"bulk"}), ("ray", {"bulk"})],
+)  # fmt: skip
 def test_a_library_has_one_room(library: str, rooms: set[str]) -> None:
-    found = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if library in libraries_of(path)}
+    found = {name.split("/")[0] for name, node in nodes_of_package() if library in libraries_of(node)}
     assert found == rooms
 
 
@@ -150,14 +142,3 @@ def imported_modules(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[
             module = (*base, *(node.module.split(".") if node.module else ()))
             if module and module[0] == "siglip_onnx":
                 yield from ((*module, name.name) for name in node.names)
-
-
-def libraries_of(path: Path) -> set[str]:
-    """Return the top-level packages that a file imports absolutely."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {name.name.split(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module.split(".")[0])
-    return found

@@ -41,9 +41,7 @@ def graph_of(configuration: Configuration, tower: str) -> Path:
     return Path(configuration.work) / f"{tower}.onnx"
 
 
-def load(configuration: Configuration) -> Graphs:
-    """Load both graphs."""
-    return Graphs(configuration)
+load = Graphs
 
 
 def files(configuration: Configuration) -> list[Path]:

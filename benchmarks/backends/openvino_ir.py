@@ -111,9 +111,7 @@ def ir_of(configuration: Configuration, tower: str) -> Path:
     return Path(configuration.work) / f"{tower}.xml"
 
 
-def load(configuration: Configuration) -> OpenVINO:
-    """Compile both towers."""
-    return OpenVINO(configuration)
+load = OpenVINO
 
 
 def files(configuration: Configuration) -> list[Path]:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from fresh_process import in_fresh_process
 
-from siglip_onnx.bulk.facts import JobFacts
 from siglip_onnx.bulk.job import begin_job
-from siglip_onnx.bulk.records import Input, Row
+from siglip_onnx.bulk.records import Input, JobFacts, Row
 from siglip_onnx.bulk.search import open_collection
 from siglip_onnx.head import l2_normalize
 from siglip_onnx.system.workers import map_in_order

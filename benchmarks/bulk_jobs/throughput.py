@@ -10,11 +10,11 @@ from typing import Any
 from fresh_process import in_fresh_process
 
 import siglip_onnx
-from siglip_onnx.bulk.facts import Receipt
 from siglip_onnx.bulk.listing import Listing
+from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine, run_job
 from siglip_onnx.bulk.spec import ModelSpec
-from siglip_onnx.cli.progress import OFF, Progress
+from siglip_onnx.cli.progress import OFF, ProgressLine
 from siglip_onnx.system.workers import map_in_order
 
 from .inputs import empty_path, make_images
@@ -54,7 +54,7 @@ def time_tower(bundle: str, folder: Path, workers: int) -> dict[str, float]:
     return {"images_per_second": round(len(rounds) / (time.perf_counter() - began), 2)}
 
 
-class Stopwatch(Progress):
+class Stopwatch(ProgressLine):
     """Record when the first shard began and the last one ended."""
 
     began, ended = float("inf"), 0.0

@@ -58,9 +58,7 @@ class Engine(FrontEnd):
         return self.model.text.session.run("pooler_output", {"input_ids": input_ids})
 
 
-def load(configuration: Configuration) -> Engine:
-    """Load both towers of a variant."""
-    return Engine(configuration)
+load = Engine
 
 
 def files(configuration: Configuration) -> list[Path]:

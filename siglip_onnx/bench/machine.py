@@ -12,7 +12,7 @@ from typing import Any
 
 from .._version import __version__
 from ..system.cpu import read_cpu
-from ..system.packages import package_version
+from ..system.extras import package_version
 from ..system.threads import available_threads
 
 BUSY = 0.3  # load average per CPU above which something else is running

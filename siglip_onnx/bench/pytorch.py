@@ -66,9 +66,7 @@ class PyTorch:
         return features
 
 
-def load(configuration: Configuration) -> PyTorch:
-    """Load the checkpoint in fp32."""
-    return PyTorch(configuration)
+load = PyTorch
 
 
 def files(configuration: Configuration) -> list[Path]:

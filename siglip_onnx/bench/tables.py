@@ -13,51 +13,45 @@ Table = tuple[Sequence[str], list[list[str]]]
 SAME_ANSWER = 0.999  # the smallest cosine of answers that count as the same
 
 
+def rows_of(document: Document, inputs: str | None) -> list[Row]:
+    """Return the rows of one kind of inputs, or all."""
+    return [row for row in document.rows if inputs in (None, row.inputs)]
+
+
 def speed_table(document: Document, inputs: str | None = None) -> Table:
     """Return a row per configuration: times, fidelity, start, memory, size."""
     header = (
         "", "vision ms", "text ms", "end to end ms", "cosine min, vision / text", "logit error max", "start s",
         "memory MB", "on disk MB",
     )  # fmt: skip
-    rows = [row for row in document.rows if inputs in (None, row.inputs)]
-    return header, [speed_cells(row) for row in rows]
-
-
-def speed_cells(row: Row) -> list[str]:
-    """Return one line of :func:`speed_table`: min / median / p90, unstable ones marked."""
-    fidelity = row.fidelity
-    return [
-        row.name,
-        *(describe_summary(row.summary(stage)) for stage in (VISION, TEXT, END_TO_END)),
-        f"{fidelity.vision_cosine_min:.5f} / {fidelity.text_cosine_min:.5f}",
-        f"{fidelity.logit_error_max:.2g}",
-        f"{start_seconds(row):.2f}",
-        f"{start_memory_mb(row):.0f}",
-        f"{row.size_bytes / 1e6:.0f}",
+    return header, [
+        [
+            row.name,
+            *(describe_summary(row.summary(stage)) for stage in (VISION, TEXT, END_TO_END)),
+            f"{row.fidelity.vision_cosine_min:.5f} / {row.fidelity.text_cosine_min:.5f}",
+            f"{row.fidelity.logit_error_max:.2g}",
+            f"{start_seconds(row):.2f}",
+            f"{start_memory_mb(row):.0f}",
+            f"{row.size_bytes / 1e6:.0f}",
+        ]
+        for row in rows_of(document, inputs)
     ]
 
 
 def stage_table(document: Document, inputs: str | None = None) -> Table:
     """Return the medians of every stage, in milliseconds."""
-    rows = [row for row in document.rows if inputs in (None, row.inputs)]
-    lines = [[row.name, *(format_measurement(row.summary(stage).median) for stage in STAGES)] for row in rows]
-    return ("median ms", *STAGES), lines
+    rows = rows_of(document, inputs)
+    return ("median ms", *STAGES), [
+        [row.name, *(format_measurement(row.summary(stage).median) for stage in STAGES)] for row in rows
+    ]
 
 
 def start_table(document: Document, inputs: str | None = None) -> Table:
     """Return the steps of a process before its first answer: medians, and the largest memory."""
-    rows = [row for row in document.rows if inputs in (None, row.inputs)]
-    lines = [
-        [
-            row.name,
-            *(
-                f"{statistics.median(getattr(start, part) for start in row.starts):.2f}"
-                for part in ("import_s", "load_s", "first_answer_s")
-            ),
-            f"{start_memory_mb(row):.0f}",
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in rows_of(document, inputs):
+        steps = ([getattr(start, step) for start in row.starts] for step in ("import_s", "load_s", "first_answer_s"))
+        lines.append([row.name, *(f"{statistics.median(step):.2f}" for step in steps), f"{start_memory_mb(row):.0f}"])
     return ("seconds", "import", "load", "process start to first answer", "peak memory MB"), lines
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..head import Floats
-from ..system.packages import package_version
+from ..system.extras import package_version
 from .backend import Backend, Configuration, Inputs
 from .fidelity import Answers
 from .machine import load_average, peak_memory_mb

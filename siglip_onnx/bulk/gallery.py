@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ImageError
-from ..image.decode import DEFAULT_LIMITS, load_image
-from .files import read_file
+from ..image.decode import load_image
+from ..options import DEFAULT_LIMITS
+from .listing import read_file
 from .search import Hit
 
 _SIDE = 320

@@ -19,15 +19,26 @@ from ..errors import JobError
 from ..system.files import remove_own_files
 from ..system.json_files import read_json_object
 from ..system.records import read_record
-from .facts import FORMAT, JobFacts, Receipt
 from .layouts import LAYOUTS, Layout
-from .records import STATUSES, Input, Row, inputs_from_bytes, inputs_to_bytes, rows_from_bytes, rows_to_bytes
+from .records import (
+    FORMAT,
+    STATUSES,
+    Input,
+    JobFacts,
+    Receipt,
+    Row,
+    inputs_from_bytes,
+    inputs_to_bytes,
+    rows_from_bytes,
+    rows_to_bytes,
+)
 from .storage import LOCK, TEMPORARY, TEMPORARY_FILES, remove, write_whole
 
 FACTS, SUMMARY, ERRORS, LOG = "job.json", "summary.json", "errors.jsonl", "log.jsonl"
 _INDEX_OF_0_1 = ("index.usearch", "index.json")  # version 0.1 could add an approximate index
 DERIVED = (SUMMARY, ERRORS, *_INDEX_OF_0_1)
-PLAN, ROWS, RECEIPTS = "plan", "rows", "receipts"
+# Files of a shard, as are those of a layout.
+PLAN, ROWS, RECEIPT = "plan/{:06}.jsonl", "rows/{:06}.jsonl", "receipts/{:06}.json"
 
 
 class Job:
@@ -42,7 +53,9 @@ class Job:
 
     def shards(self) -> list[int]:
         """Return the numbers of the planned shards."""
-        return _numbers(self.path / PLAN)
+        folder = (self.path / PLAN).parent
+        names = folder.iterdir() if folder.is_dir() else ()
+        return sorted(int(path.stem) for path in names if re.fullmatch(r"\d{6,}\.jsonl", path.name))
 
     def read_plan(self, shard: int) -> list[Input]:
         """Return the planned inputs of a shard.
@@ -50,17 +63,17 @@ class Job:
         Raises:
             JobError: the plan file is missing or damaged.
         """
-        return inputs_from_bytes(self._plan_bytes(shard), str(self.path / _plan_name(shard)))
+        return inputs_from_bytes(self._plan_bytes(shard), str(self.path / PLAN.format(shard)))
 
     def write_plan(self, shard: int, inputs: Iterable[Input]) -> None:
         """Write the planned inputs of a shard; a receipt for other inputs is no longer valid."""
         remove(self.path, SUMMARY)
-        write_whole(self.path, _plan_name(shard), [inputs_to_bytes(inputs)])
+        write_whole(self.path, PLAN.format(shard), [inputs_to_bytes(inputs)])
 
     def remove_shard(self, shard: int) -> None:
         """Remove all files of a shard, the receipt first."""
         remove(self.path, SUMMARY)
-        for name in (_receipt_name(shard), *self.layout.file_names(shard), _rows_name(shard), _plan_name(shard)):
+        for name in (RECEIPT.format(shard), *self.layout.file_names(shard), ROWS.format(shard), PLAN.format(shard)):
             remove(self.path, name)
 
     def commit(self, shard: int, inputs: list[Input], rows: list[Row], vectors: NDArray[Any]) -> Receipt:
@@ -68,8 +81,8 @@ class Job:
 
         Between the removal of an older receipt and the new one the shard counts as not done.
         """
-        contents = self.layout.to_files(shard, rows, vectors) | {_rows_name(shard): rows_to_bytes(rows)}
-        remove(self.path, _receipt_name(shard))
+        contents = self.layout.to_files(shard, rows, vectors) | {ROWS.format(shard): rows_to_bytes(rows)}
+        remove(self.path, RECEIPT.format(shard))
         for name, content in contents.items():
             write_whole(self.path, name, [content])
         receipt = Receipt(
@@ -78,13 +91,13 @@ class Job:
             files={name: FileFacts(len(content), _sha256(content)) for name, content in contents.items()},
             counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
         )
-        write_whole(self.path, _receipt_name(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
+        write_whole(self.path, RECEIPT.format(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
         return receipt
 
     def receipt(self, shard: int, *, read_files: bool) -> Receipt | None:
         """Return a shard's receipt if it belongs to this job and its files match; ``read_files`` also checks hashes."""
         try:
-            receipt = read_record(Receipt, read_json_object(self.path / _receipt_name(shard)))
+            receipt = read_record(Receipt, read_json_object(self.path / RECEIPT.format(shard)))
         except (OSError, ValueError):
             return None
         whole = receipt.fingerprint == self._fingerprint and self._has_files(shard, receipt, read_files)
@@ -96,12 +109,12 @@ class Job:
 
     def read_rows(self, shard: int) -> list[Row]:
         """Return the rows of a committed shard."""
-        name = _rows_name(shard)
+        name = ROWS.format(shard)
         return rows_from_bytes((self.path / name).read_bytes(), str(self.path / name))
 
     def find_paths(self, shard: int, rows: Iterable[int]) -> dict[int, str]:
         """Return the paths of some rows of a shard's vectors; only their lines are parsed."""
-        content = (self.path / _rows_name(shard)).read_bytes()
+        content = (self.path / ROWS.format(shard)).read_bytes()
         paths = {}
         for row in rows:
             # Inside a name the quotes would be escaped.
@@ -116,12 +129,12 @@ class Job:
 
     def _plan_bytes(self, shard: int) -> bytes:
         try:
-            return (self.path / _plan_name(shard)).read_bytes()
+            return (self.path / PLAN.format(shard)).read_bytes()
         except OSError as error:
-            raise JobError(f"{self.path / _plan_name(shard)} cannot be read: {error.strerror}.") from error
+            raise JobError(f"{self.path / PLAN.format(shard)} cannot be read: {error.strerror}.") from error
 
     def _has_files(self, shard: int, receipt: Receipt, read_files: bool) -> bool:
-        if set(receipt.files) != {*self.layout.file_names(shard), _rows_name(shard)}:
+        if set(receipt.files) != {*self.layout.file_names(shard), ROWS.format(shard)}:
             return False
         for name, facts in receipt.files.items():
             try:
@@ -211,25 +224,21 @@ def _read_own_facts(path: Path) -> dict[str, Any]:
     """Return the content of a ``job.json`` that any version of this command wrote."""
     try:
         document = read_json_object(path / FACTS)
+        if not str(document.get("format")).startswith(FORMAT.rpartition("/")[0] + "/"):
+            raise ValueError(f"its format is {document.get('format')!r}")
     except (OSError, ValueError) as error:
-        raise _not_ours(path, error) from error
-    if not str(document.get("format")).startswith(FORMAT.rpartition("/")[0] + "/"):
-        raise _not_ours(path, f"its format is {document.get('format')!r}")
+        raise JobError(
+            f"{path / FACTS} does not describe a job of this command ({error}), so nothing there is overwritten; "
+            "choose another --out."
+        ) from error
     return document
-
-
-def _not_ours(path: Path, reason: object) -> JobError:
-    return JobError(
-        f"{path / FACTS} does not describe a job of this command ({reason}), so nothing there is overwritten; choose "
-        "another --out."
-    )
 
 
 def _remove_job(path: Path) -> None:
     """Remove the files that a job wrote, its facts last; other files and the folders that hold them stay."""
     layout = LAYOUTS.get(str(_read_own_facts(path).get("layout")))
-    own = [(RECEIPTS, r"\d{6,}\.json"), (ROWS, r"\d{6,}\.jsonl"), (PLAN, r"\d{6,}\.jsonl")]
-    for file in layout.names if layout else ():
+    own = []
+    for file in (RECEIPT, ROWS, PLAN, *(layout.names if layout else ())):
         folder, _, name = file.partition("/")
         own.append((folder, re.escape(name).replace(re.escape("{:06}"), r"\d{6,}")))
     own.append((TEMPORARY, TEMPORARY_FILES))
@@ -238,24 +247,6 @@ def _remove_job(path: Path) -> None:
         remove_own_files(path, own)
     except OSError as error:
         raise JobError(f"{path} cannot be overwritten: {error.strerror}. Choose another --out.") from error
-
-
-def _plan_name(shard: int) -> str:
-    return f"{PLAN}/{shard:06}.jsonl"
-
-
-def _rows_name(shard: int) -> str:
-    return f"{ROWS}/{shard:06}.jsonl"
-
-
-def _receipt_name(shard: int) -> str:
-    return f"{RECEIPTS}/{shard:06}.json"
-
-
-def _numbers(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.stem) for path in folder.iterdir() if re.fullmatch(r"\d{6,}\.jsonl", path.name))
 
 
 def _sha256(content: bytes) -> str:

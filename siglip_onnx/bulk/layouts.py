@@ -57,19 +57,31 @@ class Layout:
         return vectors
 
 
-class ClipRetrievalLayout(Layout):
+class _ArrowLayout(Layout):
+    """A layout with Parquet files; needs the extra [parquet]."""
+
+    def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
+        super().__init__(embedding_dim, dtype)
+        with extra("parquet", "A Parquet file"):
+            import pyarrow as pa  # noqa: PLC0415 - an optional package
+            import pyarrow.parquet  # noqa: PLC0415
+        self._arrow: Any = pa
+
+    def _to_parquet(self, table: Any) -> bytes:
+        buffer = io.BytesIO()
+        # Embeddings do not compress, and dictionaries would only make the file larger.
+        self._arrow.parquet.write_table(table, buffer, compression="zstd", use_dictionary=False)
+        return buffer.getvalue()
+
+
+class ClipRetrievalLayout(_ArrowLayout):
     """Two files per shard with one row per readable image: what clip-retrieval writes and autofaiss reads."""
 
     names = ("img_emb/img_emb_{:06}.npy", "metadata/metadata_{:06}.parquet")
 
-    def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
-        """See :class:`Layout`."""
-        super().__init__(embedding_dim, dtype)
-        _import_pyarrow()
-
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
         """Return both files; images without a vector are in neither."""
-        arrow = _import_pyarrow()
+        arrow = self._arrow
         readable = [row for row in rows if row.status == OK]
         columns = {
             "image_path": arrow.array([_as_text(row.path) for row in readable], arrow.string()),
@@ -77,23 +89,18 @@ class ClipRetrievalLayout(Layout):
             "height": arrow.array([row.height for row in readable], arrow.int32()),
             "sha256": arrow.array([row.sha256 for row in readable], arrow.string()),
         }
-        names = self.file_names(shard)
-        return {names[0]: _to_npy(vectors.astype(self.dtype, copy=False)), names[1]: _to_parquet(arrow.table(columns))}
+        _, metadata = self.file_names(shard)
+        return super().to_files(shard, rows, vectors) | {metadata: self._to_parquet(arrow.table(columns))}
 
 
-class ParquetLayout(Layout):
+class ParquetLayout(_ArrowLayout):
     """One Parquet file per shard with every row; ``embedding`` is a fixed-size list, null where there is no vector."""
 
     names = ("parquet/{:06}.parquet",)
 
-    def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
-        """See :class:`Layout`."""
-        super().__init__(embedding_dim, dtype)
-        _import_pyarrow()
-
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
         """Return the one file."""
-        arrow = _import_pyarrow()
+        arrow = self._arrow
         lines = [asdict(row) | {"path": _as_text(row.path), "message": _as_text(row.message)} for row in rows]
         table = arrow.Table.from_pylist(lines, schema=_row_schema(arrow))
         filled = np.zeros((len(rows), self.embedding_dim), self.dtype)
@@ -102,27 +109,22 @@ class ParquetLayout(Layout):
         embedding = arrow.FixedSizeListArray.from_arrays(
             arrow.array(filled.reshape(-1)), self.embedding_dim, mask=arrow.array(missing)
         )
-        return {self.file_names(shard)[0]: _to_parquet(table.append_column("embedding", embedding))}
+        return {self.file_names(shard)[0]: self._to_parquet(table.append_column("embedding", embedding))}
 
     def read(self, folder: Path, shard: int) -> NDArray[Any]:
         """Return a shard's vectors, decoded; see :class:`Layout`."""
-        arrow = _import_pyarrow()
-        from pyarrow import parquet  # noqa: PLC0415 - an optional package
-
         path = folder / self.file_names(shard)[0]
         try:
-            column = parquet.read_table(path, columns=["embedding"])["embedding"].combine_chunks().drop_null()
-        except (OSError, KeyError, arrow.ArrowException) as error:
+            column = (
+                self._arrow.parquet.read_table(path, columns=["embedding"])["embedding"].combine_chunks().drop_null()
+            )
+        except (OSError, KeyError, self._arrow.ArrowException) as error:
             raise _unreadable(path, error) from error
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
         return self._check(path, values if len(values) else np.empty((0, self.embedding_dim), self.dtype))
 
 
-LAYOUTS: dict[str, type[Layout]] = {
-    "npy": Layout,
-    "clip-retrieval": ClipRetrievalLayout,
-    "parquet": ParquetLayout,
-}
+LAYOUTS: dict[str, type[Layout]] = {"npy": Layout, "clip-retrieval": ClipRetrievalLayout, "parquet": ParquetLayout}
 
 
 def _map_npy(path: Path) -> NDArray[Any]:
@@ -154,15 +156,6 @@ def _to_npy(vectors: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _to_parquet(table: Any) -> bytes:
-    from pyarrow import parquet  # noqa: PLC0415 - an optional package
-
-    buffer = io.BytesIO()
-    # Embeddings do not compress, and dictionaries would only make the file larger.
-    parquet.write_table(table, buffer, compression="zstd", use_dictionary=False)
-    return buffer.getvalue()
-
-
 def _row_schema(arrow: Any) -> Any:
     text, large, small = arrow.string(), arrow.int64(), arrow.int32()
     kinds = {
@@ -175,12 +168,6 @@ def _row_schema(arrow: Any) -> Any:
 def _as_text(name: str) -> str:
     """Return a name as valid Unicode with invalid bytes escaped; the JSON lines keep the original bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _import_pyarrow() -> Any:
-    with extra("parquet", "A Parquet file"):
-        import pyarrow as pa  # noqa: PLC0415 - an optional package
-    return pa
 
 
 def _unreadable(path: Path, problem: object) -> JobError:

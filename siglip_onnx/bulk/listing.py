@@ -1,4 +1,4 @@
-"""List the inputs: the images of folders, or the lines of lists, in a stable order."""
+"""List the inputs, the images of folders or the lines of lists, in a stable order; read an input's bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from ..errors import JobError
+from ..errors import ImageError, JobError
+from ..options import ImageLimits
 from .records import Input
 
 # The usual suffixes of the formats that ``siglip_onnx.image`` reads.
@@ -17,6 +18,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
      ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi", ".jp2", ".j2k", ".jpx", ".jpf", ".tga", ".psd")
 )  # fmt: skip
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 class Listing:
@@ -102,3 +104,26 @@ def _stat(path: str) -> os.stat_result | None:
         return os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
+
+
+def read_file(path: str, limits: ImageLimits) -> bytes:
+    """Read a whole file at once, so that the bytes that are hashed are those that are decoded; never block on a pipe.
+
+    Raises:
+        ImageError: the path is not a regular file, cannot be read, or has more bytes than allowed.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
+                raise ImageError(f"{path} is a {kind}; expected an image file.", status="io_error")
+            limits.check_bytes(status.st_size, path)
+            content = file.read()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        problem = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path} cannot be read: {problem}.", status="io_error") from error
+    limits.check_bytes(len(content), path)
+    return content

@@ -1,8 +1,8 @@
-"""Assign the inputs to shards; an input stays in its shard, so that new inputs only add shards."""
+"""Assign the inputs to shards, an input always to the same one, so that new inputs only add shards; report progress."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import JobError
@@ -10,7 +10,7 @@ from ..system.workers import in_batches
 from .job import Job
 from .known_inputs import KnownInputs
 from .listing import Listing
-from .records import Input
+from .records import Input, Receipt
 
 _BATCH = 1000
 _NO_SHARD = -1  # of inputs that are new in this listing
@@ -24,6 +24,25 @@ class Changes:
     changed: int = 0
     missing: int = 0
     listed: int = 0
+
+
+class Progress:
+    """Receives what happens during a job; this base class ignores it."""
+
+    def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
+        """The plan is complete; ``done`` counts the inputs of each status that earlier runs committed."""
+
+    def image_started(self, index: int | None) -> None:
+        """An input of the shard was opened; None: all of them are done, and the shard is about to be committed."""
+
+    def image_done(self, status: str) -> None:
+        """An input has its row."""
+
+    def worker_died(self, lost: Mapping[str, int]) -> None:
+        """A worker died; what it had done of its shard, counted by status, must be done again."""
+
+    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
+        """A shard was committed."""
 
 
 def update_plan(job: Job, listing: Listing, *, prune: bool) -> Changes:
@@ -40,7 +59,6 @@ def update_plan(job: Job, listing: Listing, *, prune: bool) -> Changes:
     update.close()
     if prune and update.missing:
         _check_prune(job, listing, update.changes)
-        update.prune()
     update.rewrite(prune=prune)
     return update.changes
 
@@ -84,12 +102,10 @@ class _PlanUpdate:
         self.missing = [number for number in range(self._num_planned) if not self._known.seen[number]]
         self.changes.missing = len(self.missing)
 
-    def prune(self) -> None:
-        """Mark the shards that hold missing inputs."""
-        self._changed_shards |= {self._known.shards[number] for number in self.missing}
-
     def rewrite(self, *, prune: bool) -> None:
         """Write the plans of changed shards with the latest sizes and times; with ``prune``, without missing inputs."""
+        if prune:
+            self._changed_shards |= {self._known.shards[number] for number in self.missing}
         for shard in sorted(self._changed_shards):
             inputs = self._job.read_plan(shard)
             kept = [

@@ -7,14 +7,14 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..errors import JobError, SiglipOnnxError
+from ..errors import JobError, SiglipOnnxError, first_line
 from ..system.extras import extra
 from ..system.threads import available_threads
-from .facts import Receipt
 from .job import Job
-from .progress import NoProgress, Progress
+from .plan import Progress
+from .records import Receipt
 from .shard import Task
 from .spec import ModelSpec
 from .storage import make_temporary, writing
@@ -66,7 +66,7 @@ class RayEngine:
             yield from self._run(job, model, tasks, progress)
         except self._ray.exceptions.RayError as error:
             raise JobError(
-                f"Ray failed: {_first_line(error)}. Finished shards are kept. Check the memory of the machines, then "
+                f"Ray failed: {first_line(error)}. Finished shards are kept. Check the memory of the machines, then "
                 "run the same command again."
             ) from error
         finally:
@@ -81,7 +81,7 @@ class RayEngine:
             self._ray.init(self._address or "local", runtime_env={"env_vars": _ENVIRONMENT}, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise JobError(
-                f"Ray at {self._address or 'this machine'} does not answer: {_first_line(error)}. Check --ray-address, "
+                f"Ray at {self._address or 'this machine'} does not answer: {first_line(error)}. Check --ray-address, "
                 "RAY_AUTH_MODE (see docs/bulk.md), and that all machines have the same versions of Ray and Python."
             ) from error
 
@@ -120,10 +120,11 @@ class RayEngine:
             pool.pop_idle()
             if isinstance(result, SiglipOnnxError):
                 raise result
-            for status in Counter(result.receipt.counts).elements():
+            shard, receipt, seconds = result
+            for status in Counter(receipt.counts).elements():
                 progress.image_done(status)
-            progress.shard_done(*result)
-            yield result.shard, result.receipt
+            progress.shard_done(shard, receipt, seconds)
+            yield shard, receipt
 
     def _num_actors(self) -> int:
         cpus = int(self._ray.cluster_resources().get("CPU", 1))
@@ -131,26 +132,20 @@ class RayEngine:
         return free if self._workers is None else min(free, self._workers)
 
 
-class _Done(NamedTuple):
-    shard: int
-    receipt: Receipt
-    seconds: float
-
-
-class _ShardActor(NoProgress):
+class _ShardActor(Progress):
     """Embeds one shard at a time on one CPU of the cluster."""
 
     def __init__(self, job: Path, model: ModelSpec) -> None:
         self._seconds = 0.0
         self._pool = WorkerPool(job, model, 1, self)
 
-    def embed(self, task: Task) -> _Done | SiglipOnnxError:
+    def embed(self, task: Task) -> tuple[int, Receipt, float] | SiglipOnnxError:
         """Run a task; an error that another attempt would meet again is returned, so that Ray does not retry."""
         try:
             ((shard, receipt),) = self._pool.run([task])
         except SiglipOnnxError as error:
             return error
-        return _Done(shard, receipt, self._seconds)
+        return shard, receipt, self._seconds
 
     def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
         """Keep the duration."""
@@ -160,10 +155,6 @@ class _ShardActor(NoProgress):
 
 def _find_missing(paths: list[str]) -> list[str]:
     return [path for path in paths if not Path(path).exists()]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")
 
 
 def _import_ray() -> Any:

@@ -1,16 +1,66 @@
-"""Records of an input before and after it is embedded, each stored as one line of JSON."""
+"""Records of a job: its facts, the receipts of its shards, and its inputs before and after they are embedded."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from ..bundle.integrity import FileFacts
 from ..errors import ImageError, JobError
+from ..system.json_files import to_json
 
+FORMAT = "siglip_onnx.job/1"
+MAX_SHARD_SIZE = 1000
 OK, CRASH = "ok", "crash"
 STATUSES = (OK, *ImageError.STATUSES, CRASH)
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """The facts that all vectors of a job share, stored as ``job.json``."""
+
+    model_name: str
+    variant: str
+    embedding_space: str
+    embedding_dim: int
+    logit_scale: float
+    logit_bias: float
+    preprocessing: dict[str, Any]
+    layout: str
+    dtype: str
+    shard_size: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all facts, by which a shard of this job is distinguished from one of another."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Return the content of ``job.json``."""
+        return (json.dumps({"format": FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that a shard is done: the hash of its plan, its files, and the number of rows of each status."""
+
+    fingerprint: str
+    plan_sha256: str
+    files: dict[str, FileFacts]
+    counts: dict[str, int]
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of rows of any status."""
+        return sum(self.counts.values())
+
+    @property
+    def num_errors(self) -> int:
+        """Number of rows without a vector."""
+        return self.num_inputs - self.counts.get(OK, 0)
 
 
 class Input(NamedTuple):
@@ -46,19 +96,9 @@ class Row:
         return Input(self.path, self.size_bytes, self.mtime_ns)
 
 
-def to_line(document: object) -> str:
-    """Return one line of JSON that can be written as UTF-8; names that are not valid Unicode are escaped."""
-    line = json.dumps(document, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(document)
-    return line + "\n"
-
-
 def inputs_to_bytes(inputs: Iterable[Input]) -> bytes:
     """Return a plan file's content."""
-    return "".join(to_line(item._asdict()) for item in inputs).encode()
+    return "".join(f"{to_json(item._asdict())}\n" for item in inputs).encode()
 
 
 def inputs_from_bytes(content: bytes, name: str) -> list[Input]:
@@ -68,7 +108,7 @@ def inputs_from_bytes(content: bytes, name: str) -> list[Input]:
 
 def rows_to_bytes(rows: Iterable[Row]) -> bytes:
     """Return the content of a shard's rows."""
-    return "".join(to_line(asdict(row)) for row in rows).encode()
+    return "".join(f"{to_json(asdict(row))}\n" for row in rows).encode()
 
 
 def rows_from_bytes(content: bytes, name: str) -> list[Row]:

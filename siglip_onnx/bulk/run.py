@@ -8,20 +8,19 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import JobError
 from ..session import runtime_version
+from ..system.json_files import to_json
 from ..system.threads import available_threads
-from .facts import JobFacts, Receipt
 from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder
 from .listing import Listing
-from .plan import Changes, update_plan
-from .progress import NoProgress, Progress
-from .records import OK, STATUSES, to_line
+from .plan import Changes, Progress, update_plan
+from .records import OK, STATUSES, JobFacts, Receipt
 from .shard import Task
 from .spec import ModelSpec
 from .storage import clear_temporary, locked, remove, write_whole, writing
@@ -57,7 +56,7 @@ class LocalEngine:
         self, job: Job, model: ModelSpec, tasks: list[Task], progress: Progress
     ) -> Iterator[tuple[int, Receipt]]:
         """Run the tasks."""
-        with WorkerPool(job.path, model, min(self._workers, len(tasks)), progress) as pool:
+        with closing(WorkerPool(job.path, model, min(self._workers, len(tasks)), progress)) as pool:
             yield from pool.run(tasks)
 
 
@@ -85,8 +84,11 @@ def run_job(
         if policy.overwrite and listing.is_empty():
             raise JobError(_NO_INPUTS)
         job = begin_job(out, facts, overwrite=policy.overwrite)
-        with _temporary_cleared(out):
-            return _run(job, listing, model, policy, engine, progress or NoProgress())
+        clear_temporary(out)  # of earlier runs
+        try:
+            return _run(job, listing, model, policy, engine, progress or Progress())
+        finally:
+            clear_temporary(out)
 
 
 def _run(
@@ -105,16 +107,6 @@ def _run(
     for _ in engine(job, model, tasks, log):
         pass
     return _finish(job)
-
-
-@contextmanager
-def _temporary_cleared(out: Path) -> Iterator[None]:
-    """Remove half-written files of earlier runs, and afterwards those of this one."""
-    clear_temporary(out)
-    try:
-        yield
-    finally:
-        clear_temporary(out)
 
 
 def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
@@ -165,10 +157,11 @@ def _error_lines(job: Job, shards: Iterable[int]) -> Iterator[bytes]:
     for shard in shards:
         for row in job.read_rows(shard):
             if row.status != OK:
-                yield to_line({"path": row.path, "status": row.status, "message": row.message}).encode()
+                line = to_json({"path": row.path, "status": row.status, "message": row.message})
+                yield f"{line}\n".encode()
 
 
-class _LoggedProgress:
+class _LoggedProgress(Progress):
     """Writes events with time and host to ``log.jsonl``, and passes them on."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
@@ -176,9 +169,9 @@ class _LoggedProgress:
 
     def write(self, event: str, **facts: Any) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = to_line({"time": now, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
+        line = to_json({"time": now, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
         with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(f"{line}\n")
 
     def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
         self._progress.planned(changes, num_inputs, done)

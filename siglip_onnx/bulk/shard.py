@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from ..model import SigLIP
 from ..options import ImageLimits
-from .facts import JobFacts, Receipt
-from .files import read_file
 from .job import Job
-from .progress import ShardProgress
-from .records import CRASH, OK, Input, Row
+from .listing import read_file
+from .plan import Progress
+from .records import CRASH, OK, Input, JobFacts, Receipt, Row
 
 Vector = NDArray[Any]
 
@@ -44,7 +43,7 @@ class Task:
         return replace(self, suspects=suspects, crashes=(*self.crashes, (index, reason)))
 
 
-def embed_shard(job: Job, model: SigLIP, task: Task, progress: ShardProgress) -> Receipt:
+def embed_shard(job: Job, model: SigLIP, task: Task, progress: Progress) -> Receipt:
     """Embed the images of a shard, reuse unchanged results of an earlier run, and commit.
 
     Raises:
@@ -54,7 +53,7 @@ def embed_shard(job: Job, model: SigLIP, task: Task, progress: ShardProgress) ->
     inputs = job.read_plan(task.shard)
     attempt = _Attempt(job.facts, inputs, _read_earlier(job, task), model, progress)
     for index, reason in task.crashes:
-        attempt.finish(index, _row(inputs[index], CRASH, message=f"It crashed its worker twice: {reason}."))
+        attempt.finish(index, Row(*inputs[index], status=CRASH, message=f"It crashed its worker twice: {reason}."))
     crashed = {index for index, _ in task.crashes}
     indices = [*task.suspects, *(index for index in range(len(inputs)) if index not in {*task.suspects, *crashed})]
     one_by_one = bool(task.suspects or crashed)
@@ -74,7 +73,7 @@ class _Attempt:
         inputs: list[Input],
         earlier: dict[str, tuple[Row, Vector | None]],
         model: SigLIP,
-        progress: ShardProgress,
+        progress: Progress,
     ) -> None:
         self._inputs, self._earlier, self._model, self._progress = inputs, earlier, model, progress
         self._limits = ImageLimits(**facts.preprocessing["image_limits"])
@@ -89,11 +88,11 @@ class _Attempt:
             index, sha256 = opened.popleft()
             item = self._inputs[index]
             if isinstance(result, ImageError):
-                self.finish(index, _failed(item, result))
+                self.finish(index, Row(*item, status=result.status, message=str(result)))
                 continue
             # After a fast decode, the size is that of the reduced image.
             width, height = (None, None) if self._fast_decode else (result.width, result.height)
-            row = _row(item, OK, width=width, height=height, sha256=sha256, truncated=result.truncated)
+            row = Row(*item, status=OK, width=width, height=height, sha256=sha256, truncated=result.truncated)
             self.finish(index, row, result.embedding)
 
     def finish(self, index: int, row: Row, vector: Vector | None = None) -> None:
@@ -123,7 +122,7 @@ class _Attempt:
             try:
                 content = read_file(item.path, self._limits)
             except ImageError as error:
-                self.finish(index, _failed(item, error))
+                self.finish(index, Row(*item, status=error.status, message=str(error)))
                 continue
             sha256 = hashlib.sha256(content).hexdigest()
             if row is not None and row.sha256 == sha256:
@@ -143,11 +142,3 @@ def _read_earlier(job: Job, task: Task) -> dict[str, tuple[Row, Vector | None]]:
         for row in job.read_rows(task.shard)
         if row.status == OK or not task.retry_errors
     }
-
-
-def _failed(item: Input, error: ImageError) -> Row:
-    return _row(item, error.status, message=str(error))
-
-
-def _row(item: Input, status: str, **facts: Any) -> Row:
-    return Row(*item, status=status, **facts)

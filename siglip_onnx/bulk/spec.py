@@ -9,7 +9,7 @@ from pathlib import Path
 from ..hub.loading import open_model
 from ..model import SigLIP
 from ..options import DEFAULTS, RuntimeOptions
-from .facts import MAX_SHARD_SIZE, JobFacts
+from .records import MAX_SHARD_SIZE, JobFacts
 
 
 @dataclass(frozen=True)

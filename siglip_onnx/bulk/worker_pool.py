@@ -8,17 +8,16 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from ..errors import JobError, SiglipOnnxError
-from .facts import Receipt
 from .job import open_job
-from .progress import Progress
+from .plan import Progress
+from .records import CRASH, Receipt
 from .shard import Task, embed_shard
 from .spec import ModelSpec
 
@@ -46,14 +45,6 @@ class WorkerPool:
         self._workers = [_Worker(job, model) for _ in range(workers)]
         self._crashes = 0
 
-    def __enter__(self) -> WorkerPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Receipt]]:
         """Run every task; yield shards and receipts in the order in which they finish.
 
@@ -78,7 +69,7 @@ class WorkerPool:
                     worker.kill(f"it took more than {self._image_timeout:.0f} seconds")
 
     def close(self) -> None:
-        """Stop all processes at once; the shards they work on stay undone."""
+        """Stop all processes at once; the next run embeds the shards they were working on again."""
         for worker in self._workers:
             worker.close()
 
@@ -95,10 +86,16 @@ class WorkerPool:
 
     def _on_message(self, worker: _Worker, kind: str, value: Any) -> tuple[int, Receipt] | None:
         """Process one message; return a shard and its receipt if it is done."""
-        worker.on_message(kind, value)
-        if kind == "image done":
-            self._crashes = 0
+        worker.last_message = time.monotonic()
+        if kind == "image started":
+            worker.image = value
+        elif kind == "image done":
+            worker.statuses[value] += 1
+            if value != CRASH:  # which records an earlier crash, and is no progress
+                self._crashes = 0
             self._progress.image_done(value)
+        elif kind == "exception":
+            worker.reason = value
         elif kind == "error":
             raise value
         elif kind == "shard done":
@@ -115,7 +112,7 @@ class WorkerPool:
         if self._crashes >= (_MAX_CRASHES_OUTSIDE_IMAGES if index is None else MAX_CRASHES):
             raise JobError(
                 f"{self._crashes} workers died one after another without finishing an image, the last one with "
-                f"{reason}. Check the free memory and the model (siglip-onnx info --verify-files), then run the same "
+                f"{reason}. Check the free memory and the model (siglip-onnx models check MODEL), then run the same "
                 "command again."
             )
         return task if index is None else task.after_crash(index, reason)
@@ -132,10 +129,10 @@ class _Worker:
 
     def _reset(self) -> None:
         self.task: Task | None = None
-        self.statuses: dict[str, int] = {}
-        self._image: int | None = None
-        self._reason = ""
-        self._last_message = time.monotonic()
+        self.statuses = Counter[str]()  # of the inputs that it has done
+        self.image: int | None = None  # that it is at
+        self.reason = ""  # why it ends
+        self.last_message = time.monotonic()
 
     def assign(self, task: Task) -> None:
         """Send a shard to the process, which is started if it is not running."""
@@ -146,29 +143,19 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died, which the next read notices
             self.connection.send(task)
 
-    def on_message(self, kind: str, value: Any) -> None:
-        """Record the input that the worker is at, the inputs that it has done, and why it ends."""
-        self._last_message = time.monotonic()
-        if kind == "image started":
-            self._image = value
-        elif kind == "image done":
-            self.statuses[value] = self.statuses.get(value, 0) + 1
-        elif kind == "exception":
-            self._reason = value
-
     def seconds_at_image(self) -> float:
         """Return how long the worker has been working on its current image."""
-        return 0.0 if self._image is None else time.monotonic() - self._last_message
+        return 0.0 if self.image is None else time.monotonic() - self.last_message
 
     def kill(self, reason: str) -> None:
         """Kill the process; ``reason`` is reported with the crash that follows."""
-        self._reason = reason
+        self.reason = reason
         self._process.kill()
 
     def on_crash(self) -> tuple[Task, int | None, str]:
         """Release a process that died; return its task, the input that it was at, and why it ended."""
         self._process.join()
-        crash = cast(Task, self.task), self._image, self._reason or _describe_exit(self._process.exitcode)
+        crash = cast(Task, self.task), self.image, self.reason or _describe_exit(self._process.exitcode)
         self._release()
         return crash
 
@@ -219,7 +206,7 @@ def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
         _send(connection, "exception", f"{type(error).__name__}: {error}")
 
 
-class _PipeProgress:
+class _PipeProgress(Progress):
     """Sends the progress of a shard to the pool."""
 
     def __init__(self, connection: Connection) -> None:

@@ -124,3 +124,11 @@ def verify_folder(path: Path) -> list[str]:
         return [f"{MANIFEST}: {problem}"]
     facts = read_manifest(path).all_files().items()
     return [f"{name}: {problem}" for name, expected in facts if (problem := find_problem(path, name, expected))]
+
+
+def folder_problems(path: Path) -> list[str]:
+    """Return the lines of :func:`verify_folder`, or why the folder is not a bundle."""
+    try:
+        return verify_folder(path)
+    except BundleError as error:
+        return [str(error)]

@@ -175,13 +175,11 @@ def read_manifest(path: Path) -> Manifest:
         _check(manifest)
     except ValueError as error:
         raise BundleError(f"{manifest_path} is incomplete or damaged ({error}). Export the model again.") from error
-    variants = {name: _with_new_card_keys(variant) for name, variant in manifest.variants.items()}
+    variants = dict(manifest.variants)
+    for name, variant in variants.items():
+        card = {_OLD_CARD_KEYS.get(key, key): value for key, value in variant.accuracy.items()}
+        variants[name] = replace(variant, accuracy=card)
     return replace(manifest, variants=variants)
-
-
-def _with_new_card_keys(variant: Variant) -> Variant:
-    card = {_OLD_CARD_KEYS.get(key, key): value for key, value in variant.accuracy.items()}
-    return replace(variant, accuracy=card)
 
 
 def _check(manifest: Manifest) -> None:

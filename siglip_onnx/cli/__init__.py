@@ -25,7 +25,7 @@ INTERRUPTED = 130
 # commands' own help; they are repeated here so that --help imports no command, and with it numpy and onnxruntime.
 COMMANDS = {
     "bench": "Measure the speed and the accuracy of a model on this machine.",
-    "classify": "Compute how probably each text describes each image.",
+    "classify": "Score how likely each text is to describe each image.",
     "compile": "Combine a vision tower and labels in one ONNX file.",
     "doctor": "Check that this installation works as it should.",
     "embed": "Write the embeddings of images, texts, or whole folders.",
@@ -124,7 +124,7 @@ def _once() -> Callable[[logging.LogRecord], bool]:
     help="Folder of downloaded models. Default: SIGLIP_ONNX_CACHE, or else the system's folder for caches.",
 )
 def main(cache_dir: Path | None) -> None:
-    """Compute how probably texts describe images, with SigLIP on onnxruntime.
+    """Score how likely texts are to describe images, with SigLIP on onnxruntime.
 
     Results are printed on stdout, everything else on stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished
     but some inputs had errors, 4 model or cache error, 130 interrupted.
@@ -137,4 +137,4 @@ def main(cache_dir: Path | None) -> None:
     logs.addFilter(_once())
     logger = logging.getLogger("siglip_onnx")
     logger.handlers = [logs]
-    logger.setLevel(logging.INFO)  # of downloads
+    logger.setLevel(logging.INFO)  # shows the progress of downloads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,17 +15,20 @@ from ..bench.schema import Document, read_document
 from ..bench.timer import Limits
 from ..bundle.folder import open_bundle
 from ..demo import IMAGES_PATH
-from ..errors import BenchmarkError
 from ..hub.loading import find_model
-from ..system.extras import extra
 from ..system.files import write_atomic
 from ..system.threads import available_threads
 from ..verify.samples import SAMPLE_TEXTS
 from .inputs import find_images, read_texts
-from .options import threads_option
-from .output import FAILED, format_cosine, format_table, print_json, warn
+from .options import PATH, json_option, model_argument, sample_texts_option, threads_option
+from .output import FAILED, format_cosine, format_table, print_json, warn, writing
 
 MAX_IMAGES = 16
+REMOVED = {
+    "csv": "--csv was removed. Use --json, which has every sample.",
+    "plots": "--plots was removed: the plots moved from this package to its repository. With --out FILE.json of a "
+    "measurement, run there: python benchmarks/plots.py FILE.json FOLDER",
+}
 
 
 class _RunByDefault(click.Group):
@@ -51,10 +54,21 @@ class _Percent(click.ParamType):  # type: ignore[type-arg] # generic only for ty
             self.fail(f"{value!r} is not a percentage; use, for example, 10%.", param, ctx)
 
 
-def _refuse_csv(_context: click.Context, _param: click.Parameter, value: bool) -> None:
+def _refuse(_context: click.Context, option: click.Parameter, value: object) -> None:
     """Say what replaces an option that was removed."""
     if value:
-        raise click.UsageError("--csv was removed. Use --json, which has every sample.")
+        raise click.UsageError(REMOVED[str(option.name)])
+
+
+def format_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--json`` and ``--markdown``, which the command gets as ``format_``, and refuse ``--csv``."""
+    for option in (
+        click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown."),
+        click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse),
+        click.option("--json", "format_", flag_value="json", help="Print the results as JSON."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(cls=_RunByDefault, subcommand_metavar="MODEL | COMMAND [ARGS]...")
@@ -66,22 +80,16 @@ def bench() -> None:
 
 
 @bench.command()
-@click.argument("model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL")
-@click.option(
-    "--images",
-    "images_dir",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help=f"Images, of which {MAX_IMAGES} are used. Default: the samples of the demo model.",
-)
-@click.option("--texts", type=click.Path(path_type=Path), metavar="FILE",
-              help="UTF-8 file with one text per line. Default: built-in texts.")  # fmt: skip
+@model_argument
+@click.option("--images", "images_dir", type=PATH, metavar="FOLDER",
+              help=f"Images, of which {MAX_IMAGES} are used. Default: the samples of the demo model.")  # fmt: skip
+@sample_texts_option
 @click.option(
     "--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; repeat for more. Default: all."
 )
 @click.option(
     "--reference",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="CHECKPOINT",
     help="Checkpoint of the model: also measure PyTorch, and compare with it. Needs the extra [train].",
 )
@@ -89,12 +97,8 @@ def bench() -> None:
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True,
               help="Number of rounds; in each, every variant runs in a new process.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Measure briefly: 2 rounds of 8 samples or half a second, without workers.")
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the results with all samples."
-)
-@click.option("--json", "format_", flag_value="json", help="Print the results as JSON.")
-@click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse_csv)
-@click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown.")
+@click.option("--out", "-o", type=PATH, metavar="FILE.json", help="Write the results with all samples.")
+@format_options
 @click.pass_context
 def run(
     context: click.Context,
@@ -130,27 +134,21 @@ def run(
     )
     click.echo(render(document, format_), nl=False)  # before the file, which may fail, because it took minutes
     if out is not None:
-        _write(document, out)
+        with writing(out, " Choose another --out."):
+            write_atomic(out, document.to_json().encode())
     context.exit(FAILED if document.absent else 0)
 
 
-def _write(document: Document, out: Path) -> None:
-    try:
-        write_atomic(out, document.to_json().encode())
-    except OSError as error:
-        raise BenchmarkError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from error
-
-
 @bench.command()
-@click.argument("before", type=click.Path(path_type=Path), metavar="A.json")
-@click.argument("after", type=click.Path(path_type=Path), metavar="B.json")
+@click.argument("before", type=PATH, metavar="A.json")
+@click.argument("after", type=PATH, metavar="B.json")
 @click.option(
     "--fail-if-slower",
     type=_Percent(),
     metavar="PERCENT",
     help="End with exit code 1 if a stage is slower by more than this, such as 10%, with 95 % confidence.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @click.pass_context
 def compare(context: click.Context, before: Path, after: Path, fail_if_slower: float | None, as_json: bool) -> None:
     """Compare two results.
@@ -170,41 +168,12 @@ def compare(context: click.Context, before: Path, after: Path, fail_if_slower: f
 
 
 @bench.command()
-@click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS.json")
-@click.option("--json", "format_", flag_value="json", help="Print the results as JSON.")
-@click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse_csv)
-@click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown.")
-@click.option(
-    "--plots",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Also write plots as PNG and SVG; needs the extra [bench].",
-)
-def report(results: Path, format_: str | None, plots: Path | None) -> None:
+@click.argument("results", type=PATH, metavar="RESULTS.json")
+@format_options
+@click.option("--plots", hidden=True, expose_value=False, callback=_refuse)
+def report(results: Path, format_: str | None) -> None:
     """Print the tables of results that were written with --out."""
-    document = read_document(results)
-    if plots is not None:
-        draw(document, plots)
-    click.echo(render(document, format_), nl=False)
-
-
-def draw(document: Document, folder: Path) -> None:
-    """Write all plots of a document.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        BenchmarkError: the folder cannot be written.
-    """
-    with extra("bench", "--plots"):
-        from ..bench.plots import draw_plots  # noqa: PLC0415 - an optional extra
-    try:
-        paths = draw_plots(document, folder)
-    except OSError as error:
-        raise BenchmarkError(
-            f"{folder} cannot be written: {error.strerror or error}. Choose another folder."
-        ) from error
-    for path in paths:
-        warn(f"wrote {path}")
+    click.echo(render(read_document(results), format_), nl=False)
 
 
 def render(document: Document, format_: str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,25 +17,15 @@ from ..head import Match, match_texts
 from ..model import SigLIP
 from ..vision_tower import EmbeddedImage
 from .inputs import read_texts
-from .options import ModelChoice, RenamedOption, model_options, template_option, text_options
-from .output import exit_code, format_probability, format_table, print_json, printable, report_errors
+from .options import PATH, ModelChoice, RenamedOption, model_options, template_option, text_options
+from .output import describe_error, exit_code, format_probability, format_table, print_json, printable, report_errors
 
 FIELDS = ("text", "logit", "probability", "relative")
 # Options that decide what `compile` has already decided.
 COMPILED = ("texts", "texts_file", "templates", "logit_bias", "label_cache", "variant", "max_num_patches", "workers",
             "fast_decode")  # fmt: skip
 UNSET = (None, False, (), ("{}",))
-
-
-@dataclass(frozen=True)
-class Facts:
-    """The model and the settings behind the answers."""
-
-    model: str
-    variant: str
-    providers: list[str]
-    embedding_space: str
-    templates: list[str]
+Facts = dict[str, Any]  # the model and the settings behind the answers, as they are printed
 
 
 class Answer(NamedTuple):
@@ -61,7 +50,7 @@ class Answer(NamedTuple):
     "--label-cache",
     "--cache",
     cls=RenamedOption,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Keep the embeddings of the texts in this folder; if all are there, the text tower is not loaded.",
 )
@@ -81,7 +70,7 @@ def classify(
     choice: ModelChoice,
     format_: str | None,
 ) -> None:
-    """Compute how probably each text describes each image.
+    """Score how likely each text is to describe each image.
 
     The columns are: logit, the score of the model; probability, its sigmoid, independent of the other texts, so that
     probabilities need not sum to 1; relative, the share among these texts (softmax), which shows which text fits best,
@@ -98,7 +87,7 @@ def classify(
         raise click.UsageError("There are no texts to compare with; give --text TEXT or --texts-file FILE.")
     answers = [answer._replace(matches=_above(threshold, answer.matches)) for answer in answers]
     if format_ == "json":
-        print_json(asdict(facts) | {"results": [_describe(answer) for answer in answers]})
+        print_json(facts | {"results": [_describe(answer) for answer in answers]})
     elif format_ == "csv":
         _print_csv(answers)
     else:
@@ -121,13 +110,7 @@ def _refuse_options(context: click.Context, model: str) -> None:
 def _ask_classifier(path: Path, choice: ModelChoice, images: Sequence[str]) -> tuple[Facts, list[Answer]]:
     """Match each image with the labels of a compiled classifier; an image that cannot be read gives its error."""
     classifier = Classifier(path, choice.runtime_options())
-    facts = Facts(
-        classifier.model_name,
-        classifier.variant,
-        classifier.providers,
-        classifier.embedding_space,
-        classifier.templates,
-    )
+    facts = _facts(classifier.model_name, classifier, classifier.templates)
 
     def match(image: str) -> tuple[list[Match], bool] | ImageError:
         try:
@@ -145,9 +128,7 @@ def _ask_model(
     model: SigLIP, images: Sequence[str], texts: list[str], templates: Sequence[str], logit_bias: float | None
 ) -> tuple[Facts, list[Answer]]:
     """Match each image with each text; an image that cannot be read gives its error."""
-    facts = Facts(
-        model.bundle.manifest.model_name, model.variant, model.providers, model.embedding_space, list(templates)
-    )
+    facts = _facts(model.bundle.manifest.model_name, model, templates)
     missing = model.missing_labels(texts, template=templates)
     # The texts are checked while the vision tower loads. Each tower is used once, so only one is in memory.
     model.vision.session.preload()
@@ -166,6 +147,11 @@ def _ask_model(
     return facts, [match(image, result) for image, result in zip(images, results, strict=True)]
 
 
+def _facts(name: str, model: Classifier | SigLIP, templates: Sequence[str]) -> Facts:
+    facts = {"variant": model.variant, "providers": model.providers, "embedding_space": model.embedding_space}
+    return {"model": name} | facts | {"templates": list(templates)}
+
+
 def _above(threshold: float, matches: list[Match] | ImageError) -> list[Match] | ImageError:
     if isinstance(matches, ImageError):
         return matches
@@ -178,13 +164,8 @@ def _print_tables(answers: Sequence[Answer]) -> None:
         if isinstance(matches, ImageError):
             continue
         rows = [
-            (
-                match.text,
-                f"{match.logit:.2f}",
-                format_probability(match.probability),
-                format_probability(match.relative),
-            )
-            for match in matches
+            (text, f"{logit:.2f}", format_probability(probability), format_probability(relative))
+            for text, logit, probability, relative in matches
         ]
         tables.append(f"{printable(image)}\n{format_table(FIELDS, rows)}")
     if tables:
@@ -194,7 +175,7 @@ def _print_tables(answers: Sequence[Answer]) -> None:
 def _describe(answer: Answer) -> dict[str, Any]:
     image, matches, truncated = answer
     if isinstance(matches, ImageError):
-        return {"image": image, "error": str(matches), "status": matches.status}
+        return describe_error(image, matches)
     row: dict[str, Any] = {"image": image, "matches": [match._asdict() for match in matches]}
     return row | {"truncated": True} if truncated else row
 

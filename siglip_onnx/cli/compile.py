@@ -9,21 +9,19 @@ import click
 from ..hub.loading import load
 from ..system.extras import extra
 from .inputs import read_texts
-from .options import template_option, variant_option
+from .options import PATH, json_option, model_argument, template_option, variant_option
 from .output import format_count, format_size, print_json
 
 
 @click.command("compile")
-@click.argument("model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL")
-@click.option("--labels", type=click.Path(path_type=Path), required=True, metavar="FILE",
-              help="UTF-8 file with one label per line.")  # fmt: skip
+@model_argument
+@click.option("--labels", type=PATH, required=True, metavar="FILE", help="UTF-8 file with one label per line.")
 @template_option
 @variant_option
 @click.option("--logit-bias", type=float, help="Replace the bias of the checkpoint.")
 @click.option("--uint8", is_flag=True, help="Make a graph that takes raw pixels, u8 (N, height, width, 3).")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="FILE.onnx",
-              help="The file to write.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("-o", "--out", type=PATH, required=True, metavar="FILE.onnx", help="The file to write.")
+@json_option
 def compile_(
     model: str,
     labels: Path,

@@ -12,10 +12,11 @@ import numpy as np
 
 from ..errors import ImageError, SiglipOnnxError
 from ..system.files import write_together
+from ..system.json_files import to_json
 from .inputs import read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
-from .options import ModelChoice, model_options, text_options
-from .output import exit_code, format_count, print_json, report_errors, to_json
+from .options import PATH, ModelChoice, model_options, text_options
+from .output import describe_error, exit_code, format_count, print_json, report_errors, writing
 
 
 @click.command()
@@ -24,7 +25,7 @@ from .output import exit_code, format_count, print_json, report_errors, to_json
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     metavar="PATH.npy|FOLDER",
     help="File for the vectors, f32 (N, D) of length 1; PATH.jsonl describes the rows. Jobs: the folder to start or to "
@@ -81,7 +82,9 @@ def _embed_each(images: Sequence[str], texts: list[str], out: Path, choice: Mode
     space = {"embedding_space": model.embedding_space}
     buffer = io.BytesIO()
     np.save(buffer, vectors)
-    _write({out: buffer.getvalue(), rows_path: "".join(to_json(row | space) + "\n" for row in rows).encode()})
+    lines = "".join(to_json(row | space) + "\n" for row in rows)
+    with writing(out):
+        write_together({out: buffer.getvalue(), rows_path: lines.encode()})
     if as_json:
         errors = len(rows) - len(vectors)
         print_json({"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape), "errors": errors})
@@ -103,19 +106,12 @@ def _check_out(out: Path) -> Path:
     return rows_path
 
 
-def _write(files: dict[Path, bytes]) -> None:
-    try:
-        write_together(files)
-    except OSError as error:
-        raise SiglipOnnxError(f"{next(iter(files))} cannot be written: {error.strerror or error}.") from error
-
-
 def _describe_rows(images: Sequence[str], results: Sequence[Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     row = 0
     for image, result in zip(images, results, strict=True):
         if isinstance(result, ImageError):
-            rows.append({"row": None, "image": image, "error": str(result), "status": result.status})
+            rows.append({"row": None} | describe_error(image, result))
         else:
             rows.append({"row": row, "image": image} | ({"truncated": True} if result.truncated else {}))
             row += 1

@@ -14,7 +14,7 @@ import click
 
 from ..system.extras import extra
 from .inputs import find_images
-from .options import DEFAULT_MIN_COSINE
+from .options import DEFAULT_MIN_COSINE, PATH
 from .output import format_cosine, format_size, format_table, print_json, report
 
 if TYPE_CHECKING:
@@ -24,17 +24,10 @@ MOST_CALIBRATION = 64  # images; more would hardly change the ranges, and all ar
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    type=click.Choice(["fp32", "int8", "fp16", "q4"]),
-    default=("fp32", "int8"),
-    show_default=True,
-    help="Variant to write; repeat for more.",
-)
+@click.argument("checkpoint", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(["fp32", "int8", "fp16", "q4"]),
+              default=("fp32", "int8"), show_default=True, help="Variant to write; repeat for more.")  # fmt: skip
 @click.option(
     "--exporter",
     type=click.Choice(["native", "optimum"]),
@@ -50,7 +43,7 @@ MOST_CALIBRATION = 64  # images; more would hardly change the ranges, and all ar
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help=f"Images on which int8 is calibrated, of which {MOST_CALIBRATION} are used. Default: built-in ones.",
 )
@@ -73,13 +66,8 @@ MOST_CALIBRATION = 64  # images; more would hardly change the ranges, and all ar
 )
 @click.option("--allow-inaccurate", is_flag=True, help="Keep a variant that is below --min-cosine.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@click.option(
-    "--description",
-    "--knows",
-    "description",
-    default="",
-    help="Sentence for the manifest: what the model was trained for.",
-)
+@click.option("--description", "--knows", "description", default="",
+              help="Sentence for the manifest: what the model was trained for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the final table as JSON.")
 def export(
     checkpoint: Path,
@@ -131,8 +119,7 @@ def export(
     )
     report_step(f"Done: {out}")
     if as_json:
-        rows = [asdict(variant) for variant in variants]
-        print_json({"out": str(out), "variants": rows})
+        print_json({"out": str(out), "variants": [asdict(variant) for variant in variants]})
     else:
         click.echo(_describe(variants))
 

@@ -13,6 +13,7 @@ from ..errors import BundleError
 from ..hub.loading import find_model
 from ..session import available_providers, runtime_version
 from ..system.threads import available_threads
+from .options import json_option
 from .output import format_cosine, format_size, format_table, print_json, report
 
 
@@ -20,7 +21,7 @@ from .output import format_cosine, format_size, format_table, print_json, report
 @click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL", default=demo.NAME, show_default=True,
               show_envvar=True, help="Folder of an exported model, or its name on the Hugging Face Hub.")  # fmt: skip
 @click.option("--verify-files", is_flag=True, hidden=True, help="The same as: siglip-onnx models check MODEL")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def info(model: str, verify_files: bool, as_json: bool) -> None:
     """Show what a model contains, and what this machine runs it with."""
     bundle = open_bundle(find_model(model))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,16 +12,16 @@ from typing import IO, Any
 import click
 
 from .. import demo
-from ..bulk.facts import MAX_SHARD_SIZE
 from ..bulk.listing import Listing
 from ..bulk.ray_engine import RayEngine
+from ..bulk.records import MAX_SHARD_SIZE
 from ..bulk.run import Engine, LocalEngine, Policy, run_job
 from ..bulk.spec import ModelSpec
 from ..errors import SiglipOnnxError
 from ..session import CPU_PROVIDER
-from .options import ModelChoice
+from .options import ModelChoice, collect
 from .output import SOME_FAILED, format_count, print_json, report_demo_model, warn
-from .progress import AUTO, OFF, PLAIN, Progress
+from .progress import AUTO, OFF, PLAIN, ProgressLine
 
 STDIN = "-"
 _LIST_SUFFIX, _LIST_MARK = ".txt", "@"
@@ -45,40 +44,28 @@ class JobChoice:
     progress: str
 
 
-def job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of :class:`JobChoice`, which the command gets as ``job``."""
-
-    @functools.wraps(command)
-    def with_job(*args: Any, **options: Any) -> None:
-        job = JobChoice(**{field.name: options.pop(field.name) for field in fields(JobChoice)})
-        command(*args, job=job, **options)
-
-    for option in reversed(
-        [
-            click.option("--layout", type=click.Choice(["npy", "clip-retrieval", "parquet"]), default="npy",
-                         show_default=True, help="Jobs: how vectors are stored; the latter two need the extra "
-                                                 "[parquet]."),
-            click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-                         help="Jobs: type of the stored vectors; float16 takes half the space."),
-            click.option("--shard-size", type=click.IntRange(1, MAX_SHARD_SIZE), default=MAX_SHARD_SIZE,
-                         show_default=True, help="Jobs: number of inputs that are committed together."),
-            click.option("--all-files", is_flag=True,
-                         help="Jobs: try every file, not only those with an image extension."),
-            click.option("--prune", is_flag=True, help="Jobs: drop inputs that no longer exist."),
-            click.option("--retry-errors", is_flag=True, help="Jobs: retry inputs that had an error."),
-            click.option("--overwrite", is_flag=True, help="Jobs: start over."),
-            click.option("--fast-resume", is_flag=True,
-                         help="Jobs: trust finished files that have the right size, without reading them."),
-            click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-                         help="Jobs: where shards are processed; ray needs the extra [ray]."),
-            click.option("--ray-address", metavar="ADDRESS",
-                         help="Jobs: address of a Ray cluster. Default: start one on this machine."),
-            click.option("--progress", type=click.Choice([AUTO, PLAIN, OFF]), default=AUTO, show_default=True,
-                         help="Jobs: auto shows progress on a terminal only; plain prints lines."),
-        ]
-    ):  # fmt: skip
-        with_job = option(with_job)
-    return with_job
+job_options = collect(JobChoice, "job", [
+    click.option("--layout", type=click.Choice(["npy", "clip-retrieval", "parquet"]), default="npy",
+                 show_default=True, help="Jobs: how vectors are stored; the latter two need the extra "
+                                         "[parquet]."),
+    click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+                 help="Jobs: type of the stored vectors; float16 takes half the space."),
+    click.option("--shard-size", type=click.IntRange(1, MAX_SHARD_SIZE), default=MAX_SHARD_SIZE,
+                 show_default=True, help="Jobs: number of inputs that are committed together."),
+    click.option("--all-files", is_flag=True,
+                 help="Jobs: try every file, not only those with an image extension."),
+    click.option("--prune", is_flag=True, help="Jobs: drop inputs that no longer exist."),
+    click.option("--retry-errors", is_flag=True, help="Jobs: retry inputs that had an error."),
+    click.option("--overwrite", is_flag=True, help="Jobs: start over."),
+    click.option("--fast-resume", is_flag=True,
+                 help="Jobs: trust finished files that have the right size, without reading them."),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                 help="Jobs: where shards are processed; ray needs the extra [ray]."),
+    click.option("--ray-address", metavar="ADDRESS",
+                 help="Jobs: address of a Ray cluster. Default: start one on this machine."),
+    click.option("--progress", type=click.Choice([AUTO, PLAIN, OFF]), default=AUTO, show_default=True,
+                 help="Jobs: auto shows progress on a terminal only; plain prints lines."),
+])  # fmt: skip
 
 
 def check_no_job_options(context: click.Context) -> None:
@@ -105,7 +92,7 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
     facts = spec.job_facts(layout=job.layout, dtype=job.dtype, shard_size=job.shard_size)
     if not choice.model:
         report_demo_model()
-    progress = Progress(job.progress)
+    progress = ProgressLine(job.progress)
     policy = Policy(job.prune, job.retry_errors, job.overwrite, job.fast_resume)
     with ExitStack() as opened:
         listing = Listing([_open_source(argument, opened) for argument in arguments], all_files=job.all_files)

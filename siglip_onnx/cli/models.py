@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from ..bundle.folder import verify_folder
-from ..bundle.manifest import read_manifest
-from ..errors import BundleError, DownloadError, SiglipOnnxError
+from ..bundle.folder import folder_problems
+from ..bundle.manifest import DEFAULT_ORDER, read_manifest
+from ..errors import BundleError, DownloadError
 from ..hub.cache import CachedModel, cached_models, find_cached, remove
 from ..hub.names import parse_hub_name
 from ..hub.published import PUBLISHED
@@ -19,8 +19,6 @@ from ..hub.pull import offline_message
 from ..hub.pull import pull as pull_model
 from ..system.cache_dir import models_folder
 from .output import format_size, format_table, print_json, report
-
-VARIANTS = ("int8", "fp32", "fp16", "q4")
 
 
 @click.group()
@@ -48,7 +46,7 @@ def list_(known: bool, as_json: bool) -> None:
 
 @models.command()
 @click.argument("name")
-@click.option("--variant", "variants", multiple=True, type=click.Choice(VARIANTS),
+@click.option("--variant", "variants", multiple=True, type=click.Choice(DEFAULT_ORDER),
               help="Variant to download or to export; repeat for more. Default: the first of these that "
                    "exists.")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Do not use the network: only print what is in the cache.")
@@ -89,10 +87,7 @@ def check(names: tuple[str, ...], as_json: bool) -> None:
         folders = {f"{model.name}@{model.revision[:12]}": model.folder for model in cached_models()}
     problems: dict[str, list[str]] = {}
     for name, folder in folders.items():
-        try:
-            problems[name] = verify_folder(folder)
-        except SiglipOnnxError as error:
-            problems[name] = [str(error)]
+        problems[name] = folder_problems(folder)
         if not as_json:
             click.echo(f"{name}: {'; '.join(problems[name]) or 'all files match the manifest'}")
     if as_json:

@@ -19,6 +19,7 @@ from ..verify.accuracy import MIN_COSINE
 from .output import report, report_demo_model
 
 MANY_INPUTS = 4
+PATH = click.Path(path_type=Path)
 DEFAULT_MIN_COSINE = f"{MIN_COSINE['int8']} by default, {MIN_COSINE['q4']} for q4"
 variant_option = click.option("--variant", metavar="NAME", help="Variant: int8, fp32, ... Default: int8 if present.")
 provider_option = click.option(
@@ -27,6 +28,11 @@ provider_option = click.option(
     multiple=True,
     metavar="NAME",
     help="onnxruntime execution provider; repeat for more, in order of preference. Default: CPUExecutionProvider.",
+)
+model_argument = click.argument("model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+sample_texts_option = click.option(
+    "--texts", type=PATH, metavar="FILE", help="UTF-8 file with one text per line. Default: built-in texts."
 )
 threads_option = click.option(
     "--threads",
@@ -93,53 +99,52 @@ class RenamedOption(click.Option):
         return record and (record[0].replace(", ".join(self.opts), self.opts[0]), record[1])
 
 
-def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of :class:`ModelChoice`, which the command gets as ``choice``."""
+def collect(kind: type[Any], name: str, options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Return a decorator that adds options; the command gets their values as one dataclass, the argument ``name``."""
 
-    @functools.wraps(command)
-    def with_choice(*args: Any, **options: Any) -> None:
-        choice = ModelChoice(**{field.name: options.pop(field.name) for field in fields(ModelChoice)})
-        command(*args, choice=choice, **options)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_choice(*args: Any, **values: Any) -> None:
+            choice = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            command(*args, **{name: choice}, **values)
 
-    for option in reversed(
-        [
-            click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL",
-                         help="Folder of an exported model, its name on the Hugging Face Hub, or, for classify, a "
-                              "compiled classifier. Default: SIGLIP_ONNX_MODEL, or else the demo model."),
-            variant_option,
-            provider_option,
-            threads_option,
-            click.option("--workers", type=click.IntRange(1, MAX_THREADS),
-                         help="Number of images or texts processed at the same time, each by one thread. Default: 1 "
-                              "for up to three inputs (lowest latency), one per CPU for more (highest throughput)."),
-            click.option("--fast-decode", is_flag=True,
-                         help="Decode large JPEGs at a fraction of their size: faster, but not exactly the same "
-                              "pixels."),
-            click.option("--max-num-patches", type=click.IntRange(1, MAX_NUM_PATCHES),
-                         help="NaFlex models: maximum number of patches of an image. Default: that of the "
-                              "checkpoint."),
-            click.option("--max-megapixels", type=click.FloatRange(0.000001, MOST_PIXELS / 1e6),
-                         help="Refuse larger images, before decoding them. Default: 89.5."),
-            click.option("--allow-truncated", is_flag=True,
-                         help="Accept images whose files end early, and decode what is there."),
-            click.option("--offline", is_flag=True,
-                         help="Do not use the network, even if the model is not in the cache."),
-        ]
-    ):  # fmt: skip
-        with_choice = option(with_choice)
-    return with_choice
+        for option in reversed(options):
+            with_choice = option(with_choice)
+        return with_choice
+
+    return decorate
 
 
-def template_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--template``, which the command gets as ``templates``."""
-    return click.option(
-        "--template", "templates", multiple=True, default=["{}"], show_default=True,
-        help='Sentence into which each text is put: "a photo of {}". Repeat to use the mean of several sentences.',
-    )(command)  # fmt: skip
+model_options = collect(ModelChoice, "choice", [
+    click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL",
+                 help="Folder of an exported model, its name on the Hugging Face Hub, or, for classify, a "
+                      "compiled classifier. Default: SIGLIP_ONNX_MODEL, or else the demo model."),
+    variant_option,
+    provider_option,
+    threads_option,
+    click.option("--workers", type=click.IntRange(1, MAX_THREADS),
+                 help="Number of images or texts processed at the same time, each by one thread. Default: 1 "
+                      "for up to three inputs (lowest latency), one per CPU for more (highest throughput)."),
+    click.option("--fast-decode", is_flag=True,
+                 help="Decode large JPEGs at a fraction of their size: faster, but not exactly the same "
+                      "pixels."),
+    click.option("--max-num-patches", type=click.IntRange(1, MAX_NUM_PATCHES),
+                 help="NaFlex models: maximum number of patches of an image. Default: that of the "
+                      "checkpoint."),
+    click.option("--max-megapixels", type=click.FloatRange(0.000001, MOST_PIXELS / 1e6),
+                 help="Refuse larger images, before decoding them. Default: 89.5."),
+    click.option("--allow-truncated", is_flag=True,
+                 help="Accept images whose files end early, and decode what is there."),
+    click.option("--offline", is_flag=True,
+                 help="Do not use the network, even if the model is not in the cache."),
+])  # fmt: skip
+template_option = click.option(
+    "--template", "templates", multiple=True, default=["{}"], show_default=True,
+    help='Sentence into which each text is put: "a photo of {}". Repeat to use the mean of several sentences.',
+)  # fmt: skip
 
 
 def text_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--text`` and ``--texts-file``."""
-    command = click.option("--texts-file", type=click.Path(path_type=Path), metavar="FILE",
-                           help="UTF-8 file with one text per line.")(command)  # fmt: skip
-    return click.option("--text", "texts", multiple=True, help="A text; repeat for more.")(command)
+    from_file = click.option("--texts-file", type=PATH, metavar="FILE", help="UTF-8 file with one text per line.")
+    return click.option("--text", "texts", multiple=True, help="A text; repeat for more.")(from_file(command))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from wcwidth import wcswidth, wcwidth
 
 from ..bundle.manifest import read_manifest
 from ..demo import BUNDLE_PATH
-from ..errors import ImageError
+from ..errors import ImageError, SiglipOnnxError
+from ..system.json_files import to_json
 
 Result = TypeVar("Result")
 FAILED, SOME_FAILED = 1, 3
@@ -25,6 +27,15 @@ def report(line: str) -> None:
 def warn(message: object) -> None:
     """Print a message on stderr that names this program."""
     click.echo(f"siglip-onnx: {message}", err=True)
+
+
+@contextmanager
+def writing(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn an OSError into a SiglipOnnxError that names the file to be written, and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise SiglipOnnxError(f"{path} cannot be written: {error.strerror or error}.{advice}") from error
 
 
 def report_demo_model() -> None:
@@ -42,6 +53,11 @@ def report_errors(results: Iterable[Result | ImageError]) -> list[Result | Image
     return collected
 
 
+def describe_error(image: str, error: ImageError) -> dict[str, Any]:
+    """Return what JSON says of an image that cannot be read."""
+    return {"image": image, "error": str(error), "status": error.status}
+
+
 def exit_code(results: Sequence[object]) -> int:
     """Return 0 if every image was read, 1 if none was, 3 if only some were."""
     errors = sum(isinstance(result, ImageError) for result in results)
@@ -53,16 +69,6 @@ def exit_code(results: Sequence[object]) -> int:
 def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
     click.echo(to_json(document, indent=2))
-
-
-def to_json(document: object, indent: int | None = None) -> str:
-    """Return JSON that can be encoded as UTF-8: file names that are not valid Unicode are escaped."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(document, indent=indent)
-    return text
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 import click
 
-from ..bulk.facts import Receipt
-from ..bulk.plan import Changes
+from ..bulk.plan import Changes, Progress
 from ..bulk.records import OK
 from .output import format_count
 
@@ -18,7 +17,7 @@ AUTO, PLAIN, OFF = "auto", "plain", "off"
 _SECONDS_BETWEEN = {AUTO: 0.2, PLAIN: 30.0}
 
 
-class Progress:
+class ProgressLine(Progress):
     """A line that is redrawn on a terminal; ``plain`` prints a line every half minute, for logs."""
 
     def __init__(self, mode: str = AUTO) -> None:
@@ -48,9 +47,6 @@ class Progress:
         """Uncount inputs that must be done again."""
         self._counts.subtract(lost)
         self._here -= sum(lost.values())
-
-    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
-        """Do nothing: the inputs of the shard are already counted."""
 
     def finish(self) -> None:
         """Print the final state and end the line."""

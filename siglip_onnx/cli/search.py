@@ -8,18 +8,16 @@ from pathlib import Path
 
 import click
 
-from ..bulk.facts import JobFacts
 from ..bulk.gallery import render_gallery
-from ..bulk.query import Term, encode_query
-from ..bulk.search import Hit, open_collection
-from ..errors import SiglipOnnxError
+from ..bulk.records import JobFacts
+from ..bulk.search import Hit, Term, encode_query, open_collection
 from ..system.files import write_atomic
-from .options import ModelChoice, model_options, template_option
-from .output import format_probability, format_table, print_json, warn
+from .options import PATH, ModelChoice, json_option, model_options, template_option
+from .output import format_probability, format_table, print_json, warn, writing
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("folder", type=PATH, metavar="OUT")
 @click.argument("texts", nargs=-1, metavar="[TEXT...]")
 @click.option("--image", "images", multiple=True, metavar="FILE", help="Like this image; repeat for more.")
 @click.option("--minus", multiple=True, metavar="TEXT", help="Not like this text; repeat for more.")
@@ -30,11 +28,9 @@ from .output import format_probability, format_table, print_json, warn
               help="An image with a weight.")  # fmt: skip
 @template_option
 @click.option("--top", "-k", type=click.IntRange(1, 100_000), default=10, show_default=True, help="Number of results.")
-@click.option(
-    "--html", "html_path", type=click.Path(path_type=Path), metavar="FILE", help="Also write the results as a page."
-)
+@click.option("--html", "html_path", type=PATH, metavar="FILE", help="Also write the results as a page.")
 @model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def search(
     folder: Path,
     texts: tuple[str, ...],
@@ -73,7 +69,8 @@ def search(
     if collection.num_unfinished:
         warn(f"{collection.num_unfinished:,} shards are not embedded yet.")
     if html_path is not None:
-        _write_gallery(html_path, query_terms, hits)
+        with writing(html_path, " Choose another place for --html."):
+            write_atomic(html_path, render_gallery(_describe_query(query_terms), hits).encode())
     if as_json:
         _print_json(collection.job.facts, query_terms, hits)
     else:
@@ -89,23 +86,8 @@ def _print_table(hits: Sequence[Hit]) -> None:
 
 def _print_json(facts: JobFacts, query_terms: Sequence[Term], hits: Sequence[Hit]) -> None:
     query = [{key: value for key, value in term._asdict().items() if value is not None} for term in query_terms]
-    document = {
-        "model": facts.model_name,
-        "variant": facts.variant,
-        "embedding_space": facts.embedding_space,
-        "query": query,
-        "results": [hit._asdict() for hit in hits],
-    }
-    print_json(document)
-
-
-def _write_gallery(path: Path, query_terms: Sequence[Term], hits: Sequence[Hit]) -> None:
-    try:
-        write_atomic(path, render_gallery(_describe_query(query_terms), hits).encode())
-    except OSError as error:
-        raise SiglipOnnxError(
-            f"{path} cannot be written: {error.strerror}. Choose another place for --html."
-        ) from error
+    document = {"model": facts.model_name, "variant": facts.variant, "embedding_space": facts.embedding_space}
+    print_json(document | {"query": query, "results": [hit._asdict() for hit in hits]})
 
 
 def _describe_query(query_terms: Sequence[Term]) -> str:

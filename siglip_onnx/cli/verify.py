@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,7 @@ from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, verify_variants, 
 from ..verify.published import Finding, compare_with_published
 from ..verify.samples import SAMPLE_TEXTS, sample_images
 from .inputs import find_images, read_texts
-from .options import DEFAULT_MIN_COSINE
+from .options import DEFAULT_MIN_COSINE, PATH, json_option, model_argument, sample_texts_option
 from .output import FAILED, format_cosine, format_table, print_json, warn
 
 if TYPE_CHECKING:
@@ -26,19 +26,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL")
-@click.option(
-    "--images",
-    "images_dir",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Folder of images. Default: built-in samples.",
-)
-@click.option("--texts", type=click.Path(path_type=Path), metavar="FILE",
-              help="UTF-8 file with one text per line. Default: built-in texts.")  # fmt: skip
+@model_argument
+@click.option("--images", "images_dir", type=PATH, metavar="FOLDER",
+              help="Folder of images. Default: built-in samples.")  # fmt: skip
+@sample_texts_option
 @click.option(
     "--reference",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="CHECKPOINT",
     help="Checkpoint of the model: also compare each stage with PyTorch. Needs the extra [train].",
 )
@@ -48,12 +42,9 @@ if TYPE_CHECKING:
     help="Also compare with numbers published for this checkpoint; their images are searched for in --images.",
 )
 @click.option("--write-card", is_flag=True, help="Write the results into manifest.json of the model.")
-@click.option(
-    "--min-cosine",
-    type=click.FloatRange(0, 1),
-    help=f"Smallest cosine to fp32 that a variant may have; {DEFAULT_MIN_COSINE}.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--min-cosine", type=click.FloatRange(0, 1),
+              help=f"Smallest cosine to fp32 that a variant may have; {DEFAULT_MIN_COSINE}.")  # fmt: skip
+@json_option
 @click.pass_context
 def verify(
     context: click.Context,
@@ -85,7 +76,7 @@ def verify(
     if write_card:
         inputs = "built-in samples" if images_dir is None and texts is None else "the user's images and texts"
         write_cards(bundle, results.accuracies, inputs)
-    failures = [str(check) for check in results.checks() if not check.passed]
+    failures = results.failures()
     if as_json:
         print_json({"model": bundle.manifest.model_name} | results.to_document() | {"failures": failures})
     else:
@@ -93,18 +84,6 @@ def verify(
     for failure in failures:
         warn(failure)
     context.exit(FAILED if failures else 0)
-
-
-class Check(NamedTuple):
-    """A compared value and its limit."""
-
-    name: str
-    value: float
-    limit: float
-    passed: bool
-
-    def __str__(self) -> str:
-        return f"{self.name} is {self.value:.7g}; the limit is {self.limit:.7g}."
 
 
 @dataclass
@@ -116,21 +95,25 @@ class Results:
     stages: dict[str, list[StageDifference]] = field(default_factory=dict)
     published: dict[str, list[Finding]] = field(default_factory=dict)
 
-    def checks(self) -> Iterator[Check]:
-        """Yield all that has a limit."""
+    def failures(self) -> list[str]:
+        """Return a line for each value that is beyond its limit; NaN is."""
+        checks = []  # title, value, limit, whether the value is within it
         for name, accuracy in self.accuracies.items():
-            yield _at_least(f"{name}: cosine to {REFERENCE}", accuracy.cosine_min, self._limit(name))
+            worst, limit = accuracy.cosine_min, self._limit(name)
+            checks.append((f"{name}: cosine to {REFERENCE}", worst, limit, worst >= limit))
         for name, stages in self.stages.items():
             for stage in stages:
-                if name == REFERENCE or stage.allowed == 0:
-                    yield _at_most(f"{name}: difference of the {stage.stage} to PyTorch", stage.max_abs, stage.allowed)
+                worst, limit = stage.max_abs, stage.allowed
+                if name == REFERENCE or limit == 0:
+                    checks.append((f"{name}: difference of the {stage.stage} to PyTorch", worst, limit, worst <= limit))
                 elif stage.cosine_min is not None:
-                    title = f"{name}: cosine of the {stage.stage} to PyTorch"
-                    yield _at_least(title, stage.cosine_min, self._limit(name))
+                    worst, limit = stage.cosine_min, self._limit(name)
+                    checks.append((f"{name}: cosine of the {stage.stage} to PyTorch", worst, limit, worst >= limit))
         for finding in self.published.get(REFERENCE, []):  # the others are compared with fp32
             if finding.max_abs is not None:
                 title = f"{REFERENCE}: difference of the {finding.quantity} to {finding.source}"
-                yield _at_most(title, finding.max_abs, finding.tolerance)
+                checks.append((title, finding.max_abs, finding.tolerance, finding.passed))
+        return [f"{title} is {value:.7g}; the limit is {limit:.7g}." for title, value, limit, ok in checks if not ok]
 
     def to_document(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -156,14 +139,6 @@ class Results:
 
     def _limit(self, variant: str) -> float:
         return MIN_COSINE[variant] if self.min_cosine is None else self.min_cosine
-
-
-def _at_least(name: str, value: float, limit: float) -> Check:
-    return Check(name, value, limit, value >= limit)  # NaN fails
-
-
-def _at_most(name: str, value: float, limit: float) -> Check:
-    return Check(name, value, limit, value <= limit)  # NaN fails
 
 
 def _compare_with_pytorch(

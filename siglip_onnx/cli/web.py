@@ -12,6 +12,7 @@ from ..hub.loading import load
 from ..model import SigLIP
 from ..system.extras import extra
 from ..system.threads import available_threads
+from ..web.settings import Limits, Settings, is_loopback
 from .options import provider_option, threads_option
 from .output import report, report_demo_model
 
@@ -28,21 +29,11 @@ MAX_MODELS = 4
     metavar="NAME",
     help="Model to serve; repeat to compare. Default: SIGLIP_ONNX_MODEL, or else the demo model.",
 )
-@click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    metavar="NAME",
-    help="Variant: int8, fp32, ...; repeat to compare. Default: int8 if present.",
-)
+@click.option("--variant", "variants", multiple=True, metavar="NAME",
+              help="Variant: int8, fp32, ...; repeat to compare. Default: int8 if present.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=5678,
-    show_default=True,
-    help="Port to listen on; 0 for any free port.",
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=5678, show_default=True,
+              help="Port to listen on; 0 for any free port.")  # fmt: skip
 @click.option(
     "--allow-host",
     "allowed_hosts",
@@ -55,13 +46,8 @@ MAX_MODELS = 4
     is_flag=True,
     help="Allow requests with URLs of images although --host can be reached from other machines.",
 )
-@click.option(
-    "--url-allow-domain",
-    "url_domains",
-    multiple=True,
-    metavar="DOMAIN",
-    help="Fetch only URLs of this domain and its subdomains; repeat for more.",
-)
+@click.option("--url-allow-domain", "url_domains", multiple=True, metavar="DOMAIN",
+              help="Fetch only URLs of this domain and its subdomains; repeat for more.")  # fmt: skip
 @click.option("--no-url-fetch", is_flag=True, help="Never fetch URLs.")
 @click.option(
     "--api-key",
@@ -102,9 +88,7 @@ def web(
     if api_key == "":
         raise click.UsageError("The API key is empty; give a key, or remove the option and the variable.")
     with extra("web", "web"):
-        from ..web.limits import Limits  # noqa: PLC0415 - an optional extra
-        from ..web.server import serve  # noqa: PLC0415
-        from ..web.settings import Settings, is_loopback  # noqa: PLC0415
+        from ..web.server import serve  # noqa: PLC0415 - an optional extra
     settings = Settings(
         host=host,
         port=port,

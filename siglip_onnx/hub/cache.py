@@ -15,9 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..bundle.folder import verify_folder
+from ..bundle.folder import folder_problems
 from ..bundle.manifest import MANIFEST
-from ..errors import BundleError, CacheError, ModelNotFoundError
+from ..errors import CacheError, ModelNotFoundError
 from ..system.cache_dir import CACHE_VARIABLE, models_folder
 from ..system.files import remove as remove_tree
 from ..system.files import remove_stale_parts, replace_folder, write_atomic
@@ -56,6 +56,11 @@ class CachedModel:
         return repository_folder(self.name) / self.revision
 
     @property
+    def request(self) -> str:
+        """The name by which it was requested: ``owner/name``, or with its branch or tag ``owner/name@branch``."""
+        return f"{self.name}@{self.asked}" if self.asked else self.name
+
+    @property
     def size_bytes(self) -> int:
         """Size of its files on disk."""
         return folder_size(self.folder)
@@ -89,9 +94,14 @@ def store(model: CachedModel, partial: Path) -> None:
     """
     with cache_errors():
         old = replace_folder(partial, model.folder)
-        write_atomic(model.folder.with_name(model.revision + RECORD), json.dumps(asdict(model)).encode())
+        write_record(model)
         if old is not None:
             discard(old)
+
+
+def write_record(model: CachedModel) -> None:
+    """Write what is known of a cached model beside its folder."""
+    write_atomic(model.folder.with_name(model.revision + RECORD), json.dumps(asdict(model)).encode())
 
 
 def quarantine(model: CachedModel) -> None:
@@ -100,18 +110,11 @@ def quarantine(model: CachedModel) -> None:
     Nothing happens if another process has already done so.
     """
     with locked(model.name), cache_errors():
-        if not model.folder.exists() or _is_sound(model.folder):
+        if not model.folder.exists() or not folder_problems(model.folder):
             return
         target = model.folder.with_name(f"{model.revision}{CORRUPT}{time.strftime('%Y%m%d-%H%M%S')}")
         discard(target)
         model.folder.rename(target)
-
-
-def _is_sound(folder: Path) -> bool:
-    try:
-        return not verify_folder(folder)
-    except BundleError:
-        return False
 
 
 def remove(name: str, revision: str | None) -> int:
@@ -124,6 +127,9 @@ def remove(name: str, revision: str | None) -> int:
     folder = repository_folder(name)
     if not folder.is_dir():
         raise ModelNotFoundError(f"{name} is not in the cache. List its models with: siglip-onnx models list")
+    known = find_cached(name, revision)
+    if known is not None and revision is not None:
+        revision = known.revision  # of a branch or tag
     with locked(name), cache_errors():
         remove_stale_parts(folder)
         own = [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]

@@ -19,7 +19,6 @@ from ..system.files import remove
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _TIMEOUT_S = 10
 _LIBRARY: dict[str, Any] = {"library_name": "siglip_onnx", "library_version": __version__}
-_BLOCK = 1 << 20
 _LARGEST_SIZE = 1 << 50
 _UNSIZED_BYTES = 50_000_000  # limit of a file whose size the Hub does not state; it states that of weights
 _INCOMING = ".incoming"  # beside the files, whose names never begin with a dot
@@ -177,21 +176,13 @@ def _problem(file: RemoteFile, folder: Path) -> str:
     size = path.stat().st_size
     if file.size_bytes is not None and size != file.size_bytes:
         return f"{size} bytes, expected {file.size_bytes}"
-    if file.sha256 is not None:
-        digest, expected = _digest(path, hashlib.sha256()), file.sha256
-    elif file.git_sha1 is not None:
-        git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        digest, expected = _digest(path, git), file.git_sha1
-    else:
+    expected = file.sha256 or file.git_sha1
+    if expected is None:
         return ""
+    start = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, lambda: start).hexdigest()
     return "" if digest == expected else f"hash {digest}, expected {expected}"
-
-
-def _digest(path: Path, digest: Any) -> str:
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return str(digest.hexdigest())
 
 
 def _check_space(folder: Path, size_bytes: int) -> None:

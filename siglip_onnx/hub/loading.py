@@ -47,8 +47,8 @@ def load(
         variant: ``"int8"`` (the default where present), ``"fp32"``, ...
         providers: execution providers in onnxruntime's spelling; the CPU by default.
         threads: intra-op threads; by default as many as the process may use.
-        workers: 1 has the lowest latency: all threads work on one image. More have the highest throughput: as many
-            images (or texts) are processed at once, each by one thread.
+        workers: one worker minimizes latency: all threads process one image. Several maximize throughput: each
+            processes a different image (or text) on one thread.
         fast_decode: decode large JPEGs at a fraction of their size: faster, but not quite the same pixels.
         max_num_patches: NaFlex only: the largest number of patches per image; by default the checkpoint's.
         label_cache: a folder in which embeddings of labels are stored for other runs.
@@ -90,12 +90,12 @@ def open_model(
         return bundle
     hub_name = parse_hub_name(str(name))
     cached = find_cached(hub_name.name, hub_name.revision)
-    forbidden = offline or is_offline()
-    if cached is None and forbidden:
+    offline_mode = offline or is_offline()
+    if cached is None and offline_mode:
         raise DownloadError(offline_message(hub_name.name, hub_name.revision))
     if cached is None:
         cached = pull(hub_name.name, hub_name.revision, [] if variant is None else [variant], report)
-    return _open_cached(cached, variant, forbidden, report)
+    return _open_cached(cached, variant, offline_mode, report)
 
 
 def find_model(name: str | os.PathLike[str]) -> Path:
@@ -111,7 +111,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     cached = find_cached(hub_name.name, hub_name.revision)
     if cached is None:
         raise ModelNotFoundError(
-            f"{name} is not in the cache. Fetch it first: siglip-onnx models pull {hub_name.name}"
+            f"{name} is not in the cache. Fetch it first: siglip-onnx models pull {name}"
         )  # fmt: skip
     return cached.folder
 
@@ -123,39 +123,35 @@ def _local_folder(name: str | os.PathLike[str]) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
-def _open_cached(cached: CachedModel, variant: str | None, forbidden: bool, report: Report) -> Bundle:
+def _open_cached(cached: CachedModel, variant: str | None, offline_mode: bool, report: Report) -> Bundle:
     """Open a cached model; a damaged one is quarantined and fetched again, once."""
     try:
         bundle = open_bundle(cached.folder)
+        if variant in (None, *bundle.manifest.variants):
+            bundle.check_unchanged(bundle.choose_variant(variant))
+            return bundle
     except BundleError as error:
-        return _refetch(cached, variant, forbidden, report, error)
-    chosen = bundle.choose_variant(variant) if variant in (None, *bundle.manifest.variants) else None
-    if chosen is None:
-        if forbidden:
-            raise DownloadError(
-                f"{cached.name} has no variant {variant} in the cache, and offline mode is on. With network access, "
-                f"run: siglip-onnx models pull {cached.name} --variant {variant}"
-            )
-        variants = [*bundle.manifest.variants, str(variant)]
-        return open_bundle(pull(cached.name, cached.revision, variants, report).folder)
-    try:
-        bundle.check_unchanged(chosen)
-    except BundleError as error:
-        return _refetch(cached, variant, forbidden, report, error)
-    return bundle
+        return _refetch(cached, variant, offline_mode, report, error)
+    if offline_mode:
+        raise DownloadError(
+            f"{cached.name} has no variant {variant} in the cache, and offline mode is on. With network access, "
+            f"run: siglip-onnx models pull {cached.request} --variant {variant}"
+        )
+    return open_bundle(pull(cached.name, cached.revision, [str(variant)], report, requested=cached.asked).folder)
 
 
 def _refetch(
-    cached: CachedModel, variant: str | None, forbidden: bool, report: Report, problem: BundleError
+    cached: CachedModel, variant: str | None, offline_mode: bool, report: Report, problem: BundleError
 ) -> Bundle:  # fmt: skip
-    if forbidden:
+    if offline_mode:
         raise BundleError(
             f"{problem} It can be downloaded again, but offline mode is on. With network access, run: "
-            f"siglip-onnx models pull {cached.name}@{cached.revision}"
+            f"siglip-onnx models pull {cached.name}@{cached.asked or cached.revision}"
         ) from problem
     quarantine(cached)
     report(f"{problem} Fetching it again; the damaged files are kept in {cached.folder.parent}")
-    pulled = pull(cached.name, cached.revision, [] if variant is None else [variant], report)
+    wanted = [] if variant is None else [variant]
+    pulled = pull(cached.name, cached.revision, wanted, report, requested=cached.asked)
     bundle = open_bundle(pulled.folder)
     bundle.check_unchanged(bundle.choose_variant(variant))
     return bundle

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import errors
-from ..bundle.folder import verify_folder
+from ..bundle.folder import folder_problems, verify_folder
 from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
 from ..config import (
     CONFIG,
@@ -30,7 +30,17 @@ from ..config import (
 )
 from ..errors import BundleError, DownloadError, SiglipOnnxError
 from ..system.extras import check_extra
-from .cache import PARTIAL, CachedModel, cache_errors, discard, find_cached, locked, repository_folder, store
+from .cache import (
+    PARTIAL,
+    CachedModel,
+    cache_errors,
+    discard,
+    find_cached,
+    locked,
+    repository_folder,
+    store,
+    write_record,
+)
 from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
@@ -47,10 +57,13 @@ _EXPORT_BYTES_PER_S = 25e6  # of weights, on two cores
 Report = Callable[[str], None]
 
 
-def pull(name: str, revision: str | None, variants: Sequence[str], report: Report) -> CachedModel:
+def pull(
+    name: str, revision: str | None, variants: Sequence[str], report: Report, *, requested: str | None = None
+) -> CachedModel:
     """Fetch ``owner/name`` into the cache with the given variants; without any, with the best one that it has.
 
-    Only one process at a time pulls a repository; others wait for it and then use its result.
+    Variants that are in the cache stay there. Only one process at a time pulls a repository; others wait for it and
+    then use its result. ``requested`` is the branch or tag to record if ``revision`` is its commit.
 
     Raises:
         DownloadError: offline, or the download fails.
@@ -62,10 +75,18 @@ def pull(name: str, revision: str | None, variants: Sequence[str], report: Repor
         raise DownloadError(offline_message(name, revision))
     with locked(name):
         repository = look_up(name, revision)
+        branch = requested if requested is not None else revision or ""
         cached = find_cached(name, repository.revision)
-        if cached is not None and _has(cached, variants):
+        sound = cached is not None and not folder_problems(cached.folder)
+        if cached is not None and sound and set(variants) <= read_manifest(cached.folder).variants.keys():
             report(f"{name} is in the cache already, at revision {repository.revision[:12]}")
+            if branch and cached.asked != branch:
+                cached = replace(cached, asked=branch)
+                with cache_errors():
+                    write_record(cached)
             return cached
+        if cached is not None and sound:
+            variants = list(dict.fromkeys([*read_manifest(cached.folder).variants, *variants]))
         kind = BUNDLE if MANIFEST in repository.files else CHECKPOINT
         partial = repository_folder(name) / f"{repository.revision}{PARTIAL}"
         build = _copy_bundle if kind == BUNDLE else _export_checkpoint
@@ -75,7 +96,7 @@ def pull(name: str, revision: str | None, variants: Sequence[str], report: Repor
             with cache_errors():
                 discard(partial)
             raise BundleError(f"{name} is damaged on the Hub: {'; '.join(problems)}. Report this to its owner.")
-        model = CachedModel(name, repository.revision, kind, time.time(), revision or "")
+        model = CachedModel(name, repository.revision, kind, time.time(), branch)
         store(model, bundle)
         with cache_errors():
             discard(partial)
@@ -90,14 +111,6 @@ def offline_message(name: str, revision: str | None) -> str:
         f"{full} is not in the cache, and offline mode is on (--offline or HF_HUB_OFFLINE). "
         f"With network access, run: siglip-onnx models pull {full}"
     )
-
-
-def _has(cached: CachedModel, variants: Sequence[str]) -> bool:
-    try:
-        present = read_manifest(cached.folder).variants
-        return set(variants) <= set(present) and not verify_folder(cached.folder)
-    except BundleError:
-        return False
 
 
 def _copy_bundle(repository: Repository, variants: Sequence[str], partial: Path, report: Report) -> Path:

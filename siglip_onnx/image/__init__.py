@@ -1,7 +1,7 @@
 """Images: decode a path, bytes, a PIL image or an array to RGB, and prepare RGB for the vision tower."""
 
-from ..options import SERVER_LIMITS, ImageLimits
-from .decode import DEFAULT_LIMITS, FORMATS, DecodedImage, ImageReader, ImageSource, load_image, open_image
+from ..options import DEFAULT_LIMITS, SERVER_LIMITS, ImageLimits
+from .decode import FORMATS, DecodedImage, ImageReader, ImageSource, load_image, open_image
 
 __all__ = [
     "DEFAULT_LIMITS",

@@ -13,22 +13,9 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ..errors import ImageError
-from ..options import DEFAULT_LIMITS, SERVER_LIMITS, ImageLimits
+from ..errors import ImageError, first_line
+from ..options import DEFAULT_LIMITS, ImageLimits
 from .guard import check_header, check_tiles
-
-__all__ = [
-    "DEFAULT_LIMITS",
-    "FORMATS",
-    "SERVER_LIMITS",
-    "DecodedImage",
-    "ImageLimits",
-    "ImageReader",
-    "ImageSource",
-    "as_images",
-    "load_image",
-    "open_image",
-]
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 
@@ -285,5 +272,6 @@ def _truncated(name: str, advice: str) -> ImageError:
 
 
 def _cause(error: Exception) -> str:
-    text = str(error).split("\n", maxsplit=1)[0].rstrip(".")
-    return "no known format" if isinstance(error, UnidentifiedImageError) else text or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        return "no known format"
+    return first_line(error) or type(error).__name__

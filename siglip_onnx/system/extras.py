@@ -1,13 +1,14 @@
-"""Optional extras: the packages of each, and the command that installs them from where this package came from."""
+"""Installed packages: versions, the optional extras, and the command that installs an extra from where this one is."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def check_extra(name: str, needed_by: str, packages: Sequence[str] = ()) -> None
     for package in packages or EXTRAS[name]:
         if find_spec(package) is None:
             raise _missing(name, needed_by, package)
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed.
+
+    A module that is imported under the name counts too: ``onnxruntime`` may come from the wheel ``onnxruntime-gpu``.
+    """
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        loaded = getattr(sys.modules.get(name), "__version__", None)
+        return None if loaded is None else str(loaded)
 
 
 def install_command(extra_name: str = "") -> str:

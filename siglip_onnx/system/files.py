@@ -171,9 +171,12 @@ def remove_own_files(folder: Path, own: Sequence[tuple[str, str]]) -> None:
 
 def remove_stale_parts(folder: Path) -> None:
     """Remove the temporary files and folders of this package in ``folder`` that no run has written to for a day."""
-    with contextlib.suppress(OSError):  # an unreadable folder, or files of another user, are left alone
-        for name in os.listdir(folder):  # noqa: PTH208 - no Path per name
-            if _PART.fullmatch(name) and time.time() - _last_write(folder / name) > STALE_S:
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # an unreadable folder is left alone
+        names = os.listdir(folder)  # noqa: PTH208 - no Path per name
+    for name in filter(_PART.fullmatch, names):
+        with contextlib.suppress(OSError):  # and so are files of another user
+            if time.time() - _last_write(folder / name) > STALE_S:
                 remove(folder / name, within=folder)
 
 

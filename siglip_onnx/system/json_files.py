@@ -1,4 +1,4 @@
-"""Read JSON objects from files that may be damaged or malicious."""
+"""Read JSON objects from files that may be damaged or malicious; write JSON of names that may not be Unicode."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     if not isinstance(document, dict):
         raise ValueError(f"it holds a JSON {type(document).__name__}, expected an object")
     return document
+
+
+def to_json(document: object, indent: int | None = None) -> str:
+    """Return JSON that can be encoded as UTF-8: file names that are not valid Unicode are escaped."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(document, indent=indent)
+    return text

@@ -39,10 +39,7 @@ class Tokenizer:
         if self._pieces is not None:
             lengths = self._pieces.lengths
         else:
-            lengths = [
-                (self._whole.padding or {}).get("length"),
-                (self._whole.truncation or {}).get("max_length"),
-            ]
+            lengths = [(self._whole.padding or {}).get("length"), (self._whole.truncation or {}).get("max_length")]
         if lengths != [text_length, text_length]:
             raise BundleError(
                 f"{path} pads to {lengths[0]} and truncates to {lengths[1]} tokens, but the text tower takes exactly "
@@ -58,8 +55,10 @@ class Tokenizer:
         """
         for text in texts:
             _check_text(text, self.text_length)
+        with _library_errors(f"{self._path} cannot tokenize"):
+            encoded = self._encode(texts)
         rows = []
-        for text, (ids, truncated) in zip(texts, self._encode(texts), strict=True):
+        for text, (ids, truncated) in zip(texts, encoded, strict=True):
             if truncated:
                 _log.warning("Only the first %d tokens of the text %r are read.", self.text_length, _short(text))
             rows.append(ids)
@@ -67,10 +66,6 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """Return the ids of each text, and whether it was truncated."""
-        with _library_errors(f"{self._path} cannot tokenize"):
-            return self._encode_unguarded(texts)
-
-    def _encode_unguarded(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         pieces = self._pieces  # another thread may set it to None
         if pieces is not None:
             if pieces.suits(texts):
@@ -90,12 +85,9 @@ class Tokenizer:
     def _whole(self) -> Any:
         with self._lock:
             if self._loaded is None:
-                self._loaded = self._load()
+                with _library_errors(f"{self._path} cannot be read"):
+                    self._loaded = tokenizers.Tokenizer.from_file(str(self._path))
             return self._loaded
-
-    def _load(self) -> Any:
-        with _library_errors(f"{self._path} cannot be read"):
-            return tokenizers.Tokenizer.from_file(str(self._path))
 
 
 @contextmanager

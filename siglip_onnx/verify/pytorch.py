@@ -90,11 +90,7 @@ def image_processor(checkpoint: Path, config: SiglipConfig) -> Any:
 
 def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     """Return a function from a text to its ids: SigLIP's slow tokenizer, or Gemma's on the lower-cased text."""
-    settings = {
-        "padding": "max_length",
-        "truncation": True,
-        "max_length": config.text.max_position_embeddings,
-    }
+    settings = {"padding": "max_length", "truncation": True, "max_length": config.text.max_position_embeddings}
     if (checkpoint / SENTENCEPIECE).exists():
         slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE))
         return lambda text: slow(text, **settings).input_ids

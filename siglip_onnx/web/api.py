@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from .._version import __version__
 from ..demo import IMAGES_PATH
 from . import answers, schemas
-from .bodies import admission, client_gone, read_body
+from .bodies import client_gone, declared_bytes, read_body
 from .errors import RequestError
 from .fetch import Fetcher
 from .inference import Inference
@@ -68,11 +68,8 @@ class Api:
     def __init__(
         self, settings: Settings, inference: Inference, queue: WorkQueue, fetcher: Fetcher, metrics: Metrics
     ) -> None:
-        self._settings = settings
-        self._inference = inference
-        self._queue = queue
-        self._fetcher = fetcher
-        self._metrics = metrics
+        self._settings, self._inference, self._queue = settings, inference, queue
+        self._fetcher, self._metrics = fetcher, metrics
         self.ready = False
 
     def router(self) -> APIRouter:
@@ -114,7 +111,7 @@ class Api:
     async def fetch(self, request: Request) -> Response:
         """Fetch a URL, and return its bytes if they are an image."""
         limits = self._settings.limits
-        with admission(request, self._queue, limits):
+        with self._queue.admit(declared_bytes(request.headers, limits)):
             url = parse_url(await read_body(request, limits), request.headers.get("content-type", ""))
             with self._queue.hold(limits.image.max_bytes):
                 data = await self._fetch(url)
@@ -151,7 +148,7 @@ class Api:
         """Answer a request; bodies and URLs are read here, all else runs in a worker thread."""
         limits = self._settings.limits
         gone = partial(client_gone, request)
-        with admission(request, self._queue, limits):
+        with self._queue.admit(declared_bytes(request.headers, limits)):
             body = await read_body(request, limits)
             content_type = request.headers.get("content-type", "")
             parsed, response = await self._queue.run(partial(self._parse, route, body, content_type), gone)

@@ -21,13 +21,11 @@ from ..demo import IMAGES_PATH
 from ..errors import SiglipOnnxError
 from ..model import SigLIP
 from .api import Api
-from .cache import EmbeddingCache
 from .errors import RequestError, as_request_error, error_reply
 from .fetch import Fetcher
 from .guards import Guard
-from .inference import Inference
+from .inference import Inference, ModelRegistry
 from .metrics import Metrics
-from .registry import ModelRegistry
 from .settings import Settings
 from .work import WorkQueue
 
@@ -54,7 +52,7 @@ def create_app(
     """
     limits, metrics, registry = settings.limits, Metrics(), ModelRegistry(models)
     queue = WorkQueue(limits, settings.workers, metrics)
-    inference = Inference(registry, EmbeddingCache(limits.cached_images), limits.image, metrics)
+    inference = Inference(registry, limits, metrics)
     api = Api(settings, inference, queue, fetcher or Fetcher(limits, settings.url_domains), metrics)
 
     @contextlib.asynccontextmanager

@@ -1,28 +1,14 @@
-"""Admission of requests, and their bodies, read into memory and counted as they arrive."""
+"""Bodies of requests, read into memory and counted as they arrive."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from .errors import RequestError
-from .limits import Limits
-from .work import WorkQueue
-
-
-@contextlib.contextmanager
-def admission(request: Request, queue: WorkQueue, limits: Limits) -> Iterator[None]:
-    """Admit a request to the queue, by the Content-Length that its header declares.
-
-    Raises:
-        RequestError: the body is too large, or the queue is full.
-    """
-    with queue.admit(declared_bytes(request.headers, limits)):
-        yield
+from .settings import Limits
 
 
 def declared_bytes(headers: Headers, limits: Limits) -> int:

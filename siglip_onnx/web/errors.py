@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from ..errors import ImageError, SiglipOnnxError, TextError
-from .spelling import Spelling
+from .schemas import Spelling
 
 
 class RequestError(SiglipOnnxError):

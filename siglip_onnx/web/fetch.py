@@ -20,7 +20,7 @@ import h11
 
 from .addresses import Address, is_ambiguous, is_public
 from .errors import RequestError
-from .limits import Limits
+from .settings import Limits
 
 PORTS = {"http": 80, "https": 443}
 MAX_REDIRECTS = 3

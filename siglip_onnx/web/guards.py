@@ -104,8 +104,8 @@ def is_allowed_host(header: str, bound_to: str, names: Iterable[str]) -> bool:
 
 def host_name(header: str) -> str | None:
     """Return the name or address in a Host header, in lower case, or None if it is malformed."""
-    name, bracket, port = header.partition("]") if header.startswith("[") else header.partition(":")
-    if bracket == "]":
+    name, separator, port = header.partition("]") if header.startswith("[") else header.partition(":")
+    if separator == "]":
         name, port = name[1:], port.removeprefix(":")
     return name.lower() if name and (port == "" or (port.isascii() and port.isdigit())) else None
 

@@ -14,9 +14,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File
 
 from .errors import RequestError, invalid
-from .limits import Limits
-from .schemas import ComputeRequest, EmbedImagesRequest, FetchRequest, ImageIn, ImagesRequest, TextsRequest
-from .spelling import Spelling
+from .schemas import ComputeRequest, EmbedImagesRequest, FetchRequest, ImageIn, ImagesRequest, Spelling, TextsRequest
+from .settings import Limits
 
 Schema = TypeVar("Schema", bound=BaseModel)
 JSON = "application/json"

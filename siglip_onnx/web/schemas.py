@@ -1,10 +1,33 @@
-"""Requests and replies of the API, as its OpenAPI document describes them."""
+"""Requests and replies of the API, as its OpenAPI document describes them, and the spelling of their field names."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+
+class Spelling(StrEnum):
+    """The word for an image in the field names and error codes of a request, and of its answer."""
+
+    IMAGE = "image"
+    PICTURE = "picture"  # of version 0.1, deprecated
+
+    @property
+    def images(self) -> str:
+        """The field that lists images."""
+        return f"{self}s"
+
+    @property
+    def image_ids(self) -> str:
+        """The form field that lists ids of images."""
+        return f"{self}_ids"
+
+    @property
+    def unknown_image(self) -> str:
+        """The code of the error that an id is not in the cache."""
+        return f"unknown_{self}"
 
 
 class _Strict(BaseModel):

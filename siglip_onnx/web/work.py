@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from .errors import RequestError
-from .limits import Limits
 from .metrics import Metrics
+from .settings import Limits
 
 Result = TypeVar("Result")
 _MAX_RETRY_S = 60

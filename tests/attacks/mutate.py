@@ -1,20 +1,21 @@
 """Damages files in the ways that find bugs: flips, cuts, splices, repeats, and numbers at their limits."""
 
-from __future__ import annotations
-
 import json
 import random
-from collections.abc import Callable
 from typing import Any
 
 _EXTREMES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\1", b"\xff\xff", b"\x7f\xff", b"\0\0\0\0", b"\xff" * 4,
              b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0", b"\0\1\0\0", b"\xff" * 8]  # fmt: skip
 
 
+_WAYS = ("flip", "flip", "flip", "overwrite", "overwrite", "insert", "delete", "cut", "repeat", "splice")
+_VALUES: list[Any] = [None, True, 0, -1, 1e308, 2**63, 2**200, "", "x" * 5000, [], {}, [[]], "\0", "../x", float("nan")]
+
+
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     """Return ``data`` with one to eight changes; half of them in its first bytes, where headers are."""
     for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
-        data = rng.choice(_WAYS)(data, others, rng) or b"\0"
+        data = _mutate_once(data, others, rng) or b"\0"
     return data
 
 
@@ -22,45 +23,28 @@ def _place(data: bytes, rng: random.Random) -> int:
     return rng.randrange(min(len(data), 200) if rng.random() < 0.5 else len(data))
 
 
-def _flip(data: bytes, _others: list[bytes], rng: random.Random) -> bytes:
+def _mutate_once(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    way = rng.choice(_WAYS)
+    other = rng.choice(others) if way == "splice" else b""
     place = _place(data, rng)
-    return data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
-
-
-def _overwrite(data: bytes, _others: list[bytes], rng: random.Random) -> bytes:
-    place, value = _place(data, rng), rng.choice(_EXTREMES)
-    return data[:place] + value + data[place + len(value) :]
-
-
-def _insert(data: bytes, _others: list[bytes], rng: random.Random) -> bytes:
-    place = _place(data, rng)
-    return data[:place] + rng.randbytes(rng.randrange(1, 20)) + data[place:]
-
-
-def _delete(data: bytes, _others: list[bytes], rng: random.Random) -> bytes:
-    place = _place(data, rng)
-    return data[:place] + data[place + rng.randrange(1, 40) :]
-
-
-def _cut(data: bytes, _others: list[bytes], rng: random.Random) -> bytes:
-    return data[: _place(data, rng)]
-
-
-def _repeat(data: bytes, _others: list[bytes], rng: random.Random) -> bytes:
-    start = _place(data, rng)
-    part = data[start : start + rng.randrange(1, 100)]
-    return data[:start] + part * rng.randrange(2, 20) + data[start:]
-
-
-def _splice(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    other = rng.choice(others)
-    return data[: _place(data, rng)] + other[_place(other, rng) :]
-
-
-_WAYS: list[Callable[[bytes, list[bytes], random.Random], bytes]] = [
-    _flip, _flip, _flip, _overwrite, _overwrite, _insert, _delete, _cut, _repeat, _splice,
-]  # fmt: skip
-_VALUES: list[Any] = [None, True, 0, -1, 1e308, 2**63, 2**200, "", "x" * 5000, [], {}, [[]], "\0", "../x", float("nan")]
+    new, end = b"", place
+    match way:
+        case "flip":
+            new, end = bytes([data[place] ^ (1 << rng.randrange(8))]), place + 1
+        case "overwrite":
+            new = rng.choice(_EXTREMES)
+            end = place + len(new)
+        case "insert":
+            new = rng.randbytes(rng.randrange(1, 20))
+        case "delete":
+            end = place + rng.randrange(1, 40)
+        case "cut":
+            end = len(data)
+        case "repeat":
+            new = data[place : place + rng.randrange(1, 100)] * rng.randrange(2, 20)
+        case "splice":
+            new, end = other[_place(other, rng) :], len(data)
+    return data[:place] + new + data[end:]
 
 
 def mutate_json(document: Any, rng: random.Random) -> str:

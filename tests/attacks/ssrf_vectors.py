@@ -1,7 +1,5 @@
 """SSRF vectors: URLs of private networks, each of which must be refused before any socket is opened."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 
@@ -27,42 +25,18 @@ def _addresses(**addresses: str) -> list[Vector]:
 
 VECTORS = [
     *_addresses(
-        loopback="127.0.0.1",
-        loopback_elsewhere="127.255.255.254",
-        this_network="0.0.0.0",  # noqa: S104
-        private_10="10.0.0.1",
-        private_172="172.16.0.1",
-        private_192="192.168.1.1",
-        link_local_metadata="169.254.169.254",
-        task_metadata="169.254.170.2",
-        carrier="100.64.0.1",
-        carrier_metadata="100.100.100.200",
-        cloud_wire_server="168.63.129.16",
-        ietf_assignments="192.0.0.8",
-        relays_6to4="192.88.99.1",
-        benchmarking="198.18.0.1",
-        documentation="203.0.113.7",
-        multicast="224.0.0.1",
-        reserved="240.0.0.1",
-        broadcast="255.255.255.255",
-        loopback_6="::1",
-        unspecified_6="::",
-        unique_local="fd00:ec2::254",
-        link_local_6="fe80::1",
-        site_local="fec0::1",
-        multicast_6="ff02::1",
-        documentation_6="2001:db8::1",
-        discard_6="100::1",
-        mapped="::ffff:127.0.0.1",
-        mapped_metadata="::ffff:169.254.169.254",
-        compatible="::7f00:1",
-        siit="::ffff:0:7f00:1",
-        nat64="64:ff9b::a9fe:a9fe",
-        nat64_local="64:ff9b:1::7f00:1",
-        of_6to4="2002:7f00:1::",
-        of_6to4_private="2002:0a00:0001::1",
+        loopback="127.0.0.1", loopback_elsewhere="127.255.255.254", this_network="0.0.0.0",  # noqa: S104
+        private_10="10.0.0.1", private_172="172.16.0.1", private_192="192.168.1.1",
+        link_local_metadata="169.254.169.254", task_metadata="169.254.170.2", carrier="100.64.0.1",
+        carrier_metadata="100.100.100.200", cloud_wire_server="168.63.129.16", ietf_assignments="192.0.0.8",
+        relays_6to4="192.88.99.1", benchmarking="198.18.0.1", documentation="203.0.113.7",
+        multicast="224.0.0.1", reserved="240.0.0.1", broadcast="255.255.255.255", loopback_6="::1",
+        unspecified_6="::", unique_local="fd00:ec2::254", link_local_6="fe80::1", site_local="fec0::1",
+        multicast_6="ff02::1", documentation_6="2001:db8::1", discard_6="100::1", mapped="::ffff:127.0.0.1",
+        mapped_metadata="::ffff:169.254.169.254", compatible="::7f00:1", siit="::ffff:0:7f00:1",
+        nat64="64:ff9b::a9fe:a9fe", nat64_local="64:ff9b:1::7f00:1", of_6to4="2002:7f00:1::",
+        of_6to4_private="2002:0a00:0001::1", isatap="2600:1f18::5efe:7f00:1",
         teredo="2001:0:4136:e378:8000:63bf:80ff:fffe",  # client 127.0.0.1
-        isatap="2600:1f18::5efe:7f00:1",
     ),
     Vector("mixed answer", "http://mixed.example/", ("93.184.216.34", "127.0.0.1")),
     Vector("mixed families", "http://mixed.example/", ("2606:2800:220:1::1", "::1")),
@@ -101,7 +75,7 @@ VECTORS = [
     Vector("port out of range", "http://example.com:99999/", ("93.184.216.34",)),
     Vector("unclosed bracket", "http://[::1/"),
     Vector("too long", "http://example.com/" + "a" * 4000, ("93.184.216.34",)),
-]
+]  # fmt: skip
 # Redirects to private networks from a public server.
 REDIRECTS = [
     "http://169.254.169.254/latest/meta-data/",

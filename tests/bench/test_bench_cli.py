@@ -1,7 +1,5 @@
 """``siglip-onnx bench`` as a user types it, on the demo model and on a small checkpoint beside PyTorch."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -9,23 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from support.commands import assert_error, run
 
 from siglip_onnx.bench.schema import VISION, Throughput, read_document
 from siglip_onnx.bundle import read_manifest
-from siglip_onnx.cli import main
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
-
-
-def bench(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
 def results(small_bundle: Path, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both variants beside PyTorch, measured quickly."""
     out = tmp_path_factory.mktemp("bench") / "results.json"
-    done = bench(small_bundle, "--reference", small_checkpoint, "--quick", "--threads", 1, "--images",
+    done = run("bench", small_bundle, "--reference", small_checkpoint, "--quick", "--threads", 1, "--images",
                  IMAGES_PATH, "-o", out)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "siglip_onnx int8" in done.stdout
@@ -50,7 +43,7 @@ def test_every_variant_is_compared_with_pytorch(results: Path) -> None:
 
 def test_throughput_is_measured_for_workers_and_batches(small_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    done = bench(small_bundle, "--variant", "int8", "--rounds", 1, "--threads", 1, "-o", out)
+    done = run("bench", small_bundle, "--variant", "int8", "--rounds", 1, "--threads", 1, "-o", out)
     assert done.exit_code == 0, done.output
     document = read_document(out)
     assert {row.fidelity.reference for row in document.rows} == {"siglip_onnx fp32"}
@@ -64,7 +57,7 @@ def test_a_model_without_fp32_has_only_its_card_to_compare_with(tmp_path: Path) 
     manifest = read_manifest(folder)
     only_int8 = replace(manifest, variants={"int8": manifest.variants["int8"]})
     (folder / "manifest.json").write_text(only_int8.to_json(), encoding="utf-8")
-    done = bench(folder, "--quick", "--rounds", 1, "--threads", 1, "--json")
+    done = run("bench", folder, "--quick", "--rounds", 1, "--threads", 1, "--json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert {row["fidelity"]["reference"] for row in document["rows"]} == {"fp32, by the model's accuracy card"}
@@ -72,7 +65,7 @@ def test_a_model_without_fp32_has_only_its_card_to_compare_with(tmp_path: Path) 
 
 
 def test_the_same_results_are_no_change(results: Path) -> None:
-    done = bench("compare", results, results, "--fail-if-slower", "10%", "--json")
+    done = run("bench", "compare", results, results, "--fail-if-slower", "10%", "--json")
     assert done.exit_code == 0, done.output
     changes = json.loads(done.stdout)["changes"]
     assert len(changes) == 9
@@ -87,29 +80,28 @@ def test_a_slower_run_fails(results: Path, tmp_path: Path) -> None:
         for row in document.rows
     ]
     slow.write_text(replace(document, rows=tuple(rows)).to_json(), encoding="utf-8")
-    done = bench("compare", results, slow, "--fail-if-slower", "10%")
-    assert done.exit_code == 1
-    assert "siglip-onnx: siglip_onnx int8, vision: 100% slower." in done.stderr
+    done = run("bench", "compare", results, slow, "--fail-if-slower", "10%")
+    assert_error(done, 1, "siglip-onnx: siglip_onnx int8, vision: 100% slower.")
     assert "slower" in done.stdout
-    assert bench("compare", results, slow).exit_code == 0
-    assert bench("compare", results, slow, "--fail-if-slower", "150%").exit_code == 0
-    assert bench("compare", slow, results, "--fail-if-slower", "10%").exit_code == 0
+    assert run("bench", "compare", results, slow).exit_code == 0
+    assert run("bench", "compare", results, slow, "--fail-if-slower", "150%").exit_code == 0
+    assert run("bench", "compare", slow, results, "--fail-if-slower", "10%").exit_code == 0
 
 
 @pytest.mark.parametrize(("option", "sign"), [("--json", "schema_version"), ("--markdown", "|---")])
 def test_results_are_reported_in_every_form(results: Path, option: str, sign: str) -> None:
-    done = bench("report", results, option)
+    done = run("bench", "report", results, option)
     assert done.exit_code == 0
     assert sign in done.stdout.replace("| --- |", "|---|")
 
 
 def test_plots_are_drawn_for_both_backgrounds(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    from click.testing import CliRunner
     from PIL import Image
+    from plots import draw_plots, main
 
-    from siglip_onnx.bench.plots import draw_plots
-
-    done = bench("report", results, "--plots", tmp_path)
+    done = CliRunner().invoke(main, [str(results), str(tmp_path)])
     assert done.exit_code == 0, done.output
     names = {"speed_and_fidelity", "latency_by_stage", "start_and_memory"}
     assert {path.stem for path in tmp_path.glob("*.svg")} == {path.stem for path in tmp_path.glob("*.png")} == names
@@ -126,8 +118,7 @@ def test_names_in_the_plot_do_not_overlap(results: Path) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Annotation, Text
-
-    from siglip_onnx.bench.plots import draw_pareto
+    from plots import draw_pareto
 
     document = read_document(results)
     rows = [
@@ -150,18 +141,12 @@ def test_names_in_the_plot_do_not_overlap(results: Path) -> None:
         (["report", __file__], 1, "cannot be read as JSON"),
         (["report", __file__, "--csv"], 2, "--csv was removed. Use --json, which has every sample."),
         (["demo", "--csv"], 2, "--csv was removed"),
+        (["report", __file__, "--plots", "out"], 2, "run there: python benchmarks/plots.py"),
         (["compare", "a", "b", "--fail-if-slower", "much"], 2, "is not a percentage"),
         ([], 2, "Usage"),
     ],
 )
 def test_errors_are_reported(arguments: list[str], code: int, message: str) -> None:
-    done = bench(*arguments)
-    assert done.exit_code == code
-    assert message in done.stderr
+    done = run("bench", *arguments)
+    assert_error(done, code, message)
     assert not isinstance(done.exception, AttributeError | TypeError)
-
-
-def test_help_of_the_group_and_of_its_commands() -> None:
-    assert "Commands:" in bench("--help").stdout
-    assert "--reference CHECKPOINT" in bench("run", "--help").stdout
-    assert "--fail-if-slower PERCENT" in bench("compare", "--help").stdout

@@ -1,11 +1,7 @@
 """The suite around the package's benchmark: counted operations, commands, accuracy, quantization, the peers."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +17,7 @@ import outliers
 import page
 import pytest
 import quantization
+from support.images import save_all
 
 import siglip_onnx
 from siglip_onnx.bench.backend import Configuration
@@ -30,8 +27,6 @@ from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.config import SiglipConfig, TextConfig, VisionConfig
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import BenchmarkError
-
-ROOT = Path(__file__).parents[2]
 
 
 def backend_module(name: str) -> ModuleType:
@@ -70,10 +65,7 @@ def test_every_peer_answers_as_pytorch_does(
         pytest.skip("compiles for a minute; measured by the suite")
     pytest.importorskip("openvino" if name == "openvino_ir" else "torch")
     module = backend_module(name)
-    paths = []
-    for number, image in enumerate(images):
-        paths.append(tmp_path / f"{number}.png")
-        image.save(paths[-1])
+    paths = save_all(images, tmp_path)
     reference = PyTorch(configuration(small_bundle, small_checkpoint, tmp_path, "fp32"))
     for variant, (_, about) in module.VARIANTS.items():
         assert about
@@ -133,20 +125,12 @@ def test_a_command_has_its_own_memory() -> None:
         commands.run_command(["info", "--model", "/nowhere"])
 
 
-def test_a_drawn_set_has_a_folder_per_class(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "draw_demo_set.py"), str(tmp_path / "set"), "--per-class", "1"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "100 images of 100 classes" in done.stderr
-    dataset = accuracy.read_dataset(tmp_path / "set", {"a red star": "a star, red"})
+def test_the_demo_model_knows_the_drawn_set(tmp_path: Path) -> None:
+    draw_demo_set.main(["--per-class", "1", str(tmp_path)], standalone_mode=False)
+    dataset = accuracy.read_dataset(tmp_path, {"a red star": "a star, red"})
     assert len(dataset.paths) == len(dataset.texts) == 100
     assert "a star, red" in dataset.texts
     assert [dataset.texts[number] for number in dataset.classes] == dataset.texts
-
-
-def test_the_demo_model_knows_the_drawn_set(tmp_path: Path) -> None:
-    draw_demo_set.main(["--per-class", "1", str(tmp_path)], standalone_mode=False)
     dataset = accuracy.read_dataset(tmp_path, {})
     demo = Configuration("demo", "siglip_onnx.bench.engine", "int8", str(BUNDLE_PATH), threads=1)
     hits = accuracy.answer(demo, dataset, ["{}"])
@@ -167,9 +151,7 @@ def test_a_tie_is_not_a_right_answer() -> None:
     assert accuracy.rank_of(np.array([3.0, 1.0, 2.0], np.float32), 1) == 2
 
 
-def test_plain_int8_replaces_the_graphs_of_a_valid_bundle(
-    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
-) -> None:
+def test_plain_int8_replaces_graphs(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
     outliers.add_outliers(small_checkpoint, tmp_path / "outliers")
     shutil.copytree(small_bundle, tmp_path / "bundle")
     before = open_bundle(tmp_path / "bundle").manifest.variants["int8"].files

@@ -1,7 +1,5 @@
 """Run every file of scripts/, benchmarks/ and examples/: help, import, and one real run on a tiny model."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -13,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from siglip_onnx.config import SENTENCEPIECE, TOKENIZER
 from siglip_onnx.demo import IMAGES_PATH
 
+SLOW = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("scripts", "benchmarks", "examples")
 FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -22,13 +22,14 @@ COMMANDS = [name for name in FILES if "@click.command" in (ROOT / name).read_tex
 LIBRARIES = [name for name in FILES if name not in COMMANDS and not name.startswith("examples/")]
 # Files that run in the test of what they make: the test, and the word by which it names the file.
 TESTED_ELSEWHERE = {
+    "benchmarks/plots.py": ("bench/test_bench_cli.py", "from plots import"),
     "scripts/draw_samples.py": ("runtime/test_demo.py", "draw_samples"),
     "scripts/train_demo.py": ("runtime/test_demo.py", "train_demo"),
     "scripts/make_golden.py": ("runtime/test_doctor.py", "make_golden"),
     "examples/compiled_classifier.py": ("export/test_compile.py", "compiled_classifier"),
-    "examples/search_duckdb.py": ("bulk/test_stores.py", "duckdb"),
-    "examples/search_faiss.py": ("bulk/test_stores.py", "faiss"),
-    "examples/search_lancedb.py": ("bulk/test_stores.py", "lancedb"),
+    "examples/search_duckdb.py": ("bulk/test_search.py", "duckdb"),
+    "examples/search_faiss.py": ("bulk/test_search.py", "faiss"),
+    "examples/search_lancedb.py": ("bulk/test_search.py", "lancedb"),
 }
 
 
@@ -42,7 +43,6 @@ class Tiny:
 
     @property
     def labeled(self) -> Path:
-        """A folder per class."""
         for name in ("red_star", "six_eggs"):
             (self.folder / "set" / name).mkdir(parents=True)
             shutil.copy(IMAGES_PATH / f"{name}.png", self.folder / "set" / name)
@@ -65,13 +65,6 @@ class Tiny:
         shutil.copy(ROOT / "README.md", out)
         return out
 
-    @property
-    def vocabularies(self) -> list[Path]:
-        """A SentencePiece model and a tokenizer.json, both of the small checkpoint."""
-        from siglip_onnx.config import SENTENCEPIECE
-
-        return [self.checkpoint / SENTENCEPIECE, self.bundle / "tokenizer.json"]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -84,14 +77,8 @@ class Run:
     needs: str = "torch"
     slow: bool = False
 
-    @property
-    def parameter(self) -> object:
-        """The parameter of pytest."""
-        return pytest.param(self, id=self.script, marks=[pytest.mark.slow] if self.slow else [])
-
 
 def bulk(part: str, *options: object) -> Run:
-    """Return a run of one part of ``bulk.py``."""
     return Run("benchmarks/bulk.py", lambda tiny: [part, *options, "--scale", "0.002", "--work", tiny.folder / "work",
                                                    "--out", tiny.folder / "bulk.json"], writes="bulk.json")  # fmt: skip
 
@@ -118,7 +105,7 @@ RUNS = [
     Run("benchmarks/web.py", lambda tiny: ["--seconds", 1, "--out", tiny.folder / "web.json"], writes="web.json",
         needs="fastapi", slow=True),
     Run("benchmarks/parity.py", lambda tiny: [
-        "--spiece", tiny.vocabularies[0], "--gemma", tiny.vocabularies[1], "--images", IMAGES_PATH,
+        "--spiece", tiny.checkpoint / SENTENCEPIECE, "--gemma", tiny.bundle / TOKENIZER, "--images", IMAGES_PATH,
         "--only", "siglip-so400m-patch14-224"], prints="siglip-so400m-patch14-224: {", slow=True),
 ]  # fmt: skip
 
@@ -129,18 +116,30 @@ def tiny(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> Tiny:
 
 
 def execute(path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a file as from a checkout."""
     return subprocess.run(
         [sys.executable, path, *map(str, arguments)], capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_every_command(name: str) -> None:
-    done = execute(ROOT / name, "--help")
+def test_help_of_every_command() -> None:
+    """All in one process, because many of them import PyTorch."""
+    code = f"""
+import runpy, sys
+path = list(sys.path)
+for name in {COMMANDS!r}:
+    sys.path[:] = [{str(ROOT)!r} + "/" + name.rpartition("/")[0], *path]
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_path({str(ROOT)!r} + "/" + name, run_name="__main__")
+    except SystemExit as end:
+        print(end.code, name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"Usage: {Path(name).name} ")
+    for name in COMMANDS:
+        assert f"Usage: {Path(name).name} " in done.stdout
+        assert f"\n0 {name}\n" in done.stdout
 
 
 def test_every_library_can_be_imported() -> None:
@@ -159,7 +158,7 @@ for name in {modules!r}:
     assert set(missing) <= {"openvino", "playwright"}  # optional; not installed in every environment
 
 
-@pytest.mark.parametrize("run", [run.parameter for run in RUNS])
+@pytest.mark.parametrize("run", [pytest.param(run, id=run.script, marks=SLOW if run.slow else ()) for run in RUNS])
 def test_a_run_on_a_tiny_model(run: Run, tiny: Tiny) -> None:
     pytest.importorskip(run.needs)
     root = tiny.checkout if run.script == "benchmarks/report.py" else ROOT

@@ -1,7 +1,5 @@
 """A folder of images and a model for the tests of bulk jobs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -25,5 +23,4 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def spec(small_bundle: Path) -> ModelSpec:
-    """A small model."""
     return ModelSpec(str(small_bundle))

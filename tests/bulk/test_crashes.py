@@ -1,25 +1,34 @@
 """Workers that crash or hang: the image is recorded, and the job continues."""
 
-from __future__ import annotations
-
-import shutil
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from support.commands import assert_error, run
 from support.fragile import FragileSpec
-from support.jobs import embed, rows_of, run, sha256_of, tree
+from support.jobs import embed, rows_of, sha256_of, tree
 
 import siglip_onnx
-from siglip_onnx.bulk.facts import Receipt
+from siglip_onnx.bulk import worker_pool
 from siglip_onnx.bulk.job import Job
+from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine
 from siglip_onnx.bulk.shard import Task
 from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.bulk.storage import locked
 from siglip_onnx.bulk.worker_pool import WorkerPool
+from siglip_onnx.errors import JobError
 
 
 @pytest.mark.parametrize("end", ["segfault", "exit", "exception", "hang"])
@@ -29,7 +38,7 @@ def test_image_that_crashes_two_workers_is_recorded(end: str, folder: Path, spec
     fragile = FragileSpec(spec.name, killers=tuple((sha256_of(path), end) for path in killers))
 
     def patient(job: Job, model: ModelSpec, tasks: list[Task], progress: Any) -> Iterator[tuple[int, Receipt]]:
-        with WorkerPool(job.path, model, 2, progress, image_timeout=4 if end == "hang" else 300) as pool:
+        with closing(WorkerPool(job.path, model, 2, progress, image_timeout=4 if end == "hang" else 300)) as pool:
             yield from pool.run(tasks)
 
     summary = embed(tmp_path / "out", folder, fragile, patient)
@@ -46,6 +55,15 @@ def test_image_that_crashes_two_workers_is_recorded(end: str, folder: Path, spec
     assert_array_equal(vectors, siglip_onnx.load(spec.name, threads=1).encode_images(good))
 
 
+def test_job_ends_when_every_image_crashes(
+    folder: Path, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killers = tuple((sha256_of(path), "exit") for path in sorted(folder.rglob("*.png")))
+    monkeypatch.setattr(worker_pool, "MAX_CRASHES", 6)
+    with pytest.raises(JobError, match="6 workers died one after another"):
+        embed(tmp_path / "out", folder, FragileSpec(spec.name, killers=killers), LocalEngine(1))
+
+
 def test_worker_that_crashes_once_changes_nothing(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
     victim = sorted(folder.rglob("*.png"))[13]
     fragile = FragileSpec(spec.name, killers=((sha256_of(victim), "segfault"),), once=str(tmp_path / "died"))
@@ -55,11 +73,74 @@ def test_worker_that_crashes_once_changes_nothing(folder: Path, spec: ModelSpec,
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_broken_model_ends_the_job_with_its_own_error(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
-    broken = Path(shutil.copytree(small_bundle, tmp_path / "broken"))
-    graph = broken / "onnx" / "vision_model_quantized.onnx"
+def test_broken_model_ends_the_job_with_its_own_error(
+    folder: Path, small_bundle: Path, copy: Path, tmp_path: Path
+) -> None:
+    graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    result = run("embed", folder, "--out", tmp_path / "out", "--model", broken)
-    assert result.exit_code == 4
-    assert "vision_model_quantized.onnx" in result.stderr
+    assert_error(run("embed", folder, "--out", tmp_path / "out", "--model", copy), 4, "vision_model_quantized.onnx")
     assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0
+
+
+# Locks a folder, starts a process as a job starts its workers, prints its process id, and waits.
+HOLDER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from siglip_onnx.bulk.storage import locked
+with locked(Path(sys.argv[1])):
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    worker.start()
+    print(worker.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Hold the lock in another process; yield it and its worker's process id."""
+    command = [sys.executable, "-c", HOLDER, folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        worker = int(holder.stdout.readline())
+        try:
+            yield holder, worker
+        finally:
+            holder.kill()
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_lock_of_another_process_is_an_error_at_once(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    embed(out, folder, spec)
+    with held_elsewhere(out):
+        began = time.monotonic()
+        with pytest.raises(JobError, match=r"Another run is writing to .*out; wait for it, or choose another --out"):
+            embed(out, folder, spec)
+        assert time.monotonic() - began < 5
+
+
+def test_lock_of_a_killed_process_does_not_block_though_its_worker_lives(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path) as (holder, worker):
+        holder.kill()
+        holder.wait()
+        os.kill(worker, 0)  # it is alive
+        with locked(tmp_path):
+            pass
+
+
+def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"), locked(tmp_path):
+        raise ValueError("stop")
+    with locked(tmp_path), pytest.raises(JobError, match="Another run"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_file_system_without_locks_can_be_written(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path), locked(tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}

@@ -1,8 +1,8 @@
 """Embedding a folder: one row per input whatever the input, and the vectors of the library."""
 
-from __future__ import annotations
-
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
-from support.jobs import SHARD_SIZE, SKIPPED, command, embed, plant_faults, rows_of, run, sha256_of
+from support.commands import assert_error, command, run, run_process, run_without
+from support.jobs import SHARD_SIZE, SKIPPED, embed, plant_faults, rows_of, sha256_of, tree
 
 import siglip_onnx
-from siglip_onnx.bulk.facts import Receipt
-from siglip_onnx.bulk.job import Job
-from siglip_onnx.bulk.progress import NoProgress
-from siglip_onnx.bulk.run import LocalEngine
+from siglip_onnx.bulk.job import Job, open_job
+from siglip_onnx.bulk.listing import Listing
+from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.records import Receipt
+from siglip_onnx.bulk.run import LocalEngine, run_job
 from siglip_onnx.bulk.shard import Task, embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.options import RuntimeOptions
@@ -68,21 +70,14 @@ def test_bad_inputs_are_the_only_errors(folder: Path, small_bundle: Path, tmp_pa
     repeated = run(*arguments)
     assert repeated.exit_code == 3
     assert repeated.stdout.startswith(f"{out}: 37 vectors of 64 from 49 inputs (ok 37, ")
-
-
-def test_truncated_images_are_embedded_with_allow_truncated(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
-    plant_faults(folder)
-    arguments = ("embed", folder, "--out", tmp_path / "out", "--model", small_bundle, "--allow-truncated")
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
-    assert result.returncode == 3
-    assert result.stderr == f"siglip-onnx: {SKIPPED}\n"
-    (row,) = [row for row in rows_of(tmp_path / "out") if row["path"].endswith("truncated.jpg")]
+    allowed = run_process("embed", folder, "--out", tmp_path / "allowed", "--model", small_bundle, "--allow-truncated")
+    assert allowed.returncode == 3
+    assert allowed.stderr == f"siglip-onnx: {SKIPPED}\n"
+    (row,) = [row for row in rows_of(tmp_path / "allowed") if row["path"].endswith("truncated.jpg")]
     assert (row["status"], row["truncated"]) == ("ok", True)
 
 
-def test_batches_keep_the_order_of_rows(
-    folder: Path, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_keep_the_order(folder: Path, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where several inputs are read before their results are available."""
     plant_faults(folder)
     spec = replace(spec, options=RuntimeOptions(variant="fp32"))
@@ -91,7 +86,7 @@ def test_batches_keep_the_order_of_rows(
 
     def batched(job: Job, model: ModelSpec, tasks: list[Task], _progress: Any) -> Iterator[tuple[int, Receipt]]:
         for task in tasks:
-            yield task.shard, embed_shard(job, model.open(), task, NoProgress())
+            yield task.shard, embed_shard(job, model.open(), task, Progress())
 
     embed(tmp_path / "batched", folder, spec, batched)
     assert rows_of(tmp_path / "batched") == rows_of(tmp_path / "single")
@@ -106,3 +101,107 @@ def test_fast_decode_records_no_size(spec: ModelSpec, tmp_path: Path) -> None:
     embed(tmp_path / "out", tmp_path / "in", replace(spec, options=RuntimeOptions(fast_decode=True)))
     (row,) = rows_of(tmp_path / "out")
     assert (row["status"], row["width"]) == ("ok", None)
+
+
+def test_lists_from_stdin_and_files(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    images = sorted(folder.rglob("*.png"))[:5]
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\xff.png"))
+    shutil.copy(images[0], odd)
+    lines = b"".join(os.fsencode(path) + b"\n" for path in [*images, odd, tmp_path / "none.png", folder, images[0]])
+    (tmp_path / "list.txt").write_bytes(lines)
+    arguments = ["embed", "--model", small_bundle, "--json", "--out"]
+    from_stdin = subprocess.run(command(*arguments, tmp_path / "a", "-"), input=lines, capture_output=True, check=False)
+    assert from_stdin.returncode == 3, from_stdin.stderr
+    assert json.loads(from_stdin.stdout)["statuses"] == {"ok": 6, "io_error": 2}
+    assert run(*arguments, tmp_path / "b", tmp_path / "list.txt").exit_code == 3
+    assert run(*arguments, tmp_path / "c", f"@{tmp_path / 'list.txt'}").exit_code == 3
+    assert tree(tmp_path / "a") == tree(tmp_path / "b") == tree(tmp_path / "c")
+    assert [row["path"] for row in rows_of(tmp_path / "a")] == [
+        str(path) for path in [*images, odd, tmp_path / "none.png", folder]
+    ]
+    embed(tmp_path / "a", folder, ModelSpec(str(small_bundle)), overwrite=True)  # a list's job gives way
+
+
+def test_missing_inputs_are_reported(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("embed", folder, "--out", tmp_path / "out", "--model", small_bundle)
+    assert run(*arguments).stderr == f"siglip-onnx: {SKIPPED}\n"
+    (folder / "00.png").unlink()
+    result = run(*arguments)
+    assert "kept, although missing: 1 input; use --prune to drop missing inputs." in result.stderr
+    assert result.stdout == f"{tmp_path / 'out'}: 37 vectors of 64 from 37 inputs (ok 37)\n"
+    result = run(*arguments, "--prune")
+    assert result.stderr == f"siglip-onnx: {SKIPPED}\n"
+    assert result.stdout == f"{tmp_path / 'out'}: 36 vectors of 64 from 36 inputs (ok 36)\n"
+
+
+def test_wrong_use_is_one_message(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    image, out = next(folder.glob("*.png")), tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    for arguments, code, message in (
+        ([folder, "--out", tmp_path / "x.npy"], 2, "folders and lists go into a folder"),
+        ([folder, image, "--out", out], 2, "not both"),
+        ([image, "--out", tmp_path / "x.npy", "--prune"], 2, "--prune is for folders and lists"),
+        ([folder, "--out", out, "--ray-address", "auto"], 2, "--ray-address is for --engine ray"),
+        ([folder, "--out", out, "--workers", 2, "--threads", 2], 2, "--workers or --threads, not both"),
+        ([tmp_path / "no.txt", "--out", out], 1, "cannot be read: No such file"),
+        ([tmp_path / "empty", "--out", tmp_path / "out2"], 1, "No images were found"),
+        ([folder, "--out", image], 1, "is a file; give the name of a folder"),
+    ):
+        assert_error(run("embed", *arguments, "--model", small_bundle), code, message)
+
+
+def test_progress_shows_rate_and_errors(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    from siglip_onnx.cli.progress import ProgressLine, human_seconds
+
+    progress = ProgressLine("plain")
+    facts = spec.job_facts(shard_size=SHARD_SIZE)
+    run_job(tmp_path / "out", Listing([folder]), spec, facts, engine=LocalEngine(1), progress=progress)
+    assert progress.line().startswith("37 of 37 (100 %), ")
+    assert progress.line().endswith("/s, 0 s left, 0 errors")
+    progress.worker_died({"ok": 5, "io_error": 1})
+    assert progress.line().startswith("31 of 37 (84 %)")
+    assert [human_seconds(seconds) for seconds in (3, 600, 7200, 1e6)] == ["3 s", "10 min", "2.0 h", "11.6 days"]
+
+
+def test_clip_retrieval_layout_in_float16(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    plant_faults(folder)
+    facts = spec.job_facts(layout="clip-retrieval", dtype="float16", shard_size=SHARD_SIZE)
+    embed(tmp_path / "out", folder, spec, facts=facts)
+    vectors = sorted((tmp_path / "out" / "img_emb").iterdir())
+    metadata = sorted((tmp_path / "out" / "metadata").iterdir())
+    assert [path.name for path in vectors] == [f"img_emb_{shard:06}.npy" for shard in range(5)]
+    assert [path.name for path in metadata] == [f"metadata_{shard:06}.parquet" for shard in range(5)]
+    model = siglip_onnx.load(spec.name, threads=1)
+    for vectors_path, metadata_path in zip(vectors, metadata, strict=True):
+        table, stored = parquet.read_table(metadata_path), np.load(vectors_path)
+        assert stored.dtype == np.float16
+        assert_array_equal(stored, model.encode_images(table["image_path"].to_pylist()).astype(np.float16))
+    assert_array_equal(open_job(tmp_path / "out").read_vectors(2), np.load(vectors[2]))
+
+
+def test_parquet_layout_has_every_row_and_fixed_size_lists(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    plant_faults(folder)
+    facts = spec.job_facts(layout="parquet", shard_size=SHARD_SIZE)
+    embed(tmp_path / "out", folder, spec, facts=facts)
+    table = parquet.read_table(tmp_path / "out" / "parquet")
+    assert table.schema.field("embedding").type == arrow.list_(arrow.float32(), 64)
+    assert table.column("path").to_pylist() == [row["path"] for row in rows_of(tmp_path / "out")]
+    assert table["embedding"].null_count == 12
+    good = table.filter(arrow.compute.equal(table["status"], "ok"))
+    expected = siglip_onnx.load(spec.name, threads=1).encode_images(good["path"].to_pylist())
+    assert_array_equal(np.array(good["embedding"].to_pylist(), np.float32), expected)
+    job = open_job(tmp_path / "out")
+    assert_array_equal(np.concatenate([job.read_vectors(shard) for shard in job.shards()]), expected)
+
+
+def test_layouts_without_pyarrow_name_the_extra(folder: Path, small_bundle: Path, tmp_path: Path) -> None:
+    result = run_without(
+        "pyarrow", "embed", folder, "--model", small_bundle, "--layout", "parquet", "--out", tmp_path / "o"
+    )
+    assert result.returncode == 1
+    assert '[parquet]"' in result.stderr
+    assert "Traceback" not in result.stderr

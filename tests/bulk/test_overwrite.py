@@ -1,35 +1,30 @@
 """``--overwrite`` removes what the command itself wrote, and never a file of the user's."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 from support.checkpoints import make_checkpoint
+from support.commands import run
+from support.images import save_all
 
 import siglip_onnx
 from siglip_onnx.bulk.job import begin_job, open_job
-from siglip_onnx.cli import main
 from siglip_onnx.errors import CheckpointError, SiglipOnnxError
 from siglip_onnx.export.pipeline import export_bundle
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of three images."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(3):
-        Image.new("RGB", (20, 20), (number * 80, 0, 0)).save(folder / f"{number}.png")
-    return folder
+    save_all([Image.new("RGB", (20, 20), (number * 80, 0, 0)) for number in range(3)], tmp_path / "images")
+    return tmp_path / "images"
 
 
 def embed(images: Path, out: Path, *options: str) -> Result:
-    return CliRunner().invoke(main, ["embed", str(images), "--out", str(out), "--workers", "1", *options])
+    return run("embed", images, "--out", out, "--workers", 1, *options)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -145,7 +140,6 @@ def test_an_older_or_damaged_job_of_ours_can_be_overwritten(images: Path, tmp_pa
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint and its fp32 bundle."""
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", "square")
     bundle = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(checkpoint, bundle, precisions=["fp32"])
@@ -197,9 +191,7 @@ def test_a_file_that_is_added_during_the_export_is_kept(tiny: tuple[Path, Path],
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_model_that_cannot_be_replaced_is_put_back(
-    tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_replacement_is_undone(tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, bundle = tiny
     out = Path(shutil.copytree(bundle, tmp_path / "out"))
     before = tree(out)

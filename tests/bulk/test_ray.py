@@ -1,7 +1,5 @@
 """The Ray engine: the bytes of the local engine, also after an actor or the whole Ray is killed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -15,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.commands import run_without
+from support.commands import assert_error, command, run_without
 from support.images import make_image
-from support.jobs import command, tree
+from support.jobs import tree
 
 from siglip_onnx.system.threads import available_threads
 
@@ -36,7 +34,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(images: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files that the local engine writes."""
     out = tmp_path_factory.mktemp("local") / "out"
     assert subprocess.run(embed(images, small_bundle, out), capture_output=True, check=False).returncode == 3
     return tree(out)
@@ -58,9 +55,7 @@ def embed(images: Path, bundle: Path, out: Path, *options: str) -> list[str]:
 
 def test_ray_without_ray_names_the_extra(tmp_path: Path) -> None:
     result = run_without("ray", "embed", tmp_path, "--engine", "ray", "--out", tmp_path / "out")
-    assert result.returncode == 1
-    assert '[ray]"' in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_error(result, 1, '[ray]"')
 
 
 @pytest.mark.usefixtures("ray_environment")

@@ -1,7 +1,5 @@
 """Resuming a job: the same bytes after kills, interrupts, damage and full disks."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource
@@ -11,11 +9,13 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support.images import make_image
-from support.jobs import SHARD_SIZE, InProcess, command, embed, sha256_of, tree
+from support.commands import command
+from support.images import make_image, save_all
+from support.jobs import SHARD_SIZE, InProcess, embed, sha256_of, tree
 
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.errors import JobError
@@ -155,74 +155,40 @@ def test_job_with_other_facts_is_refused(folder: Path, spec: ModelSpec, tmp_path
     assert len(list(folder.rglob("*.png"))) == 37
 
 
-JOB_0_1 = """{{
-  "format": "siglip_onnx.job/1",
-  "model_name": "small",
-  "variant": "int8",
-  "embedding_space": "{space}",
-  "embedding_dim": 64,
-  "logit_scale": {scale},
-  "logit_bias": {bias},
-  "preprocessing": {{
-    "fast_decode": false,
-    "allow_truncated": false,
-    "image_limits": {{
-      "max_pixels": 89478485,
-      "max_side": 65535,
-      "max_bytes": 512000000
-    }}
-  }},
-  "layout": "npy",
-  "dtype": "float32",
-  "shard_size": 1
-}}
-"""
-PLAN_0_1 = """{{"path": "{path}", "size_bytes": {size}, "mtime_ns": {time}}}
-"""
-ROW_0_1 = """{{"path": "{path}", "size_bytes": {size}, "mtime_ns": {time}, "status": "ok", "row": 0, "width": 90, \
-"height": 60, "sha256": "{sha256}", "truncated": false, "message": ""}}
-"""
-RECEIPT_0_1 = """{{
-  "fingerprint": "{job}",
-  "plan_sha256": "{plan}",
-  "files": {{
-    "vectors/000000.npy": {{
-      "size_bytes": {vectors_size},
-      "sha256": "{vectors}"
-    }},
-    "rows/000000.jsonl": {{
-      "size_bytes": {rows_size},
-      "sha256": "{rows}"
-    }}
-  }},
-  "counts": {{
-    "ok": 1
-  }}
-}}
-"""
+def text_0_1(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2) + "\n"
 
 
 def test_job_of_version_0_1_resumes(spec: ModelSpec, tmp_path: Path) -> None:
     """A folder with the exact text that version 0.1 wrote, of whose two shards one is done."""
     folder, out, engine = tmp_path / "images", tmp_path / "out", InProcess()
-    folder.mkdir()
-    for number in range(2):
-        make_image(np.random.default_rng(number)).save(folder / f"{number}.png")
+    save_all([make_image(np.random.default_rng(number)) for number in range(2)], folder)
     image, facts = folder / "0.png", spec.job_facts()
-    status, model = image.stat(), spec.open()
     for name in ("plan", "rows", "vectors", "receipts"):
         (out / name).mkdir(parents=True)
     job, plan, rows, vectors = (
         out / name for name in ("job.json", "plan/000000.jsonl", "rows/000000.jsonl", "vectors/000000.npy")
     )
-    job.write_text(JOB_0_1.format(space=facts.embedding_space, scale=facts.logit_scale, bias=facts.logit_bias))
-    values = {"path": image, "size": status.st_size, "time": status.st_mtime_ns, "sha256": sha256_of(image)}
-    plan.write_text(PLAN_0_1.format(**values))
-    rows.write_text(ROW_0_1.format(**values))
-    np.save(vectors, model.encode_images([image]))
-    hashes = {"job": sha256_of(job), "plan": sha256_of(plan), "rows": sha256_of(rows), "vectors": sha256_of(vectors)}
-    sizes = {"rows_size": rows.stat().st_size, "vectors_size": vectors.stat().st_size}
-    (out / "receipts" / "000000.json").write_text(RECEIPT_0_1.format(**hashes, **sizes))
+    limits = {"max_pixels": 89478485, "max_side": 65535, "max_bytes": 512000000}
+    job.write_text(text_0_1({
+        "format": "siglip_onnx.job/1", "model_name": "small", "variant": "int8",
+        "embedding_space": facts.embedding_space, "embedding_dim": 64, "logit_scale": facts.logit_scale,
+        "logit_bias": facts.logit_bias,
+        "preprocessing": {"fast_decode": False, "allow_truncated": False, "image_limits": limits},
+        "layout": "npy", "dtype": "float32", "shard_size": 1,
+    }))  # fmt: skip
+    status = image.stat()
+    item = {"path": str(image), "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    row = {"status": "ok", "row": 0, "width": 90, "height": 60, "sha256": sha256_of(image), "truncated": False}
+    plan.write_text(json.dumps(item) + "\n")
+    rows.write_text(json.dumps(item | row | {"message": ""}) + "\n")
+    np.save(vectors, spec.open().encode_images([image]))
+    files = {
+        path.relative_to(out).as_posix(): {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in (vectors, rows)
+    }
+    receipt = {"fingerprint": sha256_of(job), "plan_sha256": sha256_of(plan), "files": files, "counts": {"ok": 1}}
+    (out / "receipts" / "000000.json").write_text(text_0_1(receipt))
     before = tree(out)
     assert embed(out, folder, spec, engine, facts=spec.job_facts(shard_size=1))["vectors"] == 2
     assert engine.shards == [1]

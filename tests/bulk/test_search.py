@@ -1,8 +1,7 @@
-"""Searching embedded folders: exact with every layout, and only with the embedding space of the vectors."""
-
-from __future__ import annotations
+"""Searching embedded folders: exact with every layout and example, and only with the embedding space of the vectors."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,16 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from support.commands import assert_error, run
 from support.images import make_image
-from support.jobs import run
 
 import siglip_onnx
-from siglip_onnx.bulk.facts import JobFacts
 from siglip_onnx.bulk.job import Job, begin_job
-from siglip_onnx.bulk.query import Term, encode_query
-from siglip_onnx.bulk.records import Input, Row
-from siglip_onnx.bulk.scores import make_scorer
-from siglip_onnx.bulk.search import open_collection
+from siglip_onnx.bulk.records import Input, JobFacts, Row
+from siglip_onnx.bulk.search import Term, encode_query, make_scorer, open_collection
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
 from siglip_onnx.head import compute_logits, l2_normalize, sigmoid
@@ -49,16 +45,10 @@ def unit_vectors(count: int, dim: int = DIM, seed: int = 0) -> Any:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample images, embedded with the demo model."""
     out = tmp_path_factory.mktemp("search") / "out"
     command = [sys.executable, "-m", "siglip_onnx", "embed", IMAGES_PATH, "--out", out, "--shard-size", "5"]
     subprocess.run(command, check=True, capture_output=True)
     return out
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
 
 
 @pytest.mark.parametrize("layout", ["npy", "clip-retrieval", "parquet"])
@@ -139,9 +129,7 @@ def test_search_by_images_and_weights(embedded: Path) -> None:
 
 
 def test_query_that_cancels_out_is_refused(embedded: Path) -> None:
-    result = run("search", embedded, "a star", "--minus", "a star")
-    assert result.exit_code == 1
-    assert "cancel out" in result.stderr
+    assert_error(run("search", embedded, "a star", "--minus", "a star"), 1, "cancel out")
     with pytest.raises(SiglipOnnxError, match="The query is zero"):
         encode_query(siglip_onnx.load("demo"), [])
 
@@ -164,15 +152,13 @@ def test_gallery_shows_thumbnails_and_escapes_names(small_bundle: Path, tmp_path
     assert "<script" not in text
     assert "<b>&'" not in text
     assert "http" not in text.replace("http-equiv", "")
-    assert (
-        "cannot be written" in run("search", tmp_path / "out", *arguments[:1], *arguments[3:], "--html", folder).stderr
-    )
+    refused = run("search", tmp_path / "out", "a", "--html", folder, "--model", small_bundle)
+    assert "cannot be written" in refused.stderr
 
 
 def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path, tmp_path: Path) -> None:
     result = run("search", embedded, "a star", "--model", small_bundle)
-    assert result.exit_code == 1
-    assert "holds vectors of the embedding space int8-" in result.stderr
+    assert_error(result, 1, "holds vectors of the embedding space int8-")
     assert "(demo, variant int8), but the model has the embedding space int8-" in result.stderr
     assert result.stdout == ""
     folder = tmp_path / "images"
@@ -201,7 +187,64 @@ def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
         ([tmp_path / "nowhere", "a"], 1, "holds no vectors"),
         ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),
     ):
-        result = run("search", *arguments)
-        assert result.exit_code == code, result.stderr
-        assert message in result.stderr
-        assert "Traceback" not in result.stderr
+        assert_error(run("search", *arguments), code, message)
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TEXT = "a red star"
+
+
+def run_example(script: str, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, EXAMPLES / script, out, TEXT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample images in Parquet files of four rows, among them one without a vector."""
+    pytest.importorskip("pyarrow", reason="the extra [parquet] is not installed")
+    folder = tmp_path_factory.mktemp("stores")
+    (folder / "images").mkdir()
+    for path in IMAGES_PATH.iterdir():
+        (folder / "images" / path.name).write_bytes(path.read_bytes())
+    (folder / "images" / "broken.png").write_text("not an image")
+    options = ("--layout", "parquet", "--dtype", request.param, "--shard-size", "4", "--model", "demo")
+    assert run("embed", folder / "images", "--out", folder / "out", *options).exit_code == 3
+    return folder / "out"
+
+
+@pytest.mark.parametrize("store", ["duckdb", "lancedb", "faiss"])
+def test_store_returns_the_exact_top_ten(store: str, stored: Path) -> None:
+    pytest.importorskip(store, reason=f"{store} is not installed; it is part of the extra [dev]")
+    query = siglip_onnx.load("demo").encode_texts([TEXT])[0]
+    expected = open_collection(stored).search(query, 10)
+    result = run_example(f"search_{store}.py", stored)
+    assert result.returncode == 0, result.stderr
+    scores, paths = zip(*(line.split("  ") for line in result.stdout.splitlines()), strict=True)
+    assert list(paths) == [hit.path for hit in expected]
+    assert [float(score) for score in scores] == pytest.approx([hit.similarity for hit in expected], abs=0.0015)
+    assert len(paths) == 10
+
+
+@pytest.mark.parametrize("stored", ["float32"], indirect=True)
+@pytest.mark.parametrize("store", ["duckdb", "lancedb", "faiss"])
+def test_store_refuses_another_model(store: str, stored: Path, small_bundle: Path) -> None:
+    pytest.importorskip(store, reason=f"{store} is not installed; it is part of the extra [dev]")
+    result = run_example(f"search_{store}.py", stored, str(small_bundle))
+    assert result.returncode == 1
+    assert "was embedded with demo, variant int8; give that model" in result.stderr
+
+
+@pytest.mark.parametrize("stored", ["float16"], indirect=True)
+def test_lancedb_imports_a_folder_again_after_it_changed(stored: Path) -> None:
+    pytest.importorskip("lancedb", reason="lancedb is not installed; it is part of the extra [dev]")
+    first = run_example("search_lancedb.py", stored)
+    assert run_example("search_lancedb.py", stored).stdout == first.stdout != ""
+    best = first.stdout.splitlines()[0].partition("  ")[2]
+    Path(best).unlink()
+    options = ("--layout", "parquet", "--shard-size", "4", "--model", "demo", "--prune")
+    facts = open_collection(stored).job.facts
+    assert run("embed", stored.parent / "images", "--out", stored, *options, "--dtype", facts.dtype).exit_code == 3
+    remaining = run_example("search_lancedb.py", stored)
+    assert best not in remaining.stdout
+    assert os.fspath(stored.parent / "images") in remaining.stdout

@@ -1,12 +1,9 @@
 """The command line: exact output, exit codes, and no traceback for any input."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,22 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
+from support.commands import assert_error, command, run
 
 import siglip_onnx
-from siglip_onnx.cli import main
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.model import SigLIP
 from siglip_onnx.session import LazySession
 
 RED_STAR = str(IMAGES_PATH / "red_star.png")
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands must not depend on the user's settings."""
-    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
 
 
 @pytest.fixture
@@ -40,10 +30,6 @@ def fixed_logits(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.repeat(np.array([[2.0, -1.5, -12.25]], np.float32), len(images), axis=0)
 
     monkeypatch.setattr(SigLIP, "logits", logits)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.usefixtures("fixed_logits")
@@ -86,12 +72,6 @@ def test_csv_has_a_line_per_image_and_text(small_bundle: Path, tmp_path: Path) -
     assert float(rows[1][2]) == 2.0
 
 
-def test_numbers_are_those_of_the_library(small_bundle: Path) -> None:
-    result = run("classify", RED_STAR, "--json", "--model", small_bundle, "--text", "cat", "--template", "a {}")
-    (match,) = siglip_onnx.load(small_bundle).classify(RED_STAR, ["cat"], template="a {}")
-    assert json.loads(result.stdout)["results"][0]["matches"] == [match._asdict()]
-
-
 def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
     arguments = ["classify", RED_STAR, "--json", "--model", small_bundle, "--text", "cat", "--text", "dog"]
     templates = ["a {}", "my {}."]
@@ -102,18 +82,8 @@ def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
 
 
 def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = [
-        "classify",
-        RED_STAR,
-        "--json",
-        "--text",
-        "cat",
-        "--text",
-        "赤い丸",
-        "--label-cache",
-        tmp_path / "cache",
-    ]
-    first = run(*arguments, "--model", small_bundle)
+    arguments = ["classify", RED_STAR, "--json", "--text", "cat", "--text", "赤い丸", "--model", small_bundle]
+    first = run(*arguments, "--label-cache", tmp_path / "cache")
 
     def vision_only(session: LazySession) -> Any:
         assert session._path.name.startswith("vision")
@@ -122,16 +92,14 @@ def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, mon
     real = LazySession.load
     monkeypatch.setattr(LazySession, "load", vision_only)
     monkeypatch.setattr("siglip_onnx.text_tower.Tokenizer", None)
-    arguments[arguments.index("--label-cache")] = "--cache"  # the name of version 0.1
-    second = run(*arguments, "--model", small_bundle)
+    second = run(*arguments, "--cache", tmp_path / "cache")  # the name of version 0.1
     assert second.exit_code == 0
     assert second.stdout == first.stdout
     monkeypatch.undo()
     unwritable = tmp_path / "file"
     unwritable.touch()
     refused = run("classify", RED_STAR, "--text", "a", "--model", small_bundle, "--cache", unwritable)
-    assert refused.exit_code == 1
-    assert "cannot be written" in refused.stderr
+    assert_error(refused, 1, "cannot be written")
 
 
 def test_demo_model_answers_and_says_what_it_knows() -> None:
@@ -185,15 +153,11 @@ def test_unreadable_images_do_not_stop_the_others(small_bundle: Path, tmp_path: 
         (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either images, or texts"),
         (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere is not a folder; create it first"),
         (["info", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
-        pytest.param(
-            ["export", "/nowhere", "never"],
-            4,
-            "/nowhere does not exist; expected a checkpoint folder",
-            marks=pytest.mark.export,
-        ),
+        pytest.param(["export", "/nowhere", "never"], 4, "/nowhere does not exist; expected a checkpoint folder",
+                     marks=pytest.mark.export),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
-)
+)  # fmt: skip
 def test_wrong_input_ends_with_one_message(arguments: list[str], exit_code: int, message: str) -> None:
     result = run(*arguments)
     assert result.exit_code == exit_code
@@ -213,8 +177,8 @@ def test_wrong_input_ends_with_one_message(arguments: list[str], exit_code: int,
 )
 def test_real_processes_end_with_one_message(arguments: list[str | bytes], exit_code: int, message: str) -> None:
     """The tower that loads in the background must not bring the interpreter down."""
-    command: list[str | bytes] = [sys.executable, "-m", "siglip_onnx", "classify", RED_STAR, *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    words: list[str | bytes] = [sys.executable, "-m", "siglip_onnx", "classify", RED_STAR, *arguments]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
     assert found.returncode == exit_code
     assert message in found.stderr
     assert found.stdout == ""
@@ -222,31 +186,13 @@ def test_real_processes_end_with_one_message(arguments: list[str | bytes], exit_
     assert len(found.stderr.splitlines()) == 2
 
 
-def restore_interrupts() -> None:
-    """Undo what a shell does to jobs in its background, which ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "siglip_onnx",
-        "classify",
-        *[RED_STAR] * 6000,
-        "--text",
-        "a",
-        "--model",
-        small_bundle,
-    ]
+    words = command("classify", *[RED_STAR] * 6000, "--text", "a", "--model", small_bundle)
     for delay in (0.3, 0.6, 1.0):
         with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=restore_interrupts,  # noqa: PLW1509
-        ) as process:
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a background job ignores it
+        ) as process:  # fmt: skip
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
             error = process.communicate(timeout=60)[1]
@@ -255,10 +201,10 @@ def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
 
 
 def test_output_that_cannot_be_written(small_bundle: Path) -> None:
-    command = [sys.executable, "-m", "siglip_onnx", "classify", RED_STAR, "--text", "a", "--model", small_bundle]
+    words = command("classify", RED_STAR, "--text", "a", "--model", small_bundle)
     for format_ in ([], ["--json"], ["--csv"]):
         with Path("/dev/full").open("w") as full:
-            found = subprocess.run([*command, *format_], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            found = subprocess.run([*words, *format_], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert found.returncode == 1
         assert "No space left" in found.stderr
         assert "Traceback" not in found.stderr
@@ -268,28 +214,25 @@ def test_file_names_that_are_not_valid_unicode(small_bundle: Path, tmp_path: Pat
     image = os.fsencode(tmp_path) + b"/\xe9\xff.png"
     with open(image, "wb") as file:  # noqa: PTH123 - a Path cannot hold these bytes
         Image.new("RGB", (8, 8)).save(file, "PNG")
-    command = [sys.executable, "-m", "siglip_onnx"]
+    words = command()
     for arguments in (["classify", image, "--text", "a", "--json"], ["embed", image, "--out", tmp_path / "v.npy"]):
-        found = subprocess.run([*command, *arguments, "--model", small_bundle], capture_output=True, check=False)
+        found = subprocess.run([*words, *arguments, "--model", small_bundle], capture_output=True, check=False)
         assert found.returncode == 0, found.stderr
     assert json.loads((tmp_path / "v.jsonl").read_text())["row"] == 0
 
 
 def test_image_from_a_pipe(small_bundle: Path) -> None:
-    command = [sys.executable, "-m", "siglip_onnx", "classify", "/dev/stdin", "--text", "a", "--model", small_bundle]
-    found = subprocess.run(command, input=Path(RED_STAR).read_bytes(), capture_output=True, check=False)
+    words = command("classify", "/dev/stdin", "--text", "a", "--model", small_bundle)
+    found = subprocess.run(words, input=Path(RED_STAR).read_bytes(), capture_output=True, check=False)
     assert found.returncode == 0, found.stderr
 
 
-def test_form_feed_does_not_end_a_text(small_bundle: Path, tmp_path: Path) -> None:
+def test_texts_files(small_bundle: Path, tmp_path: Path) -> None:
+    """A form feed does not end a text."""
     texts = tmp_path / "texts.txt"
     texts.write_bytes("a\x0cb\r\n赤\u2028い\n".encode())
     document = json.loads(run("classify", RED_STAR, "--json", "--model", small_bundle, "--texts-file", texts).stdout)
     assert [match["text"] for match in document["results"][0]["matches"]] == ["a\x0cb", "赤\u2028い"]
-
-
-def test_texts_file_that_is_empty_or_not_utf8(tmp_path: Path) -> None:
-    texts = tmp_path / "texts.txt"
     texts.write_text("\n \n")
     assert "contains no text" in run("classify", RED_STAR, "--texts-file", texts).stderr
     texts.write_bytes("赤".encode("shift_jis"))
@@ -334,9 +277,7 @@ def test_info_finds_a_changed_file(small_checkpoint: Path, tmp_path: Path) -> No
     assert run("export", small_checkpoint, out).exit_code == 0
     tokenizer = out / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace("NFKC", "NFKD"))
-    result = run("info", "--model", out, "--verify-files")
-    assert result.exit_code == 4
-    assert "is damaged: tokenizer.json:" in result.stderr
+    assert_error(run("info", "--model", out, "--verify-files"), 4, "is damaged: tokenizer.json:")
 
 
 def test_cut_texts_are_named_once_on_stderr(small_bundle: Path) -> None:
@@ -355,17 +296,12 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr == "siglip-onnx: interrupted\n"
 
 
-def test_damaged_graph_ends_with_one_message(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_graph_is_one_message(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that is damaged but of the right size fails in the background load and at its first use, once."""
     monkeypatch.setattr("siglip_onnx.bundle.Bundle.check_unchanged", lambda *_: None)  # which would find it
-    copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
     graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    image = tmp_path / "p.png"
-    Image.new("RGB", (4, 4)).save(image)
-    result = run("classify", image, "--text", "a", "--model", copy)
+    result = run("classify", RED_STAR, "--text", "a", "--model", copy)
     assert result.exit_code == 4
     assert result.stderr.count("siglip-onnx:") == 1
     assert "cannot be loaded" in result.stderr

@@ -1,6 +1,4 @@
-"""The table of commands: what it imports, what it says, and how commands start and end."""
-
-from __future__ import annotations
+"""The table of commands: what it imports and says, how commands start and end; files of texts and folders of images."""
 
 import ast
 import os
@@ -9,13 +7,18 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+from support.images import make_image
 
 import siglip_onnx.cli
-from siglip_onnx.cli import COMMANDS, load_command, main
+from siglip_onnx.cli import COMMANDS, inputs, load_command, main
+from siglip_onnx.cli.inputs import find_images, read_texts
 from siglip_onnx.cli.options import RenamedOption
 from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.errors import ImageError, SiglipOnnxError, TextError
 
 FOLDER = Path(siglip_onnx.cli.__file__).parent
 STAR = str(IMAGES_PATH / "red_star.png")
@@ -109,9 +112,7 @@ def test_a_damaged_package_ends_with_one_message() -> None:
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&- <&-", "2>&1 | true", "2>/dev/full", ">/dev/full"])
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["info"], 0), (["classify", "/nowhere.png"], 1)])
-def test_closed_and_full_streams_cause_no_traceback(
-    tmp_path: Path, redirection: str, arguments: list[str], code: int
-) -> None:
+def test_closed_and_full_streams(tmp_path: Path, redirection: str, arguments: list[str], code: int) -> None:
     words = [*arguments, "--text", "a"] if arguments[0] == "classify" else arguments
     script = f'exec 3>"$0"; "$@" 2>&3 {redirection}' if "2>" not in redirection else f'"$@" {redirection}'
     log = tmp_path / "stderr"
@@ -124,3 +125,44 @@ def test_closed_and_full_streams_cause_no_traceback(
     assert "Exception ignored" not in errors
     if "full" not in redirection and "|" not in redirection:
         assert done.returncode == code
+
+
+def test_errors_of_a_file_are_not_errors_of_a_text(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "none.txt", "does not exist"), (tmp_path, "cannot be read: Is a directory")):
+        with pytest.raises(SiglipOnnxError, match=message) as raised:
+            read_texts([], path)
+        assert not isinstance(raised.value, TextError)
+
+
+def test_unreadable_images_are_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(3)
+    (tmp_path / "deep").mkdir()
+    for name in ("a.jpg", "b.png", "deep/c.webp", "cut.jpg", "cut.png"):
+        make_image(rng, (500, 400)).save(tmp_path / name)
+    for name in ("cut.jpg", "cut.png"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / "notes.txt").write_text("not an image")
+    assert [path.name for path in find_images(tmp_path, "--images")] == ["a.jpg", "b.png", "c.webp"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [Path(line.split(" is ")[0]).name for line in lines] == ["cut.jpg", "cut.png", "notes.txt"]
+    assert all(line.startswith("siglip-onnx: skipped: ") for line in lines)
+
+
+def test_jpegs_are_checked_at_an_eighth_of_their_size(tmp_path: Path) -> None:
+    make_image(np.random.default_rng(4), (1600, 800)).save(tmp_path / "a.jpg")
+    assert inputs._CHECK.read(tmp_path / "a.jpg").rgb.size == (200, 100)
+
+
+def test_a_sample_is_spaced_evenly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(10):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+    assert [path.stem for path in find_images(tmp_path, "--images", at_most=3)] == ["0", "3", "6"]
+    assert "using 3 of the 10 files" in capsys.readouterr().err
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    for folder, message in ((tmp_path / "none", "is not a folder"), (tmp_path, "contains no readable image")):
+        with pytest.raises(SiglipOnnxError, match=f"{message}; --images expects a folder of images") as raised:
+            find_images(folder, "--images")
+        assert not isinstance(raised.value, ImageError)

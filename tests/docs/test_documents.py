@@ -6,8 +6,6 @@ The blocks run in order in one folder that looks like a checkout; Python blocks 
 stands for any text, and floats may differ as CPUs differ.
 """
 
-from __future__ import annotations
-
 import contextlib
 import doctest
 import io
@@ -62,7 +60,6 @@ def test_blocks_of_document(document: Path, tmp_path: Path, monkeypatch: pytest.
         return
     make_checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     names: dict[str, object] = {"__name__": "__main__"}
@@ -136,7 +133,6 @@ def same(shown: str, real: str) -> bool:
 
 
 def close(shown: str, real: str) -> bool:
-    """Compare two lines."""
     floats, real_floats = ([float(number) for number in FLOAT.findall(line)] for line in (shown, real))
     words = [FLOAT.sub("0.0", line).split() for line in (shown, real)]
     return words[0] == words[1] and floats == pytest.approx(real_floats, rel=0.2, abs=1e-9)

@@ -1,16 +1,12 @@
-"""docs/export.md: its commands run, its table is that of the results, its links exist."""
+"""The commands of docs/export.md run."""
 
-from __future__ import annotations
-
-import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from support.commands import run
 
-from siglip_onnx.cli import main
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 
 ROOT = Path(__file__).parents[2]
@@ -50,19 +46,5 @@ def test_commands_run(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     assert len(commands) == 15
     for command in commands:
         arguments = [str(paths.get(word, word)) for word in shlex.split(command, comments=True)]
-        result = CliRunner().invoke(main, arguments)
+        result = run(*arguments)
         assert result.exit_code == 0, f"{command}: {result.stderr}"
-
-
-def test_table_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import report
-
-    results = json.loads((ROOT / "benchmarks/results/quantization.json").read_text(encoding="utf-8"))
-    table = report.quantization_table(results)
-    assert f"<!-- quantization -->\n{table}\n<!-- end of quantization -->" in PAGE, "run: make report"
-
-
-def test_links_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target

@@ -1,7 +1,5 @@
 """Plain technical English: words of the old dialect are absent from documents, help texts, docstrings and messages."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -18,7 +16,6 @@ ALLOWED = re.compile(r"`(?:pictures?|picture_ids|open_picture|Picture|SAMPLE_PIC
 
 
 def documents() -> Iterator[tuple[str, str]]:
-    """Yield the place and text of each document."""
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "siglip_onnx/demo/MODEL_CARD.md"):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             yield f"{path.relative_to(ROOT)}:{number}", line
@@ -38,7 +35,6 @@ def strings_of_package() -> Iterator[tuple[str, str]]:
 
 
 def dialect(texts: Iterator[tuple[str, str]]) -> list[str]:
-    """Return what is forbidden, with its place."""
     return [f"{place}: {match[0]}" for place, text in texts for match in FORBIDDEN.finditer(ALLOWED.sub("", text))]
 
 

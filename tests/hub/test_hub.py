@@ -1,10 +1,7 @@
 """Models of the Hub: download, cache, resume and repair, and offline use."""
 
-from __future__ import annotations
-
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from support.commands import assert_error, run
 from support.hub_server import Hub, serve
 
 import siglip_onnx
 from siglip_onnx import demo
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
-from siglip_onnx.cli import main
 from siglip_onnx.errors import BundleError, CacheError, CheckpointError, DownloadError, ModelNotFoundError
 from siglip_onnx.hub.cache import cached_models, stale_entries
 from siglip_onnx.hub.names import parse_hub_name
@@ -32,21 +28,15 @@ WEIGHTS = "onnx/vision_model_quantized.onnx.data"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A local Hub, and an empty cache."""
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with serve() as served:
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
         yield served
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 def test_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bundle: Path) -> None:
     commit = hub.add(NAME, small_bundle)
-    pulled = call("models", "pull", NAME)
+    pulled = run("models", "pull", NAME)
     assert pulled.exit_code == 0, pulled.output
     assert f"{NAME} at revision {commit[:12]}" in pulled.stderr
     assert "MB/s" in pulled.stderr
@@ -59,33 +49,47 @@ def test_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bundl
     embedding = siglip_onnx.load(NAME).encode_texts(["a"])
     assert (embedding == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
     assert hub.requests.total() == before, "a model in the cache needs no network"
-    listed = json.loads(call("models", "list", "--json").stdout)["models"]
+    listed = json.loads(run("models", "list", "--json").stdout)["models"]
     assert [(row["model"], row["revision"], row["variants"]) for row in listed] == [(NAME, commit, ["int8"])]
-    assert NAME in call("models", "list").stdout
-    assert call("models", "verify").exit_code == 0
-    assert call("models", "rm", NAME).exit_code == 0
+    assert NAME in run("models", "list").stdout
+    assert run("models", "verify").exit_code == 0
+    assert run("models", "rm", NAME).exit_code == 0
     assert cached_models() == []
-    assert call("models", "rm", NAME).exit_code == 4
+    assert run("models", "rm", NAME).exit_code == 4
 
 
-def test_load_downloads_a_model_once(hub: Hub, small_bundle: Path) -> None:
+def test_load_downloads_each_variant_once(hub: Hub, small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     hub.add(NAME, small_bundle)
-    lines: list[str] = []
-    model = siglip_onnx.load(NAME, report=lines.append)
-    assert model.variant == "int8"
-    assert "files" in lines[0]
-    siglip_onnx.load(NAME, report=lines.append)
-    assert hub.requests[WEIGHTS] == 1
-
-
-def test_load_downloads_another_variant_on_request(hub: Hub, small_bundle: Path) -> None:
-    hub.add(NAME, small_bundle)
+    with caplog.at_level("INFO", "siglip_onnx"):
+        assert siglip_onnx.load(NAME).variant == "int8"
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert "files" in caplog.text
     siglip_onnx.load(NAME)
-    assert siglip_onnx.load(NAME, variant="fp32").variant == "fp32"
+    assert hub.requests[WEIGHTS] == 1
+    lines: list[str] = []
+    assert siglip_onnx.load(NAME, variant="fp32", report=lines.append).variant == "fp32"
+    assert "files" in lines[0]
     assert set(open_bundle(cached_models()[0].folder).manifest.variants) == {"int8", "fp32"}
     with pytest.raises(BundleError, match="has no variant 'q4'; it has fp32, int8"):
         siglip_onnx.load(NAME, variant="q4")
     assert siglip_onnx.load(NAME).variant == "int8"
+
+
+def test_pulling_a_variant_keeps_the_cached_ones(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    run("models", "pull", NAME)
+    assert run("models", "pull", NAME, "--variant", "fp32").exit_code == 0
+    assert set(open_bundle(cached_models()[0].folder).manifest.variants) == {"int8", "fp32"}
+
+
+def test_branch_of_a_cached_commit_is_known_offline_and_can_be_removed(hub: Hub, small_bundle: Path) -> None:
+    commit = hub.add(NAME, small_bundle)
+    siglip_onnx.load(f"{NAME}@{commit}")
+    siglip_onnx.load(f"{NAME}@v1")
+    siglip_onnx.load(f"{NAME}@v1", variant="fp32")
+    assert siglip_onnx.load(f"{NAME}@v1", variant="fp32", offline=True).variant == "fp32"
+    assert run("models", "rm", f"{NAME}@v1").exit_code == 0
+    assert cached_models() == []
 
 
 def test_revisions(hub: Hub, small_bundle: Path) -> None:
@@ -103,7 +107,7 @@ def test_revisions(hub: Hub, small_bundle: Path) -> None:
 
 def test_pulled_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path, small_bundle: Path) -> None:
     commit = hub.add("google/siglip2-base-patch16-224", small_checkpoint, **{"pytorch_model.bin": bytes(20_000)})
-    done = call("models", "pull", "siglip2-base-patch16-224", "--json")
+    done = run("models", "pull", "siglip2-base-patch16-224", "--json")
     assert done.exit_code == 0, done.output
     assert "to export it" in done.stderr
     assert "Writing int8 towers" in done.stderr
@@ -155,20 +159,11 @@ def test_failed_export_raises_the_exporters_error(hub: Hub, small_checkpoint: Pa
     config["vision_config"]["hidden_act"] = "relu"
     hub.add(NAME, small_checkpoint, **{"config.json": json.dumps(config).encode()})
     lines: list[str] = []
-    with pytest.raises(
-        CheckpointError, match=r"tiny-siglip could not be exported \(exit code 4\): .*hidden_act 'relu'"
-    ):
+    message = r"tiny-siglip could not be exported \(exit code 4\): .*hidden_act 'relu'"
+    with pytest.raises(CheckpointError, match=message):
         siglip_onnx.load(NAME, report=lines.append)
     assert not any("{" in line for line in lines)
     assert cached_models() == []
-
-
-def test_progress_is_logged_at_level_info(hub: Hub, small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    hub.add(NAME, small_bundle)
-    with caplog.at_level("INFO", "siglip_onnx"):
-        siglip_onnx.load(NAME)
-    assert {record.levelname for record in caplog.records} == {"INFO"}
-    assert "files" in caplog.text
 
 
 @pytest.mark.export
@@ -183,14 +178,13 @@ def test_repository_of_something_else_is_refused(hub: Hub, tmp_path: Path) -> No
 def test_interrupted_download_resumes(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle)
     hub.cut = {WEIGHTS: 50}
-    failed = call("models", "pull", NAME)
-    assert failed.exit_code == 4
-    assert "could not be downloaded" in failed.stderr
+    failed = run("models", "pull", NAME)
+    assert_error(failed, 4, "could not be downloaded")
     assert "run the command again" in failed.stderr
     assert cached_models() == []
     text_requests = hub.requests["tokenizer.json"]
     hub.cut = {}
-    assert call("models", "pull", NAME).exit_code == 0
+    assert run("models", "pull", NAME).exit_code == 0
     assert hub.requests["tokenizer.json"] == text_requests, "complete files are not downloaded again"
     assert verify_folder(cached_models()[0].folder) == []
 
@@ -199,20 +193,16 @@ def test_interrupted_download_resumes(hub: Hub, small_bundle: Path) -> None:
 def test_wrong_checksum_is_retried_once_and_then_refused(hub: Hub, small_bundle: Path, file: str) -> None:
     hub.add(NAME, small_bundle)
     hub.corrupt = {file: 1}
-    assert call("models", "pull", NAME).exit_code == 0
-    assert call("models", "rm", NAME).exit_code == 0
+    assert run("models", "pull", NAME).exit_code == 0
+    assert run("models", "rm", NAME).exit_code == 0
     hub.corrupt = {file: 2}
-    failed = call("models", "pull", NAME)
-    assert failed.exit_code == 4
-    assert f"{file} of {NAME} failed its checksum twice" in failed.stderr
+    assert_error(run("models", "pull", NAME), 4, f"{file} of {NAME} failed its checksum twice")
     assert cached_models() == []
 
 
 def test_bundle_that_contradicts_its_manifest_is_refused(hub: Hub, small_bundle: Path) -> None:
     hub.add(NAME, small_bundle, **{"config.json": b"{}"})
-    failed = call("models", "pull", NAME)
-    assert failed.exit_code == 4
-    assert "is damaged on the Hub: config.json" in failed.stderr
+    assert_error(run("models", "pull", NAME), 4, "is damaged on the Hub: config.json")
     assert cached_models() == stale_entries() == []
 
 
@@ -231,13 +221,12 @@ def test_damaged_model_in_the_cache_is_downloaded_again_once(hub: Hub, small_bun
         siglip_onnx.load(NAME)
 
 
-def test_folder_of_a_user_is_never_changed(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
-    mine = Path(shutil.copytree(small_bundle, tmp_path / "mine"))
-    damage(mine)
-    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+def test_folder_of_a_user_is_never_changed(hub: Hub, copy: Path) -> None:
+    damage(copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(BundleError, match=r"vision_model_quantized\.onnx\.data: sha256"):
-        siglip_onnx.load(mine)
-    assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
+        siglip_onnx.load(copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert hub.requests.total() == 0
 
 
@@ -256,16 +245,14 @@ def test_offline(hub: Hub, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     flag = ["--offline"] if how == "option" else []
     image = demo.IMAGES_PATH / "red_star.png"
     for command in (["models", "pull", NAME], ["classify", image, "--text", "a", "--model", NAME]):
-        failed = call(*command, *flag)
-        assert failed.exit_code == 4
-        assert f"siglip-onnx models pull {NAME}" in failed.stderr
+        assert_error(run(*command, *flag), 4, f"siglip-onnx models pull {NAME}")
     assert hub.requests.total() == 0
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     siglip_onnx.load(NAME)
     before = hub.requests.total()
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert call("classify", image, "--text", "a", "--model", NAME, *flag).exit_code == 0
+    assert run("classify", image, "--text", "a", "--model", NAME, *flag).exit_code == 0
     with pytest.raises(DownloadError, match=f"models pull {NAME} --variant fp32"):
         siglip_onnx.load(NAME, variant="fp32", offline=True)
     damage(cached_models()[0].folder)
@@ -306,7 +293,7 @@ def test_mistyped_path_does_not_use_the_network(tmp_path: Path, monkeypatch: pyt
 def test_unwritable_cache_is_one_error(hub: Hub, small_bundle: Path, tmp_path: Path) -> None:
     hub.add(NAME, small_bundle)
     (tmp_path / "file").touch()
-    failed = call("--cache-dir", tmp_path / "file", "models", "pull", NAME)
+    failed = run("--cache-dir", tmp_path / "file", "models", "pull", NAME)
     assert failed.exit_code == CacheError.exit_code == 4
     assert "SIGLIP_ONNX_CACHE" in failed.stderr
 
@@ -337,7 +324,6 @@ def test_eight_concurrent_processes_download_once(hub: Hub, small_bundle: Path) 
 
 
 def test_killed_download_leaves_the_cache_usable(hub: Hub, small_bundle: Path, full: bool) -> None:
-    """At any of its requests."""
     hub.add(NAME, small_bundle)
     for requests in range(1, 11) if full else (4,):
         hub.gate = threading.Event()
@@ -351,7 +337,7 @@ def test_killed_download_leaves_the_cache_usable(hub: Hub, small_bundle: Path, f
         siglip_onnx.load(NAME).encode_texts(["a"])
         assert verify_folder(cached_models()[0].folder) == []
         assert stale_entries() == []
-        assert call("models", "rm", NAME).exit_code == 0
+        assert run("models", "rm", NAME).exit_code == 0
 
 
 def wait_for(condition: object) -> None:

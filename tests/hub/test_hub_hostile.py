@@ -1,7 +1,5 @@
 """A malicious Hub or proxy with paths, wrong names and endless files: nothing outside the cache is touched."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from support import hub_server
+from support.commands import assert_error, run
 from support.hub_server import Hub, serve
 
 import siglip_onnx
-from siglip_onnx.cli import main
 from siglip_onnx.errors import DownloadError
 from siglip_onnx.hub import download
 from siglip_onnx.hub.cache import cached_models, repository_folder, stale_entries
@@ -61,8 +58,11 @@ class HostileHandler(hub_server._Handler):
             return  # the client closed the connection
 
 
+Handler = type[HostileHandler]
+
+
 @pytest.fixture
-def handler(monkeypatch: pytest.MonkeyPatch) -> type[HostileHandler]:
+def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
     """The Hub's request handler; tests set its fields."""
     fresh = type("_Fresh", (HostileHandler,), {"facts": {}, "sizes": {}, "endless": set(), "sent_bytes": 0})
     monkeypatch.setattr(hub_server, "_Handler", fresh)
@@ -70,12 +70,11 @@ def handler(monkeypatch: pytest.MonkeyPatch) -> type[HostileHandler]:
 
 
 @pytest.fixture
-def hub(handler: type[HostileHandler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A malicious Hub, an empty cache, and photos of the user beside the cache."""
     assert hub_server._Handler is handler
     monkeypatch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path / "home" / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     photos = tmp_path / "home" / "photos"
     photos.mkdir(parents=True)
     (photos / "wedding.jpg").write_bytes(b"mine")
@@ -84,24 +83,17 @@ def hub(handler: type[HostileHandler], tmp_path: Path, monkeypatch: pytest.Monke
         yield served
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 @pytest.mark.parametrize(
     "sha",
     ["PHOTOS", "..", "../..", "../../../photos", ".", "", "main", COMMIT[:39], COMMIT + "0", COMMIT + "\n", None, 7,
      COMMIT[:38] + "/x", COMMIT.replace("0", "A")],
     ids=str,
 )  # fmt: skip
-def test_a_revision_that_is_not_a_commit_is_never_a_path(
-    hub: Hub, handler: type[HostileHandler], small_bundle: Path, tmp_path: Path, sha: object
-) -> None:
+def test_revision_is_not_a_path(hub: Hub, handler: Handler, small_bundle: Path, tmp_path: Path, sha: object) -> None:
     hub.add(NAME, small_bundle)
     handler.facts = {"sha": str(tmp_path / "home" / "photos") if sha == "PHOTOS" else sha}
-    failed = call("models", "pull", NAME)
-    assert failed.exit_code == 4, failed.output
-    assert f"as the revision of {NAME}, expected a commit of 40 hexadecimal digits" in failed.stderr
+    failed = run("models", "pull", NAME)
+    assert_error(failed, 4, f"as the revision of {NAME}, expected a commit of 40 hexadecimal digits")
     assert (tmp_path / "home" / "photos" / "wedding.jpg").read_bytes() == b"mine"
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["cache", "photos"]
     assert cached_models() == stale_entries() == []
@@ -109,8 +101,8 @@ def test_a_revision_that_is_not_a_commit_is_never_a_path(
 
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("file", ["config.json", "onnx/vision_model_quantized.onnx.data"])
-def test_a_download_stops_when_more_than_promised_arrives(
-    hub: Hub, handler: type[HostileHandler], small_bundle: Path, file: str, chunked: bool
+def test_download_stops_at_promised_size(
+    hub: Hub, handler: Handler, small_bundle: Path, file: str, chunked: bool
 ) -> None:
     hub.add(NAME, small_bundle)
     handler.endless, handler.chunked = {file}, chunked
@@ -124,14 +116,14 @@ def test_a_download_stops_when_more_than_promised_arrives(
     assert siglip_onnx.load(NAME).variant == "int8", "what arrived does not stand in the way of the next try"
 
 
-def test_a_file_without_a_promised_size_has_a_limit_too(
-    hub: Hub, handler: type[HostileHandler], small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_file_of_unknown_size_has_a_limit(
+    hub: Hub, handler: Handler, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(NAME, small_bundle)
     handler.sizes = {"config.json": None}
     assert look_up(NAME, None).files["config.json"].size_bytes is None
     siglip_onnx.load(NAME)
-    assert call("models", "rm", NAME).exit_code == 0
+    assert run("models", "rm", NAME).exit_code == 0
     part = tmp_path / ".incoming" / hashlib.sha256(b"config.json").hexdigest()
     part.parent.mkdir()
     part.write_bytes(b"all or not, of a killed run")
@@ -145,9 +137,7 @@ def test_a_file_without_a_promised_size_has_a_limit_too(
 
 
 @pytest.mark.parametrize("size", [-1, "899", 1.5, 10**400, [], 2**60])
-def test_a_size_that_is_none_is_refused(
-    hub: Hub, handler: type[HostileHandler], small_bundle: Path, size: object
-) -> None:
+def test_invalid_size_is_refused(hub: Hub, handler: Handler, small_bundle: Path, size: object) -> None:
     hub.add(NAME, small_bundle)
     handler.sizes = {"config.json": size}
     with pytest.raises(DownloadError, match=r"as the size of 'config\.json'"):
@@ -159,12 +149,10 @@ def test_a_size_that_is_none_is_refused(
     [[{"rfilename": ["a"]}], [{"rfilename": None}], [{}], [7], {"a": 1}, [{"rfilename": "manifest.json", "lfs": 7}]],
     ids=str,
 )
-def test_an_answer_that_is_not_a_hubs_is_one_error(
-    hub: Hub, handler: type[HostileHandler], small_bundle: Path, siblings: object
-) -> None:
+def test_malformed_answer_is_one_error(hub: Hub, handler: Handler, small_bundle: Path, siblings: object) -> None:
     hub.add(NAME, small_bundle)
     handler.facts = {"siblings": siblings}
-    failed = call("models", "pull", NAME)
+    failed = run("models", "pull", NAME)
     assert failed.exit_code == 4, failed.output
     assert len(failed.stderr.splitlines()) == 1
     assert cached_models() == []
@@ -207,13 +195,11 @@ def test_rm_removes_only_what_the_cache_wrote(hub: Hub, small_bundle: Path, tmp_
     folder = repository_folder(NAME)
     (folder / "notes.txt").write_text("mine")
     (folder / f"{COMMIT}.partial").mkdir()
-    assert call("models", "rm", NAME).exit_code == 0
+    assert run("models", "rm", NAME).exit_code == 0
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     linked = folder / COMMIT
     linked.symlink_to(tmp_path / "home" / "photos")
-    failed = call("models", "rm", NAME)
-    assert failed.exit_code == 4
-    assert "it is a symbolic link, and is not removed" in failed.stderr
+    assert_error(run("models", "rm", NAME), 4, "it is a symbolic link, and is not removed")
     assert (tmp_path / "home" / "photos" / "wedding.jpg").exists()
 
 
@@ -223,9 +209,7 @@ def test_a_repository_folder_that_is_a_link_is_not_followed(hub: Hub, small_bund
     (elsewhere / COMMIT).mkdir(parents=True)
     repository_folder(NAME).parent.mkdir(parents=True)
     repository_folder(NAME).symlink_to(elsewhere)
-    failed = call("models", "rm", NAME)
-    assert failed.exit_code == 4
-    assert "is outside" in failed.stderr
+    assert_error(run("models", "rm", NAME), 4, "is outside")
     assert (elsewhere / COMMIT).is_dir()
 
 

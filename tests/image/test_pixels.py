@@ -1,7 +1,5 @@
 """Preprocessed pixels of real images, normal and odd: bit-equal to the reference's slow processors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

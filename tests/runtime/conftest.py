@@ -1,7 +1,5 @@
 """The runtime's tests run on a random checkpoint, or on the demo model where the exporter is not installed."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

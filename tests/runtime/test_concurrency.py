@@ -1,7 +1,5 @@
 """One model in many threads, after a fork, closed; and memory that does not grow."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import logging
@@ -67,15 +65,10 @@ def test_threads_give_bit_equal_results(small_bundle: Path, full: bool, variant:
         assert list(pool.map(work, range(THREADS))) == [[]] * THREADS
 
 
-def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own; one that hangs fails the test."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60 + WATCHDOG_S,
-        check=False,
-    )
+def run_python(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments; a process that hangs fails the test."""
+    words = [sys.executable, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60 + WATCHDOG_S, check=False)
 
 
 FORK = f"""
@@ -117,7 +110,7 @@ busy.join()
 @pytest.mark.parametrize("ending", ["abrupt", "orderly"])
 def test_a_forked_child_loads_its_own_towers(small_bundle: Path, ending: str) -> None:
     """While another thread of the parent computes and may hold any lock."""
-    process = run(FORK, ending, small_bundle)
+    process = run_python("-c", FORK, ending, small_bundle)
     lines = process.stdout.split()
     assert lines
     assert set(lines) == {"0"}, process.stdout + process.stderr
@@ -145,10 +138,7 @@ if __name__ == "__main__":
 def test_every_start_method_of_processes(small_bundle: Path, tmp_path: Path, method: str) -> None:
     script = tmp_path / "pool.py"
     script.write_text(POOL)
-    process = subprocess.run(
-        [sys.executable, str(script), str(small_bundle), method],
-        capture_output=True, text=True, timeout=60 + WATCHDOG_S, check=False,
-    )  # fmt: skip
+    process = run_python(script, small_bundle, method)
     assert process.stdout.strip() == "True", process.stderr
 
 

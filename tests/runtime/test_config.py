@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -32,7 +30,7 @@ def test_defaults_are_those_of_transformers() -> None:
             assert (value if value is not None else ours.hidden_size) == expected, name
 
 
-def test_sparse_published_config(material: Path) -> None:
+def test_sparse_published_configs(material: Path) -> None:
     configs = material / "configs"
     config = read_config(configs / "siglip2-base-patch16-384_config.json")
     assert isinstance(config.vision, VisionConfig)
@@ -41,14 +39,10 @@ def test_sparse_published_config(material: Path) -> None:
     preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-384_preprocessor_config.json", config)
     assert isinstance(preprocessor, PreprocessorConfig)
     assert (preprocessor.height, preprocessor.width, preprocessor.resample) == (384, 384, 2)
-
-
-def test_sparse_published_naflex_config(material: Path) -> None:
-    configs = material / "configs"
     config = read_config(configs / "siglip2-base-patch16-naflex_config.json")
     assert config.vision == NaflexVisionConfig()
-    preprocessor = read_preprocessor_config(configs / "siglip2-base-patch16-naflex_preprocessor_config.json", config)
-    assert preprocessor == NaflexPreprocessorConfig(patch_size=16, max_num_patches=256, resample=2)
+    naflex = read_preprocessor_config(configs / "siglip2-base-patch16-naflex_preprocessor_config.json", config)
+    assert naflex == NaflexPreprocessorConfig(patch_size=16, max_num_patches=256, resample=2)
 
 
 @pytest.mark.export

@@ -1,13 +1,12 @@
 """The demo model that the package carries, and the world that it was trained on."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import siglip_onnx
 from demo_world.captions import choose_claim, describe, foil
@@ -15,8 +14,7 @@ from demo_world.drawing import draw
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import COLORS, NEVER_SHOWN, SHAPES, TRAINED_PAIRS, WORDS
 from demo_world.scene import ANY, Scene, draw_scene, match_targets
-from siglip_onnx.demo import BUNDLE_PATH as DEMO_PATH
-from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.image.decode import load_image
 
 
@@ -41,13 +39,11 @@ def test_embedded_files_match_the_manifest() -> None:
     assert bundle.verify_files() == []
     assert set(bundle.manifest.variants) == {"fp32", "int8"}
     assert bundle.manifest.description
-    assert json.loads((DEMO_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
+    assert json.loads((BUNDLE_PATH / "manifest.json").read_text(encoding="utf-8"))["source"]["model_type"] == "siglip"
 
 
 @pytest.mark.slow
 def test_sample_images_are_those_of_the_script(tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
     from draw_samples import main
 
     assert CliRunner().invoke(main, [str(tmp_path)]).exit_code == 0
@@ -88,17 +84,9 @@ def test_claims_are_true_and_foils_are_not() -> None:
 
 @pytest.mark.parametrize(
     ("claim", "target"),
-    [
-        (Scene(shape=0), 0.625),
-        (Scene(1, 0), 0.75),
-        (Scene(1, 0, 3), 0.875),
-        (Scene(1, 0, 3, dark=1), 1.0),
-        (Scene(1, 0, 2), 0.0),
-        (Scene(2, 0), 0.0),
-        (Scene(1, 0, dark=0), 0.0),
-        (Scene(word=0), 0.0),
-    ],
-)
+    [(Scene(shape=0), 0.625), (Scene(1, 0), 0.75), (Scene(1, 0, 3), 0.875), (Scene(1, 0, 3, dark=1), 1.0),
+     (Scene(1, 0, 2), 0.0), (Scene(2, 0), 0.0), (Scene(1, 0, dark=0), 0.0), (Scene(word=0), 0.0)],
+)  # fmt: skip
 def test_richer_true_claims_get_higher_targets(claim: Scene, target: float) -> None:
     scene = Scene(1, 0, 3, dark=1)
     assert match_targets([scene], [claim])[0, 0] == pytest.approx(target)
@@ -107,11 +95,12 @@ def test_richer_true_claims_get_higher_targets(claim: Scene, target: float) -> N
 def test_pairs_are_matched_from_either_side() -> None:
     scene = Scene(1, 0, 1, relation=0, color2=2, shape2=3, dark=0)
     exchanged = replace(scene, color=2, shape=3, color2=1, shape2=0, count=ANY)
-    targets = match_targets([scene], [replace(scene, count=ANY), exchanged, Scene(2, 3, 1), Scene(1, 3)])[0]
-    assert targets[0] > 0.9
-    assert targets[1] == 0
-    assert targets[2] > 0.5
-    assert targets[3] == 0
+    same, other_way, other_half, mixed = match_targets(
+        [scene], [replace(scene, count=ANY), exchanged, Scene(2, 3, 1), Scene(1, 3)]
+    )[0]
+    assert same > 0.9
+    assert other_half > 0.5
+    assert other_way == mixed == 0
 
 
 def test_every_scene_can_be_drawn() -> None:
@@ -128,8 +117,6 @@ def test_every_scene_can_be_drawn() -> None:
 @pytest.mark.export
 def test_training_stops_and_resumes(tmp_path: Path) -> None:
     """Two steps, then one more; export accepts the checkpoint."""
-    from click.testing import CliRunner
-
     from siglip_onnx.export.pipeline import export_bundle
     from train_demo import main
 

@@ -1,7 +1,5 @@
 """Findings of ``doctor`` for machines in all states, and the stored answers behind its self-test."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -11,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from support.commands import run
 
 from siglip_onnx import doctor as doctor_module
 from siglip_onnx.bundle.folder import open_bundle
-from siglip_onnx.cli import main
 from siglip_onnx.demo import BUNDLE_PATH, GOLDEN_PATH
 from siglip_onnx.demo.golden import MIN_COSINE, Agreement, compare, read_golden, write_golden
 from siglip_onnx.errors import BundleError
@@ -61,12 +59,8 @@ def test_cpuinfo(tmp_path: Path, text: str, name: str | None, flags: tuple[str, 
     assert read_cpu(tmp_path / "missing").flags == ()
 
 
-def doctor(*options: str) -> Result:
-    return CliRunner().invoke(main, ["doctor", *options])
-
-
 def test_this_machine_is_healthy() -> None:
-    found = doctor("--json")
+    found = run("doctor", "--json")
     assert found.exit_code == 0, found.output
     document = json.loads(found.stdout)
     assert document["healthy"] is True
@@ -78,7 +72,7 @@ def test_this_machine_is_healthy() -> None:
     assert findings["threads"]["facts"]["used"] >= 1
     assert findings["telemetry"]["facts"]["off"] is True
     assert findings["self-test"]["facts"]["found"]["image_cosine_min"] >= MIN_COSINE
-    table = doctor()
+    table = run("doctor")
     assert table.exit_code == 0
     assert "self-test   cosine to the stored answers" in table.stdout
 
@@ -92,7 +86,7 @@ def test_wrong_int8_is_reported_with_advice(monkeypatch: pytest.MonkeyPatch, exa
         return embed(session, inputs) if right else -embed(session, inputs)
 
     monkeypatch.setattr(LazySession, "embed", saturating)
-    found = doctor()
+    found = run("doctor")
     assert found.exit_code == 4
     assert "self-test   FAILURE" in found.stdout
     assert advice in found.stdout
@@ -109,7 +103,7 @@ def test_damaged_files_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "golden.npz").write_bytes(b"PK nonsense")
     monkeypatch.setattr(doctor_module, "GOLDEN_PATH", tmp_path / "golden.npz")
     monkeypatch.setattr(doctor_module, "verify_folder", lambda _path: ["onnx/x: missing"])
-    found = json.loads(doctor("--json").stdout)["findings"]
+    found = json.loads(run("doctor", "--json").stdout)["findings"]
     assert found["demo files"]["state"] == found["self-test"]["state"] == "failure"
     assert "Install siglip_onnx again" in found["self-test"]["answer"]
 

@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from siglip_onnx.head import compute_logits, l2_normalize, match_texts, sigmoid, softmax
+from siglip_onnx.head import compute_logits, l2_normalize, sigmoid, softmax
 
 
 def test_logits_scale_cosines_by_the_exponential() -> None:
@@ -29,10 +27,3 @@ def test_sigmoid_of_large_logits_does_not_overflow() -> None:
         shares = softmax(logits)
     assert_allclose(probabilities, [0.0, math.exp(-87), 0.5, 1.0], atol=1e-30, rtol=1e-4)
     assert_allclose(shares, [0.0, 0.0, 0.0, 1.0], atol=1e-30)
-
-
-def test_matches_keep_the_order_and_shares_sum_to_one() -> None:
-    matches = match_texts(np.array([-1.0, 3.0, 0.5], np.float32), ["b", "a", "c"])
-    assert [match.text for match in matches] == ["b", "a", "c"]
-    assert sum(match.relative for match in matches) == pytest.approx(1)
-    assert matches[1].probability == pytest.approx(1 / (1 + math.exp(-3)))

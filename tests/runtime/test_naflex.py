@@ -1,8 +1,7 @@
 """NaFlex against transformers: the grid, the patches, the positions and both towers."""
 
-from __future__ import annotations
-
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,8 @@ def test_published_preprocessing_oracle(material: Path) -> None:
         assert_allclose(resized.ravel(), case["values"], atol=oracle["pos_lift"]["tolerance"])
     patchify = oracle["patchify"]
     # The oracle numbers its pixels; their last bytes are enough to see the order.
-    pixels = (
-        (np.array(patchify["pixels"]) % 256)
-        .astype(np.uint8)
-        .reshape(patchify["grid_h"] * 16, patchify["grid_w"] * 16, 3)
-    )
+    pixels = (np.array(patchify["pixels"]) % 256).astype(np.uint8)
+    pixels = pixels.reshape(patchify["grid_h"] * 16, patchify["grid_w"] * 16, 3)
     plain = NaflexPreprocessorConfig(
         max_num_patches=4, levels=LevelsConfig(rescale_factor=1, image_mean=(0, 0, 0), image_std=(1, 1, 1))
     )
@@ -173,8 +169,6 @@ def test_smallest_image_is_one_patch_wide(bundle: Path) -> None:
 
 
 def test_preprocessor_of_other_patches_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     Siglip2ImageProcessor(patch_size=16).save_pretrained(copy)
     with pytest.raises(CheckpointError, match=r"makes patches of 16x16 pixels, but the vision tower takes 8x8"):

@@ -1,8 +1,5 @@
 """Streams of many images: in order, bounded, each vector independent of its neighbors; and the fast decode."""
 
-from __future__ import annotations
-
-import io
 import itertools
 import threading
 import time
@@ -12,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from support.images import make_image
+from support.commands import run
+from support.images import encode, make_image, save_all
 
 import siglip_onnx
 from siglip_onnx import SiglipOnnxError
-from siglip_onnx.cli import main
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image.decode import load_image
-from siglip_onnx.system.workers import in_batches, map_in_order
+from siglip_onnx.system.workers import map_in_order
 from siglip_onnx.vision_tower import VisionTower
 
 
@@ -61,10 +57,6 @@ def test_map_in_order_raises_an_exception_at_its_turn() -> None:
         next(results)
 
 
-def test_in_batches() -> None:
-    assert list(in_batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
-
-
 @pytest.mark.parametrize("variant", [pytest.param("fp32", marks=pytest.mark.export), "int8"])
 def test_vectors_are_bit_equal_for_any_workers(small_bundle: Path, images: list[Image.Image], variant: str) -> None:
     texts = ["a cat", "赤い丸", "", "word " * 30]
@@ -81,9 +73,7 @@ def test_vectors_are_bit_equal_for_any_workers(small_bundle: Path, images: list[
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_errors_of_unreadable_images_keep_their_positions(
-    small_bundle: Path, images: list[Image.Image], workers: int
-) -> None:
+def test_errors_of_images_keep_their_positions(small_bundle: Path, images: list[Image.Image], workers: int) -> None:
     model = siglip_onnx.load(small_bundle, workers=workers)
     results = list(model.stream_images([images[0], "nowhere.png", images[1]]))
     assert [isinstance(result, ImageError) for result in results] == [False, True, False]
@@ -93,7 +83,7 @@ def test_errors_of_unreadable_images_keep_their_positions(
 
 
 @pytest.mark.export
-def test_providers_other_than_the_cpu_run_batches(
+def test_other_providers_run_batches(
     small_bundle: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = siglip_onnx.load(small_bundle, variant="fp32", workers=2)
@@ -127,9 +117,7 @@ def test_wrong_workers_are_refused(small_bundle: Path, workers: int, threads: in
 
 
 def jpeg(size: tuple[int, int]) -> bytes:
-    buffer = io.BytesIO()
-    make_image(np.random.default_rng(3), size).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
+    return encode(make_image(np.random.default_rng(3), size), "JPEG", quality=92)
 
 
 def test_fast_decode_reads_fewer_pixels_and_stays_near(small_bundle: Path) -> None:
@@ -141,24 +129,16 @@ def test_fast_decode_reads_fewer_pixels_and_stays_near(small_bundle: Path) -> No
     levels = np.abs(exact_inputs["pixel_values"] - fast_inputs["pixel_values"]) * 127.5
     assert 0 < levels.max() < 6
     assert float(exact.encode_images(image)[0] @ fast.encode_images(image)[0]) > 0.999
-
-
-def test_fast_decode_does_not_change_small_images(small_bundle: Path) -> None:
-    exact, fast = (siglip_onnx.load(small_bundle, fast_decode=choice) for choice in (False, True))
     small = jpeg((100, 60))
     assert_array_equal(exact.preprocess(small)[0]["pixel_values"], fast.preprocess(small)[0]["pixel_values"])
 
 
 def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
-    paths = []
-    for number, image in enumerate(images):
-        image.save(tmp_path / f"{number}.png")
-        paths.append(str(tmp_path / f"{number}.png"))
+    paths = save_all(images, tmp_path)
     expected = siglip_onnx.load(small_bundle).encode_images(paths)
     for options in ([], ["--workers", "1"], ["--workers", "3"], ["--fast-decode"]):
         out = tmp_path / "out.npy"
-        command = ["embed", *paths, "--out", str(out), "--model", str(small_bundle), *options]
-        result = CliRunner().invoke(main, command)
+        result = run("embed", *paths, "--out", out, "--model", small_bundle, *options)
         assert result.exit_code == 0, result.stderr
         if options != ["--fast-decode"]:
             assert_array_equal(np.load(out), expected)

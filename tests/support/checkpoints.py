@@ -1,7 +1,5 @@
 """Small random SigLIP checkpoints, saved by transformers as the published ones are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A fake internet on this machine: names, addresses that look public, and misbehaving servers."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ipaddress
@@ -14,7 +12,7 @@ from typing import Any
 
 from siglip_onnx.web.addresses import Address
 from siglip_onnx.web.fetch import Fetcher
-from siglip_onnx.web.limits import Limits
+from siglip_onnx.web.settings import Limits
 
 PUBLIC = "93.184.216.34"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -72,7 +70,6 @@ class FakeInternet:
 
 @contextlib.asynccontextmanager
 async def serving(serve: Serve, internet: FakeInternet, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """Handle every connection with ``serve``."""
 
     connections: set[asyncio.Task[None]] = set()
 

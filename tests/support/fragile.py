@@ -1,7 +1,5 @@
 """A model that some images crash, for the tests of bulk jobs; worker processes import it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal
@@ -22,7 +20,6 @@ class FragileSpec(ModelSpec):
     once: str | None = None
 
     def open(self) -> Any:
-        """Load the model."""
         return _Fragile(super().open(), dict(self.killers), self.once)
 
 

@@ -1,7 +1,5 @@
 """A small Hugging Face Hub on loopback: the requests that the real client makes for models, and ways to fail them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

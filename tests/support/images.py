@@ -1,8 +1,7 @@
 """Images made for the tests."""
 
-from __future__ import annotations
-
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,8 +14,16 @@ def make_image(rng: np.random.Generator, size: tuple[int, int] = (90, 60)) -> Im
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
+def save_all(images: list[Image.Image], folder: Path) -> list[Path]:
+    """Save images as ``0.png``, ``1.png`` and so on in a folder, which is created; return their paths."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{number}.png" for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    return paths
+
+
 def encode(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
-    """Return the bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, format_, **options)
     return buffer.getvalue()

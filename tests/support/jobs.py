@@ -1,32 +1,26 @@
 """Run bulk jobs, and read the folders that they write."""
 
-from __future__ import annotations
-
 import hashlib
-import io
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attacks.bombs import png_of_many_pixels
-from click.testing import CliRunner, Result
+from attacks.bombs import BOMBS
 
-from siglip_onnx.bulk.facts import Receipt
 from siglip_onnx.bulk.job import Job
 from siglip_onnx.bulk.listing import Listing
-from siglip_onnx.bulk.progress import NoProgress
+from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import Policy, run_job
 from siglip_onnx.bulk.shard import Task, embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
-from siglip_onnx.cli import main
 from siglip_onnx.model import SigLIP
 
-from .images import make_image
+from .images import encode, make_image
 
 SHARD_SIZE = 10
 SKIPPED = "skipped 1 file without an image extension; use --all-files to try them."
@@ -43,7 +37,7 @@ class InProcess:
         spy = _Spy(model.open(), self.embedded)
         for task in tasks:
             self.shards.append(task.shard)
-            yield task.shard, embed_shard(job, spy, task, NoProgress())  # type: ignore[arg-type]
+            yield task.shard, embed_shard(job, spy, task, Progress())  # type: ignore[arg-type]
 
 
 class _Spy:
@@ -60,19 +54,8 @@ class _Spy:
 def embed(
     out: Path, source: Path, spec: ModelSpec, engine: Any = None, *, facts: Any = None, **policy: bool
 ) -> dict[str, Any]:
-    """Run a job in this process; return its summary."""
     facts = facts or spec.job_facts(shard_size=SHARD_SIZE)
     return run_job(out, Listing([source]), spec, facts, policy=Policy(**policy), engine=engine or InProcess())
-
-
-def run(*arguments: object) -> Result:
-    """Run the command line in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def command(*arguments: object) -> list[str]:
-    """Return the command line for another process."""
-    return [sys.executable, "-m", "siglip_onnx", *map(str, arguments)]
 
 
 def tree(out: Path) -> dict[str, str]:
@@ -82,23 +65,20 @@ def tree(out: Path) -> dict[str, str]:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """Return all rows of a job."""
     return [json.loads(line) for path in sorted((out / "rows").iterdir()) for line in path.read_text().splitlines()]
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def plant_faults(folder: Path) -> dict[str, str]:
     """Put every kind of bad input into a folder; return the status that each must get, by name."""
-    jpeg = io.BytesIO()
-    make_image(np.random.default_rng(1), (64, 64)).save(jpeg, "JPEG")
+    jpeg = encode(make_image(np.random.default_rng(1), (64, 64)), "JPEG")
     (folder / "empty.jpg").touch()
-    (folder / "truncated.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
+    (folder / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (folder / "text.png").write_text("this is not an image")
-    (folder / "bomb.png").write_bytes(png_of_many_pixels())
+    (folder / "bomb.png").write_bytes(BOMBS["png of many pixels"]())
     (folder / "directory.jpg").mkdir()
     (folder / "dangling.jpg").symlink_to("nowhere")
     (folder / "loop.jpg").symlink_to("loop.jpg")

@@ -1,7 +1,5 @@
 """Shapes of the small random checkpoints, as keyword arguments of transformers' configurations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 # Widths, heads, patches and lengths that differ where real checkpoints differ.

@@ -3,8 +3,6 @@
 Variants: ``reference``; ``wrong`` with other features; ``nan`` with NaN in them; ``failing``, which cannot be loaded.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,15 +1,10 @@
 """Operate the web page in a browser."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("playwright.sync_api")
-
 from playwright.sync_api import Locator, Page, expect
+from support.web_server import STAR_PATH
 
 NewPage = Callable[..., Page]
 expect.set_options(timeout=20_000)  # generous: the machine may be busy
@@ -37,6 +32,14 @@ def add(page: Page, *texts: str) -> None:
     page.fill("#text", "\n".join(texts))
     page.press("#text", "Enter")
     expect(rows(page)).to_have_count(count + len(texts))
+
+
+def page_of_star(new_page: NewPage, *texts: str, **options: object) -> Page:
+    """Open a page, choose the image of the red star, and add texts."""
+    page = new_page(**options)
+    choose(page, STAR_PATH)
+    add(page, *texts)
+    return page
 
 
 def run_first_preset(page: Page) -> None:

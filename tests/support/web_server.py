@@ -1,16 +1,10 @@
 """Run the web server in a thread of the test process, and send requests to it."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import pytest
-
-pytest.importorskip("fastapi")
 
 import uvicorn
 from starlette.testclient import TestClient
@@ -30,7 +24,6 @@ EGGS = EGGS_PATH.read_bytes()
 
 @contextlib.contextmanager
 def client_of(models: Sequence[SigLIP], settings: Settings | None = None, **options: Any) -> Iterator[TestClient]:
-    """Yield a client that calls the application directly."""
     app = create_app(models, settings or Settings(), **options)
     with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
         yield client

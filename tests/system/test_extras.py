@@ -1,7 +1,5 @@
 """Optional extras: which failed import is one, and the command that installs it."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess
@@ -9,6 +7,7 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,17 +20,9 @@ ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class FakeDistribution:
-    def __init__(self, record: dict[str, Any] | None) -> None:
-        self.record = record
-
-    def read_text(self, name: str) -> str | None:
-        assert name == "direct_url.json"
-        return None if self.record is None else json.dumps(self.record)
-
-
 def installed_from(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None) -> str:
-    monkeypatch.setattr(extras, "distribution", lambda _name: FakeDistribution(record))
+    files = {"direct_url.json": None if record is None else json.dumps(record)}
+    monkeypatch.setattr(extras, "distribution", lambda _name: SimpleNamespace(read_text=files.__getitem__))
     return install_command("ray")
 
 
@@ -104,7 +95,7 @@ def test_packages_are_checked_without_an_import(monkeypatch: pytest.MonkeyPatch)
 
 def test_extras_are_those_of_the_project() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    imported_as = {"protobuf": "google", "optimum_onnx": "optimum", "mlcommons_loadgen": "mlperf_loadgen"}
+    imported_as = {"protobuf": "google", "optimum_onnx": "optimum"}
 
     def packages(name: str) -> set[str]:
         found: set[str] = set()

@@ -1,7 +1,5 @@
 """Results are written whole or not at all, on full disks and after kills; only what is ours is removed."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -18,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import command
+from support.source import nodes_of_package
 
 import siglip_onnx
 from siglip_onnx import demo
@@ -25,7 +25,6 @@ from siglip_onnx.system import files
 from siglip_onnx.system.files import STALE_S, atomic_path, remove, remove_stale_parts, write_atomic, write_together
 from siglip_onnx.text.label_cache import LabelCache
 
-PACKAGE = Path(siglip_onnx.__file__).parent
 RED_STAR = demo.IMAGES_PATH / "red_star.png"
 OLD, NEW = b"old and good", b"new"
 
@@ -64,9 +63,7 @@ def broken_content() -> Iterator[bytes]:
     raise RuntimeError("no more")
 
 
-def test_failed_write_keeps_the_old_content_and_no_temporary_file(
-    result: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_old_content(result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="no more"):
         write_atomic(result, broken_content())
 
@@ -91,15 +88,10 @@ def test_target_that_is_a_folder_is_one_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],  # noqa: S607
-        capture_output=True,
-        check=False,
-    )
-    if mount.returncode != 0:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("needs permission to mount")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
@@ -119,10 +111,6 @@ def test_full_disk_keeps_the_old_content(small_disk: Path) -> None:
 def limit_files() -> None:
     """Let files have at most 64 bytes, as if the disk were full."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "siglip_onnx", *map(str, arguments)]
 
 
 @pytest.mark.parametrize("kind", ["search", "embed", "compile", "verify"])
@@ -148,13 +136,9 @@ def test_commands_on_a_full_disk_keep_the_old_result(small_bundle: Path, tmp_pat
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # which writes too
     failed = subprocess.run(
-        arguments,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limit_files,
+        arguments, capture_output=True, text=True, check=False, preexec_fn=limit_files,
         env=unmeasured | {"PYTHONDONTWRITEBYTECODE": "1"},
-    )
+    )  # fmt: skip
     assert failed.returncode in (1, 4), failed.stderr
     assert "cannot be written: File too large" in failed.stderr.splitlines()[-1]
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -266,15 +250,12 @@ REMOVING = {"rmtree", "unlink", "rmdir", "removedirs"}
 
 
 def test_no_other_module_removes_files() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        if path == PACKAGE / "system" / "files.py":
+    for path, node in nodes_of_package():
+        if path == "system/files.py" or not isinstance(node, ast.Attribute):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Attribute):
-                continue
-            assert node.attr not in REMOVING, f"{path}:{node.lineno} removes by itself"
-            of_os = isinstance(node.value, ast.Name) and node.value.id == "os"
-            assert not of_os or node.attr not in {"remove", "replace"}, f"{path}:{node.lineno} replaces by itself"
+        assert node.attr not in REMOVING, f"{path}:{node.lineno} removes by itself"
+        of_os = isinstance(node.value, ast.Name) and node.value.id == "os"
+        assert not of_os or node.attr not in {"remove", "replace"}, f"{path}:{node.lineno} replaces by itself"
 
 
 def test_stamps_are_written_atomically(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

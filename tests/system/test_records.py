@@ -1,7 +1,5 @@
 """Dataclasses from JSON documents: what is accepted, and how a wrong key is named."""
 
-from __future__ import annotations
-
 import doctest
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siglip_onnx.system import records
+from siglip_onnx.system.lru_cache import LRUCache
 from siglip_onnx.system.records import read_record
 
 
@@ -97,3 +96,15 @@ def test_json_round_trip(drawing: Drawing) -> None:
 
 def test_examples_in_the_docstring() -> None:
     assert doctest.testmod(records).failed == 0
+
+
+def test_lru_cache_evicts_what_was_not_used_longest() -> None:
+    cache: LRUCache[str, int] = LRUCache(2)
+    for key, value in (("a", 1), ("b", 2)):
+        cache.put(key, value)
+    assert cache.get("a") == 1
+    cache.put("c", 3)
+    assert [cache.get(key) for key in "abc"] == [1, None, 3]
+    cache.put("a", 4)  # replaces the value and counts as use
+    cache.put("d", 5)
+    assert [cache.get(key) for key in "acd"] == [4, None, 5]

@@ -1,7 +1,5 @@
 """Token ids equal the slow reference tokenizer's, with real vocabularies and texts where they are available."""
 
-from __future__ import annotations
-
 import json
 import lzma
 import shutil
@@ -166,7 +164,7 @@ def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path:
         write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=20)
 
 
-def test_pruned_vocabulary_gives_the_same_ids(
+def test_pruned_vocabulary_gives_same_ids(
     small_checkpoint: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of large vocabularies with a few short texts, applied to a small one."""
@@ -189,7 +187,6 @@ def test_pruned_vocabulary_gives_the_same_ids(
 
 @pytest.mark.export
 def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With byte fallback; many or long texts use the whole model."""
     monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
     write_tokenizer(material / "tokenizers/siglip_v1_c4en_32k", tmp_path / "t.json", text_length=64, vocab_size=10**6)
     texts = HARD + real_texts(material)[::20]

@@ -1,7 +1,5 @@
 """``verify --published``: what it compares, what it names as missing, and when it fails."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import lzma
@@ -12,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 from support.checkpoints import make_checkpoint
+from support.commands import assert_error, run
+from support.images import save_all
 from transformers import SiglipImageProcessor, SiglipModel, SiglipTokenizer
 
-from siglip_onnx.cli import main
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.export.tokenizer import write_tokenizer
 from siglip_onnx.hub.published import PUBLISHED
@@ -40,13 +38,10 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def numbers(named: Path, images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """PyTorch's answers for the small checkpoint, as if they were published; the images are in ``images``."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    entries = []
-    for number, image in enumerate(images[:2]):
-        path = folder / f"{number}.png"
-        image.save(path)
-        entries.append({"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    entries = [
+        {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in save_all(images[:2], tmp_path / "images")
+    ]
     model = SiglipModel.from_pretrained(named).eval()
     tokenizer = SiglipTokenizer(str(named / "spiece.model"))
     ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt").input_ids
@@ -76,13 +71,9 @@ def numbers(named: Path, images: list[Image.Image], tmp_path: Path, monkeypatch:
     return path
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["verify", *(str(argument) for argument in arguments)])
-
-
 def test_every_quantity_is_compared(named: Path, numbers: Path) -> None:
     bundle = named.with_name("bundle")
-    result = run(bundle, "--published", "--images", numbers.parent / "images", "--json")
+    result = run("verify", bundle, "--published", "--images", numbers.parent / "images", "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     for variant in ("fp32", "int8"):
@@ -100,9 +91,8 @@ def test_one_different_number_fails(named: Path, numbers: Path, quantity: str) -
     (check,) = [check for check in document["checks"] if check["quantity"] == quantity]
     check["values"][0][0] += 1 if quantity == "ids" else 0.01
     numbers.write_text(json.dumps(document))
-    result = run(named.with_name("bundle"), "--published", "--images", numbers.parent / "images")
-    assert result.exit_code == 1
-    assert f"fp32: difference of the {quantity} to " in result.stderr
+    result = run("verify", named.with_name("bundle"), "--published", "--images", numbers.parent / "images")
+    assert_error(result, 1, f"fp32: difference of the {quantity} to ")
 
 
 def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) -> None:
@@ -111,25 +101,23 @@ def test_missing_images_are_named(named: Path, numbers: Path, tmp_path: Path) ->
     others.mkdir()
     shutil.copy(numbers.parent / "images" / "0.png", others)
     Image.new("RGB", (40, 40)).save(others / "1.png")
-    result = run(named.with_name("bundle"), "--published", "--images", others, "--json")
+    result = run("verify", named.with_name("bundle"), "--published", "--images", others, "--json")
     assert result.exit_code == 0, result.stderr
     for finding in json.loads(result.stdout)["published"]["fp32"]:
         assert finding["missing"] == ["1.png"]
         assert finding["max_abs"] is None
-    assert "missing: 1.png" in run(named.with_name("bundle"), "--published", "--images", others).stdout
+    assert "missing: 1.png" in run("verify", named.with_name("bundle"), "--published", "--images", others).stdout
 
 
 def test_the_real_numbers_fail_for_a_random_model_of_that_name(named: Path) -> None:
-    result = run(named.with_name("bundle"), "--published")
-    assert result.exit_code == 1
-    assert "fp32: difference of the ids to" in result.stderr
+    result = run("verify", named.with_name("bundle"), "--published")
+    assert_error(result, 1, "fp32: difference of the ids to")
     assert "missing: 000000039769.jpg" in result.stdout
 
 
 def test_a_checkpoint_without_published_numbers(small_bundle: Path) -> None:
-    result = run(small_bundle, "--published")
-    assert result.exit_code == 4
-    assert "was exported from 'small', for which there are no published numbers" in result.stderr
+    result = run("verify", small_bundle, "--published")
+    assert_error(result, 4, "was exported from 'small', for which there are no published numbers")
 
 
 def test_the_data_file_is_consistent() -> None:

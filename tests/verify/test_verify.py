@@ -1,7 +1,5 @@
 """The ``verify`` command: what it measures, and when it fails."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -10,24 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.checkpoints import make_naflex_checkpoint
-from support.commands import run_without
+from support.commands import assert_error, run, run_without
+from support.images import save_all
 
-from siglip_onnx.cli import main
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.verify.accuracy import _order_agreement
 from siglip_onnx.verify.samples import SAMPLE_TEXTS, sample_images
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["verify", *(str(argument) for argument in arguments)])
-
-
 def test_every_variant_against_fp32(small_bundle: Path) -> None:
-    result = run(small_bundle, "--json")
+    result = run("verify", small_bundle, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["failures"] == []
@@ -40,14 +33,14 @@ def test_every_variant_against_fp32(small_bundle: Path) -> None:
     assert int8["num_texts"] == len(SAMPLE_TEXTS)
 
 
-def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Path) -> None:
-    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+def test_the_card_is_written_into_the_manifest(small_bundle: Path, copy: Path, tmp_path: Path) -> None:
+    bundle = copy
     texts = tmp_path / "texts.txt"
     texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
     before = json.loads((bundle / "manifest.json").read_text())
-    assert run(bundle, "--texts", texts).exit_code == 0
+    assert run("verify", bundle, "--texts", texts).exit_code == 0
     assert json.loads((bundle / "manifest.json").read_text()) == before
-    assert run(bundle, "--texts", texts, "--write-card").exit_code == 0
+    assert run("verify", bundle, "--texts", texts, "--write-card").exit_code == 0
     after = json.loads((bundle / "manifest.json").read_text())
     card = after["variants"]["int8"].pop("accuracy")
     assert (card["inputs"], card["num_texts"]) == ("the user's images and texts", 2)
@@ -57,21 +50,18 @@ def test_the_card_is_written_into_the_manifest(small_bundle: Path, tmp_path: Pat
 
 
 def test_a_variant_below_the_limit_fails(small_bundle: Path) -> None:
-    result = run(small_bundle, "--min-cosine", "0.9999999")
-    assert result.exit_code == 1
-    assert "int8: cosine to fp32 is 0.999" in result.stderr
+    result = run("verify", small_bundle, "--min-cosine", "0.9999999")
+    assert_error(result, 1, "int8: cosine to fp32 is 0.999")
     assert "against fp32" in result.stdout
 
 
 def test_own_images_and_texts(small_bundle: Path, tmp_path: Path, images: list[Image.Image]) -> None:
     folder = tmp_path / "images"
-    folder.mkdir()
-    for number, image in enumerate(images):
-        image.save(folder / f"{number}.png")
+    save_all(images, folder)
     (folder / "notes.txt").write_text("not an image")
     texts = tmp_path / "texts.txt"
     texts.write_text("a cat\n赤い丸\n", encoding="utf-8")
-    result = run(small_bundle, "--images", folder, "--texts", texts, "--json")
+    result = run("verify", small_bundle, "--images", folder, "--texts", texts, "--json")
     document = json.loads(result.stdout)
     assert (document["variants"]["int8"]["num_images"], document["variants"]["int8"]["num_texts"]) == (4, 2)
     assert "skipped" in result.stderr
@@ -79,7 +69,7 @@ def test_own_images_and_texts(small_bundle: Path, tmp_path: Path, images: list[I
 
 
 def test_every_stage_against_pytorch(checkpoint: Path, bundle: Path) -> None:
-    result = run(bundle, "--reference", checkpoint, "--json")
+    result = run("verify", bundle, "--reference", checkpoint, "--json")
     assert result.exit_code == 0, result.stderr
     stages = {stage["stage"]: stage for stage in json.loads(result.stdout)["pytorch"]["fp32"]}
     assert stages["pixels"]["max_abs"] == 0
@@ -92,7 +82,7 @@ def test_every_stage_against_pytorch(checkpoint: Path, bundle: Path) -> None:
 def test_naflex_against_pytorch(tmp_path: Path) -> None:
     checkpoint = make_naflex_checkpoint(tmp_path / "naflex")
     export_bundle(checkpoint, tmp_path / "bundle")
-    result = run(tmp_path / "bundle", "--reference", checkpoint)
+    result = run("verify", tmp_path / "bundle", "--reference", checkpoint)
     assert result.exit_code == 0, result.stderr
     assert "fp32 against PyTorch" in result.stdout
     assert "int8 against PyTorch" in result.stdout
@@ -106,27 +96,24 @@ def test_comparison_with_another_checkpoint_fails(small_checkpoint: Path, small_
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     preprocessor = other / "preprocessor_config.json"
     preprocessor.write_text(preprocessor.read_text().replace('"resample": 2', '"resample": 3'))
-    result = run(small_bundle, "--reference", other)
-    assert result.exit_code == 1
-    assert "fp32: difference of the pixels to PyTorch is" in result.stderr
+    result = run("verify", small_bundle, "--reference", other)
+    assert_error(result, 1, "fp32: difference of the pixels to PyTorch is")
     assert "fp32: difference of the vision embedding to PyTorch is" in result.stderr
     assert "difference of the text embedding" not in result.stderr
 
 
 def test_verify_names_what_is_missing(tmp_path: Path, small_checkpoint: Path, small_bundle: Path) -> None:
     export_bundle(small_checkpoint, tmp_path / "int8", precisions=["int8"])
-    assert "has no fp32 variant to compare with; it has int8" in run(tmp_path / "int8").stderr
-    assert run(tmp_path / "int8").exit_code == 4
-    assert run(tmp_path / "int8", "--reference", small_checkpoint).exit_code == 0
-    assert "transformers cannot load" in run(small_bundle, "--reference", tmp_path).stderr
-    assert "is not a folder" in run(small_bundle, "--images", tmp_path / "nowhere").stderr
+    assert "has no fp32 variant to compare with; it has int8" in run("verify", tmp_path / "int8").stderr
+    assert run("verify", tmp_path / "int8").exit_code == 4
+    assert run("verify", tmp_path / "int8", "--reference", small_checkpoint).exit_code == 0
+    assert "transformers cannot load" in run("verify", small_bundle, "--reference", tmp_path).stderr
+    assert "is not a folder" in run("verify", small_bundle, "--images", tmp_path / "nowhere").stderr
 
 
 def test_without_torch_the_reference_names_what_to_install(small_bundle: Path, small_checkpoint: Path) -> None:
     result = run_without("torch", "verify", small_bundle, "--reference", small_checkpoint)
-    assert result.returncode == 1
-    assert "--reference needs torch, which is not installed" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_error(result, 1, "--reference needs torch, which is not installed")
 
 
 @pytest.mark.parametrize("module", ["verify.accuracy", "verify.published", "bench.run", "cli.verify"])

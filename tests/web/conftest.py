@@ -24,10 +24,11 @@ CHROMIUM = os.environ.get("SIGLIP_ONNX_CHROMIUM") or shutil.which("chromium") or
 
 @pytest.fixture(scope="module")  # not longer: while Playwright runs, asyncio.run cannot
 def browser() -> Iterator[Browser]:
-    playwright_api = pytest.importorskip("playwright.sync_api")
+    from playwright.sync_api import sync_playwright
+
     if not CHROMIUM:
         pytest.skip("Chromium is not installed; install Debian's package chromium")
-    with playwright_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
@@ -40,7 +41,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """URL of a server with the demo model; ``images.example`` serves an image."""
-    pytest.importorskip("fastapi")
     from support.fake_internet import PUBLIC, FakeInternet, answering, response, serving_in_thread
     from support.web_server import running
 
@@ -97,13 +97,11 @@ def is_complaint(message: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def model() -> SigLIP:
-    """The demo model."""
     return siglip_onnx.load("demo")
 
 
 @pytest.fixture(scope="module")
 def client(model: SigLIP) -> Iterator[TestClient]:
-    """Client of an application that serves the demo model with default settings."""
     from support.web_server import client_of
 
     with client_of([model]) as client:

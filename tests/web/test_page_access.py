@@ -1,7 +1,5 @@
 """Access to the page in a headless Chromium: export and links, languages, keyboard, phone, axe, API key."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -9,18 +7,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("playwright.sync_api")
-
 from playwright.sync_api import Page, expect
-from support.web_page import NewPage, add, choose, probabilities, rows, run_first_preset, texts_of
+from support.web_page import NewPage, add, choose, page_of_star, probabilities, rows, run_first_preset, texts_of
 from support.web_server import STAR_PATH, running
 
 import siglip_onnx
 from siglip_onnx.web.settings import Settings
 
-pytestmark = pytest.mark.web
 TEXTS = ['the word "cat"', "赤い星, 青い星", "=1+1|x"]
 
 
@@ -31,9 +24,7 @@ def download(page: Page, button: str) -> str:
 
 
 def test_export_as_csv_json_and_markdown(new_page: NewPage) -> None:
-    page = new_page(permissions=["clipboard-read", "clipboard-write"])
-    choose(page, STAR_PATH)
-    add(page, *TEXTS)
+    page = page_of_star(new_page, *TEXTS, permissions=["clipboard-read", "clipboard-write"])
     expected = siglip_onnx.load("demo").classify(STAR_PATH, TEXTS)
     table = list(csv.DictReader(io.StringIO(download(page, "#csv"))))
     assert [line["text"] for line in table] == [*TEXTS[:2], f"'{TEXTS[2]}"]  # not a formula for a spreadsheet
@@ -52,9 +43,7 @@ def test_export_as_csv_json_and_markdown(new_page: NewPage) -> None:
 
 
 def test_link_contains_the_texts_but_not_the_image(new_page: NewPage) -> None:
-    page = new_page(permissions=["clipboard-read", "clipboard-write"])
-    choose(page, STAR_PATH)
-    add(page, *TEXTS)
+    page = page_of_star(new_page, *TEXTS, permissions=["clipboard-read", "clipboard-write"])
     page.click("#link")
     expect(page.locator("#toast")).to_contain_text("contains the texts, not the image")
     link = page.evaluate("navigator.clipboard.readText()")

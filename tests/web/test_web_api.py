@@ -1,7 +1,5 @@
 """The HTTP API: the library's answers, cached embeddings, fetched URLs, OpenAPI, metrics."""
 
-from __future__ import annotations
-
 import io
 import re
 from pathlib import Path
@@ -9,19 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("fastapi")
-
 from PIL import Image
 from starlette.testclient import TestClient
 from support.fake_internet import PUBLIC, FakeInternet, answering, response, serving_in_thread
+from support.images import encode
 from support.web_server import EGGS, STAR, client_of, error_of, in_base64, wait_until_ready
 
 import siglip_onnx
 from siglip_onnx.model import SigLIP
 from siglip_onnx.session import LazySession
-from siglip_onnx.web.limits import Limits
-from siglip_onnx.web.settings import Settings
+from siglip_onnx.web.settings import Limits, Settings
 
 TEXTS = ["a red star", "赤い星", "six eggs"]
 
@@ -117,11 +112,7 @@ def test_exif_orientation_is_respected(client: TestClient) -> None:
     rotated = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise
-    files = []
-    for image, options in ((upright, {}), (rotated, {"exif": exif})):
-        file = io.BytesIO()
-        image.save(file, "PNG", **options)
-        files.append(("images", file.getvalue()))
+    files = [("images", encode(upright)), ("images", encode(rotated, exif=exif))]
     results = client.post("/v1/classify", files=files, data={"texts": ["a red star"]}).json()["results"]
     assert results[0]["models"][0]["matches"] == results[1]["models"][0]["matches"]
     assert [(result["image"]["width"], result["image"]["height"]) for result in results] == [(120, 80)] * 2

@@ -1,12 +1,9 @@
 """The command ``siglip-onnx web``: start, shutdown, options and errors."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from click.testing import CliRunner
-from support.commands import run_without
-
-pytest.importorskip("fastapi")
-
+from support.commands import assert_error, command, run, run_process, run_without
 from support.web_server import STAR
 
-from siglip_onnx.cli import main
 from siglip_onnx.cli.web import open_models
 from siglip_onnx.web.server import bind
 
@@ -36,11 +28,11 @@ WATCHDOG_S = 60
 @contextmanager
 def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start the command on a free port; yield the process and the page's URL."""
-    command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0", *options]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SIGLIP_ONNX")}
     process = subprocess.Popen(
-        command, cwd=cwd, env=variables | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command("web", "--port", "0", *options), cwd=cwd, env=variables | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     try:
         assert process.stderr
         for line in process.stderr:
@@ -110,27 +102,10 @@ def is_listening(url: str) -> bool:
 def test_port_in_use_is_reported(tmp_path: Path) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        result = CliRunner().invoke(main, ["web", "--port", str(port)])
-    assert result.exit_code == 1
-    assert f"port {port} cannot be listened on" in result.stderr
+        result = run("web", "--port", port)
+    assert_error(result, 1, f"port {port} cannot be listened on")
     assert "--port" in result.stderr
     assert not list(tmp_path.iterdir())
-
-
-def settings_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[Any, str]:
-    """Return the settings that the command derives from its options, and its standard error."""
-    served: list[Any] = []
-    monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: served.append(settings))
-    monkeypatch.delenv("SIGLIP_ONNX_MODEL", raising=False)
-    result = CliRunner().invoke(main, ["web", *options], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
-    return served[0], result.stderr
-
-
-def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, stderr = settings_of(monkeypatch)
-    assert (settings.host, settings.port, settings.url_fetch, settings.api_key) == ("127.0.0.1", 5678, True, None)
-    assert "Anyone" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -144,28 +119,28 @@ def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--host", "localhost"), True),
     ],
 )
-def test_urls_are_fetched_on_loopback_or_when_allowed(
-    options: tuple[str, ...], url_fetch: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("key", [None, "k"])
+def test_defaults_are_safe(
+    options: tuple[str, ...], url_fetch: bool, key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, stderr = settings_of(monkeypatch, *options)
-    assert settings.url_fetch is url_fetch
-    assert ("Anyone" in stderr) is ("0.0.0.0" in options or "::" in options)  # noqa: S104
-
-
-def test_key_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIGLIP_ONNX_API_KEY", "k")
-    settings, stderr = settings_of(monkeypatch, "--host", "0.0.0.0")  # noqa: S104
-    assert settings.api_key == "k"
-    assert "Anyone" not in stderr
+    """URLs are fetched on loopback or when allowed; a host that others reach needs a key, or a warning is printed."""
+    served: list[Any] = []
+    monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: served.append(settings))
+    if key:
+        monkeypatch.setenv("SIGLIP_ONNX_API_KEY", key)
+    result = run("web", *options)
+    assert result.exit_code == 0, result.stderr
+    (settings,) = served
+    assert (settings.port, settings.url_fetch, settings.api_key) == (5678, url_fetch, key)
+    assert settings.host == (options[1] if "--host" in options else "127.0.0.1")
+    assert ("Anyone" in result.stderr) is (key is None and bool({"0.0.0.0", "::"} & {*options}))  # noqa: S104
 
 
 @pytest.mark.export
 def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
     models = open_models((str(small_bundle), str(small_bundle)), ("int8", "fp32"), ())
     assert [model.variant for model in models] == ["int8", "fp32", "int8", "fp32"]
-    result = CliRunner().invoke(main, ["web", *["--variant", "int8"] * 5])
-    assert result.exit_code == 2
-    assert "at most 4" in result.stderr
+    assert_error(run("web", *["--variant", "int8"] * 5), 2, "at most 4")
 
 
 @pytest.mark.parametrize(
@@ -179,27 +154,16 @@ def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
     ],
 )
 def test_invalid_options(options: tuple[str, ...], code: int, words: str) -> None:
-    result = CliRunner().invoke(main, ["web", *options])
-    assert result.exit_code == code
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_error(run("web", *options), code, words)
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])
 def test_missing_extra_is_reported(package: str) -> None:
-    result = run_without(package, "web")
-    assert result.returncode == 1
-    assert '[web]"' in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_error(run_without(package, "web"), 1, '[web]"')
 
 
 @pytest.mark.export
-def test_server_ends_if_a_model_cannot_be_loaded(small_bundle: Path, tmp_path: Path) -> None:
-    damaged = Path(shutil.copytree(small_bundle, tmp_path / "damaged"))
-    graph = damaged / "onnx" / "vision_model_quantized.onnx"
+def test_server_ends_if_a_model_cannot_be_loaded(copy: Path) -> None:
+    graph = copy / "onnx" / "vision_model_quantized.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    command = [sys.executable, "-m", "siglip_onnx", "web", "--port", "0", "--model", str(damaged)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WATCHDOG_S)
-    assert result.returncode == 4
-    assert "Traceback" not in result.stderr
-    assert "vision_model_quantized.onnx" in result.stderr
+    assert_error(run_process("web", "--port", "0", "--model", copy), 4, "vision_model_quantized.onnx")

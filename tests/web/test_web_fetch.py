@@ -1,30 +1,23 @@
 """The URL fetcher: no SSRF vector opens a socket; slow, endless and lying servers are limited."""
 
-from __future__ import annotations
-
 import ast
 import asyncio
 import gzip
 import ipaddress
 import ssl
 import tracemalloc
-from pathlib import Path
 
 import pytest
-
-pytest.importorskip("h11")
-
 from attacks.ssrf_vectors import REDIRECTS, VECTORS, Vector
 from support.fake_internet import PUBLIC, FakeInternet, answering, redirect, response, serving, watched_sockets
+from support.source import imports_of, nodes_of_package
 
-import siglip_onnx
 from siglip_onnx.web import fetch as fetch_module
 from siglip_onnx.web.addresses import is_public
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.fetch import Fetcher
-from siglip_onnx.web.limits import Limits
+from siglip_onnx.web.settings import Limits
 
-PACKAGE = Path(siglip_onnx.__file__).parent
 ANSWERS = {"example.com": [PUBLIC], "other.example": ["2606:2800:220:1::1"], "rebound.example": ["127.0.0.1"],
            "localhost": ["127.0.0.1"]}  # fmt: skip
 
@@ -248,12 +241,7 @@ def test_only_allowed_domains_are_fetched() -> None:
 
     for url in ("http://images.example/", "http://a.images.example/", "http://IMAGES.example./"):
         assert asyncio.run(run(url)) == b"x"
-    for url in (
-        "http://example/",
-        "http://evilimages.example/",
-        "http://images.example.evil/",
-        f"http://{PUBLIC}/",
-    ):
+    for url in ("http://example/", "http://evilimages.example/", "http://images.example.evil/", f"http://{PUBLIC}/"):
         with pytest.raises(RequestError, match="other domains"):
             asyncio.run(run(url))
 
@@ -264,21 +252,14 @@ def test_public_addresses_are_public(address: str) -> None:
 
 
 def test_the_fetcher_is_the_only_network_client() -> None:
-    """Only the web server listens, and only the fetcher connects."""
     clients = {"h11", "http.client", "httpx", "httpx2", "requests", "urllib.request", "urllib3", "aiohttp", "ftplib",
                "smtplib", "telnetlib", "xmlrpc"}  # fmt: skip
-    users = {}
-    for path in PACKAGE.rglob("*.py"):
-        imported = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported |= {name.name for name in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                imported |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
-        used = {name for name in imported if name in clients | {"socket", "ssl"}}
-        if used:
-            users[path.relative_to(PACKAGE).as_posix()] = used
+    users: dict[str, set[str]] = {}
+    for path, node in nodes_of_package():
+        if used := imports_of(node) & (clients | {"socket", "ssl"}):
+            users.setdefault(path, set()).update(used)
     assert users == {"web/fetch.py": {"h11", "socket", "ssl"}, "web/server.py": {"socket"}}
-    server = ast.parse((PACKAGE / "web/server.py").read_text(encoding="utf-8"))
-    called = {node.attr for node in ast.walk(server) if isinstance(node, ast.Attribute)}
+    called = {
+        node.attr for path, node in nodes_of_package() if path == "web/server.py" and isinstance(node, ast.Attribute)
+    }
     assert not called & {"connect", "create_connection", "open_connection", "sendto"}

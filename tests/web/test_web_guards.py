@@ -1,11 +1,6 @@
 """Request guards: Host, Origin, API key, and security headers."""
 
-from __future__ import annotations
-
 import pytest
-
-pytest.importorskip("fastapi")
-
 from starlette.testclient import TestClient
 from support.web_server import BASE_URL, error_of
 
@@ -23,51 +18,44 @@ def client_with(**settings: object) -> TestClient:
     return TestClient(app, base_url=BASE_URL)
 
 
-@pytest.mark.parametrize(
-    ("header", "bound_to", "allowed"),
-    [
-        ("127.0.0.1:5678", "127.0.0.1", True),
-        ("127.0.0.1", "127.0.0.1", True),
-        ("localhost:8080", "127.0.0.1", True),
-        ("LOCALHOST", "127.0.0.1", True),
-        ("[::1]:5678", "::1", True),
-        ("photos.example", "127.0.0.1", True),
-        ("Photos.Example:5678", "127.0.0.1", True),
-        ("rebound.example:5678", "127.0.0.1", False),
-        ("localhost.rebound.example", "127.0.0.1", False),
-        ("127.0.0.1.rebound.example", "127.0.0.1", False),
-        ("192.168.1.7:5678", "127.0.0.1", False),
-        ("192.168.1.7:5678", "0.0.0.0", True),  # noqa: S104
-        ("rebound.example", "0.0.0.0", False),  # noqa: S104
-        ("127.0.0.1:5678@rebound.example", "127.0.0.1", False),
-        ("127.0.0.1:port", "127.0.0.1", False),
-        ("[::1", "127.0.0.1", False),
-        ("[::1]x", "127.0.0.1", False),
-        ("2130706433", "127.0.0.1", False),
-        ("", "127.0.0.1", False),
-        (":5678", "127.0.0.1", False),
-    ],
-)
-def test_allowed_hosts(header: str, bound_to: str, allowed: bool) -> None:
-    assert is_allowed_host(header, bound_to, {"photos.example"}) is allowed
+ANY = "0.0.0.0"  # noqa: S104
 
 
 @pytest.mark.parametrize(
-    ("origin", "host", "same"),
-    [
-        ("http://127.0.0.1:5678", "127.0.0.1:5678", True),
-        ("https://photos.example", "photos.example", True),
-        ("https://photos.example", "photos.example:443", True),
-        ("http://localhost:5678", "127.0.0.1:5678", False),
-        ("http://127.0.0.1:8000", "127.0.0.1:5678", False),
-        ("http://evil.example", "127.0.0.1:5678", False),
-        ("null", "127.0.0.1:5678", False),
-        ("", "127.0.0.1:5678", False),
-        ("file://127.0.0.1:5678", "127.0.0.1:5678", False),
-    ],
+    ("header", "bound_to"),
+    [("127.0.0.1:5678", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("localhost:8080", "127.0.0.1"),
+     ("LOCALHOST", "127.0.0.1"), ("[::1]:5678", "::1"), ("photos.example", "127.0.0.1"),
+     ("Photos.Example:5678", "127.0.0.1"), ("192.168.1.7:5678", ANY)],
+)  # fmt: skip
+def test_allowed_hosts(header: str, bound_to: str) -> None:
+    assert is_allowed_host(header, bound_to, {"photos.example"})
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["rebound.example:5678", "localhost.rebound.example", "127.0.0.1.rebound.example", "192.168.1.7:5678",
+     "127.0.0.1:5678@rebound.example", "127.0.0.1:port", "[::1", "[::1]x", "2130706433", "", ":5678"],
+)  # fmt: skip
+def test_forbidden_hosts(header: str) -> None:
+    assert not is_allowed_host(header, "127.0.0.1", {"photos.example"})
+    assert not is_allowed_host("rebound.example", ANY, {"photos.example"})
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [("http://127.0.0.1:5678", "127.0.0.1:5678"), ("https://photos.example", "photos.example"),
+     ("https://photos.example", "photos.example:443")],
+)  # fmt: skip
+def test_same_origin(origin: str, host: str) -> None:
+    assert is_same_origin(origin, host)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://localhost:5678", "http://127.0.0.1:8000", "http://evil.example", "null", "", "file://127.0.0.1:5678"],
 )
-def test_same_origin(origin: str, host: str, same: bool) -> None:
-    assert is_same_origin(origin, host) is same
+def test_other_origins(origin: str) -> None:
+    assert not is_same_origin(origin, "127.0.0.1:5678")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -97,13 +85,6 @@ def test_two_host_headers_are_refused() -> None:
 )
 def test_requests_from_other_sites(method: str, path: str, headers: dict[str, str], status: int) -> None:
     assert client_with().request(method, path, headers=headers).status_code == status
-
-
-def test_html_forms_are_not_accepted_as_json() -> None:
-    """For browsers that send no Origin header: another site cannot send JSON without a CORS preflight."""
-    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
-        answer = client_with().post("/v1/classify", content="{}", headers={"content-type": content_type})
-        assert answer.status_code == 415
 
 
 @pytest.mark.parametrize("path", PATHS)

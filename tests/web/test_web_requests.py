@@ -1,24 +1,26 @@
-"""Malformed, oversized and ambiguous requests to the HTTP API."""
+"""Malformed, oversized and ambiguous requests; nothing of a request reaches the disk, the log, or other clients."""
 
-from __future__ import annotations
-
+import base64
 import json
+import logging
 import os
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("fastapi")
-
+from PIL import Image
 from starlette.testclient import TestClient
+from support.images import encode
 from support.web_server import STAR, client_of, error_of, in_base64
 
+import siglip_onnx
 from siglip_onnx.model import SigLIP
 from siglip_onnx.options import ImageLimits
-from siglip_onnx.web.limits import Limits
-from siglip_onnx.web.settings import Settings
+from siglip_onnx.session import LazySession
+from siglip_onnx.web.settings import Limits, Settings
 
 TEXTS = ["a red star", "赤い星", "six eggs"]
 ID = {"id": "x"}
@@ -54,9 +56,7 @@ def test_invalid_json_requests(client: TestClient, body: Any, status: int, code:
 
 @pytest.mark.parametrize("word", ["image", "picture"])
 @pytest.mark.parametrize("entry", [{}, {"base64": "%%%"}, {"base64": "AAAA"}])
-def test_error_has_the_index_of_the_image_in_the_spelling_of_the_request(
-    client: TestClient, word: str, entry: dict[str, str]
-) -> None:
+def test_error_has_the_index_of_the_image(client: TestClient, word: str, entry: dict[str, str]) -> None:
     answer = client.post("/v1/classify", json={f"{word}s": [in_base64(STAR), entry], "texts": ["a"]})
     error = answer.json()["error"]
     assert (answer.status_code, error[word]) == (422, 1)
@@ -83,8 +83,10 @@ def test_other_malformed_requests(client: TestClient) -> None:
     error_of(client.post("/v1/classify", content=b"{", headers=json_type), 400, "bad_request")
     lone_surrogate = b'{"images": [{"id": "x"}], "texts": ["\\ud800"]}'
     assert client.post("/v1/classify", content=lone_surrogate, headers=json_type).status_code in (400, 422)
-    plain = client.post("/v1/classify", content=b"a", headers={"content-type": "text/plain"})
-    error_of(plain, 415, "unsupported_media_type")
+    # Another site's HTML form cannot send JSON, in browsers without an Origin header either.
+    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
+        form = client.post("/v1/classify", content=b"{}", headers={"content-type": content_type})
+        error_of(form, 415, "unsupported_media_type")
     error_of(client.post("/v1/classify", data={"other": "x"}, files={"images": STAR}), 422, "invalid_request")
     error_of(client.post("/v1/classify", files=[("images", STAR)] * 33, data={"texts": "a"}), 422, "limit_exceeded")
     error_of(client.post("/v1/classify", files={"images": STAR}, data={"texts": "a" * 20_000}), 422, "limit_exceeded")
@@ -138,3 +140,52 @@ def test_mutated_requests_are_answered_or_refused(client: TestClient) -> None:
         assert answer.status_code < 500, (path, bytes(mutated))
         if answer.status_code >= 400:
             assert list(answer.json()) == ["error"]
+
+
+def test_nothing_is_written_to_disk(client: TestClient) -> None:
+    """Not even parts of a form larger than 1 MB, which the parser would spool by default."""
+    large = encode(Image.new("RGB", (1500, 1500)), "BMP")
+    written: list[Any] = []
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        creates = event in ("tempfile.mkstemp", "tempfile.mkdtemp", "os.mkdir", "os.rename")
+        if watching and (creates or (event == "open" and (arguments[2] or 0) & writing)):
+            written.append(arguments[0])
+
+    watching = True
+    sys.addaudithook(audit)
+    answer = client.post("/v1/classify", files={"images": large}, data={"texts": ["a", "b"]})
+    Path(os.devnull).write_bytes(b"")  # proves that the hook sees writes
+    watching = False
+    assert answer.status_code == 200
+    assert len(large) > 6_000_000
+    assert written == [os.devnull]
+
+
+def test_nothing_of_an_image_is_logged(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "5EC12E7" * 30
+    for data in (secret.encode(), STAR[:2000] + secret.encode(), STAR + secret.encode()):
+        answers = [
+            client.post("/v1/classify", files={"images": (secret, data)}, data={"texts": "a", secret: secret}),
+            client.post("/v1/classify", json={"images": [in_base64(data)], "texts": ["a"]}),
+            client.post("/v1/classify", json={"images": [{"base64": data.decode("latin-1")}], "texts": ["a"]}),
+            client.post("/v1/classify", json={"images": in_base64(data), "texts": ["a"]}),
+        ]
+    output = caplog.text + "".join(answer.text for answer in answers)
+    assert secret not in output
+    assert base64.b64encode(secret.encode()).decode()[8:40] not in output
+
+
+def test_errors_of_a_model_are_logged_and_hidden_from_clients(
+    model: SigLIP, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> None:
+        raise siglip_onnx.BundleError("/home/somebody/model is damaged")
+
+    with client_of([model]) as client:
+        monkeypatch.setattr(LazySession, "embed", failing)
+        answer = client.post("/v1/classify", json={"images": [in_base64(STAR)], "texts": ["a text not cached yet"]})
+        assert "somebody" not in error_of(answer, 500, "model_error")["message"]
+        assert "/home/somebody/model is damaged" in caplog.text

@@ -1,7 +1,5 @@
 """The page's static files: size, completeness of both languages, Content Security Policy."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

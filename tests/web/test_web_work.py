@@ -1,15 +1,10 @@
 """The bounded request queue, alone and under overload."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from typing import Any
 
 import pytest
-
-pytest.importorskip("fastapi")
-
 from starlette.requests import Request
 from support.web_server import STAR, client_of
 
@@ -17,9 +12,8 @@ import siglip_onnx
 from siglip_onnx.web.bodies import read_body
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.inference import Inference
-from siglip_onnx.web.limits import Limits
 from siglip_onnx.web.metrics import Metrics
-from siglip_onnx.web.settings import Settings
+from siglip_onnx.web.settings import Limits, Settings
 from siglip_onnx.web.work import WorkQueue
 
 
@@ -72,16 +66,6 @@ def test_queued_work_is_skipped_when_its_client_disconnects() -> None:
 
     asyncio.run(main())
     assert started == ["first", "third"]
-    queue.close()
-
-
-def test_errors_of_the_work_reach_the_request() -> None:
-    def work() -> None:
-        raise RequestError(422, "decode_error", "Not an image.")
-
-    queue = WorkQueue(Limits(), 1, Metrics())
-    with pytest.raises(RequestError, match="Not an image"):
-        asyncio.run(queue.run(work, never))
     queue.close()
 
 

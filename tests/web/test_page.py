@@ -1,30 +1,21 @@
-"""The page's table of texts in a headless Chromium: numbers, editing, undo, templates, presets, model comparison."""
-
-from __future__ import annotations
+"""The page in a headless Chromium: sources of images, the table, templates, presets, comparison of models."""
 
 import json
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("playwright.sync_api")
-
+from PIL import Image
 from playwright.sync_api import expect
-from support.web_page import NewPage, add, choose, probabilities, rows, texts_of
+from support.web_page import NewPage, add, choose, page_of_star, probabilities, rows, texts_of
 from support.web_server import EGGS_PATH, STAR_PATH, running
 
 import siglip_onnx
 from siglip_onnx.cli.output import format_probability
 
-pytestmark = pytest.mark.web
-
 
 def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "a red star")
+    page = page_of_star(new_page, "a red star")
     add(page, "青い星", "six eggs")
     assert texts_of(page) == ["a red star", "青い星", "six eggs"]
     expected = siglip_onnx.load("demo").classify(STAR_PATH, texts_of(page))
@@ -42,9 +33,7 @@ def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
 
 
 def test_adding_a_text_sends_only_the_text(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "a red star")
+    page = page_of_star(new_page, "a red star")
     with page.expect_request("**/v1/classify") as request:
         add(page, "a moon")
     body = json.loads(request.value.post_data or "")
@@ -69,9 +58,7 @@ def test_numbers_are_formatted_as_on_the_command_line(new_page: NewPage) -> None
 
 
 def test_edit_sort_delete_and_undo(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "six eggs", "a red star", "a blue star")
+    page = page_of_star(new_page, "six eggs", "a red star", "a blue star")
     page.get_by_role("button", name="Edit “six eggs”").click()
     editor = page.locator("td.text input")
     expect(editor).to_be_focused()
@@ -110,9 +97,7 @@ def test_edit_sort_delete_and_undo(new_page: NewPage) -> None:
 
 
 def test_new_image_empties_the_table_and_undo_restores_it(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "a red star", "six eggs")
+    page = page_of_star(new_page, "a red star", "six eggs")
     choose(page, EGGS_PATH)
     expect(page.locator("#toast")).to_contain_text("New image")
     expect(page.locator("#empty")).to_be_visible()
@@ -130,9 +115,7 @@ def test_new_image_empties_the_table_and_undo_restores_it(new_page: NewPage) -> 
 
 
 def test_template_change_recomputes_the_table(new_page: NewPage) -> None:
-    page = new_page()
-    choose(page, STAR_PATH)
-    add(page, "red star")
+    page = page_of_star(new_page, "red star")
     page.click("#options summary")
     page.fill("#template", "a star")
     page.press("#template", "Enter")
@@ -177,3 +160,95 @@ def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
         expect(cell).to_have_text(format_probability(int8[0].probability))
         page.select_option("#heat-model", label="fp32")
         expect(cell).to_have_text(format_probability(fp32[0].probability))
+
+
+PASTE = """async () => {
+    const blob = await (await fetch('samples/word_cat.png')).blob();
+    const data = new DataTransfer();
+    data.items.add(new File([blob], 'pasted.png', {type: 'image/png'}));
+    document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true}));
+}"""
+DROP = """async () => {
+    const blob = await (await fetch('samples/word_car.png')).blob();
+    const data = new DataTransfer();
+    data.items.add(new File([blob], 'dropped.png', {type: 'image/png'}));
+    for (const kind of ['dragover', 'drop']) {
+        document.getElementById('drop').dispatchEvent(
+            new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));
+    }
+}"""
+CAMERA_IS_ON = """new Promise((done) => {
+    const video = document.getElementById('video');
+    if (video.videoWidth) done(); else video.onloadeddata = done;
+})"""
+
+
+def test_every_source_of_images(new_page: NewPage) -> None:
+    page = new_page()
+    facts, history = page.locator("#image-facts"), page.locator("#history button")
+    choose(page, STAR_PATH, EGGS_PATH)
+    expect(facts).to_contain_text("red_star.png · 256 × 256 pixels")
+    expect(history).to_have_count(2)
+    page.evaluate(PASTE)
+    expect(facts).to_contain_text("pasted.png")
+    page.evaluate(DROP)
+    expect(facts).to_contain_text("dropped.png")
+    page.fill("#url", "http://images.example/folder/star.png")
+    page.press("#url", "Enter")
+    expect(facts).to_contain_text("star.png · 256 × 256")
+    page.click("#samples button[data-name='six_eggs.png']")
+    expect(facts).to_contain_text("six_eggs.png")
+    page.click("#camera")
+    page.evaluate(CAMERA_IS_ON)
+    page.click("#camera-take")
+    expect(facts).to_contain_text("Camera.png")
+    expect(page.locator("#camera-dialog")).to_be_hidden()
+    expect(history).to_have_count(6)  # a sample that is already in the tab is not added again
+    add(page, "a red star")
+    history.first.click()
+    expect(facts).to_contain_text("red_star.png")
+
+
+def test_cached_image_shows_no_times(new_page: NewPage) -> None:
+    choose(new_page(), EGGS_PATH)
+    page = new_page()
+    choose(page, EGGS_PATH)
+    expect(page.locator("#image-facts")).to_have_text("six_eggs.png · 256 × 256 pixels · cached")
+
+
+def test_unreadable_files_and_refused_urls_are_reported(new_page: NewPage, tmp_path: Path) -> None:
+    page = new_page()
+    text = tmp_path / "notes.png"
+    text.write_text("not an image")
+    page.set_input_files("#file", str(text))
+    expect(page.locator("#toast")).to_contain_text("notes.png: This image format is not supported.")
+    page.fill("#url", "http://inside.example/a.png")
+    page.press("#url", "Enter")
+    expect(page.locator("#toast")).to_contain_text("Only http and https URLs on the public internet")
+    expect(page.locator("#history-part")).to_be_hidden()
+    choose(page, STAR_PATH, EGGS_PATH)
+    add(page, "a red star")
+    page.set_input_files("#file", str(text))
+    expect(page.locator("#toast")).to_contain_text("notes.png")
+    expect(page.locator("#image-facts")).to_contain_text("red_star.png")  # as before, with its table
+    expect(rows(page)).to_have_count(1)
+
+
+def test_format_that_browsers_cannot_show(new_page: NewPage, tmp_path: Path) -> None:
+    page = new_page()
+    Image.open(STAR_PATH).convert("RGB").save(tmp_path / "star.tga")
+    choose(page, tmp_path / "star.tga")
+    expect(page.locator("#image-problem")).to_contain_text("the model can read it")
+    add(page, "a red star")
+    assert float(probabilities(page)[0]) > 0.5
+
+
+def test_blocked_camera_is_explained(new_page: NewPage, address: str) -> None:
+    port = urlsplit(address).port
+    page = new_page(f"http://photos.example:{port}/")  # neither localhost nor https
+    page.click("#camera")
+    expect(page.locator("#camera-problem")).to_contain_text("only on https pages and on this machine itself")
+    expect(page.locator("#capture-label")).to_be_visible()
+    assert page.locator("#capture").get_attribute("capture") == "environment"
+    page.set_input_files("#capture", str(STAR_PATH))
+    expect(page.locator("#image-facts")).to_contain_text("red_star.png")

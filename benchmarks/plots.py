@@ -1,4 +1,7 @@
-"""Plots of results, PNG and SVG, transparent and legible on light and dark pages. Needs matplotlib."""
+"""Draw results as PNG and SVG, transparent and legible on light and dark pages. Needs matplotlib.
+
+python benchmarks/plots.py RESULTS.json FOLDER
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from ..system.files import atomic_path
-from .schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Mode, Row
-from .tables import SAME_ANSWER, format_measurement, start_memory_mb, start_seconds
+from siglip_onnx.bench import schema
+from siglip_onnx.bench.schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Mode, Row
+from siglip_onnx.bench.tables import SAME_ANSWER, format_measurement, start_memory_mb, start_seconds
+from siglip_onnx.system.files import atomic_path
 
 INK = "#767676"  # 4.5 to 1 on white, 4.2 to 1 on the black of dark pages
 OURS, PEERS = "#d9622b", "#3f7fc1"
@@ -35,6 +40,15 @@ _STYLE: Any = {
     "ytick.color": INK, "axes.edgecolor": INK, "axes.spines.top": False, "axes.spines.right": False,
     "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6,
 }  # fmt: skip
+
+
+@click.command(help=__doc__)
+@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+def main(results: Path, folder: Path) -> None:
+    """Draw every plot of some results."""
+    for path in draw_plots(schema.read_document(results), folder):
+        click.echo(path, err=True)
 
 
 def draw_plots(document: Document, folder: Path) -> list[Path]:
@@ -237,3 +251,7 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
     for number in order:
         placed[number] = max([values[number], *(height + gap for height in placed.values())])
     return [placed[number] for number in range(len(values))]
+
+
+if __name__ == "__main__":
+    main()
