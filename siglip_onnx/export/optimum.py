@@ -143,7 +143,7 @@ def _trace(kind: Any, onnx_config: type[TowerOnnxConfig], checkpoint: Path, out:
     try:
         # Some checkpoints are saved in half precision; the graph computes in float32.
         model = kind.from_pretrained(checkpoint, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"transformers cannot load {checkpoint}: {error}") from error
     finally:
         transformers.logging.set_verbosity(level)
