@@ -41,7 +41,7 @@ FreshTower = Callable[[str], ir.Model]
 
 @dataclass(frozen=True)
 class ExportedVariant:
-    """One row of the closing table."""
+    """Summary of one exported variant."""
 
     name: str
     size_bytes: int
@@ -65,6 +65,7 @@ def export_bundle(
     precisions: Sequence[str] = PRECISIONS,
     exporter: str = "native",
     min_cosine: float | None = None,
+    allow_inaccurate: bool = False,
     calibration_images: Sequence[ImageSource] | None = None,
     reduce_range: bool = False,
     overwrite: bool = False,
@@ -81,7 +82,8 @@ def export_bundle(
         precisions: the variants of the bundle: ``"fp32"``, ``"int8"``, ``"fp16"``, ``"q4"``.
         exporter: ``"native"``, or ``"optimum"`` to let optimum-onnx trace the PyTorch model.
         min_cosine: the cosine to fp32 that every sample embedding of every variant must reach, ``MIN_COSINE`` if None;
-            int8 leaves layers in fp32 where that requires it. 0 accepts any accuracy.
+            int8 leaves as many layers in fp32 as it needs to reach it.
+        allow_inaccurate: keep a variant that does not reach ``min_cosine``.
         calibration_images: images that int8 and q4 are fitted to; the built-in samples if None. The texts are always
             the built-in ones.
         reduce_range: keep int8 weights within 7 bits: faster on x86 CPUs without VNNI, and less exact.
@@ -93,7 +95,7 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
-        AccuracyError: a variant's accuracy is below ``min_cosine``.
+        AccuracyError: a variant does not reach ``min_cosine``, and ``allow_inaccurate`` is not set.
         ImageError: a calibration image cannot be read.
         MissingExtraError: ``exporter`` is optimum, which is not installed.
     """
@@ -115,11 +117,12 @@ def export_bundle(
             calibration_inputs = prepare_inputs(checkpoint, folder, calibration_images, SAMPLE_TEXTS)
         options = Int8Options(MIN_COSINE["int8"] if min_cosine is None else min_cosine, reduce_range)
         # Every variant is fitted to fp32 and compared with it; unless requested, it is written to a temporary folder.
-        homes = {REFERENCE: Path(scratch)} | dict.fromkeys(precisions, folder)
-        written = _write_variants(fresh_tower, homes, calibration_inputs, options, report)
+        output_folders = {REFERENCE: Path(scratch)} | dict.fromkeys(precisions, folder)
+        written = _write_variants(fresh_tower, output_folders, calibration_inputs, options, report)
         report("Comparing with fp32 on the sample images and texts")
         accuracies = _compare(written, samples, head)
-        _check_accuracies(accuracies, min_cosine)
+        if not allow_inaccurate:
+            _check_accuracies(accuracies, min_cosine)
         variants = {
             name: _describe_variant(name, variant, folder, files, accuracies[name])
             for name, variant in written.items()
@@ -142,7 +145,7 @@ def export_bundle(
 
 @contextmanager
 def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[FreshTower]:
-    """Give the function that makes an fp32 tower by name, a new one at each call; weights are read when it is saved."""
+    """Yield a function that builds a fresh fp32 tower by name; its weights are read when it is saved."""
     if exporter == "native":
         yield lambda tower: build_towers(checkpoint.weights, checkpoint.config)[tower]
         return
@@ -182,21 +185,21 @@ def _write_shared_files(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _write_variants(
     fresh_tower: FreshTower,
-    homes: Mapping[str, Path],
+    output_folders: Mapping[str, Path],
     calibration_inputs: Mapping[str, Sequence[Inputs]],
     options: Int8Options,
     report: Report,
 ) -> dict[str, WrittenVariant]:
-    """Write each variant below the folder that ``homes`` names for it, fp32 first."""
+    """Write each variant into its output folder, fp32 first."""
     calibration = {
-        tower: Calibration(homes[REFERENCE] / graph_path(tower, REFERENCE), inputs)
+        tower: Calibration(output_folders[REFERENCE] / graph_path(tower, REFERENCE), inputs)
         for tower, inputs in calibration_inputs.items()
     }
     written = {}
-    for name, home in homes.items():
+    for name, output_folder in output_folders.items():
         report(f"Writing {name} towers")
         began = time.perf_counter()
-        graphs = {tower: home / graph_path(tower, name) for tower in TOWERS}
+        graphs = {tower: output_folder / graph_path(tower, name) for tower in TOWERS}
         quantization = {
             tower: write_tower(name, partial(fresh_tower, tower), path, calibration[tower], options)
             for tower, path in graphs.items()
@@ -232,7 +235,7 @@ def _check_accuracies(accuracies: Mapping[str, Accuracy], min_cosine: float | No
             raise AccuracyError(
                 f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32 on the samples (vision "
                 f"{accuracy.vision_cosine_min:.5f}, text {accuracy.text_cosine_min:.5f}), expected at least {limit}. "
-                "Nothing was written. Export with --precision fp32, or accept the variant with --allow-inaccurate."
+                "Nothing was written. Export with --precision fp32, or keep the variant with --allow-inaccurate."
             )
 
 
