@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -133,17 +133,22 @@ class ImageReader:
             return _decode(image, name, self.allow_truncated, watched)
 
 
+def is_single_image(images: ImageSource | Iterable[ImageSource]) -> TypeGuard[ImageSource]:
+    """Say whether this is one image rather than several; an array ``(N, H, W, C)`` is several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return isinstance(images, str | bytes | Image.Image) or hasattr(images, "__fspath__")
+
+
 def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
     """Return an iterable of images, whether one image or several are given; ``(N, H, W, C)`` counts as N images.
 
     Raises:
         ImageError: ``images`` is of a type that can be neither.
     """
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, str | bytes | Image.Image | np.ndarray) or hasattr(images, "__fspath__"):
-        return [images]  # type: ignore[list-item]
-    if not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase):
+    if is_single_image(images):
+        return [images]
+    if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | io.IOBase):
         raise ImageError(f"Images cannot be a {type(images).__name__}; give a path, bytes, a PIL image or an array.",
                          status="unsupported")  # fmt: skip
     return images

@@ -52,6 +52,8 @@ def test_compiled_logits_are_those_of_the_pipeline_bit_for_bit(
         assert_array_equal(classifier.logits(image), expected)
         matches = model.classify(image, LABELS, template=TEMPLATES, logit_bias=-3.5)
         assert classifier.classify(image) == matches
+    assert classifier.classify(images) == [classifier.classify(image) for image in images]
+    assert classifier.classify([]) == []
 
 
 def test_the_graph_itself_gives_probabilities_and_takes_batches(
