@@ -75,14 +75,14 @@ class Classifier:
     """A compiled classifier, loaded."""
 
     def __init__(self, path: Path, options: RuntimeOptions = DEFAULTS) -> None:
-        """Load ``path``; of the options, providers, threads, image limits and ``allow_truncated`` apply.
+        """Load ``path``; of the options, providers, threads and those of reading images apply.
 
         Raises:
             BundleError: not a compiled classifier, or one of another format.
             ProviderError: a provider is not available.
         """
         self._session = LazySession(path, providers=options.providers, threads=options.threads)
-        self._reader = ImageReader(options.image_limits, options.allow_truncated)
+        self._reader = ImageReader(options.image_limits, options.allow_truncated, background=options.background)
         self.providers = self._session.providers
         try:
             self.facts = ClassifierFacts.from_json(self._session.metadata[FACTS])

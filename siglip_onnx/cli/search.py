@@ -62,7 +62,9 @@ def search(
     if not query_terms:
         raise click.UsageError("There is nothing to search for; give a TEXT or --image FILE.")
     collection = open_collection(folder)
-    model = replace(choice, variant=choice.variant or collection.job.facts.variant).open()
+    facts = collection.job.facts
+    variant, background = choice.variant or facts.variant, choice.background or facts.background
+    model = replace(choice, variant=variant, background=background).open()
     collection.check_model(model)
     query = encode_query(model, query_terms, template=templates)
     hits = collection.search(query, top, threads=choice.threads)
@@ -72,7 +74,7 @@ def search(
         with writing(html_path, " Choose another place for --html."):
             write_atomic(html_path, render_gallery(_describe_query(query_terms), hits).encode())
     if as_json:
-        _print_json(collection.job.facts, query_terms, hits)
+        _print_json(facts, query_terms, hits)
     else:
         _print_table(hits)
 
