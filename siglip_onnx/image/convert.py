@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _KEYED_MODES = ("1", "L", "P", "RGB")  # in which the file may name a color or palette entries as transparent
 _BITS_PER_SAMPLE = 258  # a TIFF tag
 _LARGEST_INT = 2**31 - 1
-_BLOCK_PIXELS = 1 << 20  # that are f64 at the same time
+_BLOCK_PIXELS = 1 << 20  # that are converted at the same time
 
 
 def parse_background(background: str) -> Color | None:
@@ -88,15 +89,25 @@ def scale_levels(image: Image.Image, white: int) -> Image.Image:
 def to_rgb(image: Image.Image, background: Color | None) -> Image.Image:
     """Convert to mode RGB; transparency is composited on ``background``, or dropped if that is None.
 
-    Sources: ``transformers.image_transforms.convert_to_rgb`` of 5.24 on white; of 4.57, which drops transparency.
+    Sources: ``transformers.image_transforms.convert_to_rgb`` of 5.24 on white, which however drops premultiplied alpha
+    and the alpha of palettes; of 4.57, which drops all transparency.
     """
     if image.mode == "La":  # which Pillow converts only to LA
         image = image.convert("LA")
-    keyed = image.mode in _KEYED_MODES and image.info.get("transparency") is not None
-    if background is None or not (keyed or image.mode in _ALPHA_MODES):
+    if background is None or not _has_transparency(image):
         return image.convert("RGB")
-    below = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+    flat = Image.new("RGB", image.size)
+    for top, bottom in _blocks(image.width, image.height):
+        block = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        below = Image.new("RGBA", block.size, (*background, 255))
+        flat.paste(Image.alpha_composite(below, block).convert("RGB"), (0, top))
+    return flat
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    keyed = image.mode in _KEYED_MODES and image.info.get("transparency") is not None
+    palette_has_alpha = image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+    return keyed or palette_has_alpha or image.mode in _ALPHA_MODES
 
 
 def _bit_depth(file: Image.Image) -> int | None:
@@ -110,8 +121,13 @@ def _bit_depth(file: Image.Image) -> int | None:
 
 def _scale(levels: NDArray[Any], white: int) -> NDArray[np.uint8]:
     scaled = np.empty(levels.shape, np.uint8)
-    step = max(1, _BLOCK_PIXELS // levels.shape[1])
-    for start in range(0, len(levels), step):
-        block = np.nan_to_num(levels[start : start + step].astype(np.float64))
-        scaled[start : start + step] = np.rint(block.clip(0, white) * (255 / white))
+    for top, bottom in _blocks(levels.shape[1], len(levels)):
+        block = np.nan_to_num(levels[top:bottom].astype(np.float64))
+        scaled[top:bottom] = np.rint(block.clip(0, white) * (255 / white))
     return scaled
+
+
+def _blocks(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the end of each block of rows; a whole large image would take too much memory."""
+    rows = max(1, _BLOCK_PIXELS // width)
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))

@@ -59,6 +59,16 @@ def test_every_mode_with_alpha(mode: str) -> None:
     assert (pixels_of(image) != pixels_of(image, "drop")).any()
 
 
+def test_alpha_in_the_palette() -> None:
+    image = Image.fromarray(random_pixels(4)).quantize(16)
+    assert image.palette is not None
+    assert (image.mode, image.palette.mode, image.info.get("transparency")) == ("P", "RGBA", None)
+    assert_array_equal(pixels_of(image), on_white(image))
+    data = encode(image, "TGA")
+    with Image.open(io.BytesIO(data)) as stored:
+        assert_array_equal(pixels_of(data), on_white(stored))
+
+
 @pytest.mark.parametrize(("mode", "straight"), [("RGBa", "RGBA"), ("La", "LA")])
 def test_premultiplied_alpha(mode: str, straight: str) -> None:
     image = Image.fromarray(random_pixels(4)).convert(straight).convert(mode)
@@ -83,7 +93,8 @@ def test_every_format_with_alpha(format_: str) -> None:
 def test_every_format_with_gray_and_alpha(format_: str) -> None:
     la = random_pixels(2)
     la[:4, :, 1] = 0
-    data = encode(Image.fromarray(la, "LA"), format_, **RGBA_FORMATS[format_])
+    image = Image.merge("LA", [Image.fromarray(la[..., band]) for band in range(2)])
+    data = encode(image, format_, **RGBA_FORMATS[format_])
     with Image.open(io.BytesIO(data)) as stored:
         assert_array_equal(pixels_of(data), on_white(stored))
     assert (pixels_of(data)[:4] == 255).all()
@@ -92,7 +103,7 @@ def test_every_format_with_gray_and_alpha(format_: str) -> None:
 @pytest.mark.parametrize("format_", ["GIF", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("transparency", [0, b"\x00\x80"])
 def test_transparent_palette_entries(format_: str, transparency: Any) -> None:
-    palette = Image.fromarray(np.tile(np.arange(3, dtype=np.uint8), (8, 8)), "P")
+    palette = Image.frombytes("P", (24, 8), bytes([0, 1, 2] * 8 * 8))
     palette.putpalette([10, 10, 10, 90, 90, 90, 200, 200, 200])
     if format_ == "GIF" and isinstance(transparency, bytes):
         transparency = 0  # all that the format has
@@ -193,7 +204,11 @@ def test_the_bit_depth_of_a_tiff_is_its_range() -> None:
         assert pixels_of(data)[0, :, 0].tolist() == [0, 0, 1]
 
 
-def test_many_levels_are_scaled_in_blocks() -> None:
+def test_large_images_are_converted_in_blocks() -> None:
+    rgba = np.random.default_rng(1).integers(0, 256, (1500, 1400, 4), np.uint8)
+    palette = Image.fromarray(rgba).quantize(16)
+    for image in (Image.fromarray(rgba), palette):
+        assert_array_equal(pixels_of(image), on_white(image))
     levels = np.random.default_rng(0).integers(0, 65536, (1500, 1400), np.uint16)
     expected = np.rint(levels / 257).astype(np.uint8)
     assert_array_equal(pixels_of(Image.fromarray(levels))[..., 2], expected)
