@@ -205,7 +205,7 @@ def test_errors_name_what_is_available(small_bundle: Path, tmp_path: Path) -> No
     for threads in (0, -3, 513, 100_000, "2"):
         with pytest.raises(SiglipOnnxError, match=f"threads is {threads!r}, expected a number from 1 to 512"):
             siglip_onnx.load(small_bundle, threads=threads).encode_texts(["a"])  # type: ignore[arg-type]
-    with pytest.raises(ProviderError, match="not one str"):
+    with pytest.raises(ProviderError, match="must be a list of str, not one str"):
         siglip_onnx.load(small_bundle, providers="CPUExecutionProvider").encode_texts(["a"])
     with pytest.raises(ProviderError, match=r"NoSuchProvider is not available; .* has .*CPUExecutionProvider"):
         siglip_onnx.load(small_bundle, providers=["NoSuchProvider"]).encode_texts(["a"])
