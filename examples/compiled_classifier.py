@@ -1,6 +1,6 @@
 """Run a compiled classifier with onnxruntime, numpy and pillow alone.
 
-python compiled_classifier.py FILE PICTURE
+python compiled_classifier.py FILE IMAGE
 """
 
 import json
@@ -11,14 +11,15 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-classifier, picture = sys.argv[1:]
+classifier, path = sys.argv[1:]
 options = onnxruntime.SessionOptions()
 cpu = Path("/proc/cpuinfo")
 if not (cpu.exists() and "vnni" in cpu.read_text(encoding="utf-8")):  # without VNNI the fast int8 instructions saturate
     options.add_session_config_entry("session.x64quantprecision", "1")
 session = onnxruntime.InferenceSession(classifier, options, providers=["CPUExecutionProvider"])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["siglip_onnx"])
-image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 pixels = np.asarray(image.resize((facts["width"], facts["height"]), facts["resample"]))[np.newaxis]
 if facts["input"] == "float32":
     scaled = (pixels * np.float64(facts["rescale_factor"])).astype(np.float32)

@@ -7,8 +7,10 @@ The graph takes ``pixel_values`` and gives ``logits`` and ``probabilities``; its
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -16,7 +18,7 @@ from PIL import Image
 from .config import LevelsConfig, PreprocessorConfig
 from .errors import BundleError
 from .head import Floats, Match, match_texts
-from .image.decode import ImageReader, ImageSource
+from .image.decode import ImageReader, ImageSource, as_images, is_single_image
 from .image.preprocess import SquashPreprocessor
 from .options import DEFAULTS, RuntimeOptions
 from .session import LazySession
@@ -73,14 +75,14 @@ class Classifier:
     """A compiled classifier, loaded."""
 
     def __init__(self, path: Path, options: RuntimeOptions = DEFAULTS) -> None:
-        """Load ``path``; of the options, providers, threads, image limits and ``allow_truncated`` apply.
+        """Load ``path``; of the options, providers, threads and those of reading images apply.
 
         Raises:
             BundleError: not a compiled classifier, or one of another format.
             ProviderError: a provider is not available.
         """
         self._session = LazySession(path, providers=options.providers, threads=options.threads)
-        self._reader = ImageReader(options.image_limits, options.allow_truncated)
+        self._reader = ImageReader(options.image_limits, options.allow_truncated, background=options.background)
         self.providers = self._session.providers
         try:
             self.facts = ClassifierFacts.from_json(self._session.metadata[FACTS])
@@ -95,13 +97,25 @@ class Classifier:
         self.variant = self.facts.variant
         self.embedding_space = self.facts.embedding_space
 
-    def classify(self, image: ImageSource) -> list[Match]:
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is one image, although it is an iterable of str
+        self, image: ImageSource
+    ) -> list[Match]: ...
+
+    @overload
+    def classify(self, image: Iterable[ImageSource]) -> list[list[Match]]: ...
+
+    def classify(self, image: ImageSource | Iterable[ImageSource]) -> list[Match] | list[list[Match]]:
         """Return for each label how likely it is to describe the image, in the order of the labels.
 
+        Several images give one such list per image; see :meth:`.SigLIP.classify`.
+
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: an image cannot be read.
         """
-        return self.match(image)[0]
+        if is_single_image(image):
+            return self.match(image)[0]
+        return [self.match(each)[0] for each in as_images(image)]
 
     def match(self, image: ImageSource) -> tuple[list[Match], bool]:
         """Do as :meth:`classify`, and return whether the image was truncated."""

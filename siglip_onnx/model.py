@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from .bundle import Bundle
 from .config import NaflexPreprocessorConfig
 from .errors import ImageError, SiglipOnnxError, TextError
 from .head import Floats, Match, compute_logits, match_texts
-from .image.decode import ImageSource, as_images
+from .image.decode import ImageSource, as_images, is_single_image
 from .image.preprocess import Inputs
 from .options import DEFAULTS, RuntimeOptions
 from .text.templates import check_texts
@@ -96,7 +96,8 @@ class SigLIP:
         """The execution providers in use: those requested, or the CPU; never silently replaced."""
         return self.vision.session.providers
 
-    def classify(
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is one image, although it is an iterable of str
         self,
         image: ImageSource,
         texts: Sequence[str],
@@ -104,11 +105,34 @@ class SigLIP:
         template: str | Sequence[str] = "{}",
         threshold: float = 0.0,
         logit_bias: float | None = None,
-    ) -> list[Match]:
+    ) -> list[Match]: ...
+
+    @overload
+    def classify(
+        self,
+        image: Iterable[ImageSource],
+        texts: Sequence[str],
+        *,
+        template: str | Sequence[str] = "{}",
+        threshold: float = 0.0,
+        logit_bias: float | None = None,
+    ) -> list[list[Match]]: ...
+
+    def classify(
+        self,
+        image: ImageSource | Iterable[ImageSource],
+        texts: Sequence[str],
+        *,
+        template: str | Sequence[str] = "{}",
+        threshold: float = 0.0,
+        logit_bias: float | None = None,
+    ) -> list[Match] | list[list[Match]]:
         """Return for each text how likely it is to describe the image, in the order given.
 
+        Several images give one such list per image, in order; no images give ``[]``.
+
         Args:
-            image: path, bytes, PIL image or uint8 array.
+            image: path, bytes, PIL image or uint8 array; or an iterable of these, or an array ``(N, H, W, C)``.
             texts: descriptions in any language that the checkpoint was trained on.
             template: the prompt around each text, for example ``"This is a photo of {}."``; the embeddings of several
                 templates are averaged.
@@ -116,15 +140,16 @@ class SigLIP:
             logit_bias: replaces the checkpoint's bias, which is a little too low for many uses.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: an image cannot be read.
             TextError: no texts, or one that cannot be tokenized.
         """
         texts = check_texts(texts)
         if not texts:
             raise TextError("There are no texts to compare with the image; give at least one.")
         labels = self.text.embed_labels(texts, template)
-        logits = self.logits(self.vision.embed(image), labels, logit_bias=logit_bias)
-        return [match for match in match_texts(logits[0], texts) if match.probability >= threshold]
+        rows = self.logits(self.vision.embed(image), labels, logit_bias=logit_bias)
+        answers = [[match for match in match_texts(row, texts) if match.probability >= threshold] for row in rows]
+        return answers[0] if is_single_image(image) else answers
 
     def encode_images(self, images: ImageSource | Iterable[ImageSource]) -> Floats:
         """Return unit embeddings f32 ``(N, D)`` of one image or an iterable of images.

@@ -10,6 +10,7 @@ from .errors import ImageError, SiglipOnnxError
 from .system.threads import MAX_THREADS
 
 MOST_PIXELS = 178_956_970  # Pillow refuses more, unless its own limit was changed
+WHITE, DROP = "white", "drop"  # backgrounds of transparent images; "drop" is no color, but ignores transparency
 MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
 
 
@@ -83,6 +84,8 @@ DEFAULT_LIMITS = ImageLimits()
 class RuntimeOptions:
     """How a model runs: the arguments of :func:`siglip_onnx.load` of the same names.
 
+    ``background`` is the color behind transparent images, a name or ``#rrggbb``; ``"drop"`` gives the pixels of
+    transformers 4.57 instead: see :class:`.ImageReader`.
     ``exact_int8`` forces onnxruntime's exact int8 kernels on or off; None uses them where the fast ones saturate.
     """
 
@@ -96,6 +99,7 @@ class RuntimeOptions:
     image_limits: ImageLimits = DEFAULT_LIMITS
     allow_truncated: bool = False
     exact_int8: bool | None = None
+    background: str = WHITE
 
     def __post_init__(self) -> None:
         """Check workers and threads, and store the other values in their own types.

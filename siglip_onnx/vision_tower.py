@@ -50,7 +50,7 @@ class VisionTower:
         """
         self.preprocess = make_preprocessor(bundle, options)
         draft_size = (_DRAFT * self.preprocess.largest_side,) * 2 if options.fast_decode else None
-        self.reader = ImageReader(options.image_limits, options.allow_truncated, draft_size)
+        self.reader = ImageReader(options.image_limits, options.allow_truncated, draft_size, options.background)
         self.session = open_tower(bundle, VISION, variant, options)
         self._workers = options.workers
         self._embedding_dim = bundle.manifest.embedding_dim

@@ -30,7 +30,7 @@ class PyTorch:
         self._tokenize = tokenizer(checkpoint, config)
 
     def decode(self, path: Path) -> Image.Image:
-        """Return an upright RGB image: what ``transformers.image_utils.load_image`` gives."""
+        """Return an upright RGB image, the same for every engine."""
         return load_image(path)
 
     def preprocess(self, image: Image.Image) -> Inputs:

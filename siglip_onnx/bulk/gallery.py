@@ -27,26 +27,31 @@ small, .unreadable { color: #aaa } a { color: inherit } }
 """
 
 
-def render_gallery(title: str, hits: Sequence[Hit]) -> str:
-    """Return the page; an image that can no longer be read is shown as a gray box."""
+def render_gallery(title: str, hits: Sequence[Hit], *, probability: bool = True) -> str:
+    """Return the page; an image that can no longer be read is shown as a gray box.
+
+    Each image has its probability and logit, or its similarity alone if ``probability`` is False.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n<h1>{_escape(title)}</h1>\n<ul>\n"
-        + "".join(map(_render_hit, hits))
+        + "".join(_render_hit(hit, probability) for hit in hits)
         + "</ul>\n</html>\n"
     )
 
 
-def _render_hit(hit: Hit) -> str:
+def _render_hit(hit: Hit, probability: bool) -> str:
     name = _escape(Path(hit.path).name)
     thumbnail = _thumbnail(hit.path)
     content = f'<img alt="{name}" src="{thumbnail}">' if thumbnail else '<span class="unreadable">cannot be read</span>'
+    score = f"{hit.probability if probability else hit.similarity:.3g}"
+    logit = f"logit {hit.logit:.2f}, " if probability else ""
     return (
-        f'<li><a href="{_escape(Path(hit.path).as_uri())}">{content}</a> <b>{hit.probability:.3g}</b> '
-        f"<small>logit {hit.logit:.2f}, {name}</small></li>\n"
+        f'<li><a href="{_escape(Path(hit.path).as_uri())}">{content}</a> <b>{score}</b> '
+        f"<small>{logit}{name}</small></li>\n"
     )
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ..bundle.integrity import FileFacts
 from ..errors import JobError
+from ..image.convert import name_background
+from ..options import DROP, WHITE
 from ..system.files import remove_own_files
 from ..system.json_files import read_json_object
 from ..system.records import read_record
@@ -203,7 +205,10 @@ def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
         _remove_job(path)
     if (path / FACTS).exists():
         job = open_job(path)
-        _compare(path, asdict(job.facts), asdict(facts))
+        stored, requested = asdict(job.facts), asdict(facts)
+        if "background" not in job.facts.preprocessing and facts.background in (DROP, name_background(WHITE)):
+            requested["preprocessing"].pop("background", None)  # a job of version 0.1 keeps what it did
+        _compare(path, stored, requested)
         return job
     write_whole(path, FACTS, [facts.to_bytes()])
     return Job(path, facts)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..bundle.integrity import FileFacts
 from ..errors import ImageError, JobError
+from ..options import DROP
 from ..system.json_files import to_json
 
 FORMAT = "siglip_onnx.job/1"
@@ -37,6 +38,11 @@ class JobFacts:
     def fingerprint(self) -> str:
         """Hash of all facts, by which a shard of this job is distinguished from one of another."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @property
+    def background(self) -> str:
+        """Background of transparent images; ``"drop"`` in a job of version 0.1, which did not record it."""
+        return str(self.preprocessing.get("background", DROP))
 
     def to_bytes(self) -> bytes:
         """Return the content of ``job.json``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -28,6 +29,7 @@ from .worker_pool import WorkerPool
 
 SUMMARY_FORMAT = "siglip_onnx.job_summary/1"
 _NO_INPUTS = "No images were found; give a folder or a list that has some, or see --all-files."
+_log = logging.getLogger(__name__)
 Engine = Callable[[Job, ModelSpec, list[Task], Progress], Iterator[tuple[int, Receipt]]]
 
 
@@ -84,9 +86,15 @@ def run_job(
         if policy.overwrite and listing.is_empty():
             raise JobError(_NO_INPUTS)
         job = begin_job(out, facts, overwrite=policy.overwrite)
+        if job.facts.background != facts.background:
+            _log.warning(
+                "%s was begun by version 0.1 and keeps its pixels: transparency and levels beyond 8 bits are not "
+                "converted. To embed with the current pixels, start over with --overwrite.",
+                out,
+            )
         clear_temporary(out)  # of earlier runs
         try:
-            return _run(job, listing, model, policy, engine, progress or Progress())
+            return _run(job, listing, model.for_job(job.facts), policy, engine, progress or Progress())
         finally:
             clear_temporary(out)
 

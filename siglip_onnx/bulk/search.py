@@ -59,8 +59,16 @@ def encode_query(model: SigLIP, terms: Sequence[Term], *, template: str | Sequen
     return unit
 
 
+def is_one_text(terms: Sequence[Term]) -> bool:
+    """Say whether a query is that of one text, so that its logits and probabilities are those of ``classify``."""
+    return len(terms) == 1 and terms[0].text is not None and terms[0].weight > 0
+
+
 class Hit(NamedTuple):
-    """One result: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit."""
+    """One result: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit.
+
+    Logit and probability have no meaning if the query is an image or a sum; see :func:`is_one_text`.
+    """
 
     path: str
     similarity: float

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..hub.loading import open_model
+from ..image.convert import name_background
 from ..model import SigLIP
 from ..options import DEFAULTS, RuntimeOptions
 from .records import MAX_SHARD_SIZE, JobFacts
@@ -27,6 +28,10 @@ class ModelSpec:
         """Return the same model with an absolute path, valid in any working directory."""
         return replace(self, name=os.path.abspath(self.name)) if Path(self.name).is_dir() else self  # noqa: PTH100
 
+    def for_job(self, facts: JobFacts) -> ModelSpec:
+        """Return the same model with the background that the vectors of a job were embedded with."""
+        return replace(self, options=replace(self.options, background=facts.background))
+
     def job_facts(self, *, layout: str = "npy", dtype: str = "float32", shard_size: int = MAX_SHARD_SIZE) -> JobFacts:
         """Return the facts that all vectors of a job with this model share."""
         model = self.open()
@@ -42,6 +47,7 @@ class ModelSpec:
                 "fast_decode": self.options.fast_decode,
                 "allow_truncated": self.options.allow_truncated,
                 "image_limits": asdict(self.options.image_limits),
+                "background": name_background(self.options.background),
             },
             layout=layout,
             dtype=dtype,

@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from .. import demo
+from ..errors import SiglipOnnxError
 from ..hub.loading import open_model
+from ..image.convert import parse_background
 from ..model import SigLIP
-from ..options import MAX_NUM_PATCHES, MOST_PIXELS, ImageLimits, RuntimeOptions
+from ..options import MAX_NUM_PATCHES, MOST_PIXELS, WHITE, ImageLimits, RuntimeOptions
 from ..system.threads import MAX_THREADS, available_threads
 from ..verify.accuracy import MIN_COSINE
 from .output import report, report_demo_model
@@ -54,6 +56,7 @@ class ModelChoice:
     max_num_patches: int | None
     max_megapixels: float | None
     allow_truncated: bool
+    background: str | None
     offline: bool
 
     @property
@@ -78,6 +81,7 @@ class ModelChoice:
             label_cache=label_cache,
             image_limits=self.image_limits,
             allow_truncated=self.allow_truncated,
+            background=self.background or WHITE,
         )
 
     def open(self, label_cache: Path | None = None, *, num_inputs: int = 1) -> SigLIP:
@@ -115,6 +119,15 @@ def collect(kind: type[Any], name: str, options: Sequence[Callable[[Any], Any]])
     return decorate
 
 
+def check_background(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Return a background; one that is neither a color nor ``drop`` is a usage error."""
+    try:
+        parse_background(WHITE if value is None else value)
+    except SiglipOnnxError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 model_options = collect(ModelChoice, "choice", [
     click.option("--model", envvar="SIGLIP_ONNX_MODEL", metavar="MODEL",
                  help="Folder of an exported model, its name on the Hugging Face Hub, or, for classify, a "
@@ -135,6 +148,9 @@ model_options = collect(ModelChoice, "choice", [
                  help="Refuse larger images, before decoding them. Default: 89.5."),
     click.option("--allow-truncated", is_flag=True,
                  help="Accept images whose files end early, and decode what is there."),
+    click.option("--background", metavar="COLOR", callback=check_background,
+                 help="Color behind transparent images: a name or #rrggbb. drop: ignore transparency, and cut levels "
+                      "beyond 8 bits, as transformers 4.57 does. Default: white."),
     click.option("--offline", is_flag=True,
                  help="Do not use the network, even if the model is not in the cache."),
 ])  # fmt: skip

@@ -10,15 +10,16 @@ import click
 
 from ..bulk.gallery import render_gallery
 from ..bulk.records import JobFacts
-from ..bulk.search import Hit, Term, encode_query, open_collection
+from ..bulk.search import Hit, Term, encode_query, is_one_text, open_collection
 from ..system.files import write_atomic
 from .options import PATH, ModelChoice, json_option, model_options, template_option
-from .output import format_probability, format_table, print_json, warn, writing
+from .output import format_probability, format_table, print_json, printable, warn, writing
 
 
 @click.command()
 @click.argument("folder", type=PATH, metavar="OUT")
-@click.argument("texts", nargs=-1, metavar="[TEXT...]")
+@click.argument("arguments", nargs=-1, metavar="[TEXT]")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="Like this text; repeat for more.")
 @click.option("--image", "images", multiple=True, metavar="FILE", help="Like this image; repeat for more.")
 @click.option("--minus", multiple=True, metavar="TEXT", help="Not like this text; repeat for more.")
 @click.option("--minus-image", multiple=True, metavar="FILE", help="Not like this image; repeat for more.")
@@ -33,6 +34,7 @@ from .output import format_probability, format_table, print_json, warn, writing
 @json_option
 def search(
     folder: Path,
+    arguments: tuple[str, ...],
     texts: tuple[str, ...],
     images: tuple[str, ...],
     minus: tuple[str, ...],
@@ -47,12 +49,17 @@ def search(
 ) -> None:
     """Search an embedded folder for images.
 
-    Finds the images in OUT, a folder written by siglip-onnx embed, that best fit the texts, the images, or both
-    together; every vector is compared. similarity is the cosine. logit and probability are those of classify for one
-    text; for images and for several terms they only give the order.
+    Finds the images in OUT, a folder written by siglip-onnx embed, that best fit TEXT, or the sum of texts and images
+    given as options; every vector is compared. similarity is the cosine. A search for one text also gives logit and
+    probability, which are those of classify; for images and sums they would have no meaning.
     """
+    if len(arguments) > 1:
+        raise click.UsageError(
+            f"There are {len(arguments)} texts where one is expected. To search for one text, put it in quotes: "
+            f'"{printable(" ".join(arguments))}"; to add up several texts, give each with --text.'
+        )
     query_terms = [
-        *(Term(1, text=text) for text in texts),
+        *(Term(1, text=text) for text in (*arguments, *texts)),
         *(Term(1, image=image) for image in images),
         *(Term(-1, text=text) for text in minus),
         *(Term(-1, image=image) for image in minus_image),
@@ -62,32 +69,38 @@ def search(
     if not query_terms:
         raise click.UsageError("There is nothing to search for; give a TEXT or --image FILE.")
     collection = open_collection(folder)
-    model = replace(choice, variant=choice.variant or collection.job.facts.variant).open()
+    facts = collection.job.facts
+    variant, background = choice.variant or facts.variant, choice.background or facts.background
+    model = replace(choice, variant=variant, background=background).open()
     collection.check_model(model)
     query = encode_query(model, query_terms, template=templates)
     hits = collection.search(query, top, threads=choice.threads)
+    one_text = is_one_text(query_terms)
     if collection.num_unfinished:
         warn(f"{collection.num_unfinished:,} shards are not embedded yet.")
     if html_path is not None:
         with writing(html_path, " Choose another place for --html."):
-            write_atomic(html_path, render_gallery(_describe_query(query_terms), hits).encode())
+            write_atomic(html_path, render_gallery(_describe_query(query_terms), hits, probability=one_text).encode())
     if as_json:
-        _print_json(collection.job.facts, query_terms, hits)
+        _print_json(facts, query_terms, hits, probability=one_text)
     else:
-        _print_table(hits)
+        click.echo(f"query: {printable(_describe_query(query_terms))}")
+        _print_table(hits, probability=one_text)
 
 
-def _print_table(hits: Sequence[Hit]) -> None:
+def _print_table(hits: Sequence[Hit], *, probability: bool) -> None:
+    columns = ("path", "similarity", "logit", "probability") if probability else ("path", "similarity")
     rows = [
         (hit.path, f"{hit.similarity:.3f}", f"{hit.logit:.2f}", format_probability(hit.probability)) for hit in hits
     ]
-    click.echo(format_table(("path", "similarity", "logit", "probability"), rows))
+    click.echo(format_table(columns, [row[: len(columns)] for row in rows]))
 
 
-def _print_json(facts: JobFacts, query_terms: Sequence[Term], hits: Sequence[Hit]) -> None:
+def _print_json(facts: JobFacts, query_terms: Sequence[Term], hits: Sequence[Hit], *, probability: bool) -> None:
     query = [{key: value for key, value in term._asdict().items() if value is not None} for term in query_terms]
     document = {"model": facts.model_name, "variant": facts.variant, "embedding_space": facts.embedding_space}
-    print_json(document | {"query": query, "results": [hit._asdict() for hit in hits]})
+    unknown = {} if probability else {"logit": None, "probability": None}
+    print_json(document | {"query": query, "results": [hit._asdict() | unknown for hit in hits]})
 
 
 def _describe_query(query_terms: Sequence[Term]) -> str:

@@ -11,7 +11,7 @@ from .. import demo
 from ..bundle.folder import Bundle, open_bundle
 from ..errors import BundleError, DownloadError, ModelNotFoundError
 from ..model import SigLIP
-from ..options import DEFAULT_LIMITS, ImageLimits, RuntimeOptions
+from ..options import DEFAULT_LIMITS, WHITE, ImageLimits, RuntimeOptions
 from .cache import CachedModel, find_cached, quarantine
 from .download import is_offline
 from .names import parse_hub_name
@@ -32,6 +32,7 @@ def load(
     label_cache: str | os.PathLike[str] | None = None,
     image_limits: ImageLimits | None = None,
     allow_truncated: bool = False,
+    background: str = WHITE,
     offline: bool = False,
     cache: str | os.PathLike[str] | None = None,
     report: Report = _log.info,
@@ -54,6 +55,8 @@ def load(
         label_cache: a folder in which embeddings of labels are stored for other runs.
         image_limits: limits of an image's pixels, sides and bytes; by default 89 megapixels.
         allow_truncated: accept truncated images and decode what is there; by default they are refused.
+        background: the color behind transparent images, a name or ``#rrggbb``; ``"drop"`` gives the pixels of
+            transformers 4.57 instead: see :class:`.ImageReader`.
         offline: open no socket; ``HF_HUB_OFFLINE=1`` in the environment does the same.
         cache: the old name of ``label_cache``.
         report: called with each line of progress of a download or export; by default it is logged at level INFO.
@@ -74,6 +77,7 @@ def load(
         label_cache=None if label_cache is None else Path(label_cache),
         image_limits=image_limits or DEFAULT_LIMITS,
         allow_truncated=allow_truncated,
+        background=background,
     )
     return SigLIP(open_model(name, variant, offline=offline, report=report), options)
 

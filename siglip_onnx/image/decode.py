@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError, first_line
-from ..options import DEFAULT_LIMITS, ImageLimits
+from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
+from .convert import is_deep, largest_level, parse_background, scale_levels, to_rgb
 from .guard import check_header, check_tiles
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
@@ -32,7 +33,7 @@ class DecodedImage:
 
     Attributes:
         rgb: the pixels, mode RGB, upright.
-        truncated: whether the data ended early, so that the lower part is gray or black.
+        truncated: whether the data ended early, so that the lower part is gray, black or the background.
     """
 
     rgb: Image.Image
@@ -45,9 +46,10 @@ def load_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     allow_truncated: bool = False,
     draft_size: tuple[int, int] | None = None,
+    background: str = WHITE,
 ) -> Image.Image:
     """Return ``source`` as a PIL image of mode RGB; see :class:`ImageReader`."""
-    return ImageReader(limits, allow_truncated, draft_size).read(source).rgb
+    return ImageReader(limits, allow_truncated, draft_size, background).read(source).rgb
 
 
 def open_image(
@@ -56,9 +58,10 @@ def open_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     allow_truncated: bool = False,
     draft_size: tuple[int, int] | None = None,
+    background: str = WHITE,
 ) -> DecodedImage:
     """Decode ``source`` to RGB; see :class:`ImageReader`."""
-    return ImageReader(limits, allow_truncated, draft_size).read(source)
+    return ImageReader(limits, allow_truncated, draft_size, background).read(source)
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,30 @@ class ImageReader:
     """Decode images to RGB, turned upright as their EXIF orientation says.
 
     Arrays are uint8 of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``. Of an animation the first
-    frame is taken; an alpha channel is dropped, not blended; levels beyond 8 bits are cut at 255, which is logged.
-    Source: ``transformers.image_utils.load_image`` of 4.57, whose pixels this gives.
+    frame is taken. Transparency is composited on ``background``, which is what the image processors of transformers
+    5.24 do on white. Levels beyond 8 bits are scaled, which is logged: see :func:`.largest_level`.
+    Source: ``transformers.image_utils.load_image`` of 4.57, whose pixels these are for all other images; and for all
+    images if ``background`` is ``"drop"``: transparency is ignored, and levels beyond 8 bits are cut at 255.
 
     Args:
         limits: bounds of an image's size, checked before its pixels are decoded.
         allow_truncated: decode what is there of an image whose data ends early, which is logged and returned.
         draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
             not smaller than that: faster, but not the same pixels.
+        background: the name of a color, ``#rrggbb``, or ``"drop"``.
+
+    Raises:
+        SiglipOnnxError: ``background`` is none of these.
     """
 
     limits: ImageLimits = DEFAULT_LIMITS
     allow_truncated: bool = False
     draft_size: tuple[int, int] | None = None
+    background: str = WHITE
+
+    def __post_init__(self) -> None:
+        """Check the background."""
+        parse_background(self.background)
 
     def read(self, source: ImageSource) -> DecodedImage:
         """Decode a path, the bytes of a file, a PIL image or an array.
@@ -87,10 +101,10 @@ class ImageReader:
             ImageError: not a readable image, or without pixels, over a limit, or truncated; ``status`` says which.
         """
         if isinstance(source, np.ndarray):
-            return _from_array(source, self.limits)
+            return self._from_array(source)
         if isinstance(source, Image.Image):
             self.limits.check_size(*source.size, "the PIL image")
-            return _decode(source, "the PIL image", self.allow_truncated)
+            return self._decode(source, "the PIL image")
         if isinstance(source, bytes):
             return self._read_file(io.BytesIO(source), f"the image ({len(source)} bytes)")
         if isinstance(source, str | os.PathLike):
@@ -130,7 +144,48 @@ class ImageReader:
             check_tiles(image, name)
             if self.draft_size is not None:
                 image.draft(None, self.draft_size)
-            return _decode(image, name, self.allow_truncated, watched)
+            return self._decode(image, name, watched)
+
+    def _decode(self, image: Image.Image, name: str, file: _WatchedFile | None = None) -> DecodedImage:
+        loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
+        try:
+            return DecodedImage(self._to_rgb(ImageOps.exif_transpose(loaded), image, name), truncated)
+        except Exception as error:  # decoders raise almost anything on damaged data
+            raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
+
+    def _to_rgb(self, image: Image.Image, file: Image.Image, name: str) -> Image.Image:
+        background = parse_background(self.background)
+        if is_deep(image):
+            if background is None:
+                _log.warning("%s has levels beyond 8 bits, which are cut at 255 as in transformers 4.57.", name)
+                return image.convert("RGB")
+            white = largest_level(image, file)
+            if white != 255:
+                _log.warning("%s has levels beyond 8 bits, which were scaled from 0-%d to 0-255.", name, white)
+            image = scale_levels(image, white)
+        return to_rgb(image, background)
+
+    def _from_array(self, array: np.ndarray[Any, Any]) -> DecodedImage:
+        shape = array.shape
+        gray = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+        if array.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] in (3, 4))):
+            raise ImageError(
+                f"An image array is {array.dtype} of shape {shape}; expected uint8 (0-255) of shape (H, W), (H, W, 1), "
+                "(H, W, 3) or (H, W, 4). Convert floats with (array * 255).round().astype('uint8').",
+                status="unsupported",
+            )
+        if 0 in shape:
+            raise ImageError(f"An image array has shape {shape} and so no pixels; expected at least 1x1.")
+        self.limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
+        image = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array)
+        return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
+
+
+def is_single_image(images: ImageSource | Iterable[ImageSource]) -> TypeGuard[ImageSource]:
+    """Say whether this is one image rather than several; an array ``(N, H, W, C)`` is several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return isinstance(images, str | bytes | Image.Image) or hasattr(images, "__fspath__")
 
 
 def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
@@ -139,11 +194,9 @@ def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSour
     Raises:
         ImageError: ``images`` is of a type that can be neither.
     """
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, str | bytes | Image.Image | np.ndarray) or hasattr(images, "__fspath__"):
-        return [images]  # type: ignore[list-item]
-    if not isinstance(images, Iterable) or isinstance(images, bytearray | io.IOBase):
+    if is_single_image(images):
+        return [images]
+    if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | io.IOBase):
         raise ImageError(f"Images cannot be a {type(images).__name__}; give a path, bytes, a PIL image or an array.",
                          status="unsupported")  # fmt: skip
     return images
@@ -172,18 +225,6 @@ class _WatchedFile:
         return getattr(self._file, name)
 
 
-def _decode(
-    image: Image.Image, name: str, allow_truncated: bool, file: _WatchedFile | None = None
-) -> DecodedImage:  # fmt: skip
-    if image.mode.startswith(("I", "F")):
-        _log.warning("%s has levels beyond 8 bits, which are cut at 255 as the reference does; convert it first.", name)
-    image, truncated = _load_pixels(image, name, allow_truncated, file)
-    try:
-        return DecodedImage(ImageOps.exif_transpose(image).convert("RGB"), truncated)
-    except Exception as error:  # decoders raise almost anything on damaged data
-        raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
-
-
 def _load_pixels(
     image: Image.Image, name: str, allow_truncated: bool, file: _WatchedFile | None
 ) -> tuple[Image.Image, bool]:
@@ -207,7 +248,7 @@ def _load_pixels(
     partial = image if problem is None else _decoded_part(image)
     if partial is None:
         raise _truncated(name, "no part of it can be decoded") from problem
-    _log.warning("%s is truncated; what is missing of it is gray or black.", name)
+    _log.warning("%s is truncated; what is missing of it is gray, black or the background.", name)
     return partial, True
 
 
@@ -231,22 +272,6 @@ def _decoded_part(image: Image.Image) -> Image.Image | None:
         return image.copy()
     finally:
         image.tile = tiles  # type: ignore[attr-defined]
-
-
-def _from_array(array: np.ndarray[Any, Any], limits: ImageLimits) -> DecodedImage:
-    shape = array.shape
-    gray = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
-    if array.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] in (3, 4))):
-        raise ImageError(
-            f"An image array is {array.dtype} of shape {shape}; expected uint8 (0-255) of shape (H, W), (H, W, 1), "
-            "(H, W, 3) or (H, W, 4). Convert floats with (array * 255).round().astype('uint8').",
-            status="unsupported",
-        )
-    if 0 in shape:
-        raise ImageError(f"An image array has shape {shape} and so no pixels; expected at least 1x1.")
-    limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
-    rgb = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array).convert("RGB")
-    return DecodedImage(rgb, truncated=False)
 
 
 def _cannot_open(error: Exception, name: str, limits: ImageLimits) -> ImageError:

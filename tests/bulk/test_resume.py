@@ -8,15 +8,19 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
 from support.commands import command
 from support.images import make_image, save_all
 from support.jobs import SHARD_SIZE, InProcess, embed, sha256_of, tree
 
+from siglip_onnx.bulk.job import open_job
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.errors import JobError
 from siglip_onnx.options import RuntimeOptions
@@ -194,5 +198,40 @@ def test_job_of_version_0_1_resumes(spec: ModelSpec, tmp_path: Path) -> None:
     assert engine.shards == [1]
     after = tree(out)
     assert {name: after[name] for name in before} == before
-    embed(tmp_path / "new", folder, spec, facts=spec.job_facts(shard_size=1))
-    assert tree(tmp_path / "new") == after
+    drop = replace(spec, options=RuntimeOptions(background="drop"))
+    embed(tmp_path / "new", folder, drop, facts=drop.job_facts(shard_size=1))
+    own = {"job.json", "summary.json", *(name for name in after if name.startswith("receipts/"))}  # with fingerprints
+    assert {name: value for name, value in tree(tmp_path / "new").items() if name not in own} == {
+        name: value for name, value in after.items() if name not in own
+    }
+
+
+def test_background_is_a_fact_of_a_job(spec: ModelSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A job resumes with its own background only; one of version 0.1, which recorded none, keeps ignoring alpha."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 40, 4), np.uint8))
+    save_all([image], folder)
+    white, gray, drop = (
+        replace(spec, options=RuntimeOptions(background=background)) for background in ("white", "#808080", "drop")
+    )
+    expected = {each: each.open().encode_images(image) for each in (white, gray, drop)}
+    assert not any(np.array_equal(expected[one], expected[other]) for one, other in combinations(expected, 2))
+    for each, vectors in expected.items():
+        embed(out, folder, each, overwrite=True)
+        assert_array_equal(np.load(out / "vectors" / "000000.npy"), vectors)
+    with pytest.raises(JobError, match=r"'background': 'drop'.*, not .*'background': '#ffffff'"):
+        embed(out, folder, white)
+    assert caplog.text == ""
+    embed(out, folder, white, overwrite=True)
+    document = json.loads((out / "job.json").read_text())
+    assert document["preprocessing"].pop("background") == "#ffffff"
+    (out / "job.json").write_text(text_0_1(document))  # the folder of version 0.1; no receipt has its fingerprint
+    for each in (white, drop):
+        embed(out, folder, each)
+        assert_array_equal(np.load(out / "vectors" / "000000.npy"), expected[drop])
+        assert ("was begun by version 0.1 and keeps its pixels" in caplog.text) is (each == white)
+        caplog.clear()
+    assert "background" not in (out / "job.json").read_text()
+    assert open_job(out).facts.background == "drop"
+    with pytest.raises(JobError, match=r"not .*'background': '#808080'"):
+        embed(out, folder, gray)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,8 +125,51 @@ def test_search_by_images_and_weights(embedded: Path) -> None:
     image = model.encode_images(star)
     expected = l2_normalize(text[:1] - text[1:2] - np.float32(0.5) * text[2:] + np.float32(0.25) * image)
     assert_allclose(query, expected[0], atol=1e-6)
-    assert hits == [hit._asdict() for hit in open_collection(embedded).search(query, 10)]
+    unknown = {"logit": None, "probability": None}
+    assert hits == [hit._asdict() | unknown for hit in open_collection(embedded).search(query, 10)]
     assert other["path"] != star
+
+
+STAR = str(IMAGES_PATH / "red_star.png")
+
+
+@pytest.mark.parametrize(
+    ("query", "title", "one_text"),
+    [
+        (["a star"], "a star", True),
+        (["--text", "a star"], "a star", True),
+        (["--term", "2", "a star"], "2 × a star", True),
+        (["a star", "--template", "a {}", "--template", "the {}"], "a star", True),
+        (["a star", "--text", "a circle"], "a star + a circle", False),
+        (["--text", "a", "--text", "b"], "a + b", False),
+        (["a star", "--minus", "red"], "a star − red", False),
+        (["--minus", "red"], "− red", False),
+        (["--term", "-1", "red"], "− red", False),
+        (["--image", STAR], "red_star.png", False),
+        (["--image-term", "0.5", STAR], "0.5 × red_star.png", False),
+        (["a star", "--minus-image", STAR], "a star − red_star.png", False),
+    ],
+)
+def test_only_one_text_has_probabilities(
+    query: list[str], title: str, one_text: bool, embedded: Path, tmp_path: Path
+) -> None:
+    """Tables and pages leave the columns out, JSON has null; the first line and the title name the query."""
+    page = tmp_path / "page.html"
+    result = run("search", embedded, *query, "-k", "3", "--html", page)
+    assert result.exit_code == 0, result.stderr
+    first, header, *rows = result.stdout.splitlines()
+    assert first == f"query: {title}"
+    assert header.split() == ["path", "similarity", *(["logit", "probability"] if one_text else [])]
+    assert [len(row.split()) for row in rows] == [4 if one_text else 2] * 3
+    text = page.read_text(encoding="utf-8")
+    assert f"<title>{title}</title>" in text
+    assert text.count("logit") == (3 if one_text else 0)
+    hits = json.loads(run("search", embedded, *query, "-k", "3", "--json").stdout)["results"]
+    shown = [f"{hit['probability' if one_text else 'similarity']:.3g}" for hit in hits]
+    assert re.findall(r"<b>(.*?)</b>", text) == shown
+    for hit in hits:
+        assert list(hit) == ["path", "similarity", "logit", "probability"]
+        assert (hit["logit"] is None, hit["probability"] is None) == (not one_text, not one_text)
 
 
 def test_query_that_cancels_out_is_refused(embedded: Path) -> None:
@@ -183,6 +227,13 @@ def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, code, message in (
         ([embedded], 2, "There is nothing to search for"),
+        (
+            [embedded, "a", "red", "hat"],
+            2,
+            "3 texts where one is expected. To search for one text, put it in quotes: "
+            '"a red hat"; to add up several texts, give each with --text.',
+        ),
+        ([embedded, "a", "hat", "--image", STAR], 2, '"a hat"'),
         ([tmp_path / "empty", "a"], 1, "holds no vectors; create them with: siglip-onnx embed"),
         ([tmp_path / "nowhere", "a"], 1, "holds no vectors"),
         ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),

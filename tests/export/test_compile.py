@@ -52,6 +52,8 @@ def test_compiled_logits_are_those_of_the_pipeline_bit_for_bit(
         assert_array_equal(classifier.logits(image), expected)
         matches = model.classify(image, LABELS, template=TEMPLATES, logit_bias=-3.5)
         assert classifier.classify(image) == matches
+    assert classifier.classify(images) == [classifier.classify(image) for image in images]
+    assert classifier.classify([]) == []
 
 
 def test_the_graph_itself_gives_probabilities_and_takes_batches(
@@ -111,9 +113,17 @@ def test_the_example_runs_without_this_package(small_bundle: Path, tmp_path: Pat
     model = siglip_onnx.load(small_bundle)
     compile_classifier(model, LABELS, tmp_path / "c.onnx", uint8=uint8)
     image = IMAGES_PATH / "red_star.png"
-    output = subprocess.check_output([sys.executable, EXAMPLE, tmp_path / "c.onnx", image], text=True)
-    expected = [f"{match.text}: {match.probability:.3g}" for match in model.classify(image, LABELS)]
-    assert output.splitlines() == expected
+    clear = tmp_path / "clear.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 4), np.uint8)).save(clear)
+    for path in (image, clear):
+        output = subprocess.check_output([sys.executable, EXAMPLE, tmp_path / "c.onnx", path], text=True)
+        expected = [f"{match.text}: {match.probability:.3g}" for match in model.classify(path, LABELS)]
+        assert output.splitlines() == expected
+    white, black = (
+        Classifier(tmp_path / "c.onnx", siglip_onnx.RuntimeOptions(background=background)).classify(clear)
+        for background in ("white", "black")
+    )
+    assert white == model.classify(clear, LABELS) != black
     imports = [line for line in EXAMPLE.read_text().splitlines() if line.startswith(("import", "from"))]
     assert not [line for line in imports if "siglip_onnx" in line]
 

@@ -1,5 +1,6 @@
 """Preprocessed pixels of real images, normal and odd: bit-equal to the reference's slow processors."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 from transformers import Siglip2ImageProcessor, SiglipImageProcessor
+from transformers.image_utils import load_image as reference_load_image
 
 from siglip_onnx.config import NaflexPreprocessorConfig, PreprocessorConfig
 from siglip_onnx.errors import ImageError
@@ -34,9 +36,21 @@ def decode_all(folder: Path) -> Iterator[tuple[str, Image.Image]]:
         for path in sorted((folder / kind).rglob("*")):
             if path.is_file() and path.suffix not in (".md", ".json", ".LICENSE"):
                 try:
-                    yield path.name, load_image(path)
+                    yield path.name, load_image(path, background="drop")
                 except ImageError:
                     continue
+
+
+def test_decoded_pixels(material: Path) -> None:
+    """With ``"drop"``, of transparent and deep images too."""
+    for path in sorted((material / "images" / "odd").rglob("*.*")):
+        try:
+            decoded = load_image(path, background="drop")
+        except ImageError:
+            continue
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            assert_array_equal(np.asarray(decoded), np.asarray(reference_load_image(image)), err_msg=str(path))
 
 
 @pytest.mark.parametrize("resample", [BICUBIC, BILINEAR])

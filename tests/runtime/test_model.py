@@ -53,6 +53,27 @@ def test_classify_agrees_with_its_parts(model: siglip_onnx.SigLIP, image: Image.
     assert [match.probability for match in matches] == siglip_onnx.sigmoid(logits).tolist()
 
 
+def test_several_images_are_classified_one_by_one(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
+    """Every kind of iterable gives a list per image, no images give none, and one image of any kind gives one list."""
+    images = [image, image.rotate(180)]
+    expected = [model.classify(each, TEXTS, template="a {}", logit_bias=0.5) for each in images]
+    assert expected[0] != expected[1]
+    arrays = np.stack([np.asarray(each) for each in images])
+    for several in (images, tuple(images), iter(images), (each for each in images), list(arrays), arrays):
+        assert model.classify(several, TEXTS, template="a {}", logit_bias=0.5) == expected
+    assert model.classify(arrays[0], TEXTS, template="a {}", logit_bias=0.5) == expected[0]
+    assert model.classify(images[:1], TEXTS, template="a {}", logit_bias=0.5) == expected[:1]
+    assert model.classify([], TEXTS) == model.classify(arrays[:0], TEXTS) == []  # type: ignore[comparison-overlap]
+    assert [len(inputs) for inputs in (model.preprocess(arrays), model.preprocess(image))] == [2, 1]
+    middle = sorted(match.probability for match in expected[0])[2]
+    above = model.classify(images, TEXTS, template="a {}", logit_bias=0.5, threshold=middle)
+    assert above == [[match for match in matches if match.probability >= middle] for matches in expected]
+    with pytest.raises(ImageError, match="cannot be a NoneType"):
+        model.classify([image, None], TEXTS)  # type: ignore[list-item]
+    with pytest.raises(TextError, match="no texts"):
+        model.classify(images, [])
+
+
 def test_template_surrounds_the_texts(model: siglip_onnx.SigLIP, image: Image.Image) -> None:
     filled = model.classify(image, ["cat"], template="a photo of a {}.")[0]
     assert filled.text == "cat"

@@ -36,6 +36,14 @@ def test_classify_returns_the_matches_of_the_library(client: TestClient, model: 
     assert len(by_json["texts"][0]["text_ms"]) == len(TEXTS)
 
 
+def test_transparent_images_are_shown_on_white(client: TestClient, model: SigLIP) -> None:
+    clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    body = {"images": [in_base64(encode(clear)), in_base64(encode(Image.new("RGB", (40, 40), "white")))]}
+    clear_result, white_result = client.post("/v1/classify", json=body | {"texts": TEXTS}).json()["results"]
+    expected = [match._asdict() for match in model.classify(clear, TEXTS)]
+    assert clear_result["models"][0]["matches"] == white_result["models"][0]["matches"] == expected
+
+
 @pytest.mark.parametrize("word", ["image", "picture"])
 def test_embeddings_are_those_of_the_library(client: TestClient, model: SigLIP, word: str) -> None:
     reply = client.post("/v1/embed/images", json={f"{word}s": [in_base64(STAR)]}).json()
