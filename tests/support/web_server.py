@@ -1,13 +1,18 @@
-"""Run the web server in a thread of the test process, and send requests to it."""
+"""Run the web server in a thread of the test process or as a process, and send requests to it."""
 
 import base64
 import contextlib
+import os
+import re
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.testclient import TestClient
+from support.commands import command
 
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.model import SigLIP
@@ -46,6 +51,27 @@ def running(models: Sequence[SigLIP], settings: Settings | None = None, **option
         server.should_exit = True
         thread.join(timeout=30)
         bound.close()
+
+
+@contextlib.contextmanager
+def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the command on a free port; yield the process and the page's URL."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("SIGLIP_ONNX")}
+    process = subprocess.Popen(
+        command("web", "--port", "0", *options), cwd=cwd, env=variables | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stderr
+        for line in process.stderr:
+            if url := re.search(r"http://\S+", line):
+                break
+        else:
+            raise AssertionError("the server did not print its URL")
+        yield process, url[0]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def in_base64(data: bytes) -> dict[str, str]:
