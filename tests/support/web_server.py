@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.testclient import TestClient
 from support.commands import command
 
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.model import SigLIP
 from siglip_onnx.web.app import create_app
-from siglip_onnx.web.server import bind, page_address
+from siglip_onnx.web.server import Server, bind, page_address
 from siglip_onnx.web.settings import Settings
 
 BASE_URL = "http://127.0.0.1:5678"
@@ -40,9 +39,7 @@ def running(models: Sequence[SigLIP], settings: Settings | None = None, **option
     settings = settings or Settings(port=0)
     bound = bind(settings.host, settings.port)
     app = create_app(models, settings, **options)
-    server = uvicorn.Server(
-        uvicorn.Config(app, loop="asyncio", http="h11", ws="none", log_config=None, access_log=False)
-    )
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
@@ -54,11 +51,17 @@ def running(models: Sequence[SigLIP], settings: Settings | None = None, **option
 
 
 @contextlib.contextmanager
-def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the command on a free port; yield the process and the page's URL."""
+def started(
+    *options: str, cwd: Path, words: Sequence[str] = (), files: int | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the command, or other ``words``, on a free port; yield the process and the page's URL.
+
+    ``files`` limits the number of its open files.
+    """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SIGLIP_ONNX")}
+    limit = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
     process = subprocess.Popen(
-        command("web", "--port", "0", *options), cwd=cwd, env=variables | environment, text=True,
+        [*limit, *(words or command("web", "--port", "0", *options))], cwd=cwd, env=variables | environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
