@@ -297,3 +297,10 @@ def test_named_pipes_in_a_model_are_refused_at_once(copy: Path, name: str) -> No
     os.mkfifo(copy / name)
     with pytest.raises(BundleError, match=Path(name).name):
         open_bundle(copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_named_pipe_as_a_compiled_classifier_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.onnx")
+    with pytest.raises(BundleError, match="it is a pipe"):
+        Classifier(tmp_path / "c.onnx")
