@@ -19,6 +19,7 @@ from .bundle import Bundle, graph_path
 from .errors import BundleError, ProviderError, SiglipOnnxError, first_line
 from .head import Floats, l2_normalize
 from .options import RuntimeOptions
+from .system.files import open_regular
 from .system.fork import call_after_fork, renewed_lock, weak_call
 from .system.telemetry import ONNXRUNTIME_CAME_FIRST
 from .system.threads import MAX_THREADS, available_threads
@@ -159,6 +160,7 @@ class LazySession:
             # Otherwise onnxruntime quietly computes on the CPU what the provider cannot.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
+            open_regular(self._path).close()  # onnxruntime would wait for the writer of a pipe
             # Without enable_fallback=0 onnxruntime would print to stdout and retry on other providers.
             return onnxruntime.InferenceSession(str(self._path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no other root

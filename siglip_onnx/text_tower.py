@@ -17,6 +17,7 @@ from .system.workers import map_in_order
 from .text.label_cache import LabelCache
 from .text.templates import check_texts, fill_templates
 from .text.tokenizer import Tokenizer
+from .text.vocabulary import PIECES
 
 
 class TextTower:
@@ -34,6 +35,7 @@ class TextTower:
         self._labels = LabelCache(space, self._embedding_dim, options.label_cache)
         self._workers = options.workers
         self._tokenizer_path = bundle.tokenizer_path
+        self._use_pieces = PIECES in bundle.manifest.files  # an unlisted file is not verified, and not read
         self._text_length = bundle.config.text.max_position_embeddings
         self._tokenizer: Tokenizer | None = None
         self._lock = renewed_lock(self)
@@ -47,7 +49,7 @@ class TextTower:
         """
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = Tokenizer(self._tokenizer_path, self._text_length)
+                self._tokenizer = Tokenizer(self._tokenizer_path, self._text_length, use_pieces=self._use_pieces)
         return self._tokenizer(check_texts(texts))
 
     def embed(self, texts: Sequence[str]) -> Floats:

@@ -18,7 +18,7 @@ from ..bundle.integrity import FileFacts
 from ..errors import JobError
 from ..image.convert import name_background
 from ..options import DROP, WHITE
-from ..system.files import remove_own_files
+from ..system.files import open_regular, remove_own_files
 from ..system.json_files import read_json_object
 from ..system.records import read_record
 from .layouts import LAYOUTS, Layout
@@ -131,7 +131,8 @@ class Job:
 
     def _plan_bytes(self, shard: int) -> bytes:
         try:
-            return (self.path / PLAN.format(shard)).read_bytes()
+            with open_regular(self.path / PLAN.format(shard)) as file:
+                return file.read()
         except OSError as error:
             raise JobError(f"{self.path / PLAN.format(shard)} cannot be read: {error.strerror}.") from error
 

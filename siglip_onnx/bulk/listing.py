@@ -11,6 +11,7 @@ from typing import IO
 
 from ..errors import ImageError, JobError
 from ..options import ImageLimits
+from ..system.files import open_regular
 from .records import Input
 
 # The usual suffixes of the formats that ``siglip_onnx.image`` reads.
@@ -18,7 +19,6 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
      ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".qoi", ".jp2", ".j2k", ".jpx", ".jpf", ".tga", ".psd")
 )  # fmt: skip
-_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 class Listing:
@@ -113,14 +113,8 @@ def read_file(path: str, limits: ImageLimits) -> bytes:
         ImageError: the path is not a regular file, cannot be read, or has more bytes than allowed.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits for a writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
-                raise ImageError(f"{path} is a {kind}; expected an image file.", status="io_error")
-            limits.check_bytes(status.st_size, path)
+        with open_regular(path) as file:
+            limits.check_bytes(os.fstat(file.fileno()).st_size, path)
             content = file.read()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         problem = getattr(error, "strerror", None) or error

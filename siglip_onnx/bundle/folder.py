@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ..config import (
     read_preprocessor_config,
 )
 from ..errors import BundleError
+from ..system.names import leaves_folder
 from .integrity import changed_files, find_problem
 from .manifest import DEFAULT_ORDER, MANIFEST, POSITIONS, Manifest, manifest_problem, read_manifest
 
@@ -96,14 +98,25 @@ def open_bundle(path: Path) -> Bundle:
         BundleError: not a bundle, of a newer format, or with files missing or of the wrong size.
     """
     manifest = read_manifest(path)
-    for name, facts in manifest.all_files().items():
+    files = manifest.all_files()
+    for name, facts in files.items():
         file = path / name
+        if leaves_folder(path, file):
+            raise BundleError(f"{file} is a link to {file.resolve()}, outside the folder. Copy the file itself there.")
         size = file.stat().st_size if file.is_file() else None
         if size != facts.size_bytes:
             state = "is missing" if size is None else f"has {size} bytes"
             raise BundleError(f"{file} {state}, expected {facts.size_bytes} bytes. Export or download the model again.")
     config = read_config(path / CONFIG)
     preprocessor = read_preprocessor_config(path / PREPROCESSOR_CONFIG, config)
+    is_naflex = isinstance(preprocessor, NaflexPreprocessorConfig)
+    unlisted = {name for name in unlisted_files(path, files) if name != POSITIONS or is_naflex}
+    if is_naflex:
+        unlisted |= {POSITIONS} - files.keys()
+    if unlisted:
+        raise BundleError(
+            f"{path / MANIFEST} does not list {', '.join(sorted(unlisted))}. Export or download the model again."
+        )
     if manifest.embedding_dim != config.text.embedding_dim:
         raise BundleError(
             f"{path / MANIFEST} says that embeddings have {manifest.embedding_dim} dimensions, config.json says "
@@ -112,8 +125,14 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, config, preprocessor)
 
 
+def unlisted_files(path: Path, listed: Collection[str]) -> list[str]:
+    """Return the files that would be read beside the listed ones: weights of graphs, and positions."""
+    names = {POSITIONS, *(f"{name}.data" for name in listed if name.endswith(".onnx"))}
+    return sorted(name for name in names - set(listed) if (path / name).exists())
+
+
 def verify_folder(path: Path) -> list[str]:
-    """Read every file of a model folder and return one line per file that is missing or changed.
+    """Read every file of a model folder and return one line per file that is missing, changed or not listed.
 
     If the manifest itself is damaged, only it is named, because its entries for other files cannot be trusted.
 
@@ -122,8 +141,10 @@ def verify_folder(path: Path) -> list[str]:
     """
     if (path / MANIFEST).is_file() and (problem := manifest_problem(path / MANIFEST)):
         return [f"{MANIFEST}: {problem}"]
-    facts = read_manifest(path).all_files().items()
-    return [f"{name}: {problem}" for name, expected in facts if (problem := find_problem(path, name, expected))]
+    files = read_manifest(path).all_files()
+    problems = ((name, find_problem(path, name, expected)) for name, expected in files.items())
+    unlisted = ((name, f"{MANIFEST} does not list it") for name in unlisted_files(path, files))
+    return [f"{name}: {problem}" for name, problem in (*problems, *unlisted) if problem]
 
 
 def folder_problems(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import CacheError
 from ..system.cache_dir import cache_folder
-from ..system.files import write_atomic
+from ..system.files import open_regular, write_atomic
 from ..system.json_files import read_json_object
 from ..system.names import check_name, leaves_folder
 
@@ -44,7 +44,7 @@ class FileFacts:
 
 def file_facts(path: Path) -> FileFacts:
     """Measure and hash a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from ..config import CONFIG, CONFIGS, TOKENIZER
 from ..errors import BundleError
+from ..system.files import open_regular
 from ..system.json_files import MAX_JSON_BYTES, read_json_object
+from ..system.names import leaves_folder
 from ..system.records import read_record
 from .integrity import FileFacts, check_names
 
@@ -122,8 +124,10 @@ def check_head(logit_scale: float, logit_bias: float) -> None:
 
 def manifest_problem(path: Path) -> str:
     """Compare a manifest with its own hash; return what is wrong, empty if nothing is or if it has no hash."""
+    if leaves_folder(path.parent, path):
+        return f"a link to {path.resolve()}, outside the folder"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(MAX_JSON_BYTES).decode("utf-8")
     except ValueError as error:
         return str(error)
@@ -153,6 +157,8 @@ def read_manifest(path: Path) -> Manifest:
         BundleError: the manifest is missing, damaged or of a newer format.
     """
     manifest_path = path / MANIFEST
+    if leaves_folder(path, manifest_path):
+        raise BundleError(f"{manifest_path} is a link to {manifest_path.resolve()}, outside the folder. Copy it there.")
     try:
         document = read_json_object(manifest_path)
     except FileNotFoundError as error:

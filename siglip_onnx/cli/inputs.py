@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from ..errors import ImageError, SiglipOnnxError, TextError
 from ..image.decode import ImageReader
+from ..system.files import open_list
 from .output import warn
 
 # Reads all data of an image, but decodes a large JPEG at an eighth of its size: enough to know that it can be read.
@@ -23,7 +25,8 @@ def read_texts(texts: Sequence[str], texts_file: Path | None) -> list[str]:
     if texts_file is None:
         return list(texts)
     try:
-        lines = texts_file.read_text(encoding="utf-8-sig").split("\n")
+        with TextIOWrapper(open_list(texts_file), encoding="utf-8-sig") as file:
+            lines = file.read().split("\n")
     except FileNotFoundError as error:
         raise SiglipOnnxError(f"{texts_file} does not exist; give a UTF-8 file with one text per line.") from error
     except UnicodeDecodeError as error:

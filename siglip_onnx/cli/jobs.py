@@ -19,6 +19,7 @@ from ..bulk.run import Engine, LocalEngine, Policy, run_job
 from ..bulk.spec import ModelSpec
 from ..errors import SiglipOnnxError
 from ..session import CPU_PROVIDER
+from ..system.files import open_list
 from .options import ModelChoice, collect
 from .output import SOME_FAILED, format_count, print_json, report_demo_model, warn
 from .progress import AUTO, OFF, PLAIN, ProgressLine
@@ -136,7 +137,7 @@ def _open_source(argument: str, opened: ExitStack) -> Path | IO[bytes]:
         return Path(argument)
     path = Path(argument if Path(argument).exists() else argument.removeprefix(_LIST_MARK))
     try:
-        return opened.enter_context(path.open("rb"))
+        return opened.enter_context(open_list(path))
     except OSError as error:
         raise SiglipOnnxError(
             f"The list {path} cannot be read: {error.strerror}; give a file with one path per line."

@@ -87,6 +87,8 @@ def web(
         raise click.UsageError("--allow-url-fetch and --no-url-fetch contradict each other.")
     if api_key == "":
         raise click.UsageError("The API key is empty; give a key, or remove the option and the variable.")
+    if api_key is not None and api_key != api_key.strip():
+        raise click.UsageError("The API key begins or ends with a space, which HTTP headers cannot hold; remove it.")
     with extra("web", "web"):
         from ..web.server import serve  # noqa: PLC0415 - an optional extra
     settings = Settings(

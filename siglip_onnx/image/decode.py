@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError, first_line
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
+from ..system.files import open_list
 from .convert import is_deep, largest_level, parse_background, scale_levels, to_rgb
 from .guard import check_header, check_tiles
 
@@ -117,7 +118,7 @@ class ImageReader:
     def _read_path(self, path: Path) -> DecodedImage:
         name = str(path)
         try:
-            with path.open("rb") as file:
+            with open_list(path) as file:
                 seekable = file if file.seekable() else io.BytesIO(file.read(self.limits.max_bytes + 1))
                 return self._read_file(seekable, name)
         except FileNotFoundError as error:

@@ -12,10 +12,12 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from uuid import uuid4
 
 STALE_S = 86_400  # a temporary file this old belongs to a run that was killed
+_OPEN_DESCRIPTOR = re.compile(r"/dev/stdin|(/dev|/proc/self)/fd/\d+")
 _PART = re.compile(r"\.siglip_onnx-[0-9a-f]{32}\.part(\..*)?")
 
 
@@ -85,6 +87,36 @@ def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = Non
     if durable:
         with contextlib.suppress(OSError):  # some network file systems cannot; the file has its name already
             sync_folder(target.parent)
+
+
+def open_regular(path: Path | str) -> BufferedReader:
+    """Open a file to read; never wait, as opening a pipe without a writer does.
+
+    Raises:
+        OSError: the file cannot be opened, or is a folder, pipe, socket or device.
+    """
+    # Windows opens no pipes and devices of this kind by their paths.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
+    raise OSError(errno.EINVAL, f"it is a {kind}, expected a regular file", str(path))
+
+
+def open_list(path: Path) -> BufferedReader:
+    """Open a list that a user names: a regular file, or a descriptor that is already open.
+
+    ``/dev/stdin``, and ``/dev/fd/63`` as a shell passes for ``<(command)``, may be pipes: their writers exist. A named
+    pipe is refused, because nobody may ever write to it.
+
+    Raises:
+        OSError: the list cannot be opened, or is a folder, named pipe, socket or device.
+    """
+    return path.open("rb") if _OPEN_DESCRIPTOR.fullmatch(str(path)) else open_regular(path)
 
 
 def sync_folder(path: Path) -> None:

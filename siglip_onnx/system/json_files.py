@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .files import open_regular
+
 MAX_JSON_BYTES = 10_000_000
 
 
@@ -13,10 +15,10 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     """Return the JSON object in ``path``.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is not a regular file.
         ValueError: the file is too large, not UTF-8, not JSON, nested too deeply, or not an object.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"it has more than {max_bytes:,} bytes")

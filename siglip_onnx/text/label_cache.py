@@ -11,10 +11,13 @@ import numpy as np
 
 from ..errors import SiglipOnnxError
 from ..head import Floats
-from ..system.files import write_atomic
+from ..system.files import open_regular, write_atomic
 from ..system.lru_cache import LRUCache
 
 MAX_IN_MEMORY = 4096  # embeddings
+MAX_MEMORY_BYTES = 64_000_000  # of embeddings and prompts
+_MAX_FILE_BYTES = 1_000_000
+_CHARACTER_BYTES = 4  # at most
 
 
 class LabelCache:
@@ -27,7 +30,7 @@ class LabelCache:
     def __init__(self, embedding_space: str, embedding_dim: int, folder: Path | None = None) -> None:
         self._folder = folder / embedding_space if folder else None
         self._embedding_dim = embedding_dim
-        self._memory: LRUCache[str, Floats] = LRUCache(MAX_IN_MEMORY)
+        self._memory: LRUCache[str, Floats] = LRUCache(MAX_IN_MEMORY, MAX_MEMORY_BYTES)
 
     def get(self, prompt: str) -> Floats | None:
         """Return a prompt's embedding, or None if it is not cached; it must not be changed."""
@@ -35,7 +38,7 @@ class LabelCache:
         if embedding is None:
             embedding = self._read(prompt)
             if embedding is not None:
-                self._memory.put(prompt, embedding)
+                self._keep(prompt, embedding)
         return embedding
 
     def put(self, prompt: str, embedding: Floats) -> None:
@@ -44,7 +47,7 @@ class LabelCache:
         Raises:
             SiglipOnnxError: the folder cannot be written.
         """
-        self._memory.put(prompt, embedding.copy())  # a row would keep the whole array that it is a view of
+        self._keep(prompt, embedding.copy())  # a row would keep the whole array that it is a view of
         if self._folder is None:
             return
         buffer = io.BytesIO()
@@ -58,12 +61,17 @@ class LabelCache:
                 f"{self._folder} cannot be written: {error.strerror or error}. Choose another folder for the cache."
             ) from error
 
+    def _keep(self, prompt: str, embedding: Floats) -> None:
+        self._memory.put(prompt, embedding, embedding.nbytes + _CHARACTER_BYTES * len(prompt))
+
     def _read(self, prompt: str) -> Floats | None:
         if self._folder is None:
             return None
         # A prompt whose file is missing or damaged is embedded again.
         with contextlib.suppress(OSError, ValueError, EOFError):
-            embedding: Floats = np.load(self._path(self._folder, prompt), allow_pickle=False)
+            with open_regular(self._path(self._folder, prompt)) as file:
+                content = file.read(_MAX_FILE_BYTES)
+            embedding: Floats = np.load(io.BytesIO(content), allow_pickle=False)
             if embedding.shape == (self._embedding_dim,) and embedding.dtype == np.float32:
                 return embedding
         return None

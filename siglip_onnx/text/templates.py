@@ -6,18 +6,33 @@ from collections.abc import Sequence
 
 from ..errors import TextError
 
+MAX_CHARACTERS = 20_000  # of a text, and of a text in its template
+
 
 def fill_templates(template: str | Sequence[str], texts: Sequence[str]) -> list[list[str]]:
     """Put each text in the place of ``{}``; one row per text, one column per template.
 
     Raises:
-        TextError: a template has no ``{}``, there is no template, or the texts are not a sequence.
+        TextError: a template has no ``{}``, there is no template, a text in its template is too long, or the texts
+            are not a sequence.
     """
     templates = [template] if isinstance(template, str) else list(template)
     for each in templates or [""]:
         if "{}" not in each:
             raise TextError(f"The template {each!r} has no {{}} for the text; write for example 'a photo of {{}}'.")
-    return [[each.replace("{}", text) for each in templates] for text in check_texts(texts)]
+    return [[_fill(each, text) for each in templates] for text in check_texts(texts)]
+
+
+def _fill(template: str, text: str) -> str:
+    """Put a text into a template, whose length is checked before: a template may repeat ``{}`` any number of times."""
+    count = template.count("{}")
+    length = len(template) + count * (len(text) - len("{}")) if isinstance(text, str) else 0
+    if length > MAX_CHARACTERS and count > 1:
+        raise TextError(
+            f"The template {template[:40]!r} repeats the text {count:,} times and would have {length:,} characters; at "
+            f"most {MAX_CHARACTERS:,} are accepted. Shorten it."
+        )
+    return template.replace("{}", text)
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, SiglipOnnxError, TextError
 from ..system.fork import renewed_lock
+from .templates import MAX_CHARACTERS
 from .vocabulary import PIECES, PieceTable
-
-MAX_CHARACTERS = 20_000
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +23,10 @@ _log = logging.getLogger(__name__)
 class Tokenizer:
     """A bundle's ``tokenizer.json``; export made its normalization, truncation and padding those of the reference."""
 
-    def __init__(self, path: Path, text_length: int) -> None:
+    def __init__(self, path: Path, text_length: int, *, use_pieces: bool = True) -> None:
         """Read ``path``; ``text_length`` is the number of positions of the text tower.
+
+        ``use_pieces`` allows reading ``tokenizer_pieces.npz`` beside it, if there is one, instead of the whole file.
 
         Raises:
             BundleError: the file cannot be read, or does not pad and truncate to ``text_length``.
@@ -35,7 +36,7 @@ class Tokenizer:
         self._lock = renewed_lock(self)
         self.text_length = text_length
         pieces_path = path.with_name(PIECES)
-        self._pieces = PieceTable(pieces_path) if pieces_path.exists() else None
+        self._pieces = PieceTable(pieces_path) if use_pieces and pieces_path.exists() else None
         if self._pieces is not None:
             lengths = self._pieces.lengths
         else:

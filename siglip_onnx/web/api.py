@@ -9,13 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from .._version import __version__
 from ..demo import IMAGES_PATH
 from . import answers, schemas
 from .bodies import client_gone, declared_bytes, read_body
-from .errors import RequestError
+from .errors import JsonReply, RequestError
 from .fetch import Fetcher
 from .inference import Inference
 from .inputs import JSON, MULTIPART, ImageInput, ParsedRequest, parse_request, parse_url
@@ -111,16 +111,18 @@ class Api:
     async def fetch(self, request: Request) -> Response:
         """Fetch a URL, and return its bytes if they are an image."""
         limits = self._settings.limits
+        gone = partial(client_gone, request)
         with self._queue.admit(declared_bytes(request.headers, limits)):
-            url = parse_url(await read_body(request, limits), request.headers.get("content-type", ""))
+            body, content_type = await read_body(request, limits), request.headers.get("content-type", "")
+            url = await self._queue.run(partial(parse_url, body, content_type, limits), gone)
             with self._queue.hold(limits.image.max_bytes):
                 data = await self._fetch(url)
-                await self._queue.run(partial(self._inference.decode, data), partial(client_gone, request))
+                await self._queue.run(partial(self._inference.decode, data), gone)
         return Response(data, media_type="application/octet-stream")
 
     async def models(self) -> Response:
         """Return the served models and the limits of a request."""
-        return JSONResponse(
+        return JsonReply(
             {
                 "version": __version__,
                 "models": self._inference.models.describe(),
@@ -132,13 +134,13 @@ class Api:
 
     async def health(self) -> Response:
         """Return 200 while the server runs."""
-        return JSONResponse({"status": "ok"})
+        return JsonReply({"status": "ok"})
 
     async def readiness(self) -> Response:
         """Return 200 once the models are loaded, 503 before."""
         if not self.ready:
             raise RequestError(503, "not_ready", "The models are still loading.")
-        return JSONResponse({"status": "ready"})
+        return JsonReply({"status": "ready"})
 
     async def metrics(self) -> Response:
         """Return counters and durations in Prometheus's text format."""
@@ -165,7 +167,7 @@ class Api:
         return parsed, None if parsed.has_urls else self._compute(route, parsed)
 
     def _compute(self, route: Route, parsed: ParsedRequest) -> Response:
-        return JSONResponse(route.answer(self._inference, parsed))
+        return JsonReply(route.answer(self._inference, parsed))
 
     async def _fetch_images(self, parsed: ParsedRequest) -> ParsedRequest:
         """Return the request with files in place of URLs; in total they may be as large as a body."""

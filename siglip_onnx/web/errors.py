@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -55,7 +56,18 @@ def as_request_error(error: SiglipOnnxError) -> RequestError:
     return RequestError(500, "model_error", "The model failed on this request; see the server's log.")
 
 
-def error_reply(error: RequestError) -> JSONResponse:
+class JsonReply(JSONResponse):
+    """JSON that may contain names which are not valid Unicode; their characters are escaped."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        try:
+            return super().render(content)
+        except UnicodeEncodeError:
+            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def error_reply(error: RequestError) -> JsonReply:
     """Return the response for an error."""
     document: dict[str, Any] = {"code": error.code, "message": str(error)}
     headers = {}
@@ -67,4 +79,4 @@ def error_reply(error: RequestError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": document}, error.status, headers)
+    return JsonReply({"error": document}, error.status, headers)

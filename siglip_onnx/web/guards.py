@@ -72,6 +72,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
+        check_length(headers)
         if len(hosts) != 1 or not is_allowed_host(hosts[0], self._settings.host, self._names):
             raise RequestError(
                 403,
@@ -81,6 +82,21 @@ class Guard:
         check_origin(headers, hosts[0], scope["path"])
         if needs_key(scope["path"]) and self._settings.api_key is not None:
             check_key(headers, self._settings.api_key)
+
+
+def check_length(headers: Headers) -> None:
+    """Refuse requests whose length is ambiguous, which a proxy and this server could read differently.
+
+    Raises:
+        RequestError: two lengths, or a length and a transfer encoding.
+    """
+    lengths, encodings = headers.getlist("content-length"), headers.getlist("transfer-encoding")
+    if len(lengths) + len(encodings) > 1:
+        raise RequestError(
+            400, "bad_request", "The request declares its length more than once; send Content-Length or chunks."
+        )
+    if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
+        raise RequestError(400, "bad_request", "Content-Length is not a number.")
 
 
 def is_allowed_host(header: str, bound_to: str, names: Iterable[str]) -> bool:
@@ -146,7 +162,7 @@ def check_key(headers: Headers, key: str) -> None:
     """
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-    if not hmac.compare_digest(given.encode("latin-1"), key.encode()):  # headers are read as Latin-1
+    if not hmac.compare_digest(given.encode("latin-1"), key.encode(errors="surrogateescape")):  # read as Latin-1
         raise RequestError(
             401, "unauthorized", "This server requires an API key; send it in the header Authorization: Bearer KEY."
         )

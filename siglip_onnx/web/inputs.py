@@ -6,12 +6,13 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import python_multipart
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import Field, File
+from python_multipart.multipart import Field, File, parse_options_header
 
 from .errors import RequestError, invalid
 from .schemas import ComputeRequest, EmbedImagesRequest, FetchRequest, ImageIn, ImagesRequest, Spelling, TextsRequest
@@ -20,6 +21,8 @@ from .settings import Limits
 Schema = TypeVar("Schema", bound=BaseModel)
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
+_UTF8_BYTES = 4  # at most, of a character
+_MAX_MODELS = 64  # named by one request
 _FILE_FIELDS = tuple(spelling.images for spelling in Spelling)
 _TEXT_FIELDS = ("texts", "template", "models", "urls", "vectors", *(spelling.image_ids for spelling in Spelling))
 
@@ -60,7 +63,7 @@ def parse_request(
     """
     media_type = _media_type(content_type)
     if media_type == JSON:
-        request = _from_json(parse_json(body, schema))
+        request = _from_json(parse_json(body, schema, limits))
     elif media_type == MULTIPART:
         request = _from_multipart(body, content_type, limits)
     else:
@@ -69,7 +72,7 @@ def parse_request(
     return request
 
 
-def parse_url(body: bytes, content_type: str) -> str:
+def parse_url(body: bytes, content_type: str, limits: Limits) -> str:
     """Return the URL of a fetch request.
 
     Raises:
@@ -77,23 +80,55 @@ def parse_url(body: bytes, content_type: str) -> str:
     """
     if _media_type(content_type) != JSON:
         raise RequestError(415, "unsupported_media_type", f"The Content-Type must be {JSON}.")
-    return parse_json(body, FetchRequest).url
+    return parse_json(body, FetchRequest, limits).url
 
 
-def parse_json(body: bytes, schema: type[Schema]) -> Schema:
+def parse_json(body: bytes, schema: type[Schema], limits: Limits) -> Schema:
     """Validate a JSON body; an error names the field at fault, never its value.
 
+    The numbers of values, fields and list entries are bounded before the validation, which collects an error for each.
+
     Raises:
-        RequestError: the body is not valid.
+        RequestError: the body is not valid, or exceeds a limit.
     """
+    # Every value follows one of these bytes; texts may contain them too.
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > limits.json_marks:
+        raise RequestError(422, "limit_exceeded", "The body has more values than a request within the limits.")
     try:
-        return schema.model_validate_json(body)
+        document = from_json(body)
+    except ValueError as error:
+        raise RequestError(400, "bad_request", "The body is not valid JSON.") from error
+    if isinstance(document, dict):
+        _check_document(document, schema, limits)
+    try:
+        return schema.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise RequestError(400, "bad_request", "The body is not valid JSON.") from error
         location = ".".join(str(part) for part in first["loc"]) or "the body"
         raise invalid(f"{location}: {first['msg']}.") from error
+
+
+def _check_document(document: dict[str, Any], schema: type[BaseModel], limits: Limits) -> None:
+    """Check the names of the fields, the lengths of the lists, and the names of the fields of images."""
+    _check_keys(document, schema, "")
+    images = {spelling.images: ("images", limits.images) for spelling in Spelling}
+    lists = {"texts": ("texts", limits.texts), "template": ("templates", limits.templates),
+             "models": ("models", _MAX_MODELS)}  # fmt: skip
+    for name, (what, maximum) in (images | lists).items():
+        entries = document.get(name)
+        if not isinstance(entries, list):
+            continue
+        if len(entries) > maximum:
+            raise _wrong_count(what, len(entries), maximum)
+        for index, entry in enumerate(entries if name in images else ()):
+            if isinstance(entry, dict):
+                _check_keys(entry, ImageIn, f"{name}.{index}.")
+
+
+def _check_keys(document: dict[str, Any], schema: type[BaseModel], parent: str) -> None:
+    for key in document:
+        if key not in schema.model_fields:
+            raise invalid(f"{parent}{key[:100]}: Extra inputs are not permitted.")
 
 
 def _media_type(content_type: str) -> str:
@@ -117,7 +152,11 @@ def _check_limits(request: ParsedRequest, limits: Limits, *, images: bool, texts
 
 def _check_count(what: str, count: int, maximum: int) -> None:
     if not 1 <= count <= maximum:
-        raise RequestError(422, "limit_exceeded", f"The request has {count} {what}; expected 1 to {maximum}.")
+        raise _wrong_count(what, count, maximum)
+
+
+def _wrong_count(what: str, count: int, maximum: int) -> RequestError:
+    return RequestError(422, "limit_exceeded", f"The request has {count} {what}; expected 1 to {maximum}.")
 
 
 def _from_json(request: ComputeRequest) -> ParsedRequest:
@@ -164,6 +203,11 @@ def _image_input(entry: ImageIn, spelling: Spelling, index: int) -> ImageInput:
 def _from_multipart(body: bytes, content_type: str, limits: Limits) -> ParsedRequest:
     files: list[tuple[str, bytes]] = []
     fields: dict[str, list[str]] = {name: [] for name in _TEXT_FIELDS}
+    complete = False
+
+    def on_end() -> None:
+        nonlocal complete
+        complete = True
 
     def on_file(file: File) -> None:
         name = _check_field(file.field_name, _FILE_FIELDS, "file")
@@ -174,6 +218,12 @@ def _from_multipart(body: bytes, content_type: str, limits: Limits) -> ParsedReq
 
     def on_field(part: Field) -> None:
         name = _check_field(part.field_name, _TEXT_FIELDS, "text")
+        if sum(map(len, fields.values())) == limits.form_fields:
+            raise RequestError(422, "limit_exceeded", f"The form has more than {limits.form_fields} text fields.")
+        if len(part.value or b"") > _UTF8_BYTES * limits.text_characters:
+            raise RequestError(
+                422, "limit_exceeded", f"The field {name} has more than {limits.text_characters:,} characters."
+            )
         try:
             fields[name].append((part.value or b"").decode())
         except UnicodeDecodeError as error:
@@ -181,19 +231,31 @@ def _from_multipart(body: bytes, content_type: str, limits: Limits) -> ParsedReq
 
     config = {
         "MAX_MEMORY_FILE_SIZE": float("inf"),  # otherwise large files are spooled to disk
-        "MAX_BODY_SIZE": limits.body_bytes,
-        "MAX_FIELDS": limits.images + limits.texts + limits.templates + 64,
-        "MAX_FIELD_SIZE": 4 * limits.text_characters,
+        "UPLOAD_ERROR_ON_BAD_CTE": True,  # otherwise the parser logs the unknown encoding
     }
     try:
-        parser = python_multipart.create_form_parser({"Content-Type": content_type}, on_field, on_file, config)  # type: ignore[dict-item]
+        parser = FormParser(MULTIPART, on_field, on_file, on_end, _boundary(content_type), config=config)
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise RequestError(
-            400, "bad_request", "The body is not a multipart form, or a part of it is too long."
+            400, "bad_request", "The body is not a multipart form, or a header of a part is too long."
         ) from error
+    if not complete:
+        raise RequestError(400, "bad_request", "The form is cut short: its last boundary is missing.")
     return _from_form(files, fields)
+
+
+def _boundary(content_type: str) -> bytes:
+    """Return the boundary that a Content-Type declares.
+
+    Raises:
+        ValueError: it declares none.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise ValueError("no boundary")
+    return boundary
 
 
 def _check_field(name: bytes | None, expected: Sequence[str], kind: str) -> str:

@@ -2,26 +2,92 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..errors import SiglipOnnxError
 from ..model import SigLIP
 from .app import create_app
+from .connection import BACKLOG, Connection
+from .log_limit import LogLimit
 from .settings import Settings
+from .work import WORKERS
 
-DRAIN_SECONDS = 10
-_BACKLOG = 2048
+STOP_SECONDS = 9.0
+DRAIN_SECONDS = 8  # of these, for running requests
 _SWITCH_SECONDS = 0.001
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_log = logging.getLogger(__name__)
+_log_limit = LogLimit(_log)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with the settings of this package; it ends within ten seconds of a signal."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, loop="asyncio", http=Connection, ws="none", proxy_headers=False, server_header=False,
+                access_log=False, log_config=None, log_level=logging.ERROR, backlog=BACKLOG,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
+        )  # fmt: skip
+        self._deadline: threading.Timer | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal, and wait for the worker threads."""
+        try:
+            super().run(sockets)
+        finally:
+            if self._deadline is not None:
+                for thread in threading.enumerate():
+                    if thread.name.startswith(WORKERS):
+                        thread.join()
+                self._deadline.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
+        asyncio.get_running_loop().set_exception_handler(_report_loop_error)
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop after running requests; end the process if a worker thread runs on, because Python would wait for it."""
+        if self._deadline is None:
+            self._deadline = threading.Timer(STOP_SECONDS, _end_process, [sig])
+            self._deadline.daemon = True
+            self._deadline.start()
+        super().handle_exit(sig, frame)
+
+
+def _end_process(number: int) -> None:
+    _log.warning("A request did not end within %.0f seconds; the server ends without it.", STOP_SECONDS)
+    sys.stderr.flush()
+    os._exit(0 if number == signal.SIGTERM else 128 + number)
+
+
+def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error of the event loop; asyncio itself pauses for a second if a connection cannot be accepted."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
+        _log_limit.warning(f"Connections cannot be accepted: {error.strerror}. Raise the limit of open files.")
+    else:
+        loop.default_exception_handler(context)
 
 
 def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[str], None] = lambda _: None) -> None:
-    """Serve until SIGTERM or SIGINT; running requests are finished, for at most ten seconds.
+    """Serve until SIGTERM or SIGINT; the process ends within ten seconds, after running requests.
 
     Args:
         models: the models to serve.
@@ -40,13 +106,8 @@ def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[
     # The tokenizer's warnings quote texts, which must not be logged.
     logging.getLogger("siglip_onnx.text").setLevel(logging.ERROR)
     bound = bind(settings.host, settings.port)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(models, settings, on_failure=fail),
-            loop="asyncio", http="h11", ws="none", proxy_headers=False, server_header=False, access_log=False,
-            log_config=None, log_level=logging.WARNING, timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-    )  # fmt: skip
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes bodies
+    server = Server(create_app(models, settings, on_failure=fail))
     # By default Python switches threads every 5 ms, which would delay the event loop behind computing threads.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # uvicorn raises the signal again after the drain; a requested stop is not a failure.
@@ -73,7 +134,7 @@ def bind(host: str, port: int) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
-            bound.listen(_BACKLOG)
+            bound.listen(BACKLOG)
         except OSError:
             bound.close()
             raise

@@ -23,6 +23,16 @@ class Limits:
     body_seconds: float = 30.0  # to receive a body
     cached_images: int = 1024  # embeddings, not pixels
 
+    @property
+    def json_marks(self) -> int:
+        """Commas and opening brackets in a JSON body: those of its values, and those in its texts."""
+        return (self.texts + self.templates) * self.text_characters + 100_000
+
+    @property
+    def form_fields(self) -> int:
+        """Text fields of a form: texts, templates, ids, URLs and models."""
+        return self.images + self.texts + self.templates + 64
+
     def for_clients(self) -> dict[str, int]:
         """Return the limits that a client must observe; those of images also under their names of version 0.1."""
         numbers = {name: value for name, value in asdict(self).items() if isinstance(value, int)}

@@ -15,6 +15,7 @@ from .metrics import Metrics
 from .settings import Limits
 
 Result = TypeVar("Result")
+WORKERS = "siglip_onnx.web"  # prefix of the names of worker threads
 _MAX_RETRY_S = 60
 
 
@@ -24,7 +25,7 @@ class WorkQueue:
     def __init__(self, limits: Limits, workers: int, metrics: Metrics) -> None:
         self._limits = limits
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="siglip_onnx.web")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=WORKERS)
         self._requests = 0
         self._bytes = 0
         self._mean_s = 0.1  # moving average of the work of one request

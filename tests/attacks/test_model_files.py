@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from onnx import TensorProto, helper
 import siglip_onnx
 from siglip_onnx.bundle import integrity
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
+from siglip_onnx.bundle.manifest import read_manifest
 from siglip_onnx.classifier import Classifier
-from siglip_onnx.errors import BundleError, SiglipOnnxError
+from siglip_onnx.errors import BundleError, CheckpointError, ImageError, SiglipOnnxError
+from siglip_onnx.image import load_image
 from siglip_onnx.session import LazySession
 from siglip_onnx.system.cache_dir import cache_folder
 from siglip_onnx.system.names import check_name
@@ -250,3 +253,86 @@ def test_nan_weights_are_an_error(copy: Path) -> None:
     model = siglip_onnx.SigLIP(open_bundle(copy), variant="fp32")
     with pytest.raises(BundleError, match="returned NaN or infinity"):
         model.encode_images(np.zeros((8, 8, 3), np.uint8))
+
+
+def unlist(folder: Path, name: str) -> None:
+    """Remove a file's entries from the manifest."""
+    manifest = read_manifest(folder)
+    files = {key: facts for key, facts in manifest.files.items() if key != name}
+    variants = {
+        key: replace(variant, files={key: facts for key, facts in variant.files.items() if key != name})
+        for key, variant in manifest.variants.items()
+    }
+    (folder / "manifest.json").write_text(replace(manifest, files=files, variants=variants).to_json())
+
+
+def test_unlisted_pieces_are_not_read(copy: Path) -> None:
+    expected = siglip_onnx.load(copy).encode_texts(["a red star"])
+    (copy / "tokenizer_pieces.npz").write_bytes(b"of another model")
+    np.testing.assert_array_equal(siglip_onnx.load(copy).encode_texts(["a red star"]), expected)
+
+
+def test_unlisted_weights_are_refused(copy: Path) -> None:
+    name = "onnx/vision_model.onnx.data"
+    unlist(copy, name)
+    assert verify_folder(copy) == [f"{name}: manifest.json does not list it"]
+    with pytest.raises(BundleError, match=r"does not list onnx/vision_model\.onnx\.data"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_links_out_of_the_folder_are_not_read(copy: Path, tmp_path: Path, name: str) -> None:
+    """Also if the file has been verified at its old place: time and inode stay the same."""
+    siglip_onnx.load(copy)
+    (copy / name).rename(tmp_path / name)
+    (copy / name).symlink_to(tmp_path / name)
+    with pytest.raises(BundleError, match="outside the folder"):
+        open_bundle(copy)
+    assert "outside the folder" in verify_folder(copy)[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "tokenizer.json", "onnx/vision_model.onnx"])
+def test_named_pipes_in_a_model_are_refused_at_once(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(BundleError, match=Path(name).name):
+        open_bundle(copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_named_pipe_as_a_compiled_classifier_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.onnx")
+    with pytest.raises(BundleError, match="it is a pipe"):
+        Classifier(tmp_path / "c.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors", "model.safetensors.* it is a pipe"),
+        ("pytorch_model.bin", "pytorch_model.bin.* it is a pipe"),
+        ("config.json", "config.json.* it is a pipe"),
+        ("spiece.model", "has neither spiece.model nor"),
+    ],
+)
+def test_named_pipes_in_a_checkpoint_are_refused_at_once(
+    small_checkpoint: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    from siglip_onnx.export.checkpoint import open_checkpoint
+    from siglip_onnx.export.tokenizer import write_tokenizer
+
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    (copy / "model.safetensors" if name == "pytorch_model.bin" else copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(CheckpointError, match=message), open_checkpoint(copy) as checkpoint:
+        write_tokenizer(checkpoint.tokenizer, tmp_path / "t.json", text_length=16, vocab_size=300)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_named_pipe_as_an_image_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "image.png")
+    with pytest.raises(ImageError, match="it is a pipe") as refused:
+        load_image(tmp_path / "image.png")
+    assert refused.value.status == "io_error"

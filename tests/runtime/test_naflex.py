@@ -173,3 +173,12 @@ def test_preprocessor_of_other_patches_is_refused(checkpoint: Path, tmp_path: Pa
     Siglip2ImageProcessor(patch_size=16).save_pretrained(copy)
     with pytest.raises(CheckpointError, match=r"makes patches of 16x16 pixels, but the vision tower takes 8x8"):
         export_bundle(copy, tmp_path / "out")
+
+
+def test_unlisted_positions_are_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    document = json.loads((copy / "manifest.json").read_text())
+    del document["files"]["position_embeddings.npy"]
+    (copy / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"does not list position_embeddings\.npy"):
+        open_bundle(copy)

@@ -1,18 +1,22 @@
-"""Run the web server in a thread of the test process, and send requests to it."""
+"""Run the web server in a thread of the test process or as a process, and send requests to it."""
 
 import base64
 import contextlib
+import os
+import re
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.testclient import TestClient
+from support.commands import command
 
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.model import SigLIP
 from siglip_onnx.web.app import create_app
-from siglip_onnx.web.server import bind, page_address
+from siglip_onnx.web.server import Server, bind, page_address
 from siglip_onnx.web.settings import Settings
 
 BASE_URL = "http://127.0.0.1:5678"
@@ -35,9 +39,7 @@ def running(models: Sequence[SigLIP], settings: Settings | None = None, **option
     settings = settings or Settings(port=0)
     bound = bind(settings.host, settings.port)
     app = create_app(models, settings, **options)
-    server = uvicorn.Server(
-        uvicorn.Config(app, loop="asyncio", http="h11", ws="none", log_config=None, access_log=False)
-    )
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
@@ -46,6 +48,33 @@ def running(models: Sequence[SigLIP], settings: Settings | None = None, **option
         server.should_exit = True
         thread.join(timeout=30)
         bound.close()
+
+
+@contextlib.contextmanager
+def started(
+    *options: str, cwd: Path, words: Sequence[str] = (), files: int | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the command, or other ``words``, on a free port; yield the process and the page's URL.
+
+    ``files`` limits the number of its open files.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("SIGLIP_ONNX")}
+    limit = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
+    process = subprocess.Popen(
+        [*limit, *(words or command("web", "--port", "0", *options))], cwd=cwd, env=variables | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stderr
+        for line in process.stderr:
+            if url := re.search(r"http://\S+", line):
+                break
+        else:
+            raise AssertionError("the server did not print its URL")
+        yield process, url[0]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def in_base64(data: bytes) -> dict[str, str]:

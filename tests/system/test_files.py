@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,14 +17,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import command
+from support.commands import assert_error, command, run_process
 from support.source import nodes_of_package
 
 import siglip_onnx
 from siglip_onnx import demo
+from siglip_onnx.errors import TextError
 from siglip_onnx.system import files
-from siglip_onnx.system.files import STALE_S, atomic_path, remove, remove_stale_parts, write_atomic, write_together
+from siglip_onnx.system.files import (
+    STALE_S,
+    atomic_path,
+    open_list,
+    open_regular,
+    remove,
+    remove_stale_parts,
+    write_atomic,
+    write_together,
+)
+from siglip_onnx.text import label_cache
 from siglip_onnx.text.label_cache import LabelCache
+from siglip_onnx.text.templates import fill_templates
 
 RED_STAR = demo.IMAGES_PATH / "red_star.png"
 OLD, NEW = b"old and good", b"new"
@@ -263,3 +276,62 @@ def test_stamps_are_written_atomically(small_bundle: Path, tmp_path: Path, monke
     siglip_onnx.load(small_bundle)
     (stamps,) = (tmp_path / "verified").iterdir()
     assert "config.json" in json.loads(stamps.read_bytes())
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "folder"])
+def special_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / str(request.param)
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif request.param == "device":
+        return Path("/dev/zero")
+    else:
+        path.mkdir()
+    return path
+
+
+def test_only_regular_files_are_opened(special_file: Path) -> None:
+    """At once: opening a pipe, or reading a device, could take forever."""
+    for opening in (open_regular, open_list):
+        with pytest.raises(OSError, match=r"pipe|device|directory"):
+            opening(special_file)
+    assert_error(run_process("classify", RED_STAR, "--texts-file", special_file), 1, "cannot be read")
+
+
+def test_special_files_in_the_label_cache_are_ignored(tmp_path: Path) -> None:
+    cache = LabelCache("space", 2, tmp_path)
+    cache.put("a", np.ones(2, np.float32))
+    (path,) = tmp_path.rglob("*.npy")
+    path.unlink()
+    os.mkfifo(path)
+    assert LabelCache("space", 2, tmp_path).get("a") is None
+
+
+BASH = shutil.which("bash") or ""
+
+
+@pytest.mark.skipif(not BASH, reason="bash is not installed")
+@pytest.mark.parametrize("source", ["<(echo six eggs)", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_lists_are_read_from_open_pipes(source: str) -> None:
+    words = " ".join(command("classify", RED_STAR, "--json", "--texts-file"))
+    line = f"echo six eggs | {words} {source}"
+    result = subprocess.run([BASH, "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "six eggs" in result.stdout
+
+
+def test_label_cache_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_cache, "MAX_MEMORY_BYTES", 10_000)
+    cache = LabelCache("space", 2)
+    for number in range(10):
+        cache.put(f"{number}" * 1000, np.ones(2, np.float32))
+    assert [cache.get(f"{number}" * 1000) is not None for number in range(10)] == [False] * 8 + [True] * 2
+
+
+def test_template_that_repeats_the_text_is_bounded() -> None:
+    with pytest.raises(TextError, match=r"repeats the text 1,000,000 times"):
+        fill_templates("{}" * 1_000_000, ["a" * 4096])
+    assert fill_templates("{} or {}", ["a"]) == [["a or a"]]

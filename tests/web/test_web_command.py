@@ -2,48 +2,22 @@
 
 import http.client
 import json
-import os
-import re
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.commands import assert_error, command, run, run_process, run_without
-from support.web_server import STAR
+from support.commands import assert_error, run, run_process, run_without
+from support.web_server import STAR, started
 
 from siglip_onnx.cli.web import open_models
 from siglip_onnx.web.server import bind
 
 WATCHDOG_S = 60
-
-
-@contextmanager
-def started(*options: str, cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the command on a free port; yield the process and the page's URL."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("SIGLIP_ONNX")}
-    process = subprocess.Popen(
-        command("web", "--port", "0", *options), cwd=cwd, env=variables | environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert process.stderr
-        for line in process.stderr:
-            if url := re.search(r"http://\S+", line):
-                break
-        else:
-            raise AssertionError("the server did not print its URL")
-        yield process, url[0]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def get(url: str) -> str:
@@ -150,6 +124,7 @@ def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
         (("--model", "nowhere"), 4, "was not found"),
         (("--allow-url-fetch", "--no-url-fetch"), 2, "contradict"),
         (("--api-key", ""), 2, "empty"),
+        (("--api-key", " key"), 2, "begins or ends with a space"),
         (("--port", "70000"), 2, "70000"),
     ],
 )

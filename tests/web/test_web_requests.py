@@ -7,9 +7,11 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -48,6 +50,8 @@ ID = {"id": "x"}
         ({"images": [in_base64(STAR)], "texts": ["a"], "template": "photo"}, 422, "invalid_text"),
         ({"images": [in_base64(STAR)], "texts": ["a"], "template": []}, 422, "limit_exceeded"),
         ([], 422, "invalid_request"),
+        ({"images": [ID], "texts": ["a"], "models": ["m"] * 65}, 422, "limit_exceeded"),
+        ({"images": [ID | {f"key {n}": 0 for n in range(1000)}], "texts": ["a"]}, 422, "invalid_request"),
     ],
 )  # fmt: skip
 def test_invalid_json_requests(client: TestClient, body: Any, status: int, code: str) -> None:
@@ -99,6 +103,58 @@ def test_other_malformed_requests(client: TestClient) -> None:
     error_of(client.get("/v1/classify"), 405, "method_not_allowed")
     error_of(client.get("/static/../../app.py"), 404, "not_found")
     error_of(client.get("/samples/%2e%2e/bundle/manifest.json"), 404, "not_found")
+
+
+@pytest.mark.parametrize("cut", ["--parts--", "--", "\r\n--parts--", "star"])
+def test_form_that_is_cut_short_is_refused(client: TestClient, cut: str) -> None:
+    part = '--parts\r\nContent-Disposition: form-data; name="texts"\r\n\r\n%s\r\n'
+    body = part % "egg" + part % "star" + "--parts--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=parts"}
+    assert client.post("/v1/embed/texts", content=body, headers=headers).status_code == 200
+    error_of(client.post("/v1/embed/texts", content=body[: body.rindex(cut)], headers=headers), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"models": ["m" * 20_000]}, "limit_exceeded"),
+        ({"image_ids": [""] * 2000}, "limit_exceeded"),
+        ({"a key": "x"}, "invalid_request"),
+    ],
+)
+def test_form_fields_are_bounded(client: TestClient, fields: dict[str, Any], code: str) -> None:
+    error_of(client.post("/v1/classify", files={"images": STAR}, data={"texts": "a"} | fields), 422, code)
+
+
+@pytest.mark.parametrize("path", ["/static/%00", "/static/%ed%a0%80", "/samples/" + "a" * 5000, "/%ff", "/v1/a key"])
+def test_malformed_paths_are_not_found(client: TestClient, path: str) -> None:
+    error_of(client.get(path), 404, "not_found")
+
+
+def test_model_name_with_a_lone_surrogate_is_escaped(model: SigLIP) -> None:
+    manifest = replace(model.bundle.manifest, model_name="demo \ud800")
+    named = SigLIP(replace(model.bundle, manifest=manifest))
+    with client_of([named]) as client:
+        assert client.get("/v1/models").json()["models"][0]["name"] == "demo \ud800"
+        error = error_of(client.post("/v1/embed/texts", json={"texts": ["a"], "models": ["m"]}), 422, "unknown_model")
+        assert "demo \ud800" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [("content-length", "0"), ("transfer-encoding", "chunked")],
+        [("content-length", "2"), ("content-length", "2")],
+        [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+        [("content-length", "-1")],
+        [("content-length", "2, 2")],
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/classify", "/healthz", "/nothing"])
+def test_ambiguous_lengths_are_refused(client: TestClient, lengths: list[tuple[str, str]], path: str) -> None:
+    request = client.build_request("POST", path, headers=lengths)
+    request.stream = httpx2.ByteStream(b"{}")
+    error_of(client.send(request), 400, "bad_request")
 
 
 def test_large_bodies_and_images_are_refused(model: SigLIP) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CheckpointError
+from ...system.files import open_regular
 
 _MAX_RATIO = 20  # weights compress by less than 2; an archive that grows by more is a bomb
 
@@ -26,7 +27,7 @@ class Archive:
         """
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
                 self.members = {entry.filename: entry for entry in archive.infolist()}
             self._mapped = np.memmap(path, np.uint8, mode="r")
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:

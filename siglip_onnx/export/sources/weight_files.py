@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...config import PYTORCH_INDEX, PYTORCH_WEIGHTS, SHARD_INDEX, WEIGHTS
 from ...errors import CheckpointError
+from ...system.files import open_regular
 from ...system.json_files import read_json_object
 from ...system.names import check_name, leaves_folder
 from .pytorch_file import open_pytorch
@@ -58,6 +59,7 @@ def open_weights(paths: Sequence[Path], opened: ExitStack) -> Tensors:
 
 def _open_safetensors(path: Path, opened: ExitStack) -> Tensors:
     try:
+        open_regular(path).close()  # the library would wait for a pipe
         file: Any = opened.enter_context(safe_open(path, framework="np"))
         return Tensors({name: _describe(file, name) for name in file.keys()})  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as error:

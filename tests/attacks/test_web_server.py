@@ -1,0 +1,276 @@
+"""Attacks on the server over real sockets: while each runs, and after it, the server answers other clients at once."""
+
+import http.client
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from support.web_server import running, started
+
+import siglip_onnx
+from siglip_onnx.web import connection
+
+pytestmark = pytest.mark.web
+WATCHDOG_S = 60
+PATIENCE_S = 2.0  # for /healthz; before the limits it waited for 5 to 25 seconds
+MAX_GROWTH_BYTES = 300_000_000  # before the limits 1.1 to 5 GB
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with started(cwd=tmp_path_factory.mktemp("server")) as (process, url):
+        port = urlsplit(url).port or 0
+        while status_of(port, "/readyz") != 200:
+            time.sleep(0.05)
+        PROCESS_IDS[port] = process.pid
+        yield port
+
+
+PROCESS_IDS: dict[int, int] = {}
+
+
+def status_of(port: int, path: str) -> int:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=WATCHDOG_S)
+    try:
+        client.request("GET", path)
+        return client.getresponse().status
+    finally:
+        client.close()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=WATCHDOG_S)
+
+
+def head_of(path: str, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def send_endlessly(client: socket.socket, data: bytes) -> None:
+    while True:
+        client.sendall(data)
+
+
+def peak_bytes(port: int) -> int:
+    lines = Path(f"/proc/{PROCESS_IDS[port]}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+class Neighbor:
+    """Another client, who asks for /healthz all the time; ``slowest_s`` is how long it waited at most."""
+
+    def __init__(self, port: int) -> None:
+        self.slowest_s = 0.0
+        self.answers = 0
+        self._port = port
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> "Neighbor":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            asked = time.perf_counter()
+            status = status_of(self._port, "/healthz")
+            self.slowest_s = max(self.slowest_s, time.perf_counter() - asked)
+            self.answers += status == 200
+            time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embed/texts", b'{"texts":[' + b"0," * 1_250_000 + b"0]}"),
+        ("/v1/embed/texts", b'{"texts":[' + b"0," * 12_400_000 + b"0]}"),
+        ("/v1/embed/texts", b'{"texts":["a"],' + b",".join(b'"%d":0' % number for number in range(250_000)) + b"}"),
+        ("/v1/embed/texts", b'{"texts":' + b"[" * 2_000_000 + b"]" * 2_000_000 + b"}"),
+        ("/v1/embed/texts", b'{"texts":[' + b",".join([b"[" * 90 + b"]" * 90] * 100_000) + b"]}"),
+        ("/v1/embed/images", b'{"images":[{' + b",".join(b'"%d":0' % number for number in range(250_000)) + b"}]}"),
+        ("/v1/fetch", b'{"url":[' + b"0," * 1_250_000 + b"0]}"),
+    ],
+    ids=["zeros", "many_zeros", "keys", "deep", "nested", "image_keys", "fetch"],
+)
+def test_one_json_body_does_not_stop_the_server(port: int, path: str, body: bytes) -> None:
+    peak_before = peak_bytes(port)
+    with Neighbor(port) as neighbor, connect(port) as client:
+        client.sendall(head_of(path, f"Content-Length: {len(body)}") + body)
+        answer = client.recv(100)
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 422"))
+    assert neighbor.slowest_s < PATIENCE_S
+    assert peak_bytes(port) - peak_before < MAX_GROWTH_BYTES
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/embed/texts", "/healthz"])
+def test_endless_small_chunks_end_the_connection(port: int, path: str) -> None:
+    """Also where the answer does not wait for the body, as for a path that does not exist."""
+    chunks = b"1\r\nx\r\n" * 20_000
+    with Neighbor(port) as neighbor, connect(port) as client:
+        client.sendall(head_of(path, "Transfer-Encoding: chunked"))
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            send_endlessly(client, chunks)
+    assert neighbor.slowest_s < PATIENCE_S
+    assert neighbor.answers
+
+
+def test_large_chunks_are_accepted(port: int) -> None:
+    body = b'{"texts": ["a"]%s}' % (b" " * 2_000_000)
+    chunks = [body[start : start + 600] for start in range(0, len(body), 600)]
+    with connect(port) as client:
+        client.sendall(head_of("/v1/embed/texts", "Transfer-Encoding: chunked", "Connection: close"))
+        client.sendall(b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/nothing", ("Content-Length: 10",), b"404"),
+        ("/v1/embed/texts", ("Content-Length: 25000001",), b"413"),
+        ("/v1/embed/texts", ("Content-Length: 0", "Transfer-Encoding: chunked"), b"400"),
+        ("/v1/embed/texts", ("Content-Length: 5", "Content-Length: 6"), b"400"),
+        ("/v1/embed/texts", ("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"), b"400"),
+        ("/v1/embed/texts", ("Content-Length: -1",), b"400"),
+        ("/v1/embed/texts", ("Transfer-Encoding: gzip, chunked",), b"400"),
+    ],
+)
+def test_early_answer_closes_the_connection(port: int, path: str, headers: tuple[str, ...], status: bytes) -> None:
+    with connect(port) as client:
+        client.sendall(head_of(path, *headers))
+        answer = read_to_end(client)
+    assert answer.split()[1] == status
+    assert b"connection: close" in answer.lower()
+    assert b'{"error":' in answer
+
+
+def test_early_answer_is_read_by_a_client_that_still_sends(port: int) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=WATCHDOG_S)
+    client.request("POST", "/v1/embed/images", bytes(40_000_000), {"Content-Type": "application/json"})
+    assert client.getresponse().status == 413
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x00\xff\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\na key: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nx: " + b"a" * 70_000,
+        head_of("/v1/embed/texts", "Transfer-Encoding: chunked") + b"zz\r\n",
+        head_of("/v1/embed/texts", "Transfer-Encoding: chunked") + b"-1\r\n",
+        head_of("/v1/embed/texts", "Expect: 100-continue", "Transfer-Encoding: chunked") + b"zz\r\n",
+    ],
+)
+def test_malformed_http_is_400(port: int, request_bytes: bytes) -> None:
+    with connect(port) as client:
+        client.sendall(request_bytes)
+        answer = read_to_end(client)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.endswith(b'{"error":{"code":"bad_request","message":"The request is not valid HTTP."}}')
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    answer = b""
+    while block := client.recv(65_536):
+        answer += block
+    return answer
+
+
+def test_answers_to_complete_requests_keep_the_connection(port: int) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=WATCHDOG_S)
+    for _ in range(3):
+        client.request("POST", "/v1/embed/texts", b"x" * 100, {"Content-Type": "application/json"})
+        answer = client.getresponse()
+        answer.read()
+        assert (answer.status, answer.getheader("connection")) == (400, None)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /healthz HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET"]
+)
+def test_headers_have_a_deadline(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """A client that sends a byte of its headers now and then, on a new or on a used connection."""
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
+    with running([siglip_onnx.load("demo")]) as url:
+        started_at = time.monotonic()
+        with connect(urlsplit(url).port or 0) as client:
+            client.sendall(sent)
+            client.settimeout(0.1)
+            while time.monotonic() < started_at + WATCHDOG_S:
+                try:
+                    client.sendall(b"x" if sent else b"")
+                    if not client.recv(65_536):
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+        assert time.monotonic() < started_at + 5
+
+
+def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "STALLED_SECONDS", 0.5)
+    with running([siglip_onnx.load("demo")]) as url, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(WATCHDOG_S)
+        client.connect(("127.0.0.1", urlsplit(url).port or 0))
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            send_endlessly(client, b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of open files")
+def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
+    """One line is logged; and the server answers as soon as connections are free again."""
+    with started(cwd=tmp_path, files=80) as (process, url):
+        port = urlsplit(url).port or 0
+        while status_of(port, "/readyz") != 200:
+            time.sleep(0.05)
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=WATCHDOG_S) for _ in range(150)]
+        time.sleep(2)
+        for client in clients:
+            client.close()
+        time.sleep(1.5)
+        assert status_of(port, "/healthz") == 200
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=WATCHDOG_S)
+    assert process.returncode == 0
+    lines = stderr.splitlines()
+    assert any("Connections cannot be accepted" in line or "too many connections" in line for line in lines)
+    assert len(lines) <= 3, stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_server_ends_although_a_worker_does_not(tmp_path: Path) -> None:
+    code = (
+        "import time\nfrom siglip_onnx.web import answers\nfrom siglip_onnx.web.inference import Inference\n"
+        "Inference.embed_texts = lambda *_: time.sleep(1000)\n"
+        "from siglip_onnx.cli import main\nmain(['web', '--port', '0'])"
+    )
+    with started(cwd=tmp_path, words=[sys.executable, "-c", code]) as (process, url):
+        port = urlsplit(url).port or 0
+        with connect(port) as client:
+            body = b'{"texts":["a"]}'
+            client.sendall(head_of("/v1/embed/texts", f"Content-Length: {len(body)}") + body)
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            stopped_at = time.monotonic()
+            _, stderr = process.communicate(timeout=WATCHDOG_S)
+    assert time.monotonic() < stopped_at + 10
+    assert process.returncode == 0
+    assert "did not end within 9 seconds" in stderr
+    assert "Traceback" not in stderr
