@@ -125,7 +125,7 @@ def write_plain_int8(checkpoint: Path, bundle: Path) -> None:
         save_graph(model, bundle / path)
         files |= {name: file_facts(bundle / name) for name in (path, f"{path}.data")}
     variant = replace(manifest.variants["int8"], files=files)
-    manifest = replace(manifest, variants=manifest.variants | {"int8": variant})
+    manifest = replace(manifest, variants={**manifest.variants, "int8": variant})
     (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 

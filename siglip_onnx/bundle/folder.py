@@ -85,7 +85,7 @@ class Bundle:
         Raises:
             BundleError: a file differs from the manifest.
         """
-        problems = changed_files(self.path, self.manifest.files | self.manifest.variants[variant].files)
+        problems = changed_files(self.path, {**self.manifest.files, **self.manifest.variants[variant].files})
         if problems:
             damage = "; ".join(f"{self.path / name}: {problem}" for name, problem in problems.items())
             raise BundleError(f"The model is damaged: {damage}. Export or download it again.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Variant:
     """
 
     embedding_space: str
-    files: dict[str, FileFacts]
+    files: Mapping[str, FileFacts]
     quantization: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
 
@@ -86,8 +87,8 @@ class Manifest:
     embedding_dim: int
     logit_scale: float
     logit_bias: float
-    variants: dict[str, Variant]
-    files: dict[str, FileFacts]
+    variants: Mapping[str, Variant]
+    files: Mapping[str, FileFacts]
     description: str = field(default="", metadata={"aliases": (_OLD_DESCRIPTION,)})
 
     @property

@@ -137,7 +137,7 @@ def write_cards(bundle: Bundle, accuracies: Mapping[str, Accuracy], inputs: str)
     """
     variants = bundle.manifest.variants
     cards = {name: replace(variants[name], accuracy=accuracy.to_card(inputs)) for name, accuracy in accuracies.items()}
-    manifest = replace(bundle.manifest, variants=variants | cards)
+    manifest = replace(bundle.manifest, variants={**variants, **cards})
     path = bundle.path / MANIFEST
     try:
         write_atomic(path, manifest.to_json().encode())
