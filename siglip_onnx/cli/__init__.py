@@ -18,6 +18,7 @@ import click
 from .._version import __version__
 from ..errors import SiglipOnnxError
 from ..system.cache_dir import use_cache
+from ..system.extras import install_command
 
 INTERRUPTED = 130
 
@@ -73,8 +74,6 @@ class _Commands(click.Group):
         except (KeyboardInterrupt, ImportError) as error:
             if _was_interrupted(error):
                 raise _exit("interrupted", INTERRUPTED) from error
-            from ..system.extras import install_command  # noqa: PLC0415 - --help need not load importlib.metadata
-
             advice = f"A package is missing or damaged; install it again, or run: {install_command()}"
             raise _exit(f"{error}. {advice}", SiglipOnnxError.exit_code) from error
 

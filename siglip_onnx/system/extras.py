@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,19 +63,23 @@ def package_version(name: str) -> str | None:
 
     A module that is imported under the name counts too: ``onnxruntime`` may come from the wheel ``onnxruntime-gpu``.
     """
+    from importlib import metadata  # noqa: PLC0415 - loads email and socket, which most runs do not need
+
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         loaded = getattr(sys.modules.get(name), "__version__", None)
         return None if loaded is None else str(loaded)
 
 
 def install_command(extra_name: str = "") -> str:
     """Return the shell command that installs this package again with an extra, from where it was installed."""
+    from importlib import metadata  # noqa: PLC0415
+
     extras = f"[{extra_name}]" if extra_name else ""
     try:
-        record = distribution(DISTRIBUTION).read_text("direct_url.json")
-    except PackageNotFoundError:
+        record = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
         return _pip_install(_checkout(extras))
     return _pip_install(_origin(json.loads(record), extras) if record else [DISTRIBUTION + extras])
 

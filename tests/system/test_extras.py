@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from siglip_onnx.errors import MissingExtraError
-from siglip_onnx.system import extras
 from siglip_onnx.system.extras import EXTRAS, check_extra, extra, install_command
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def installed_from(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None) -> str:
     files = {"direct_url.json": None if record is None else json.dumps(record)}
-    monkeypatch.setattr(extras, "distribution", lambda _name: SimpleNamespace(read_text=files.__getitem__))
+    monkeypatch.setattr(metadata, "distribution", lambda _name: SimpleNamespace(read_text=files.__getitem__))
     return install_command("ray")
 
 
@@ -65,9 +64,9 @@ def test_command_for_a_folder_of_any_name(
 
 def test_command_for_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
-        raise PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(extras, "distribution", missing)
+    monkeypatch.setattr(metadata, "distribution", missing)
     assert install_command("web") == f'pip install "{ROOT}[web]"'
     assert install_command() == f'pip install "{ROOT}"'
 
