@@ -10,7 +10,7 @@ from .errors import ImageError, SiglipOnnxError
 from .system.threads import MAX_THREADS
 
 MOST_PIXELS = 178_956_970  # Pillow refuses more, unless its own limit was changed
-WHITE, DROP = "white", "drop"  # backgrounds of transparent images; "drop" is no color, but ignores transparency
+WHITE, DROP = "white", "drop"  # backgrounds of transparent images; "drop" is not a color: it ignores transparency
 MAX_NUM_PATCHES = 4096  # four times what NaFlex was trained with; attention grows with the square
 
 

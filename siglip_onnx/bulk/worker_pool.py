@@ -91,7 +91,7 @@ class WorkerPool:
             worker.image = value
         elif kind == "image done":
             worker.statuses[value] += 1
-            if value != CRASH:  # which records an earlier crash, and is no progress
+            if value != CRASH:  # it records an earlier crash, which is not progress
                 self._crashes = 0
             self._progress.image_done(value)
         elif kind == "exception":

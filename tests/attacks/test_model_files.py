@@ -336,3 +336,14 @@ def test_named_pipe_as_an_image_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="it is a pipe") as refused:
         load_image(tmp_path / "image.png")
     assert refused.value.status == "io_error"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_named_pipe_beside_a_config_of_open_clip_is_refused_at_once(tmp_path: Path) -> None:
+    from siglip_onnx.export.checkpoint import open_checkpoint
+
+    for name in ("open_clip_config.json", "config.json"):
+        (tmp_path / name).write_text("{}")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError):
+        open_checkpoint(tmp_path)

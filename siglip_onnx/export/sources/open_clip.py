@@ -25,6 +25,7 @@ from ...config import (
     read_document,
 )
 from ...errors import CheckpointError
+from ...system.files import open_regular
 from ..tokenizer import OPEN_CLIP_CLEANING, find_tokenizer
 from .source import TWO_TOWERS, Json, Request, Source
 from .tensor import Tensor, Tensors, identity_layer, join_rows, zeros
@@ -58,6 +59,7 @@ def is_open_clip(folder: Path) -> bool:
     if not ((folder / CONFIG).exists() and (folder / WEIGHTS).exists()):
         return True
     try:
+        open_regular(folder / WEIGHTS).close()  # the library would wait for a pipe
         with safe_open(folder / WEIGHTS, framework="np") as file:
             return not any("vision_model.embeddings." in name for name in file.keys())  # noqa: SIM118 - no dict
     except (OSError, SafetensorError):
