@@ -1,4 +1,6 @@
-"""Measure zero-shot accuracy on labeled images: top-1 and top-5 of any variant and backend, and the loss against fp32.
+"""Measure zero-shot accuracy of any backend on labeled images: top-1 and top-5, and the loss against fp32.
+
+To evaluate only this package's variants, use `siglip-onnx evaluate`, which knows more data sets, protocols and metrics.
 
     python benchmarks/accuracy.py DATASET --checkpoint CHECKPOINT --template "a photo of a {}."
     python benchmarks/accuracy.py DATASET --model BUNDLE
@@ -14,14 +16,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from catalog import IMAGE_SUFFIXES, log, open_catalog
+from catalog import log, open_catalog
 from fresh_process import in_fresh_process
 from numpy.typing import NDArray
 from result_files import write_results
@@ -29,25 +31,17 @@ from result_files import write_results
 from siglip_onnx.bench.backend import Backend, Configuration
 from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, engine_name
-from siglip_onnx.bench.statistics import CONFIDENCE, Ratio
 from siglip_onnx.bench.tables import markdown
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.errors import BenchmarkError
+from siglip_onnx.evaluate.datasets import DataOptions, LabeledImages, open_data
+from siglip_onnx.evaluate.metrics import bootstrap_mean, ranks_of
 from siglip_onnx.head import Floats, average_unit, l2_normalize
 from siglip_onnx.hub.loading import find_model
 from siglip_onnx.system.threads import available_threads
 from siglip_onnx.text.templates import fill_templates
 
-MOST_CALIBRATION, RESAMPLES = 64, 2000
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images, the class of each, and the text of each class."""
-
-    paths: list[Path]
-    classes: list[int]
-    texts: list[str]
+MOST_CALIBRATION = 64
 
 
 @click.command(help=__doc__)
@@ -76,8 +70,8 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure every configuration and print the table."""
-    labeled = read_dataset(dataset, read_labels(labels))
-    calibration = labeled.paths[:: max(1, len(labeled.paths) // MOST_CALIBRATION)][:MOST_CALIBRATION]
+    labeled = read_dataset(dataset, labels)
+    calibration = [dataset / sample.name for sample in labeled.take(MOST_CALIBRATION).samples]
     if (checkpoint is None) == (model is None):
         raise click.UsageError("Give either --checkpoint or --model.")
     if checkpoint is not None:
@@ -90,7 +84,7 @@ def main(
         correct[configuration.name] = in_fresh_process(answer, configuration, labeled, templates)
         log(f"{configuration.name}: top-1 {correct[configuration.name][0].mean():.4f}")
     document = {
-        "dataset": dataset.name, "images": len(labeled.paths), "classes": len(labeled.texts), "templates": templates,
+        "dataset": dataset.name, "images": len(labeled.samples), "classes": len(labeled.texts), "templates": templates,
         "reference": reference if reference in correct else None, "machine": describe_machine(),
         "rows": describe(correct, correct.get(reference)), "absent": absent,
     }  # fmt: skip
@@ -105,44 +99,27 @@ def variants_of(model: str, threads: int) -> list[Configuration]:
     return [engine_configuration(bundle, variant, threads) for variant in bundle.manifest.variants]
 
 
-def read_labels(path: Path | None) -> dict[str, str]:
-    """Return the texts of folders whose text is not their name."""
-    if path is None:
-        return {}
-    lines = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    malformed = next((line for line in lines if len(line) != 2), None)
-    if malformed is not None:
-        raise click.UsageError(f"{path} has the line {malformed[0]!r}; expected folder<TAB>text.")
-    return {folder.strip(): text.strip() for folder, text in lines}
-
-
-def read_dataset(folder: Path, labels: Mapping[str, str]) -> Dataset:
+def read_dataset(folder: Path, labels: Path | None = None) -> LabeledImages:
     """Return the images of a folder with one folder per class."""
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    images = [
-        (path, number)
-        for number, class_folder in enumerate(folders)
-        for path in sorted(class_folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if len(folders) < 2 or not images:
-        raise click.UsageError(
-            f"{folder} holds {len(folders)} folders with {len(images)} images; expected at least two with images."
-        )
-    texts = [labels.get(class_folder.name, class_folder.name.replace("_", " ")) for class_folder in folders]
-    return Dataset([path for path, _ in images], [number for _, number in images], texts)
+    data = open_data(folder, DataOptions(labels=labels))
+    if not isinstance(data, LabeledImages) or data.multi_label or not folder.is_dir():
+        raise click.UsageError(f"{folder} is not a folder with a folder per class.")
+    return data
 
 
-def answer(configuration: Configuration, dataset: Dataset, templates: Sequence[str]) -> NDArray[np.bool_]:
+def answer(configuration: Configuration, dataset: LabeledImages, templates: Sequence[str]) -> NDArray[np.bool_]:
     """Return whether each image's class is the first, and whether it is among the first five: ``(2, N)``."""
     module: Any = import_module(configuration.backend)
     backend: Backend = module.load(configuration)
     texts = embed_classes(backend, dataset.texts, templates)
-    ranks = [
-        rank_of(backend.head(backend.vision(backend.preprocess(backend.decode(path))), texts)[0], right)
-        for path, right in zip(dataset.paths, dataset.classes, strict=True)
-    ]
-    return np.array([[rank < 1 for rank in ranks], [rank < 5 for rank in ranks]])
+    logits = np.array([
+        backend.head(backend.vision(backend.preprocess(backend.decode(dataset.path / sample.name))), texts)[0]
+        for sample in dataset.samples
+    ])  # fmt: skip
+    if not np.isfinite(logits).all():
+        raise BenchmarkError(f"{configuration.name} returned NaN or infinite logits; expected finite ones.")
+    ranks = ranks_of(logits, np.array([sample.labels[0] for sample in dataset.samples]))
+    return np.array([ranks < 1, ranks < 5])
 
 
 def embed_classes(backend: Backend, texts: Sequence[str], templates: Sequence[str]) -> Floats:
@@ -152,13 +129,6 @@ def embed_classes(backend: Backend, texts: Sequence[str], templates: Sequence[st
         for prompts in fill_templates(list(templates), list(texts))
     ]
     return average_unit(np.array(rows, np.float32))
-
-
-def rank_of(logits: Floats, right: int) -> int:
-    """Return how many classes rank before the right one; ties count as before it."""
-    if not np.isfinite(logits).all():
-        raise BenchmarkError("A configuration returned NaN or infinite logits; expected finite ones.")
-    return int((logits >= logits[right]).sum()) - 1
 
 
 def describe(correct: Mapping[str, NDArray[np.bool_]], reference: NDArray[np.bool_] | None) -> list[dict[str, Any]]:
@@ -177,14 +147,6 @@ def losses(hits: NDArray[np.bool_], reference: NDArray[np.bool_] | None) -> dict
     return {
         f"loss_{kind}": asdict(bootstrap_mean(row)) for kind, row in zip(("top1", "top5"), differences, strict=True)
     }
-
-
-def bootstrap_mean(values: NDArray[np.float64], *, seed: int = 0) -> Ratio:
-    """Return the mean of ``values`` ``(N,)`` with its interval."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(float(values.mean()), float(low), float(high))
 
 
 def accuracy_table(document: Mapping[str, Any]) -> str:

@@ -21,11 +21,14 @@ from commands import measure_export
 from fresh_process import in_fresh_process
 
 from siglip_onnx.bench.backend import Configuration
+from siglip_onnx.bench.choose import engines
+from siglip_onnx.bench.machine import has_bf16
 from siglip_onnx.bench.process import last_line
-from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, pytorch_configuration
+from siglip_onnx.bench.run import PYTORCH_FP32, engine_configuration, engine_name, pytorch_configuration
 from siglip_onnx.bundle.folder import Bundle, open_bundle
 
-VARIANTS = ("fp32", "int8", "q4", "fp16")
+VARIANTS = ("fp32", "int8", "qdq")
+WITH_OPENVINO = ("int8", "qdq")
 NUM_IMAGES, NUM_CALIBRATION = 12, 64
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -34,11 +37,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 class Catalog:
     """All configurations of one checkpoint, the reference first, and the reasons why others are absent.
 
-    ``conversion_seconds`` holds the time of each conversion, ``export`` that of the export to fp32 and int8.
+    ``baseline`` is this engine's default, to which the ratios are. ``conversion_seconds`` holds the time of each
+    conversion, ``export`` that of the export to fp32 and int8.
     """
 
     bundle: Bundle
     configurations: list[Configuration]
+    baseline: Configuration
     absent: dict[str, str]
     conversion_seconds: dict[str, float]
     export: dict[str, Any]
@@ -50,9 +55,22 @@ def open_catalog(
     """Prepare what is missing, and return what can be measured; ``only`` holds parts of names, empty for all."""
     bundle, export = prepare_bundle(checkpoint, folder / "bundle")
     peers, absent, seconds = prepare_peers(bundle, checkpoint, folder, calibration, threads, only)
+    chosen = [configuration for configuration in list_ours(bundle, threads) if is_chosen(configuration.name, only)]
+    baseline = replace(engine_configuration(bundle, "int8", threads), name=f"{engine_name('int8')}, baseline")
+    return Catalog(bundle, peers + chosen, baseline, absent, seconds, export)
+
+
+def list_ours(bundle: Bundle, threads: int) -> list[Configuration]:
+    """Return this engine's variants, and those for OpenVINO under it, with bf16 where the CPU has that."""
     ours = [engine_configuration(bundle, variant, threads) for variant in bundle.manifest.variants]
-    chosen = [configuration for configuration in ours if is_chosen(configuration.name, only)]
-    return Catalog(bundle, peers + chosen, absent, seconds, export)
+    *others, best = engines()
+    if others:
+        ours += [
+            replace(engine_configuration(bundle, variant, threads, best.provider), settings=best.settings,
+                    name=engine_name(variant, best.name), about=f"providers=[{(best.provider, dict(best.settings))}]")
+            for variant in WITH_OPENVINO
+        ]  # fmt: skip
+    return ours
 
 
 def log(line: str) -> None:
@@ -120,12 +138,13 @@ def prepare_peers(
             absent[module] = variants
             continue
         for variant, (name, about) in variants.items():
-            work = folder / f"{module}_{variant.replace(' ', '_')}"
+            work = folder / f"{module}_{variant.partition(',')[0].replace(' ', '_')}"
             peer = replace(reference, name=name, backend=f"backends.{module}", variant=variant, work=str(work),
                            about=about)  # fmt: skip
             if not is_chosen(name, only):
                 continue
-            reason = prepare_peer(peer, calibration)
+            reason = "this CPU has no instructions for bf16" if "bf16" in name and not has_bf16() else ""
+            reason = reason or prepare_peer(peer, calibration)
             if reason:
                 absent[name] = reason
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from result_files import ROOT
 
 from siglip_onnx.bench.process import last_line
 from siglip_onnx.errors import BenchmarkError
@@ -21,13 +24,24 @@ import json, resource, subprocess, sys, time
 began = time.perf_counter()
 done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 seconds = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 * (1024 if sys.platform == "darwin" else 1))
-print(json.dumps([done.returncode, seconds, peak, done.stderr.decode(errors="replace")]))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+peak = used.ru_maxrss / (1024 * (1024 if sys.platform == "darwin" else 1))
+print(json.dumps([done.returncode, seconds, used.ru_utime + used.ru_stime, peak, done.stderr.decode(errors="replace")]))
 """
 
 
 def measure_commands(bundle: Path, image: Path, work: Path, rounds: int) -> dict[str, Any]:
     """Return seconds and peak memory of each command, run in alternating order for so many rounds."""
+    commands = start_commands(bundle, image, work)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    for turn in range(rounds):
+        for name in commands if turn % 2 == 0 else reversed(commands):
+            runs[name].append(run_command(commands[name]))
+    return {name: summarize_runs(results) for name, results in runs.items()}
+
+
+def start_commands(bundle: Path, image: Path, work: Path) -> dict[str, Sequence[str]]:
+    """Return commands by what they do, and fill the label cache that one of them reads."""
     work.mkdir(parents=True, exist_ok=True)
     cache = work / "label_cache"
     shutil.rmtree(cache, ignore_errors=True)
@@ -41,11 +55,7 @@ def measure_commands(bundle: Path, image: Path, work: Path, rounds: int) -> dict
         "--help": ["--help"],
     }  # fmt: skip
     run_command([*classify, "--cache", str(cache)])  # fills it
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
-    for turn in range(rounds):
-        for name in commands if turn % 2 == 0 else reversed(commands):
-            runs[name].append(run_command(commands[name]))
-    return {name: summarize_runs(results) for name, results in runs.items()}
+    return commands
 
 
 def measure_export(checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -53,18 +63,19 @@ def measure_export(checkpoint: Path, out: Path) -> dict[str, Any]:
     return summarize_runs([run_command(["export", str(checkpoint), str(out), "--overwrite"])])
 
 
-def run_command(arguments: Sequence[str]) -> dict[str, float]:
-    """Run ``siglip-onnx`` with arguments in a fresh process; return its seconds and its own peak memory.
+def run_command(arguments: Sequence[str], checkout: Path = ROOT) -> dict[str, float]:
+    """Run ``siglip-onnx`` of a checkout in a fresh process; return its seconds, those of CPUs, and its own peak memory.
 
     Raises:
         BenchmarkError: it failed.
     """
     command = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-m", "siglip_onnx", *arguments]
-    output = subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603 - ourselves
-    status, seconds, peak, stderr = json.loads(output)
+    environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
+    output = subprocess.run(command, capture_output=True, check=True, env=environment).stdout  # noqa: S603 - ourselves
+    status, seconds, cpu_seconds, peak, stderr = json.loads(output)
     if status:
         raise BenchmarkError(f"siglip-onnx {' '.join(arguments)} failed: {last_line(stderr) or f'status {status}'}")
-    return {"seconds": round(seconds, 4), "peak_memory_mb": round(peak, 1)}
+    return {"seconds": round(seconds, 4), "cpu_seconds": round(cpu_seconds, 4), "peak_memory_mb": round(peak, 1)}
 
 
 def summarize_runs(runs: Sequence[dict[str, float]]) -> dict[str, Any]:

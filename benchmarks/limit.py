@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ import numpy as np
 import onnx
 from fresh_process import in_fresh_process
 from onnx import TensorProto, helper
+from operations import count_operations
 
 from siglip_onnx.bundle.folder import Bundle
-from siglip_onnx.config import EncoderConfig, NaflexVisionConfig, SiglipConfig
 from siglip_onnx.errors import BenchmarkError
 from siglip_onnx.session import LazySession
 
@@ -106,35 +105,3 @@ def time_gemm(operator: str, left: Any, right: Any, threads: int) -> float:
         session.run("product", {"left": left})
         best = min(best, time.perf_counter() - before)
     return float(2 * left.shape[0] * left.shape[1] * right.shape[1] / best)
-
-
-def count_operations(config: SiglipConfig) -> Mapping[str, dict[str, float]]:
-    """Return the operations of each tower for one input: linear layers, and all other multiplications."""
-    vision, text = config.vision, config.text
-    side = 0 if isinstance(vision, NaflexVisionConfig) else vision.image_size // vision.patch_size
-    patches = vision.num_patches if isinstance(vision, NaflexVisionConfig) else side**2
-    width, length = vision.hidden_size, text.max_position_embeddings
-    layers = vision.num_hidden_layers
-    linear, other = layers * layer_linear(vision, patches, patches), layers * attention(vision, patches, patches)
-    linear += layer_linear(vision, 1, patches)  # the MAP head is a layer with one query
-    other += attention(vision, 1, patches) + 2.0 * patches * vision.num_channels * vision.patch_size**2 * width
-    full, last = text.num_hidden_layers - 1, 1
-    return {
-        "vision": {"linear": linear, "other": other},
-        "text": {
-            "linear": full * layer_linear(text, length, length) + layer_linear(text, last, length)
-            + 2.0 * text.hidden_size * text.embedding_dim,
-            "other": full * attention(text, length, length) + attention(text, last, length),
-        },
-    }  # fmt: skip
-
-
-def layer_linear(shape: EncoderConfig, queries: int, tokens: int) -> float:
-    """Return the operations of a layer's linear layers: q, out and MLP on the queries, k and v on all tokens."""
-    width = shape.hidden_size
-    return 2.0 * (queries * (2 * width**2 + 2 * width * shape.intermediate_size) + tokens * 2 * width**2)
-
-
-def attention(shape: EncoderConfig, queries: int, tokens: int) -> float:
-    """Return the operations of both products of attention."""
-    return 2.0 * 2 * queries * tokens * shape.hidden_size

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from lead import FLOOR, STEADY, describe_unfaithful, explain_losses, lead_table, main_rows, ratio_table
 
 from siglip_onnx.bench.run import engine_name
-from siglip_onnx.bench.schema import SAME_IMAGE, TEXT, VISION, Document, Row
-from siglip_onnx.bench.statistics import Rounds, ratio_of
+from siglip_onnx.bench.schema import SAME_IMAGE, VISION, Document
+from siglip_onnx.bench.statistics import ratio_of
 from siglip_onnx.bench.tables import (
     Table,
     explain,
@@ -25,18 +25,35 @@ INT8 = engine_name("int8")
 PEAKS = (("instructions, all threads", "instructions"), ("instructions, one thread", "instructions_one_thread"),
          ("one large product in onnxruntime, all threads", "large_gemm"))  # fmt: skip
 
+NOT_MEASURED = {
+    "LiteRT": "ai-edge-litert 2.3 and litert-torch 0.10 convert the vision tower in fp32, which takes about as long as "
+              "fp32 here; their recipe for dynamic int8 makes a graph that LiteRT refuses (batch_matmul of int8).",
+    "ncnn": "pnnx and ncnn 1.0.20261020 convert the vision tower, which takes more than twice as long as fp32 here; "
+            "ncnn has no int8 for attention.",
+}  # fmt: skip
+
 OTHERS = """\
 * `benchmarks/accuracy.py DATASET --model MODEL`: zero-shot top-1 and top-5 on a folder per class, and the loss against
   fp32 with its interval; with `--checkpoint` also for PyTorch and other backends. `benchmarks/draw_demo_set.py` draws a
   data set for the demo model ([results](../benchmarks/results/accuracy_demo.json)).
 * `benchmarks/quantization.py`: size and loss of each variant on weights with outliers
   ([results](../benchmarks/results/quantization.json)).
+* `benchmarks/classifier.py CHECKPOINT`: a classifier fine-tuned on drawn images; labels of int8 against those of fp32
+  ([results](../benchmarks/results/classifier_demo.json)).
+* `benchmarks/models.py`: time, memory and size of all published shapes in int8
+  ([results](../benchmarks/results/models.json), [table](checkpoints.md#time-and-memory)).
 * `benchmarks/parity.py`: all published shapes against PyTorch ([results](../benchmarks/results/parity.json)).
+* `benchmarks/start.py`: whole commands of two commits in alternating runs
+  ([results](../benchmarks/results/start.json)).
+* `benchmarks/texts_in_bulk.py`: texts per second of many texts, of OpenVINO and of another commit in alternating runs
+  ([results](../benchmarks/results/texts_in_bulk.json)).
 * `benchmarks/bulk.py`: bulk jobs, killed and with faulty inputs ([results](../benchmarks/results/bulk.json)).
+* `benchmarks/explain.py`: how often `explain` finds the named one of two drawn objects, and how many runs of the vision
+  tower it takes ([results](../benchmarks/results/explain.json)).
 * `benchmarks/web.py`: the web server, and its overload ([results](../benchmarks/results/web.json))."""
 
 
-def benchmarks_page(document: Document, no_vnni: Mapping[str, Any]) -> str:
+def benchmarks_page(document: Document) -> str:
     """Return docs/benchmarks.md."""
     settings = document.settings
     parts = [
@@ -49,6 +66,7 @@ def benchmarks_page(document: Document, no_vnni: Mapping[str, Any]) -> str:
         explain(document),
         f"At least {settings['min_samples']} samples or {settings['min_seconds']:g} s for each stage over all rounds; "
         f"{settings['images']} images, {settings['texts']} texts. The whole run took {document.seconds:.0f} s.",
+        *lead_sections(document),
     ]
     for inputs in dict.fromkeys(row.inputs for row in document.rows):
         parts += [f"## Single images: {inputs}", markdown(speed_table(document, inputs)),
@@ -58,28 +76,37 @@ def benchmarks_page(document: Document, no_vnni: Mapping[str, Any]) -> str:
         *(plot(name, alt) for name, alt in (
             ("speed_and_fidelity", "Speed against fidelity"), ("latency_by_stage", "Latency by stage"),
             ("start_and_memory", "Start and memory"))),
-        "## Ratios",
-        f"Time of each backend as a multiple of that of {INT8}: the fastest call of a round over the fastest call of "
-        "the same round, since neighboring measurements share the state of the machine. The median of the rounds, and "
-        "their range.",
-        markdown(ratio_table(document)),
         "## Throughput", markdown(throughput_table(document)), plot("throughput", "Throughput"),
         "## Whole commands", markdown(command_table(document.processes)),
-        "## CPUs without VNNI",
-        "Measured with [an earlier version](../benchmarks/results/base_multilingual_no_vnni.json), on the same shapes.",
-        markdown(no_vnni_table(no_vnni)),
         "## Limit", limit_text(document),
         "## Setup of each backend", markdown(setup_table(document)),
         "## Other measurements", OTHERS,
-        *(["## Not measured", "\n".join(f"* {name}: {reason}" for name, reason in document.absent.items())]
-          if document.absent else []),
+        "## Not measured",
+        "\n".join(f"* {name}: {reason}" for name, reason in {**NOT_MEASURED, **document.absent}.items()),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def main_rows(document: Document) -> list[Row]:
-    """Return the rows of the inputs that every configuration was measured on."""
-    return [row for row in document.rows if row.inputs == document.rows[0].inputs]
+def lead_sections(document: Document) -> list[str]:
+    """Return the sections of ratios, if each row was measured next to a baseline."""
+    if document.baseline is None:
+        return []
+    losses = explain_losses(document)
+    return [
+        "## Lead and loss",
+        f"This engine's best variant and engine against the best peer, both among those whose worst cosine of any "
+        f"embedding to PyTorch fp32 is at least {FLOOR}. The ratio is how many times as much the peer takes, above 1 "
+        "a lead: the median over the rounds, with a 95 % interval (bootstrap)." + describe_unfaithful(document),
+        markdown(lead_table(document)),
+        *(["Missed:\n\n" + "\n".join(losses)] if losses else []),
+        "## Ratios",
+        f"Each backend as a multiple of {INT8}, which was measured beside it in every round, since neighboring "
+        "measurements share the state of the machine: the fastest call of each stage, the start of the process and "
+        "its peak memory. The median of the rounds, with a 95 % interval (bootstrap). A row is stable if no interval "
+        f"is wider than {STEADY:.0%} of its ratio. The row of {INT8} itself shows how equal two measurements of the "
+        "same are.",
+        markdown(ratio_table(document)),
+    ]
 
 
 def describe_repeats(document: Document) -> list[str]:
@@ -90,26 +117,6 @@ def describe_repeats(document: Document) -> list[str]:
         for row in document.rows
         if SAME_IMAGE in row.stages and (ratio := ratio_of(row.stages[SAME_IMAGE], row.stages[VISION]))
     ]
-
-
-def ratio_table(document: Document) -> Table:
-    """Return each backend's fastest calls over those of the int8 variant, round by round; the nearest first."""
-    engine = next(row for row in main_rows(document) if row.name == INT8)
-    ratios = {
-        row.name: [paired_ratios(row.stages[stage], engine.stages[stage]) for stage in (VISION, TEXT)]
-        for row in main_rows(document)
-        if row is not engine
-    }
-    lines = [
-        [name, *(f"{np.median(rounds):.2f} ({min(rounds):.2f} - {max(rounds):.2f})" for rounds in stages)]
-        for name, stages in sorted(ratios.items(), key=lambda item: float(np.median(item[1][0])))
-    ]
-    return ("", "vision", "text"), lines
-
-
-def paired_ratios(rounds: Rounds, reference: Rounds) -> list[float]:
-    """Return the ratio of the fastest calls of each round."""
-    return [min(samples) / min(others) for samples, others in zip(rounds, reference, strict=True)]
 
 
 def plot(name: str, alt: str) -> str:
@@ -124,18 +131,6 @@ def command_table(processes: Mapping[str, Any]) -> Table:
         [name, f"{runs['min_seconds']:.2f}", f"{runs['median_seconds']:.2f}", f"{runs['peak_memory_mb']:.0f}"]
         for name, runs in processes.items()
     ]
-
-
-def no_vnni_table(results: Mapping[str, Any]) -> Table:
-    """Return this engine and optimum's graphs on a CPU without VNNI."""
-    towers, fidelity = results["towers"], results["fidelity"]
-    lines = [
-        [f"{tower} tower", *(f"{towers[f'{tower} {variant}{origin}']['median_ms']:.0f}" for variant, origin in
-                             (("fp32", ""), ("int8", ""), ("fp32", " of optimum"), ("int8", " of optimum"))),
-         f"{fidelity[f'{tower}_int8_min_cosine_to_fp32']:.5f}"]
-        for tower in ("vision", "text")
-    ]  # fmt: skip
-    return ("median ms", "fp32", "int8", "optimum fp32", "optimum int8", "int8: cosine min to fp32"), lines
 
 
 def limit_text(document: Document) -> str:
@@ -159,7 +154,8 @@ def limit_text(document: Document) -> str:
             "Measured by `benchmarks/limit.py`: dot products of 8 bits and fused multiply-adds in f32 from registers, "
             "and one large product through onnxruntime. A tower's limit is its linear layers at the int8 (or f32) peak "
             "and the rest, attention and patch embedding, at the f32 peak. It ignores LayerNorm, GELU, softmax, "
-            "quantization and memory.",
+            "quantization and memory. Where the product is faster than the instructions, onnxruntime uses others, "
+            "those of AMX, of which this limit knows nothing.",
             markdown((("10^9 operations per second", "int8", "f32"), peaks)),
             markdown((("tower", "linear GOP", "other GOP", "limit ms", "fastest run ms", "share"), shares)),
         ]

@@ -80,7 +80,7 @@ def make_checkpoint(checkpoint: PublishedCheckpoint, path: Path) -> list[int]:
     """Write random weights of its shape; return the layers of both towers."""
     torch.manual_seed(0)
     config = checkpoint.config
-    vision, text = config.vision, config.text
+    vision, text = config.both()
     if checkpoint.width != BASE:
         vision = replace(vision, num_hidden_layers=LAYERS_KEPT)
         text = replace(text, num_hidden_layers=LAYERS_KEPT)

@@ -6,13 +6,17 @@ python benchmarks/plots.py RESULTS.json FOLDER
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import matplotlib as mpl
+from checkpoint_costs import Cost, find_costs
+from lead import main_rows
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -21,6 +25,7 @@ from matplotlib.transforms import Bbox
 from siglip_onnx.bench import schema
 from siglip_onnx.bench.schema import DECODE, HEAD, PREPROCESS, TEXT, TOKENIZE, VISION, Document, Mode, Row
 from siglip_onnx.bench.tables import SAME_ANSWER, format_measurement, start_memory_mb, start_seconds
+from siglip_onnx.hub.published import PAPER, PUBLISHED, PublishedCheckpoint
 from siglip_onnx.system.files import atomic_path
 
 INK = "#767676"  # 4.5 to 1 on white, 4.2 to 1 on the black of dark pages
@@ -33,6 +38,7 @@ STAGE_COLORS = {
 }
 # Positions of a point's name, in typographic points from it, the nearest first.
 _OFFSETS = [(right, up) for far in range(0, 120, 3) for right in (8, -8) for up in {far, -far}]
+FAMILY_COLORS = {"SigLIP": "#3f7fc1", "SigLIP 2": "#d9622b", "SigLIP 2 NaFlex": "#3b9b6d"}
 _ENGINE = "siglip_onnx"
 _SMALLEST_LOSS = 1e-7  # what f32 arithmetic in another order costs; exact zeros have no logarithm
 _STYLE: Any = {
@@ -40,6 +46,15 @@ _STYLE: Any = {
     "ytick.color": INK, "axes.edgecolor": INK, "axes.spines.top": False, "axes.spines.right": False,
     "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6,
 }  # fmt: skip
+
+
+class Label(NamedTuple):
+    """The name of a point of a plot."""
+
+    text: str
+    point: tuple[float, float]
+    color: str
+    weight: str
 
 
 @click.command(help=__doc__)
@@ -56,7 +71,6 @@ def draw_plots(document: Document, folder: Path) -> list[Path]:
 
     The SVG names the results that it was drawn from; see :func:`fingerprint`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable[[Document], Figure]] = {
         "speed_and_fidelity": draw_pareto,
         "latency_by_stage": draw_stages,
@@ -64,26 +78,37 @@ def draw_plots(document: Document, folder: Path) -> list[Path]:
     }
     if document.throughput:
         plots["throughput"] = draw_throughput
+    source = fingerprint(document.to_json())
+    return [path for name, draw in plots.items() for path in _save(partial(draw, document), folder / name, source)]
+
+
+def draw_models(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the plot of the published checkpoints, and return its files."""
+    return _save(
+        partial(draw_checkpoints, find_costs(results)), folder / "checkpoints", fingerprint(json.dumps(results))
+    )
+
+
+def _save(draw: Callable[[], Figure], path: Path, source: str) -> list[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context(_STYLE):
-        for name, draw in plots.items():
-            figure = draw(document)
-            for kind, metadata in (("svg", {"Date": None, "Description": fingerprint(document)}), ("png", {})):
-                path = folder / f"{name}.{kind}"
-                with atomic_path(path) as part:
-                    figure.savefig(part, transparent=True, dpi=144, bbox_inches="tight", metadata=metadata)
-                written.append(path)
+        figure = draw()
+        for kind, metadata in (("svg", {"Date": None, "Description": source}), ("png", {})):
+            written.append(path.with_suffix(f".{kind}"))
+            with atomic_path(written[-1]) as part:
+                figure.savefig(part, transparent=True, dpi=144, bbox_inches="tight", metadata=metadata)
     return written
 
 
-def fingerprint(document: Document) -> str:
+def fingerprint(results: str) -> str:
     """Return the SHA-256 of the results' JSON, which identifies them."""
-    return f"results sha256 {hashlib.sha256(document.to_json().encode()).hexdigest()}"
+    return f"results sha256 {hashlib.sha256(results.encode()).hexdigest()}"
 
 
 def draw_pareto(document: Document) -> Figure:
     """Vision latency against the loss of the worst image's embedding, both logarithmic; the best are top left."""
-    rows = _rows(document)
+    rows = main_rows(document)
     figure, axes = _figure(5.2)
     points = [(row.summary(VISION).median, max(_SMALLEST_LOSS, 1 - row.fidelity.vision_cosine_min)) for row in rows]
     for (x, y), row in zip(points, rows, strict=True):
@@ -98,13 +123,58 @@ def draw_pareto(document: Document) -> Figure:
     axes.set_xlabel(f"vision tower, one image, median ms ({rows[0].threads} threads)")
     axes.set_ylabel("1 - cosine to the reference, worst image")
     axes.grid(visible=True, which="major")
-    _label_points(figure, axes, points, rows)
+    labels = [Label(row.name, point, _color(row), _weight(row.name)) for row, point in zip(rows, points, strict=True)]
+    line = axes.transData.transform((1, 1 - SAME_ANSWER))[1]
+    inside = axes.get_window_extent(_renderer(figure))
+    _label_points(figure, axes, labels, [Bbox.from_extents(inside.x0, line - 3, inside.x1, line + 3)])
     return figure
+
+
+def draw_checkpoints(costs: Mapping[str, Cost]) -> Figure:
+    """Published accuracy against the time of one image: ImageNet above, XM3600 of the same protocol below."""
+    figure = Figure(figsize=(8, 9.6))
+    panels: Sequence[Any] = figure.subplots(2, 1, sharex=True)
+    titles = ("ImageNet, zero-shot top-1, percent", "XM3600, text to image, recall@1, percent")
+    values = {name: cost.vision.min_ms for name, cost in costs.items()}
+    for axes, title, accuracies in zip(panels, titles, _accuracies(), strict=True):
+        axes.set_xscale("log")
+        axes.set_xlim(0.75 * min(values.values()), 2.5 * max(values.values()))
+        axes.margins(y=0.1)
+        axes.set_ylabel(title)
+        axes.grid(visible=True, which="major")
+        labels = []
+        for checkpoint, accuracy in accuracies.items():
+            point, color = (values[checkpoint.name], accuracy), FAMILY_COLORS[checkpoint.family]
+            filled = "none" if costs[checkpoint.name].vision.estimated else color
+            axes.plot(*point, "o", color=color, markerfacecolor=filled, markersize=5)
+            labels.append(Label(_short_name(checkpoint), point, color, "normal"))
+        _label_points(figure, axes, labels, [])
+    _plain_ticks(panels[1].xaxis, list(values.values()))
+    panels[1].set_xlabel("vision tower in int8, one image, fastest call, ms (hollow: estimated)")
+    _color_key(figure, panels[0], FAMILY_COLORS)
+    figure.subplots_adjust(hspace=0.08)
+    return figure
+
+
+def _accuracies() -> tuple[dict[PublishedCheckpoint, float], dict[PublishedCheckpoint, float]]:
+    """Return ImageNet and XM3600 of each checkpoint that has them; XM3600 of one protocol only."""
+    imagenet, recall = {}, {}
+    for checkpoint in PUBLISHED:
+        if (accuracy := checkpoint.accuracy) is not None:
+            imagenet[checkpoint] = accuracy.imagenet
+            if accuracy.xm3600_text_to_image is not None and accuracy.protocol == PAPER:
+                recall[checkpoint] = accuracy.xm3600_text_to_image
+    return imagenet, recall
+
+
+def _short_name(checkpoint: PublishedCheckpoint) -> str:
+    """Return the name without what its color says, such as ``base-16-256``."""
+    return checkpoint.name.partition("-")[2].replace("patch", "").replace("-opt", "")
 
 
 def draw_stages(document: Document) -> Figure:
     """Median time of each stage for one image and one text."""
-    rows = sorted(_rows(document), key=lambda row: -_total(row))
+    rows = sorted(main_rows(document), key=lambda row: -_total(row))
     figure, axes = _figure(0.6 + 0.27 * len(rows))
     left = [0.0] * len(rows)
     for stages, color in STAGE_COLORS.values():
@@ -122,7 +192,7 @@ def draw_stages(document: Document) -> Figure:
 
 def draw_starts(document: Document) -> Figure:
     """Time from process start to the first answer, and peak memory by then."""
-    rows = sorted(_rows(document), key=lambda row: -start_seconds(row))
+    rows = sorted(main_rows(document), key=lambda row: -start_seconds(row))
     figure = Figure(figsize=(8, 0.6 + 0.27 * len(rows)))
     panels: Sequence[Any] = figure.subplots(1, 2, sharey=True)
     values = ([start_seconds(row) for row in rows], [start_memory_mb(row) for row in rows])
@@ -157,11 +227,6 @@ def draw_throughput(document: Document) -> Figure:
     for (name, _), height in zip(ends, _spread([rate for _, rate in ends], axes.get_ylim()[1] / 20), strict=True):
         axes.text(len(modes) - 0.93, height, name, color=_name_color(name), va="center", fontweight=_weight(name))
     return figure
-
-
-def _rows(document: Document) -> list[Row]:
-    """Return the rows of the first kind of inputs, which every configuration has."""
-    return [row for row in document.rows if row.inputs == document.rows[0].inputs]
 
 
 def _total(row: Row) -> float:
@@ -215,17 +280,16 @@ def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
     axis.set_ticks([], minor=True)
 
 
-def _label_points(figure: Figure, axes: Any, points: Sequence[tuple[float, float]], rows: Sequence[Row]) -> None:
-    """Name each point beside it, where its name covers neither another name nor a point."""
+def _label_points(figure: Figure, axes: Any, labels: Sequence[Label], taken: Sequence[Bbox]) -> None:
+    """Name each point beside it, where its name covers neither another name, nor a point, nor what is ``taken``."""
     renderer = _renderer(figure)
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in (axes.transData.transform(point) for point in points)]
+    pixels = [axes.transData.transform(label.point) for label in labels]
+    used = [*taken, *(Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in pixels)]
     inside = axes.get_window_extent(renderer)
-    line = axes.transData.transform((1, 1 - SAME_ANSWER))[1]
-    taken.append(Bbox.from_extents(inside.x0, line - 3, inside.x1, line + 3))
-    for row, point in sorted(zip(rows, points, strict=True), key=lambda pair: not pair[0].name.startswith(_ENGINE)):
+    for label in sorted(labels, key=lambda label: label.weight != "bold"):
         word = axes.annotate(
-            row.name, point, (0, 0), textcoords="offset points", va="center", fontsize=8, color=_color(row),
-            fontweight=_weight(row.name), arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6},
+            label.text, label.point, (0, 0), textcoords="offset points", va="center", fontsize=8, color=label.color,
+            fontweight=label.weight, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6},
         )  # fmt: skip
         for right, up in _OFFSETS:
             word.set_position((right, up))
@@ -233,9 +297,9 @@ def _label_points(figure: Figure, axes: Any, points: Sequence[tuple[float, float
             word.update_positions(renderer)
             box = Text.get_window_extent(word, renderer)  # without the line to its point
             fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if fits and not any(box.overlaps(other) for other in taken):
+            if fits and not any(box.overlaps(other) for other in used):
                 break
-        taken.append(box)
+        used.append(box)
 
 
 def _renderer(figure: Figure) -> Any:

@@ -30,7 +30,7 @@ import siglip_onnx
 from siglip_onnx.bench.machine import describe_machine
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.bundle.integrity import FileFacts, file_facts
-from siglip_onnx.bundle.manifest import MANIFEST, graph_path
+from siglip_onnx.bundle.manifest import MANIFEST, data_path, embedding_space, graph_path
 from siglip_onnx.export.checkpoint import open_checkpoint
 from siglip_onnx.export.graph import save_graph
 from siglip_onnx.export.int8 import Int8Choices, quantize_int8
@@ -38,7 +38,7 @@ from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.export.towers import build_towers
 
 OWN_RESULTS = RESULTS / "quantization.json"
-VARIANTS = ("fp32", "int8", "fp16", "q4")
+VARIANTS = ("fp32", "int8", "qdq", "fp16", "q4")
 TEXTS = [
     "a photo of shoes", "a long sleeved shirt on a bed", "黒い帽子", "a person on a skateboard", "two dogs and a cat",
     "ein rotes Kleid", "un sombrero de paja", "白いシャツ", "a city at night", "the word exit", "", "une jupe bleue",
@@ -123,8 +123,9 @@ def write_plain_int8(checkpoint: Path, bundle: Path) -> None:
         quantize_int8(model, Int8Choices())
         path = graph_path(tower, "int8")
         save_graph(model, bundle / path)
-        files |= {name: file_facts(bundle / name) for name in (path, f"{path}.data")}
-    variant = replace(manifest.variants["int8"], files=files)
+        files |= {name: file_facts(bundle / name) for name in (path, data_path(path))}
+    space = embedding_space("int8", manifest.files, files)
+    variant = replace(manifest.variants["int8"], embedding_space=space, files=files)
     manifest = replace(manifest, variants={**manifest.variants, "int8": variant})
     (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 

@@ -4,8 +4,9 @@
     python benchmarks/suite.py --images FOLDER --checkpoint CHECKPOINT --name demo
 
 Without --checkpoint, a random one with the shapes of google/siglip-base-patch16-256-multilingual is made. Exports and
-conversions are made once and kept in --work; --prepare-only ends there. Writes benchmarks/results/NAME.json, from
-which `make report` writes tables and plots.
+conversions are made once and kept in --work; --prepare-only ends there. Each round begins when other programs are
+quiet, and each configuration is measured next to this engine's int8 variant, to which its ratios are. Writes
+benchmarks/results/NAME.json, from which `make report` writes tables and plots.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from result_files import RESULTS
 
 from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.fidelity import Answers
-from siglip_onnx.bench.machine import describe_load, describe_machine
+from siglip_onnx.bench.machine import describe_machine
+from siglip_onnx.bench.quiet import OtherPrograms, QuietMachine
 from siglip_onnx.bench.run import (
     PYTORCH_FP32,
     describe_settings,
@@ -47,10 +49,12 @@ HERE = Path(__file__).parent
 PHOTOGRAPHS, LARGE = "photographs", "12-megapixel photographs"
 LARGE_SIZE, NUM_LARGE = (4000, 3000), 6
 RATE_SECONDS, NUM_RATED = 1.0, 8
+FULL = Limits(rounds=5, min_samples=60, min_seconds=10)
 QUICK, NUM_QUICK = Limits(rounds=1, min_samples=6, min_seconds=0.3), 3
-COMPILED = ("torch.compile", "torchao", "dynamic int8")  # too slow to start for --quick
+REPEATED = Limits(rounds=3, min_samples=18, min_seconds=6)  # of large images and of throughput
+SLOW = ("torch.compile", "torchao", "optimum-onnx fp32")  # to start: fewer rounds, and none with --quick
 # Throughput is measured too for the fastest of each runtime that starts without compiling.
-RATED = ("OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
+RATED = ("OpenVINO bf16", "OpenVINO int8 weights", engine_name("int8"))
 
 
 @click.command(help=__doc__)
@@ -61,6 +65,7 @@ RATED = ("OpenVINO NNCF int8", "OpenVINO int8 weights", engine_name("int8"))
 @click.option("--work", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "siglip_onnx_bench")
 @click.option("--threads", type=click.IntRange(1, 512), default=available_threads, help="All this process may use.")
 @click.option("--only", multiple=True, help="Part of the names of configurations; repeat for more.")
+@click.option("--wait", default=600, show_default=True, help="Seconds to wait in all until other programs are quiet.")
 @click.option("--quick", is_flag=True, help="1 round, few images, no throughput.")
 @click.option("--prepare-only", is_flag=True, help="Make exports and conversions, and measure nothing.")
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of benchmarks/results/NAME.json.")
@@ -72,32 +77,29 @@ def main(
     work: Path,
     threads: int,
     only: tuple[str, ...],
+    wait: int,
     quick: bool,
     prepare_only: bool,
     out: Path | None,
 ) -> None:
     """Prepare, measure, write."""
     machine = describe_machine(("torch", "transformers", "torchao", "optimum-onnx", "openvino", "nncf"))
-    if machine["busy"]:  # before the suite itself makes the machine busy
-        log(f"the load averages are {describe_load(machine)}: other work disturbs the measurement")
     folder = work / name
     checkpoint = checkpoint or random_checkpoint(folder / "checkpoint", spiece)
     paths = choose_images(images)
     catalog = open_catalog(folder, checkpoint, paths[NUM_IMAGES:], threads, only)
     if prepare_only:
         return
-    num_images, limits = (NUM_QUICK, QUICK) if quick else (NUM_IMAGES, Limits())
-    chosen = [
-        configuration
-        for configuration in catalog.configurations
-        if not quick or not any(part in configuration.name for part in COMPILED)
-    ]
+    num_images, limits = (NUM_QUICK, QUICK) if quick else (NUM_IMAGES, FULL)
+    slow = [run for run in catalog.configurations if any(part in run.name for part in SLOW)]
+    chosen = [run for run in catalog.configurations if run not in slow] + ([] if quick else slow)
     read_files(chosen)
     plan = Plan(
         chosen, paths[:num_images], SAMPLE_TEXTS[: NUM_QUICK if quick else None], PYTORCH_FP32, PHOTOGRAPHS, limits,
+        baseline=catalog.baseline, slow=frozenset(run.name for run in slow),
         repeated=frozenset({engine_name("int8")}), search_path=(HERE,),
     )  # fmt: skip
-    document = measure(plan, catalog, folder, machine, quick=quick)
+    document = measure(plan, catalog, folder, machine, QuietMachine(wait, log), quick=quick)
     path = out or RESULTS / f"{name}.json"
     write_atomic(path, document.to_json().encode())
     log(f"wrote {path} after {document.seconds:.0f} s of measuring")
@@ -120,7 +122,7 @@ def large_plan(plan: Plan, catalog: Catalog, folder: Path) -> Plan:
                    about="JPEGs decoded at four times the model's size, resized with reducing_gap")  # fmt: skip
     chosen = [run for run in plan.configurations if run.name in (PYTORCH_FP32, engine_name("int8"))]
     return replace(plan, configurations=[*chosen, fast], paths=large, texts=plan.texts[:NUM_LARGE], inputs=LARGE,
-                   repeated=frozenset())  # fmt: skip
+                   limits=REPEATED, baseline=None, repeated=frozenset())  # fmt: skip
 
 
 def enlarge(path: Path, folder: Path) -> Path:
@@ -134,7 +136,9 @@ def enlarge(path: Path, folder: Path) -> Path:
     return out
 
 
-def measure(plan: Plan, catalog: Catalog, folder: Path, machine: dict[str, Any], *, quick: bool) -> Document:
+def measure(
+    plan: Plan, catalog: Catalog, folder: Path, machine: dict[str, Any], quiet: QuietMachine, *, quick: bool
+) -> Document:
     """Measure everything.
 
     Raises:
@@ -142,32 +146,43 @@ def measure(plan: Plan, catalog: Catalog, folder: Path, machine: dict[str, Any],
     """
     large = None if quick else large_plan(plan, catalog, folder)
     began = time.perf_counter()
+    quiet.wait()
     limit = measure_limit(catalog.bundle, plan.configurations[0].threads)
-    rows, absent, reference = measure_rows(plan, log)
-    if reference is None:
+    measured = measure_rows(plan, log, quiet)
+    if measured.reference is None:
         raise BenchmarkError(f"{PYTORCH_FP32}, the reference, was not measured. Measure it too.")
-    if large is not None:
-        rows += measure_rows(large, log)[0]
-    throughput = [] if quick else measure_rates(plan, reference, absent)
+    rows = measured.rows if large is None else measured.rows + measure_rows(large, log, quiet).rows
+    others = OtherPrograms()
+    throughput = [] if quick else measure_rates(plan, measured.reference, measured.absent, quiet)
     commands = measure_commands(catalog.bundle.path, plan.paths[0], folder / "commands", 1 if quick else 5)
     return Document(
         model=f"{catalog.bundle.manifest.model_name}, {folder.name}",
         machine=machine,
-        settings=describe_settings(plan) | {"quick": quick, "conversion_seconds": catalog.conversion_seconds},
+        settings=describe_settings(plan) | {
+            "quick": quick, "conversion_seconds": catalog.conversion_seconds, "quiet": describe_waiting(quiet),
+            "other_cpus_of_throughput_and_commands": others.cpus(),
+        },
         rows=tuple(rows),
         throughput=tuple(throughput),
-        absent=catalog.absent | absent,
+        absent=catalog.absent | measured.absent,
         limit=limit,
         processes=commands | catalog.export,
+        baseline=measured.baseline,
         seconds=round(time.perf_counter() - began, 1),
-    )
+    )  # fmt: skip
 
 
-def measure_rates(plan: Plan, reference: Answers, absent: Container[str]) -> list[Throughput]:
+def describe_waiting(quiet: QuietMachine) -> str:
+    """Return a sentence on how long the run waited for a quiet machine, and whether it gave that up."""
+    text = f" The run waited {quiet.waited_s:.0f} s for other programs"
+    return f"{text} and then measured on the busy machine {quiet.gave_up} times." if quiet.gave_up else f"{text}."
+
+
+def measure_rates(plan: Plan, reference: Answers, absent: Container[str], quiet: QuietMachine) -> list[Throughput]:
     """Measure images per second of the fastest configurations."""
     rated = [run for run in plan.configurations if run.name in RATED and run.name not in absent]
-    chosen = replace(plan, configurations=rated, paths=plan.paths[:NUM_RATED])
-    return measure_throughput(chosen, throughput_modes(plan), reference, RATE_SECONDS, log)
+    chosen = replace(plan, configurations=rated, paths=plan.paths[:NUM_RATED], limits=REPEATED)
+    return measure_throughput(chosen, throughput_modes(plan), reference, RATE_SECONDS, log, quiet)
 
 
 if __name__ == "__main__":

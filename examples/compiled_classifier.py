@@ -4,12 +4,15 @@ python compiled_classifier.py FILE IMAGE
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports to its vendor as soon as it is imported
+import onnxruntime
 
 classifier, path = sys.argv[1:]
 options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""Measure the demo model on freshly drawn pictures, fp32 beside int8, and write its model card.
+"""Measure the demo model on freshly drawn images, fp32 beside int8, and write its model card.
 
     python scripts/evaluate_demo.py CHECKPOINT BUNDLE --card siglip_onnx/demo/MODEL_CARD.md
 
@@ -52,7 +52,8 @@ def model_card(
     config: SiglipConfig, training: dict[str, Any], rows: list[tuple[str, ...]], num_images: int, seed: int
 ) -> str:
     """Return the text of the card."""
-    vision, text = cast(VisionConfig, config.vision), config.text
+    vision, text = config.both()
+    vision = cast(VisionConfig, vision)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     runs = "\n".join(f"* {json.dumps(run)}" for run in training["runs"])
     pairs = ", ".join(f"{COLORS[color].en} {SHAPES[shape].en}" for color, shape in sorted(NEVER_SHOWN))
@@ -61,9 +62,8 @@ def model_card(
 A small SigLIP, trained from scratch by `scripts/train_demo.py` on images that the script draws. It shows that the
 whole path works on a fresh machine, and what zero-shot means; it was not trained on photographs.
 
-* Knows, in English and Japanese: colors ({_list(COLORS)}); shapes ({_list(SHAPES)}); counts one to six; dark and
-  light backgrounds; printed words ({", ".join(WORDS)}).
-* Does not know, though its captions said it: which of two objects lies left or above. The table shows chance.
+* Knows, in English and Japanese: colors ({_list(COLORS)}); shapes ({_list(SHAPES)}); counts one to six; which of two
+  objects lies to the left or above; dark and light backgrounds; printed words ({", ".join(WORDS)}).
 * Never shown nor named in training: {pairs}.
 * A true but incomplete text has a training target between 0.5 and 1, growing with its detail, so that a richer true
   description gets a higher probability.

@@ -38,8 +38,7 @@ def main(out: Path) -> None:
         if name.endswith(".onnx"):
             weights |= read_weights(bundle.path / name)
     weights |= unfold_probe(weights.pop(f"{_HEAD}.probe_key"), weights)
-    manifest = bundle.manifest
-    weights |= {"logit_scale": as_parameter(manifest.logit_scale), "logit_bias": as_parameter(manifest.logit_bias)}
+    weights |= {name: as_parameter(value) for name, value in bundle.manifest.head.items()}
     out.mkdir(parents=True, exist_ok=True)
     save_file(weights, out / "model.safetensors")
     for name in ("config.json", "preprocessor_config.json", TOKENIZER):

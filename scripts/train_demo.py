@@ -9,6 +9,7 @@ A run that was stopped resumes from ``OUT/training_state.pt`` when called again 
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from demo_world.captions import choose_claim, describe, foil
 from demo_world.drawing import draw
 from demo_world.evaluation import evaluate
 from demo_world.lexicon import WORDS
-from demo_world.scene import ANY, KIND_SHARES, Scene, draw_scene, match_targets
+from demo_world.scene import ANY, KIND_SHARES, Scene, draw_scene, exchange, match_targets
 
 IMAGE_SIZE, PATCH_SIZE, TEXT_LENGTH = 96, 16, 32
 VOCAB_SIZE = 640
@@ -56,9 +57,7 @@ def train_tokenizer(out: Path, seed: int) -> SiglipTokenizer:
         minloglevel=2,
     )  # fmt: skip
     (out / "spiece.vocab").unlink()
-    tokenizer = SiglipTokenizer(str(out / "spiece.model"), model_max_length=TEXT_LENGTH)
-    tokenizer.save_pretrained(out)
-    return tokenizer
+    return SiglipTokenizer(str(out / "spiece.model"), model_max_length=TEXT_LENGTH)
 
 
 def make_model(vocab_size: int) -> SiglipModel:
@@ -107,7 +106,8 @@ class Batches(IterableDataset[Batch]):
 
     Images come from a pool drawn once, so that drawing does not compete with training; each time one is used it gets
     new captions. A share ``foil_share`` of them comes with a near but wrong one; those that say where two objects lie
-    always do, because such a text differs from the wrong one in its order alone.
+    always do, because such a text differs from the wrong one in its order alone. For the same reason an image of two
+    objects brings along one in which they have changed places, so that a batch may hold more than ``batch_size``.
     """
 
     def __init__(
@@ -119,13 +119,17 @@ class Batches(IterableDataset[Batch]):
         with ProcessPoolExecutor() as pool:
             drawn = list(pool.map(_draw_chunk, chunks))
         self.scenes = [scene for scenes, _ in drawn for scene in scenes]
+        # An image of two objects is followed by the one in which they have changed places.
+        neighbors = enumerate(itertools.pairwise(self.scenes))
+        self.exchanged = {i: i + 1 for i, (a, b) in neighbors if a.relation != ANY and b == exchange(a)}
         self.images = np.concatenate([images for _, images in drawn])
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         rng = np.random.default_rng((self.seed, 0 if worker is None else worker.id))
         while True:
-            chosen = rng.integers(len(self.scenes), size=self.batch_size)
+            chosen = list(map(int, rng.integers(len(self.scenes), size=self.batch_size)))
+            chosen += [self.exchanged[i] for i in chosen if i in self.exchanged]
             scenes = [self.scenes[i] for i in chosen]
             claims = {}
             for scene in scenes:
@@ -154,7 +158,11 @@ def _to_tensors(batch: Batch) -> list[torch.Tensor]:
 def _draw_chunk(chunk: tuple[int, int, int]) -> tuple[list[Scene], NDArray[np.uint8]]:
     seed, number, count = chunk
     rng = np.random.default_rng((seed, number))
-    scenes = [draw_scene(rng) for _ in range(count)]
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scenes.append(draw_scene(rng))
+        if scenes[-1].relation != ANY and len(scenes) < count:
+            scenes.append(exchange(scenes[-1]))
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for i, scene in enumerate(scenes):
         image = draw(scene, rng, canvas=int(rng.integers(120, 240)))
@@ -200,6 +208,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 @click.option("--num-images", default=100_000, show_default=True, help="Images drawn for training.")
 @click.option("--loaders", default=0, show_default=True, help="Processes that prepare batches beside the training.")
 @click.option("--foil-share", default=0.5, show_default=True, help="Share of captions with a similar but wrong one.")
+@click.option("--start-from", type=click.Path(path_type=Path, exists=True), help="Checkpoint to train further.")
 @click.option("--save-every", default=500, show_default=True)
 @click.option("--num-evaluated", default=300, show_default=True, help="Images per question at each save.")
 def main(
@@ -212,24 +221,35 @@ def main(
     num_images: int,
     loaders: int,
     foil_share: float,
+    start_from: Path | None,
     save_every: int,
     num_evaluated: int,
 ) -> None:
     """Train and save; see the module's docstring."""
     settings = {
-        key: value for key, value in locals().items() if key not in ("out", "save_every", "num_evaluated", "loaders")
+        key: value
+        for key, value in locals().items()
+        if key not in ("out", "start_from", "save_every", "num_evaluated", "loaders")
     }
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    spiece = out / "spiece.model"
+    spiece = (start_from or out) / "spiece.model"
     tokenizer = (
         SiglipTokenizer(str(spiece), model_max_length=TEXT_LENGTH) if spiece.exists() else train_tokenizer(out, seed)
     )
-    model = make_model(len(tokenizer)).to(device)
+    tokenizer.save_pretrained(out)
+    model = make_model(len(tokenizer))
+    if start_from:
+        model.load_state_dict(SiglipModel.from_pretrained(start_from).state_dict())
+    model.to(device)
     optimizers = make_optimizers(model)
     state_path = out / "training_state.pt"
     start, runs = load_state(state_path, model, optimizers)
-    runs.append({"from_step": start, **settings, "kind_shares": KIND_SHARES})
+    earlier: dict[str, Any] = {"steps": 0, "runs": []}
+    if start_from:
+        earlier = json.loads((start_from / "training.json").read_text(encoding="utf-8"))
+    runs = runs or earlier["runs"]
+    runs.append({"from_step": earlier["steps"] + start, **settings, "kind_shares": KIND_SHARES})
 
     # A resumed run draws new images instead of repeating the first ones.
     dataset = Batches(tokenizer, batch_size, num_images, foil_share, seed + start)
@@ -245,7 +265,7 @@ def main(
             click.echo(f"step {done:6d}  loss {loss.item():8.4f}  {rate:6.0f} images/s", err=True)
         if done % save_every == 0 or done == steps:
             save_state(state_path, model, optimizers, done, runs)
-            training = {"steps": done, "runs": runs, "torch": torch.__version__}
+            training = {"steps": earlier["steps"] + done, "runs": runs, "torch": torch.__version__}
             save_checkpoint(model, tokenizer, out, training, num_evaluated)
 
 

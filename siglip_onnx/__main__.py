@@ -1,5 +1,17 @@
-"""``python -m siglip_onnx``: the same as ``siglip-onnx``."""
+"""``siglip-onnx`` and ``python -m siglip_onnx``: the command line, whose imports Ctrl-C may interrupt too."""
 
-from .cli import main
+from __future__ import annotations
 
-main(prog_name="siglip-onnx")
+from importlib import import_module
+
+from .system.interrupts import interrupts_end_process
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends the process without a traceback before a command, within it and after it."""
+    interrupts_end_process()
+    import_module("siglip_onnx.cli").main(prog_name="siglip-onnx")
+
+
+if __name__ == "__main__":
+    main()

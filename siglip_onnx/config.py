@@ -6,7 +6,7 @@ published files are sparse and rely on the defaults.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,9 +31,26 @@ OPEN_CLIP_WEIGHTS = (
 )
 
 SIGLIP, NAFLEX = "siglip", "siglip2"  # values of model_type; SigLIP 2 of fixed resolution has the first
+VISION, TEXT = "vision", "text"
+TOWERS = (VISION, TEXT)
+# Kinds of models, and the towers of each; a classifier is a vision tower with fixed labels.
+DUAL, CLASSIFIER = "dual", "classifier"
+TOWERS_OF = {DUAL: TOWERS, VISION: (VISION,), TEXT: (TEXT,), CLASSIFIER: (VISION,)}
+# Values of model_type of a single tower, whose config is not nested, with its family and tower.
+SINGLE_TOWERS = {f"{family}_{tower}_model": (family, tower) for family in (SIGLIP, NAFLEX) for tower in TOWERS}
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)  # of classifiers
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
-_MAX_COUNT, _MAX_LAYERS = 10_000_000, 1_000  # far above all models; a damaged file must not make tables of layers
-_IMAGE_STEPS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
+MAX_IMAGE_SIZE, _MAX_PATCHES = 8_192, 100_000
+# Far above all models: the sizes decide what is allocated for an image or a text, and how many layers are listed.
+_MAX_COUNT = 10_000_000
+_MAX_COUNTS = {
+    "num_hidden_layers": 1_000, "num_attention_heads": 10_000, "hidden_size": 100_000, "projection_size": 100_000,
+    "intermediate_size": 1_000_000, "max_position_embeddings": 100_000, "image_size": MAX_IMAGE_SIZE,
+    "height": MAX_IMAGE_SIZE, "width": MAX_IMAGE_SIZE, "patch_size": MAX_IMAGE_SIZE, "num_patches": _MAX_PATCHES,
+    "max_num_patches": _MAX_PATCHES,
+}  # fmt: skip
+IMAGE_STEPS = ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
 RESAMPLE_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 # Keys that do not change the computation: names, training, other kinds of models. They are listed rather than ignored
@@ -49,8 +66,8 @@ WITHOUT_EFFECT = frozenset(
     num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores
     pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
     sep_token_id suppress_tokens task_specific_params temperature text_config tf_legacy_loss tie_encoder_decoder
-    tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    use_bfloat16 vision_config vision_use_head
+    tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version typical_p use_bfloat16 vision_config vision_use_head
     """.split()  # noqa: SIM905 - shorter than a list
 )
 
@@ -69,11 +86,12 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class VisionConfig(EncoderConfig):
-    """Shape of the vision tower; sizes in pixels."""
+    """Shape of the vision tower; sizes in pixels. Without ``vision_use_head`` it has no MAP head, which pools."""
 
     num_channels: int = 3
     image_size: int = 224
     patch_size: int = 16
+    vision_use_head: bool = True
 
     @property
     def num_patches(self) -> int:
@@ -91,6 +109,7 @@ class NaflexVisionConfig(EncoderConfig):
     num_channels: int = 3
     num_patches: int = 256
     patch_size: int = 16
+    vision_use_head: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,11 +128,30 @@ class TextConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """Both towers of one checkpoint."""
+    """The towers of one checkpoint; None for a tower that it does not have.
+
+    ``num_labels`` is the number of rows of the layer that a classifier has in place of the text tower, else 0.
+    """
 
     model_type: str
-    vision: VisionConfig | NaflexVisionConfig
-    text: TextConfig
+    vision: VisionConfig | NaflexVisionConfig | None
+    text: TextConfig | None
+    num_labels: int = 0
+
+    def both(self) -> tuple[VisionConfig | NaflexVisionConfig, TextConfig]:
+        """Return the configs of both towers, for models that have both.
+
+        Raises:
+            CheckpointError: one is missing.
+        """
+        if self.vision is None or self.text is None:
+            raise CheckpointError("The model has only one tower, but both are expected. Choose a complete checkpoint.")
+        return self.vision, self.text
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of an embedding."""
+        return self.text.embedding_dim if self.text is not None else self.vision.hidden_size if self.vision else 0
 
 
 @dataclass(frozen=True)
@@ -148,46 +186,85 @@ class NaflexPreprocessorConfig:
 Tower = TypeVar("Tower", VisionConfig, NaflexVisionConfig, TextConfig)
 
 
-def read_config(path: Path) -> SiglipConfig:
-    """Read ``config.json``.
+def checkpoint_kind(document: Mapping[str, Any]) -> str:
+    """Return the kind of model that a checkpoint's ``config.json`` describes, one of :data:`TOWERS_OF`."""
+    model_type, architectures = str(document.get("model_type")), document.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    if any(str(name).endswith("ForImageClassification") for name in names):
+        return CLASSIFIER
+    if model_type in SINGLE_TOWERS:
+        return SINGLE_TOWERS[model_type][1]
+    return VISION if is_vision_language(document) else DUAL
+
+
+def is_vision_language(document: Mapping[str, Any]) -> bool:
+    """Say whether a ``config.json`` is that of a vision-language model with the vision tower of a SigLIP inside."""
+    vision = document.get("vision_config")
+    in_vision = SINGLE_TOWERS.get(str(vision.get("model_type"))) if isinstance(vision, dict) else None
+    return in_vision is not None and in_vision[1] == VISION and document.get("model_type") not in (SIGLIP, NAFLEX)
+
+
+def read_config(path: Path, kind: str = DUAL) -> SiglipConfig:
+    """Read the ``config.json`` of a model of this kind.
 
     Raises:
         CheckpointError: the file is missing or not JSON, or the checkpoint's family is not supported.
     """
-    return parse_config(read_document(path), path)
+    return parse_config(read_document(path), path, kind)
 
 
-def parse_config(document: Mapping[str, Any], path: Path) -> SiglipConfig:
-    """Return the config that ``document`` describes; ``path`` is named in errors.
+def parse_config(document: Mapping[str, Any], path: Path, kind: str = DUAL) -> SiglipConfig:
+    """Return the config that ``document`` describes, of the towers that a model of this kind has.
+
+    ``path`` is named in errors.
 
     Raises:
-        CheckpointError: the checkpoint's family is not supported.
+        CheckpointError: the checkpoint's family is not supported, or it does not have these towers.
     """
     model_type = document.get("model_type")
-    if model_type not in (SIGLIP, NAFLEX):
+    family, single = SINGLE_TOWERS.get(str(model_type), (str(model_type), None))
+    if family not in (SIGLIP, NAFLEX):
         raise CheckpointError(
             f"{path} is of model_type {model_type!r}, expected {SIGLIP!r}, or {NAFLEX!r} for NaFlex. "
             "Choose a SigLIP or SigLIP 2 checkpoint, for example google/siglip-base-patch16-256-multilingual."
         )
-    _refuse_unknown(document, set(), path)
-    vision_document = document.get("vision_config") or {}
-    if isinstance(vision_document, dict) and vision_document.get("vision_use_head") is False:
+    towers = TOWERS_OF[kind]
+    missing = [tower for tower in towers if single not in (None, tower)]
+    if missing:
+        raise CheckpointError(f"{path} is of a {single} tower alone, but the {missing[0]} tower is expected too.")
+    if single is None:
+        _refuse_unknown(document, set(), path)
+    documents = {tower: document if single else document.get(f"{tower}_config") or {} for tower in towers}
+    vision: VisionConfig | NaflexVisionConfig | None = None
+    if VISION in towers:
+        if family == NAFLEX:
+            vision = _read_tower(NaflexVisionConfig, documents[VISION], path)
+        else:
+            vision = _read_tower(VisionConfig, documents[VISION], path)
+    if vision is not None and vision.num_patches > _MAX_PATCHES:
+        raise CheckpointError(
+            f"{path} has images of {vision.num_patches:,} patches, expected at most {_MAX_PATCHES:,}. "
+            "Download the file again."
+        )
+    text = _read_tower(TextConfig, documents[TEXT], path) if TEXT in towers else None
+    config = SiglipConfig(family, vision, text)
+    if vision is not None and text is not None:
+        _check_pair(vision, text, path)
+    return config
+
+
+def _check_pair(vision: VisionConfig | NaflexVisionConfig, text: TextConfig, path: Path) -> None:
+    """Check that images can be compared with texts."""
+    if not vision.vision_use_head:
         raise CheckpointError(
             f"{path} has a vision tower without its pooling head (vision_use_head: false), so that images have no "
-            "embedding. Export a checkpoint with two complete towers."
+            "embedding. Export a checkpoint with two complete towers, or only this tower: --tower vision"
         )
-    vision: VisionConfig | NaflexVisionConfig
-    if model_type == NAFLEX:
-        vision = _read_tower(NaflexVisionConfig, vision_document, path)
-    else:
-        vision = _read_tower(VisionConfig, vision_document, path)
-    config = SiglipConfig(model_type, vision, _read_tower(TextConfig, document.get("text_config") or {}, path))
-    if config.vision.hidden_size != config.text.embedding_dim:
+    if vision.hidden_size != text.embedding_dim:
         raise CheckpointError(
-            f"{path}: images are embedded in {config.vision.hidden_size} dimensions and texts in "
-            f"{config.text.embedding_dim}; they must be the same. Check text_config.projection_size."
+            f"{path}: images are embedded in {vision.hidden_size} dimensions and texts in "
+            f"{text.embedding_dim}; they must be the same. Check text_config.projection_size."
         )
-    return config
 
 
 def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorConfig | NaflexPreprocessorConfig:
@@ -198,6 +275,47 @@ def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorCo
             produces images of another size than the vision tower takes.
     """
     return parse_preprocessor_config(read_document(path), config, path)
+
+
+def read_preprocessor_document(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a checkpoint's settings of images in the flat form, and their file; nested ones first, as transformers 5.
+
+    Raises:
+        CheckpointError: the folder has neither form.
+    """
+    path = folder / PREPROCESSOR_CONFIG
+    if (folder / PROCESSOR_CONFIG).exists():
+        nested = read_document(folder / PROCESSOR_CONFIG).get("image_processor")
+        if isinstance(nested, dict):
+            return folder / PROCESSOR_CONFIG, _with_sides(nested)
+    return path, _with_sides(read_document(path))
+
+
+def _with_sides(document: dict[str, Any]) -> dict[str, Any]:
+    size = document.get("size")
+    if type(size) is int:
+        return document | {"size": {"height": size, "width": size}}
+    return document
+
+
+def plain_sizes(vision: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a vision tower's config with one number for each side that may be a list of two in transformers 5.
+
+    Raises:
+        CheckpointError: the sides differ.
+    """
+    return {
+        key: _side(value, key, path) if key in ("image_size", "patch_size") else value for key, value in vision.items()
+    }
+
+
+def _side(value: Any, name: str, path: Path) -> Any:
+    """Return the one side of a square that is given as a list of two."""
+    if not isinstance(value, list):
+        return value
+    if len(value) not in (1, 2) or value[0] != value[-1]:
+        raise CheckpointError(f"{path} has {name} {value!r}, expected a number, or twice the same.")
+    return value[0]
 
 
 def parse_preprocessor_config(
@@ -211,9 +329,7 @@ def parse_preprocessor_config(
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if document.get(key) is False:
             raise CheckpointError(f"{path} has {key}: false; SigLIP needs this step. Remove the key or set it to true.")
-    unsupported = [
-        key for key, value in document.items() if key.startswith("do_") and value and key not in _IMAGE_STEPS
-    ]
+    unsupported = [key for key, value in document.items() if key.startswith("do_") and value and key not in IMAGE_STEPS]
     if unsupported:
         raise CheckpointError(
             f"{path} has {unsupported[0]}: true, a step that SigLIP's processor does not have: the whole image is "
@@ -221,6 +337,8 @@ def parse_preprocessor_config(
         )
     if isinstance(config.vision, NaflexVisionConfig):
         return _read_naflex_preprocessor(document, config.vision, path)
+    if config.vision is None:
+        raise CheckpointError(f"{path} is about images, but the model has no vision tower. Remove the file.")
     return _read_squash_preprocessor(document, config.vision, path)
 
 
@@ -280,6 +398,8 @@ def _read_tower(kind: type[Tower], document: Any, path: Path) -> Tower:
     for name, value in values.items():
         if name == "layer_norm_eps":
             values[name] = _numbers(values, name, (1e-6,), path)[0]
+        elif name == "vision_use_head":
+            values[name] = value is not False
         elif name != "hidden_act" and not (name == "projection_size" and value is None):
             _count(value, name, path)
     tower = kind(**values)
@@ -299,7 +419,7 @@ def _count(value: Any, name: str, path: Path) -> int:
     """Return a whole number above 0, and below what any model has."""
     if type(value) is not int or value < 1:
         raise CheckpointError(f"{path} has {name} {value!r}, expected a whole number above 0.")
-    limit = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_COUNT
+    limit = _MAX_COUNTS.get(name, _MAX_COUNT)
     if value > limit:
         shown = value if value < 10**20 else f"of {value.bit_length()} bits"
         raise CheckpointError(f"{path} has {name} {shown}, expected at most {limit:,}. Download the file again.")
@@ -312,9 +432,10 @@ def _numbers(document: Mapping[str, Any], name: str, default: tuple[float, ...],
     if value is None:
         return default
     values = value if isinstance(value, list) else [value] * len(default)
-    finite = all(type(number) in (int, float) and math.isfinite(number) for number in values)
+    # isfinite raises an error for whole numbers that are too large for a float.
+    finite = all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in values)
     if not finite or len(values) != len(default):
-        raise CheckpointError(f"{path} has {name} {value!r}, expected {len(default)} finite number(s).")
+        raise CheckpointError(f"{path} has {name} {value!r:.100}, expected {len(default)} finite number(s).")
     return tuple(map(float, values))
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .bundle.manifest import TEXT
+from .config import TEXT
 from .head import Floats, average_unit
 from .options import RuntimeOptions
-from .session import open_tower
+from .session import CPU_PROVIDER, open_tower
 from .system.fork import renewed_lock
-from .system.workers import map_in_order
+from .system.threads import available_threads
+from .system.workers import in_batches, map_in_order
 from .text.label_cache import LabelCache
 from .text.templates import check_texts, fill_templates
 from .text.tokenizer import Tokenizer
 from .text.vocabulary import PIECES
+
+MANY_TEXTS = 100  # so many take far longer than to load the graph for them
+_AT_ONCE = 1024  # texts that are tokenized together, so that a million texts take no more memory than their embeddings
 
 
 class TextTower:
@@ -28,42 +33,75 @@ class TextTower:
     """
 
     def __init__(self, bundle: Bundle, variant: str, options: RuntimeOptions) -> None:
-        """Prepare the parts; tokenizer and graph load at first use."""
+        """Prepare the parts; tokenizer and graph load at first use.
+
+        Raises:
+            BundleError: the model has no text tower.
+        """
+        bundle.manifest.check_tower(TEXT)
         self.session = open_tower(bundle, TEXT, variant, options)
         self._embedding_dim = bundle.manifest.embedding_dim
         space = bundle.manifest.variants[variant].embedding_space
         self._labels = LabelCache(space, self._embedding_dim, options.label_cache)
-        self._workers = options.workers
+        self._workers, self._threads = options.workers, options.threads
         self._tokenizer_path = bundle.tokenizer_path
         self._use_pieces = PIECES in bundle.manifest.files  # an unlisted file is not verified, and not read
-        self._text_length = bundle.config.text.max_position_embeddings
+        self._text_length = bundle.config.text.max_position_embeddings if bundle.config.text else 0
         self._tokenizer: Tokenizer | None = None
         self._lock = renewed_lock(self)
 
-    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+    def tokenize(self, texts: Iterable[str]) -> NDArray[np.int64]:
         """Return the tower's ``input_ids`` i64 ``(M, T)``.
 
         Raises:
             TextError: a text cannot be tokenized.
             BundleError: the tokenizer's file is damaged.
         """
-        with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer(self._tokenizer_path, self._text_length, use_pieces=self._use_pieces)
-        return self._tokenizer(check_texts(texts))
+        return self._load_tokenizer()(check_texts(texts))
 
-    def embed(self, texts: Sequence[str]) -> Floats:
+    def truncated(self, texts: Iterable[str]) -> list[bool]:
+        """Return for each text whether the tower reads only its beginning, because it has too many tokens.
+
+        Raises:
+            TextError: a text cannot be tokenized.
+            BundleError: the tokenizer's file is damaged.
+        """
+        return self._load_tokenizer().truncated(check_texts(texts))
+
+    def embed(self, texts: Iterable[str]) -> Floats:
         """Return unit embeddings f32 ``(M, D)``; each text is a run of its own, so that it does not depend on others.
+
+        On the CPU many texts are run side by side, one thread each, with the same results.
 
         Raises:
             TextError: a text cannot be tokenized.
             BundleError: the tokenizer or the graph cannot be loaded or run.
         """
-        inputs = ({"input_ids": row[np.newaxis]} for row in self.tokenize(texts))
-        rows = map_in_order(self.session.embed, inputs, self._workers)
-        return np.concatenate([np.empty((0, self._embedding_dim), np.float32), *rows])
+        texts, workers = check_texts(texts), self._workers
+        embeddings = np.empty((len(texts), self._embedding_dim), np.float32)
+        if not texts:
+            return embeddings
+        with contextlib.ExitStack() as stack:
+            if len(texts) >= MANY_TEXTS and workers == 1 and self.session.providers == [CPU_PROVIDER]:
+                workers = self._threads or available_threads()
+                if workers > 1:
+                    stack.enter_context(self.session.one_thread_per_run())
+            self.session.preload()  # while the tokenizer loads
+            tokenizer = self._load_tokenizer()
+            tokenizer.check(texts)
+            rows = (row for chunk in in_batches(texts, _AT_ONCE) for row in tokenizer(chunk))
+            inputs = ({"input_ids": row[np.newaxis]} for row in rows)
+            for number, vectors in enumerate(map_in_order(self.session.embed, inputs, workers)):
+                embeddings[number] = vectors[0]
+        return embeddings
 
-    def embed_labels(self, texts: Sequence[str], template: str | Sequence[str] = "{}") -> Floats:
+    def _load_tokenizer(self) -> Tokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer(self._tokenizer_path, self._text_length, use_pieces=self._use_pieces)
+        return self._tokenizer
+
+    def embed_labels(self, texts: Iterable[str], template: str | Sequence[str] = "{}") -> Floats:
         """Return unit embeddings f32 ``(M, D)`` of texts in a template, or their mean over several templates.
 
         Prompts that are cached, in memory or in the folder ``label_cache``, are not embedded again.
@@ -84,7 +122,7 @@ class TextTower:
             return np.empty((0, self._embedding_dim), np.float32)
         return average_unit(np.array([[known[prompt] for prompt in row] for row in prompts], np.float32))
 
-    def missing_labels(self, texts: Sequence[str], template: str | Sequence[str] = "{}") -> list[str]:
+    def missing_labels(self, texts: Iterable[str], template: str | Sequence[str] = "{}") -> list[str]:
         """Return the prompts that :meth:`embed_labels` would have to embed, in order, each once.
 
         Raises:

@@ -3,6 +3,7 @@
 The fixtures of checkpoints need PyTorch and the exporter; tests that use none of them run without both.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -79,6 +80,13 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
             patch.delenv(name, raising=False)
         patch.setenv("SIGLIP_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """A server that a test starts in this process silences messages about texts; the next test needs them again."""
+    yield
+    logging.getLogger("siglip_onnx.text").setLevel(logging.NOTSET)
 
 
 def make_checkpoint(folder: Path, shape: str) -> Path:

@@ -3,7 +3,8 @@
 To add one, write a module here with these names, and nothing else:
 
     VARIANTS: dict[str, tuple[str, str]]
-        For each variant its name in tables, and how it is set up: which documented configuration it is.
+        For each variant its name in tables, and how it is set up: which documented configuration it is. Variants
+        that are equal up to a comma share one folder of files; the rest says how these are run.
     NEEDS: tuple[str, ...]
         Modules that must be installed; without them the variants are listed as absent.
 
@@ -29,7 +30,6 @@ front end, which is faster than the slow processors of transformers and exactly 
 MODULES = (
     "pytorch_bf16",
     "pytorch_compile",
-    "pytorch_dynamic_int8",
     "torchao_int8",
     "optimum_fp32",
     "optimum_int8",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from siglip_onnx.bench.backend import Configuration, Inputs
 from siglip_onnx.bench.engine import FrontEnd
-from siglip_onnx.bundle.manifest import TOWERS
+from siglip_onnx.config import TOWERS
 from siglip_onnx.head import Floats
 from siglip_onnx.session import LazySession
 

@@ -1,4 +1,7 @@
-"""OpenVINO, converted from the PyTorch model: fp32, bf16, and the two kinds of int8 that NNCF makes."""
+"""OpenVINO, converted from the PyTorch model: fp32, and the two kinds of int8 that NNCF makes.
+
+A variant's properties follow a comma in its name; variants that differ in them alone have the same files.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,38 @@ from numpy.typing import NDArray
 
 from siglip_onnx.bench.backend import Configuration, Inputs
 from siglip_onnx.bench.engine import FrontEnd
-from siglip_onnx.bundle.manifest import TOWERS
+from siglip_onnx.config import TOWERS
 from siglip_onnx.head import Floats
 from siglip_onnx.verify.samples import SAMPLE_TEXTS
 
 VARIANTS = {
     "fp32": ("OpenVINO fp32", "converted from PyTorch, INFERENCE_PRECISION_HINT f32"),
-    "bf16": ("OpenVINO bf16", "converted from PyTorch, INFERENCE_PRECISION_HINT bf16"),
+    "fp32, bf16": ("OpenVINO bf16", "converted from PyTorch, INFERENCE_PRECISION_HINT bf16"),
     "static int8": ("OpenVINO NNCF int8", "nncf.quantize, model_type TRANSFORMER, 64 calibration images; bf16 rest"),
-    "int8 weights": ("OpenVINO int8 weights", "nncf.compress_weights INT8_SYM, DYNAMIC_QUANTIZATION_GROUP_SIZE 128"),
+    "int8 weights": (
+        "OpenVINO int8 weights",
+        "nncf.compress_weights INT8_SYM, INFERENCE_PRECISION_HINT f32, DYNAMIC_QUANTIZATION_GROUP_SIZE 128",
+    ),
+    "int8 weights, bf16": (
+        "OpenVINO int8 weights, bf16",
+        "nncf.compress_weights INT8_SYM, INFERENCE_PRECISION_HINT bf16, the group size by default",
+    ),
+    "int8 weights, bf16, group 128": (
+        "OpenVINO int8 weights, bf16, group 128",
+        "nncf.compress_weights INT8_SYM, INFERENCE_PRECISION_HINT bf16, DYNAMIC_QUANTIZATION_GROUP_SIZE 128",
+    ),
 }
 NEEDS = ("openvino", "nncf", "torch", "transformers")
 PROPERTIES = {
     "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
-    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "fp32, bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     "static int8": {"INFERENCE_PRECISION_HINT": "bf16"},
     "int8 weights": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"},
+    "int8 weights, bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "int8 weights, bf16, group 128": {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
+    },
 }
 
 
@@ -99,9 +118,10 @@ def quantize(model: Any, variant: str, samples: Sequence[NDArray[Any]]) -> Any:
     """Return the model as the variant has it."""
     import nncf  # noqa: PLC0415 - running does not need it
 
-    if variant == "static int8":
+    kind = variant.partition(",")[0]
+    if kind == "static int8":
         return nncf.quantize(model, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER)
-    if variant == "int8 weights":
+    if kind == "int8 weights":
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     return model
 

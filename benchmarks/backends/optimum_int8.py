@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siglip_onnx.bench.backend import Configuration
-from siglip_onnx.bundle.manifest import TOWERS
+from siglip_onnx.config import TOWERS
 
 from . import optimum_fp32
 from .onnx_graphs import SETTINGS, files, graph_of, load, packages

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .lexicon import COLORS, COUNTS_EN, COUNTS_JA, MAX_COUNT, SHAPES, WORDS
-from .scene import ANY, SEVERAL, Relation, Scene
+from .scene import ANY, SEVERAL, Relation, Scene, exchange
 
 _FRAMES_EN = ("{}", "{}", "{}", "a picture of {}", "a photo of {}", "This is a photo of {}.")
 _FRAMES_JA = ("{}", "{}", "{}", "{}の写真", "{}の絵")
@@ -23,7 +23,7 @@ def choose_claim(scene: Scene, rng: np.random.Generator) -> Scene:
     if scene.word != ANY:
         return replace(scene, color=scene.color if rng.random() < 0.25 else ANY, dark=dark)
     if scene.relation != ANY and rng.random() < 0.7:
-        return replace(scene, count=ANY, dark=dark)
+        return _choose_relation(replace(scene, count=ANY, dark=dark), rng)
     first = scene
     if scene.relation != ANY:
         other = rng.random() < 0.5
@@ -37,6 +37,23 @@ def choose_claim(scene: Scene, rng: np.random.Generator) -> Scene:
     )
 
 
+def _choose_relation(claim: Scene, rng: np.random.Generator) -> Scene:
+    """Say where both objects lie, or only where one does, or name both by color or by shape alone.
+
+    The incomplete texts teach which object lies on which side; without them the model stays at chance.
+    """
+    detail = rng.choice(["both", "first", "second", "colors", "shapes"], p=[0.4, 0.2, 0.2, 0.1, 0.1])
+    if detail == "first":
+        return replace(claim, color2=ANY, shape2=ANY)
+    if detail == "second":
+        return replace(claim, color=ANY, shape=ANY)
+    if detail == "colors" and claim.color != claim.color2:
+        return replace(claim, shape=ANY, shape2=ANY)
+    if detail == "shapes" and claim.shape != claim.shape2:
+        return replace(claim, color=ANY, color2=ANY)
+    return claim
+
+
 def foil(claim: Scene, rng: np.random.Generator) -> Scene:
     """Change one thing in a claim, so that it is wrong but near: the number, the word, or who lies where.
 
@@ -45,7 +62,7 @@ def foil(claim: Scene, rng: np.random.Generator) -> Scene:
     if claim.word != ANY:
         return replace(claim, word=(claim.word + int(rng.integers(1, len(WORDS)))) % len(WORDS))
     if claim.relation != ANY:
-        return replace(claim, color=claim.color2, shape=claim.shape2, color2=claim.color, shape2=claim.shape)
+        return exchange(claim)
     if claim.count != ANY:
         step = int(rng.choice([-1, 1])) if 1 < claim.count < MAX_COUNT else (1 if claim.count == 1 else -1)
         return replace(claim, count=claim.count + step)
@@ -60,7 +77,7 @@ def describe(claim: Scene, language: str, rng: np.random.Generator) -> tuple[Sce
 def name_en(color: int, shape: int, count: int = 1) -> str:
     """Name objects in English: ``a red circle``, ``three circles``, ``red circles``, ``something red``."""
     if shape == ANY:
-        return f"something {COLORS[color].en}"
+        return "something" if color == ANY else f"something {COLORS[color].en}"
     adjective = "" if color == ANY else f"{COLORS[color].en} "
     if count == 1:
         noun = f"{adjective}{SHAPES[shape].en}"

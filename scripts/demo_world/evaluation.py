@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from PIL import Image
 from .captions import name_en, name_ja, pair_en, pair_ja
 from .drawing import draw
 from .lexicon import COLORS, MAX_COUNT, NEVER_SHOWN, SHAPES, TRAINED_PAIRS, WORDS
-from .scene import Relation, Scene
+from .scene import Relation, Scene, exchange
 
 EmbedImages = Callable[[list[Image.Image]], NDArray[np.float32]]
 EmbedTexts = Callable[[list[str]], NDArray[np.float32]]
@@ -98,7 +97,7 @@ def _evaluate_relations(
                 Scene(first[0], first[1], 1, relation=relation, color2=second[0], shape2=second[1], dark=dark)
             )
     images = embed_images([draw(scene, rng, canvas=384) for scene in scenes])
-    exchanged = [replace(s, color=s.color2, shape=s.shape2, color2=s.color, shape2=s.shape) for s in scenes]
+    exchanged = [exchange(scene) for scene in scenes]
     accuracy = {}
     for language, say in (("en", pair_en), ("ja", pair_ja)):
         true = (images * embed_texts([say(scene) for scene in scenes])).sum(1)

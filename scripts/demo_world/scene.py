@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .lexicon import MAX_COUNT, TRAINED_PAIRS, WORDS
 
 ANY = -1  # a field that a description leaves open, or that a scene does not have
-KIND_SHARES = {"single": 0.15, "count": 0.3, "relation": 0.3, "word": 0.25}  # of the images to train on
+KIND_SHARES = {"single": 0.1, "count": 0.25, "relation": 0.4, "word": 0.25}  # of the scenes to train on
 SEVERAL = MAX_COUNT + 1  # the count of an English plural without a number
 
 
@@ -59,14 +59,19 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     return Scene(color, shape, 1, int(rng.integers(len(Relation))), *other, dark=dark)
 
 
+def exchange(scene: Scene) -> Scene:
+    """Let the two objects of a scene or a claim change places."""
+    return replace(scene, color=scene.color2, shape=scene.shape2, color2=scene.color, shape2=scene.shape)
+
+
 def match_targets(scenes: list[Scene], claims: list[Scene]) -> NDArray[np.float32]:
     """Give the target probability of every (image, description) pair, shape ``(scenes, claims)``.
 
     A false description is 0. A true one grows from 0.5 to 1 with the share of the image's facts that it names:
     captions of the web have the same effect, because a vague text is the caption of few of the images it fits.
     """
-    facts = np.array([astuple(scene) for scene in scenes])[:, None, :]
-    said = np.array([astuple(claim) for claim in claims])[None, :, :]
+    facts = _to_array(scenes)[:, None, :]
+    said = _to_array(claims)[None, :, :]
     open_or_equal = (said == ANY) | (said == facts)
 
     count_holds = open_or_equal[..., _COUNT] | ((said[..., _COUNT] == SEVERAL) & (facts[..., _COUNT] > 1))
@@ -84,3 +89,7 @@ def match_targets(scenes: list[Scene], claims: list[Scene]) -> NDArray[np.float3
 
     completeness = (said != ANY).sum(-1) / (facts != ANY).sum(-1)
     return np.where(true, 0.5 + 0.5 * np.minimum(completeness, 1.0), 0.0).astype(np.float32)
+
+
+def _to_array(scenes: list[Scene]) -> NDArray[np.int8]:
+    return np.array([tuple(vars(scene).values()) for scene in scenes], np.int8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ class Configuration:
     ``backend`` names a module with ``load(configuration) -> Backend``, ``files(configuration) -> list[Path]`` and
     ``packages(configuration) -> tuple[str, ...]``. ``variant`` says what it loads, ``about`` tells the reader how that
     was set up. ``threads`` are those of one run, ``workers`` the number of runs at once. ``fast_decode`` reads large
-    JPEGs at a fraction of their size; only this engine does that.
+    JPEGs at a fraction of their size; only this engine does that. ``provider`` is this engine's, empty for the default,
+    and ``settings`` are the options of that provider.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Configuration:
     workers: int = 1
     about: str = ""
     fast_decode: bool = False
+    provider: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -12,6 +12,7 @@ from ..bundle.folder import open_bundle
 from ..head import Floats, l2_normalize
 from ..model import SigLIP
 from ..options import DEFAULTS, RuntimeOptions
+from ..session import OPENVINO
 from .backend import Configuration, Inputs
 
 
@@ -42,9 +43,15 @@ class Engine(FrontEnd):
     """One variant of a bundle, with the sessions that the commands use."""
 
     def __init__(self, configuration: Configuration) -> None:
+        provider = (configuration.provider, configuration.settings)
         super().__init__(
             Path(configuration.bundle),
-            RuntimeOptions(configuration.variant, threads=configuration.threads, fast_decode=configuration.fast_decode),
+            RuntimeOptions(
+                configuration.variant,
+                [provider] if configuration.provider else None,
+                threads=configuration.threads,
+                fast_decode=configuration.fast_decode,
+            ),
         )
         for tower in (self.model.vision, self.model.text):
             tower.session.load()
@@ -68,6 +75,6 @@ def files(configuration: Configuration) -> list[Path]:
     return [bundle.path / name for name in (*variant.files, *bundle.manifest.files)]
 
 
-def packages(_configuration: Configuration) -> tuple[str, ...]:
+def packages(configuration: Configuration) -> tuple[str, ...]:
     """Return the packages that compute."""
-    return ("onnxruntime",)
+    return ("openvino",) if configuration.provider == OPENVINO else ("onnxruntime",)

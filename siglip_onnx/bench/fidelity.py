@@ -77,7 +77,7 @@ def fidelity_of_card(bundle: Bundle, variant: str) -> Fidelity:
     if not names <= card.keys():
         raise BenchmarkError(
             f"{bundle.path} has neither an fp32 variant to compare {variant} with nor its accuracy card. Export it "
-            "with --precision fp32 too, or give the checkpoint: --reference CHECKPOINT"
+            "with --variant fp32 too, or give the checkpoint: --reference CHECKPOINT"
         )
     return Fidelity(reference=f"{card['reference']}, by {_CARD}", **{name: card[name] for name in names})
 

@@ -20,6 +20,7 @@ _FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "fma", "asimddp", "i8mm",
     "sve",
 )  # fmt: skip
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _PACKAGES = ("numpy", "pillow", "tokenizers", "onnxruntime")
 
 
@@ -43,14 +44,16 @@ def describe_machine(packages: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
+def has_bf16() -> bool:
+    """Say whether the CPU has instructions for bf16."""
+    return not _BF16_FLAGS.isdisjoint(read_cpu().flags)
+
+
 def describe_briefly(machine: Mapping[str, Any]) -> str:
     """Return the sentence on the machine below a table."""
     flags = ", ".join(flag for flag in machine["cpu_flags"] if flag not in ("fma", "avx512f"))
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
-    return (
-        f"Machine: {machine['cpu']}, {machine['threads']} cores, {flags}; Python {machine['python']}, {packages}."
-        f"{describe_busy(machine)}"
-    )
+    return f"Machine: {machine['cpu']}, {machine['threads']} cores, {flags}; Python {machine['python']}, {packages}."
 
 
 def describe_busy(machine: Mapping[str, Any]) -> str:

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..bundle.folder import open_bundle
 from ..head import Floats
 from ..image.decode import load_image
-from ..verify.pytorch import image_processor, tokenizer
+from ..verify.pytorch import image_processor, load_reference, tokenizer
 from .backend import Configuration, Inputs
 
 
@@ -24,7 +23,7 @@ class PyTorch:
     def __init__(self, configuration: Configuration) -> None:
         torch.set_num_threads(configuration.threads)
         checkpoint, config = Path(configuration.checkpoint), open_bundle(Path(configuration.bundle)).config
-        self.model = transformers.AutoModel.from_pretrained(checkpoint, local_files_only=True).eval()
+        self.model = load_reference(checkpoint)
         self.dtype = torch.float32
         self._processor = image_processor(checkpoint, config)
         self._tokenize = tokenizer(checkpoint, config)

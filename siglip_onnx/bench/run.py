@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..bundle.folder import Bundle
+from ..config import DUAL
 from ..errors import BenchmarkError
 from ..system.extras import check_extra
 from ..verify.accuracy import REFERENCE as FP32
@@ -22,16 +23,16 @@ QUICK = Limits(rounds=2, min_samples=16, min_seconds=1.0)
 RATE_SECONDS = 1.0
 
 
-def engine_name(variant: str) -> str:
+def engine_name(variant: str, provider: str = "") -> str:
     """Return the name of a variant of this engine in tables."""
-    return f"siglip_onnx {variant}"
+    return f"siglip_onnx {variant}, {provider}" if provider else f"siglip_onnx {variant}"
 
 
-def engine_configuration(bundle: Bundle, variant: str, threads: int) -> Configuration:
+def engine_configuration(bundle: Bundle, variant: str, threads: int, provider: str = "") -> Configuration:
     """Return one variant of this engine."""
     return Configuration(
-        engine_name(variant), ENGINE, variant, str(bundle.path.resolve()), threads=threads,
-        about="as the commands run it",
+        engine_name(variant, provider), ENGINE, variant, str(bundle.path.resolve()), threads=threads,
+        about="as the commands run it", provider=provider,
     )  # fmt: skip
 
 
@@ -57,9 +58,23 @@ def plan_bundle(
     checkpoint: Path | None,
     threads: int,
     limits: Limits,
+    providers: Sequence[str] = ("",),
 ) -> Plan:
-    """Return the plan for a bundle; the reference is PyTorch, or the fp32 variant, or else the accuracy card."""
-    configurations = [engine_configuration(bundle, variant, threads) for variant in variants]
+    """Return the plan for a bundle; the reference is PyTorch, or the fp32 variant, or else the accuracy card.
+
+    Each variant runs with each of the ``providers``, of which an empty name is the default.
+
+    Raises:
+        BenchmarkError: the bundle does not have both towers.
+    """
+    if bundle.manifest.kind != DUAL:
+        raise BenchmarkError(
+            f"{bundle.path} is of kind {bundle.manifest.kind!r}; models with both towers can be measured. Compare its "
+            "variants with: siglip-onnx verify"
+        )
+    configurations = [
+        engine_configuration(bundle, variant, threads, provider) for variant in variants for provider in providers
+    ]
     names = [configuration.name for configuration in configurations]
     reference = engine_name(FP32) if engine_name(FP32) in names else None
     if checkpoint is not None:
@@ -81,19 +96,19 @@ def run_plan(plan: Plan, bundle: Bundle, report: Report) -> Document:
     machine = describe_machine(("torch", "transformers"))
     if machine["busy"]:
         report(f"the load averages are {describe_load(machine)}: other work disturbs the measurement")
-    rows, absent, reference = measure_rows(plan, report)
-    if not rows:
-        raise BenchmarkError(f"Nothing could be measured: {'; '.join(absent.values())}")
+    measured = measure_rows(plan, report)
+    if not measured.rows:
+        raise BenchmarkError(f"Nothing could be measured: {'; '.join(measured.absent.values())}")
     throughput = []
-    if reference is not None and plan.limits != QUICK:
-        throughput = measure_throughput(plan, throughput_modes(plan), reference, RATE_SECONDS, report)
+    if measured.reference is not None and plan.limits != QUICK:
+        throughput = measure_throughput(plan, throughput_modes(plan), measured.reference, RATE_SECONDS, report)
     return Document(
         model=bundle.manifest.model_name,
         machine=machine,
         settings=describe_settings(plan),
-        rows=tuple(rows),
+        rows=tuple(measured.rows),
         throughput=tuple(throughput),
-        absent=absent,
+        absent=measured.absent,
         seconds=round(time.perf_counter() - began, 1),
     )
 

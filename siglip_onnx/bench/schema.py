@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchmarkError
+from ..system.json_files import read_json_object, to_json
 from ..system.records import read_record
 from ..verify.accuracy import Closeness
 from .statistics import Rounds, Summary, summarize
 
 FORMAT = "siglip_onnx.benchmark"
 SCHEMA_VERSION = 1
+_MAX_BYTES = 200_000_000
+_LARGEST = 1e15  # of a sample or rate; sums of larger ones would overflow
 DECODE, PREPROCESS, TOKENIZE, VISION, TEXT, HEAD = "decode", "preprocess", "tokenize", "vision", "text", "head"
 END_TO_END, SAME_IMAGE = "end to end", "vision, one image repeated"
 STAGES = (DECODE, PREPROCESS, TOKENIZE, VISION, TEXT, HEAD, END_TO_END)
@@ -54,7 +57,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration on one kind of inputs. ``stages`` holds milliseconds, one list per round."""
+    """One configuration on one kind of inputs. ``stages`` holds milliseconds, one list per round.
+
+    ``other_cpus`` are the CPUs that other programs used in each round, None where unknown. ``baseline_rounds`` are the
+    rounds of the document's baseline that were measured next to those of this row; empty without a baseline.
+    """
 
     name: str
     about: str
@@ -68,16 +75,26 @@ class Row:
     size_bytes: int
     packages: Mapping[str, str | None]
     load_averages: tuple[float, ...]
+    other_cpus: tuple[float | None, ...] = ()
+    baseline_rounds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.fidelity, Fidelity):
             raise BenchmarkError(f"{self.name} has no fidelity; a speed is only recorded with one.")
         for stage, rounds in self.stages.items():
-            if not rounds or not all(rounds) or not all(ms > 0 for samples in rounds for ms in samples):
+            if not rounds or not all(rounds) or not all(0 < ms < _LARGEST for samples in rounds for ms in samples):
                 raise BenchmarkError(f"{self.name}, {stage}: a round without samples, or a sample that took no time.")
+        if not self.starts:
+            raise BenchmarkError(f"{self.name} has no start of a process; expected at least one.")
 
     def summary(self, stage: str) -> Summary:
-        """Return the summary of a stage's samples, milliseconds."""
+        """Return the summary of a stage's samples, milliseconds.
+
+        Raises:
+            BenchmarkError: the stage was not measured.
+        """
+        if stage not in self.stages:
+            raise BenchmarkError(f"{self.name} has no samples of the stage {stage!r}. Measure again.")
         return summarize(self.stages[stage])
 
 
@@ -110,6 +127,12 @@ class Throughput:
     def __post_init__(self) -> None:
         if not math.isfinite(self.vision_cosine_min) or not self.reference:
             raise BenchmarkError(f"{self.name}, {self.workers} workers: no fidelity; a rate is only recorded with one.")
+        if (
+            not self.rates
+            or not all(self.rates)
+            or not all(0 < rate < _LARGEST for passes in self.rates for rate in passes)
+        ):
+            raise BenchmarkError(f"{self.name}, {self.workers} workers: a round without rates, or a rate of zero.")
 
     @property
     def mode(self) -> Mode:
@@ -124,7 +147,10 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Document:
-    """All results of one run. ``absent`` says why a configuration has no row."""
+    """All results of one run. ``absent`` says why a configuration has no row.
+
+    ``baseline`` was measured between every two rows, as often as that; the ratios of a row are to it.
+    """
 
     model: str
     machine: Mapping[str, Any]
@@ -134,6 +160,7 @@ class Document:
     absent: Mapping[str, str] = field(default_factory=dict)
     limit: Mapping[str, Any] = field(default_factory=dict)
     processes: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Row | None = None
     seconds: float = 0.0
 
     def row(self, name: str, inputs: str | None = None) -> Row | None:
@@ -152,12 +179,12 @@ def read_document(path: Path) -> Document:
         BenchmarkError: the file is missing, damaged, or of another format or version.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json_object(path, _MAX_BYTES)
     except (OSError, ValueError) as error:
         raise BenchmarkError(
             f"{path} cannot be read as JSON: {error}. Make one with: siglip-onnx bench MODEL -o FILE.json"
         ) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if document.get("format") != FORMAT:
         raise BenchmarkError(
             f"{path} holds no results of format {FORMAT!r}. Make some with: siglip-onnx bench MODEL -o FILE.json"
         )
@@ -187,8 +214,10 @@ def _dump(value: Any, indent: str = "") -> str:
     """Return JSON like ``json.dumps(indent=1)``, but with lists of numbers on one line."""
     deeper = f"{indent} "
     if isinstance(value, Mapping) and value:
-        items = [f"{deeper}{json.dumps(key, ensure_ascii=False)}: {_dump(item, deeper)}" for key, item in value.items()]
+        items = [f"{deeper}{to_json(key)}: {_dump(item, deeper)}" for key, item in value.items()]
         return "{\n" + ",\n".join(items) + f"\n{indent}}}"
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
         return "[\n" + ",\n".join(f"{deeper}{_dump(item, deeper)}" for item in value) + f"\n{indent}]"
+    if isinstance(value, str):
+        return to_json(value)
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

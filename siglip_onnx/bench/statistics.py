@@ -63,6 +63,14 @@ def ratio_of(after: Rounds, before: Rounds, *, seed: int = 0) -> Ratio:
     return Ratio(_center(after) / _center(before), float(low), float(high))
 
 
+def median_ratio(ratios: Sequence[float], *, seed: int = 0) -> Ratio:
+    """Return the median of ratios of neighboring measurements; the interval is bootstrapped over them."""
+    values = np.asarray(ratios, np.float64)
+    samples = np.random.default_rng(seed).choice(values, (_RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(samples, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Ratio(float(np.median(values)), float(low), float(high))
+
+
 def _center(rounds: Rounds) -> float:
     return float(np.mean([np.median(samples) for samples in rounds]))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from .machine import describe_briefly
+from ..errors import BenchmarkError
+from .machine import describe_briefly, describe_busy
 from .schema import END_TO_END, STAGES, TEXT, VISION, Document, Row
 from .statistics import Summary
 
@@ -27,7 +28,10 @@ def speed_table(document: Document, inputs: str | None = None) -> Table:
     return header, [
         [
             row.name,
-            *(describe_summary(row.summary(stage)) for stage in (VISION, TEXT, END_TO_END)),
+            *(
+                describe_summary(row.summary(stage), mark=document.baseline is None)
+                for stage in (VISION, TEXT, END_TO_END)
+            ),
             f"{row.fidelity.vision_cosine_min:.5f} / {row.fidelity.text_cosine_min:.5f}",
             f"{row.fidelity.logit_error_max:.2g}",
             f"{start_seconds(row):.2f}",
@@ -68,10 +72,10 @@ def throughput_table(document: Document) -> Table:
     return ("images per second", *map(str, modes), "cosine min"), lines
 
 
-def describe_summary(summary: Summary) -> str:
-    """Return ``min / median / p90``; a stage whose rounds differ is marked."""
+def describe_summary(summary: Summary, *, mark: bool) -> str:
+    """Return ``min / median / p90``; with ``mark``, a stage whose rounds differ is marked."""
     values = " / ".join(format_measurement(value) for value in (summary.min, summary.median, summary.p90))
-    return f"{values} unstable" if summary.unstable else values
+    return f"{values} unstable" if mark and summary.unstable else values
 
 
 def describe_rate(summary: Summary) -> str:
@@ -110,14 +114,30 @@ def document_markdown(document: Document) -> str:
 
 def explain(document: Document) -> str:
     """Return the notes below the tables."""
-    settings = document.settings
+    try:
+        rounds, machine = document.settings["rounds"], describe_briefly(document.machine) + describe_quiet(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BenchmarkError(
+            f"The settings or the machine of the results are incomplete or damaged ({error!r}). Measure again."
+        ) from error
     references = sorted({row.fidelity.reference for row in document.rows})
+    unstable = '; "unstable" marks rounds whose medians differ by more than 10 %' if document.baseline is None else ""
     return (
-        f"Single calls on distinct images, {settings['rounds']} rounds in alternating order, a fresh process for each. "
-        'Three values are min / median / p90; "unstable" marks rounds whose medians differ by more than 10 %. Cosines '
+        f"Single calls on distinct images, {rounds} rounds in alternating order, a fresh process for each. "
+        f"Three values are min / median / p90{unstable}. Cosines "
         f"and logit errors compare the timed answers with {' and '.join(references)}. Start: from the start of the "
-        f"process to the first answer of both towers; memory: its peak by then. {describe_briefly(document.machine)}"
+        f"process to the first answer of both towers; memory: its peak by then. {machine}"
+        f"{document.settings.get('quiet', '')}"
     )
+
+
+def describe_quiet(document: Document) -> str:
+    """Return a sentence on other programs during the measurement, or on the load before it where that is not known."""
+    rows = [*document.rows, *([document.baseline] if document.baseline else [])]
+    cpus = [cpus for row in rows for cpus in row.other_cpus if cpus is not None]
+    if not cpus:
+        return describe_busy(document.machine)
+    return f" Other programs used {statistics.median(cpus):.2f} CPUs in the median process, {max(cpus):.2f} at most."
 
 
 def format_measurement(value: float) -> str:

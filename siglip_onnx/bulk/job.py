@@ -6,41 +6,56 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.integrity import FileFacts
-from ..errors import JobError
+from ..errors import JobError, JobNotFoundError
 from ..image.convert import name_background
 from ..options import DROP, WHITE
 from ..system.files import open_regular, remove_own_files
-from ..system.json_files import read_json_object
+from ..system.files import remove as remove_file
+from ..system.json_files import read_json_object, to_json
 from ..system.records import read_record
 from .layouts import LAYOUTS, Layout
 from .records import (
     FORMAT,
+    ROW_FIELDS,
     STATUSES,
     Input,
     JobFacts,
     Receipt,
     Row,
+    damaged,
     inputs_from_bytes,
     inputs_to_bytes,
+    read_lines,
     rows_from_bytes,
     rows_to_bytes,
 )
-from .storage import LOCK, TEMPORARY, TEMPORARY_FILES, remove, write_whole
+from .storage import LOCK, TEMPORARY, TEMPORARY_FILES, remove, write_whole, writing
 
 FACTS, SUMMARY, ERRORS, LOG = "job.json", "summary.json", "errors.jsonl", "log.jsonl"
 _INDEX_OF_0_1 = ("index.usearch", "index.json")  # version 0.1 could add an approximate index
 DERIVED = (SUMMARY, ERRORS, *_INDEX_OF_0_1)
 # Files of a shard, as are those of a layout.
 PLAN, ROWS, RECEIPT = "plan/{:06}.jsonl", "rows/{:06}.jsonl", "receipts/{:06}.json"
+PARTS = "partial"  # the folder of saved results of shards that are not complete
+_PART_NAME = re.compile(r"(\d{6,})-([0-9a-f]*)-[0-9a-f]{32}")
+
+
+class Part(NamedTuple):
+    """Saved results of a shard: the run that saved them, the rows, and their vectors f32 ``(number of ok rows, D)``."""
+
+    run: str
+    rows: list[Row]
+    vectors: NDArray[Any]
 
 
 class Job:
@@ -77,6 +92,47 @@ class Job:
         remove(self.path, SUMMARY)
         for name in (RECEIPT.format(shard), *self.layout.file_names(shard), ROWS.format(shard), PLAN.format(shard)):
             remove(self.path, name)
+        self.remove_parts(shard)
+
+    def save_part(self, shard: int, run: str, rows: list[Row], vectors: NDArray[Any]) -> None:
+        """Save results of a shard that is not complete; after a power cut they may be lost."""
+        body = rows_to_bytes(rows) + vectors.astype(np.float32, copy=False).tobytes()
+        header = {"fingerprint": self._fingerprint, "sha256": _sha256(body), "rows": len(rows)}
+        name = f"{PARTS}/{shard:06}-{run}-{uuid4().hex}"
+        write_whole(self.path, name, [f"{to_json(header)}\n".encode(), body], durable=False)
+
+    def read_parts(self, shard: int) -> Iterator[Part]:
+        """Yield the saved results of a shard; what is damaged or belongs to another job is left out."""
+        for path in self._part_paths(shard):
+            try:
+                with open_regular(path) as file:
+                    header, _, body = file.read().partition(b"\n")
+                facts = json.loads(header)
+                whole = facts["fingerprint"] == self._fingerprint and facts["sha256"] == _sha256(body)
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                continue
+            if whole:
+                lines = body.split(b"\n", facts["rows"])
+                rows = rows_from_bytes(b"\n".join(lines[:-1]), str(path))
+                vectors = np.frombuffer(lines[-1], np.float32).reshape(-1, self.facts.embedding_dim)
+                yield Part(path.name.split("-")[1], rows, vectors)
+
+    def remove_parts(self, shard: int) -> None:
+        """Remove the saved results of a shard, but not their folder, to which other workers may be writing."""
+        with writing(self.path):
+            for path in self._part_paths(shard):
+                remove_file(path, within=self.path)
+
+    def clear_parts(self) -> None:
+        """Remove the saved results of all shards, and their folder."""
+        with writing(self.path):
+            remove_own_files(self.path, [(PARTS, _PART_NAME.pattern)])
+
+    def _part_paths(self, shard: int) -> list[Path]:
+        folder = self.path / PARTS
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        matches = (_PART_NAME.fullmatch(name) for name in names)
+        return [folder / match[0] for match in matches if match is not None and int(match[1]) == shard]
 
     def commit(self, shard: int, inputs: list[Input], rows: list[Row], vectors: NDArray[Any]) -> Receipt:
         """Write a shard's vectors ``(number of ok rows, D)`` and rows, then its receipt.
@@ -94,6 +150,7 @@ class Job:
             counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
         )
         write_whole(self.path, RECEIPT.format(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
+        self.remove_parts(shard)
         return receipt
 
     def receipt(self, shard: int, *, read_files: bool) -> Receipt | None:
@@ -102,7 +159,11 @@ class Job:
             receipt = read_record(Receipt, read_json_object(self.path / RECEIPT.format(shard)))
         except (OSError, ValueError):
             return None
-        whole = receipt.fingerprint == self._fingerprint and self._has_files(shard, receipt, read_files)
+        whole = (
+            receipt.fingerprint == self._fingerprint
+            and self._has_files(shard, receipt, read_files)
+            and (not read_files or self._counts(shard) == receipt.counts)
+        )
         return receipt if whole else None
 
     def is_done(self, shard: int, receipt: Receipt) -> bool:
@@ -111,30 +172,62 @@ class Job:
 
     def read_rows(self, shard: int) -> list[Row]:
         """Return the rows of a committed shard."""
-        name = ROWS.format(shard)
-        return rows_from_bytes((self.path / name).read_bytes(), str(self.path / name))
+        return rows_from_bytes(self._read(ROWS.format(shard)), str(self.path / ROWS.format(shard)))
 
-    def find_paths(self, shard: int, rows: Iterable[int]) -> dict[int, str]:
-        """Return the paths of some rows of a shard's vectors; only their lines are parsed."""
-        content = (self.path / ROWS.format(shard)).read_bytes()
-        paths = {}
+    def find_rows(self, shard: int, rows: Iterable[int]) -> dict[int, Row]:
+        """Return the rows that belong to some of a shard's vectors; only their lines are parsed.
+
+        Raises:
+            JobError: the file is missing or damaged, or has no such row.
+        """
+        content, name = self._read(ROWS.format(shard)), str(self.path / ROWS.format(shard))
+        found = {}
         for row in rows:
             # Inside a name the quotes would be escaped.
-            position = content.index(b'"row": %d,' % row)
+            position = content.find(b'"row": %d,' % row)
             start, end = content.rfind(b"\n", 0, position) + 1, content.find(b"\n", position)
-            paths[row] = json.loads(content[start:end])["path"]
-        return paths
+            line = read_lines(content[start:end] if position >= 0 else b"null", ROW_FIELDS, name)[0]
+            if line["row"] != row or not isinstance(line["path"], str):
+                raise damaged(name)
+            found[row] = Row(**line)
+        return found
 
     def read_vectors(self, shard: int) -> NDArray[Any]:
-        """Return a committed shard's vectors ``(number of ok rows, D)``, memory-mapped where its layout allows."""
-        return self.layout.read(self.path, shard)
+        """Return a committed shard's vectors ``(number of ok rows, D)``, memory-mapped where its layout allows.
+
+        Raises:
+            JobError: they cannot be read, or hold NaN or infinity.
+        """
+        vectors = self.layout.read(self.path, shard)
+        if not np.isfinite(vectors).all():
+            raise self.not_finite(shard)
+        return vectors
+
+    def not_finite(self, shard: int) -> JobError:
+        """Return the error for a shard whose vectors hold NaN or infinity."""
+        return JobError(
+            f"{self.path / self.layout.file_names(shard)[0]} holds vectors with NaN or infinity. Remove "
+            f"{self.path / RECEIPT.format(shard)} and run the embed command again, which embeds these images again."
+        )
 
     def _plan_bytes(self, shard: int) -> bytes:
+        return self._read(PLAN.format(shard))
+
+    def _read(self, name: str) -> bytes:
         try:
-            with open_regular(self.path / PLAN.format(shard)) as file:
+            with open_regular(self.path / name) as file:
                 return file.read()
         except OSError as error:
-            raise JobError(f"{self.path / PLAN.format(shard)} cannot be read: {error.strerror}.") from error
+            raise JobError(
+                f"{self.path / name} cannot be read: {error.strerror}. Start over with --overwrite, or choose another "
+                "--out."
+            ) from error
+
+    def _counts(self, shard: int) -> dict[str, int]:
+        """Count a shard's rows by status, without parsing them: inside a name the quotes would be escaped."""
+        content = self._read(ROWS.format(shard))
+        counts = {status: content.count(b'"status": "%s",' % status.encode()) for status in STATUSES}
+        return {status: count for status, count in counts.items() if count}
 
     def _has_files(self, shard: int, receipt: Receipt, read_files: bool) -> bool:
         if set(receipt.files) != {*self.layout.file_names(shard), ROWS.format(shard)}:
@@ -143,9 +236,9 @@ class Job:
             try:
                 if (self.path / name).stat().st_size != facts.size_bytes:
                     return False
-                if read_files and _sha256((self.path / name).read_bytes()) != facts.sha256:
+                if read_files and _sha256(self._read(name)) != facts.sha256:
                     return False
-            except OSError:
+            except (OSError, JobError):
                 return False
         return True
 
@@ -160,7 +253,9 @@ def open_job(path: Path) -> Job:
     try:
         document = read_json_object(facts_path)
     except FileNotFoundError as error:
-        raise JobError(f"{path} holds no vectors; create them with: siglip-onnx embed FOLDER --out {path}") from error
+        raise JobNotFoundError(
+            f"{path} holds no vectors; create them with: siglip-onnx embed FOLDER --out {path}"
+        ) from error
     except (OSError, ValueError) as error:
         raise JobError(f"{facts_path} cannot be read: {error}.") from error
     if document.pop("format", None) != FORMAT:
@@ -217,7 +312,9 @@ def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
 
 def _compare(path: Path, stored: dict[str, Any], requested: dict[str, Any]) -> None:
     different = [
-        f"{name} {stored[name]!r}, not {requested[name]!r}" for name in stored if stored[name] != requested[name]
+        f"{name} {stored[name]!r}, not {requested[name]!r}"
+        for name in stored
+        if name != "model" and stored[name] != requested[name]
     ]
     if different:
         raise JobError(
@@ -247,7 +344,7 @@ def _remove_job(path: Path) -> None:
     for file in (RECEIPT, ROWS, PLAN, *(layout.names if layout else ())):
         folder, _, name = file.partition("/")
         own.append((folder, re.escape(name).replace(re.escape("{:06}"), r"\d{6,}")))
-    own.append((TEMPORARY, TEMPORARY_FILES))
+    own += [(TEMPORARY, TEMPORARY_FILES), (PARTS, _PART_NAME.pattern)]
     own += [("", re.escape(name)) for name in (*DERIVED, LOG, FACTS)]
     try:
         remove_own_files(path, own)

@@ -7,15 +7,19 @@ import io
 import mmap
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import JobError
+from ..errors import JobError, first_line
 from ..system.extras import extra
-from .records import OK, Row
+from ..system.files import open_regular
+from ..system.npy_files import NPY_ERRORS
+from .parquet_pages import read_footer, scan_column
+from .records import MAX_SHARD_SIZE, OK, Row
 
 _HEADER_BYTES = 128  # what numpy writes before small arrays
 
@@ -48,8 +52,8 @@ class Layout:
         path = folder / self.file_names(shard)[0]
         try:
             return self._check(path, _map_npy(path))
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
+        except NPY_ERRORS as error:
+            raise _unreadable(path, first_line(error) or type(error).__name__) from error
 
     def _check(self, path: Path, vectors: NDArray[Any]) -> NDArray[Any]:
         if vectors.dtype != self.dtype or vectors.shape[1:] != (self.embedding_dim,):
@@ -63,9 +67,8 @@ class _ArrowLayout(Layout):
     def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
         super().__init__(embedding_dim, dtype)
         with extra("parquet", "A Parquet file"):
-            import pyarrow as pa  # noqa: PLC0415 - an optional package
-            import pyarrow.parquet  # noqa: PLC0415
-        self._arrow: Any = pa
+            import pyarrow.parquet  # noqa: PLC0415 - an optional package
+        self._arrow: Any = pyarrow
 
     def _to_parquet(self, table: Any) -> bytes:
         buffer = io.BytesIO()
@@ -115,13 +118,27 @@ class ParquetLayout(_ArrowLayout):
         """Return a shard's vectors, decoded; see :class:`Layout`."""
         path = folder / self.file_names(shard)[0]
         try:
-            column = (
-                self._arrow.parquet.read_table(path, columns=["embedding"])["embedding"].combine_chunks().drop_null()
-            )
-        except (OSError, KeyError, self._arrow.ArrowException) as error:
-            raise _unreadable(path, error) from error
-        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-        return self._check(path, values if len(values) else np.empty((0, self.embedding_dim), self.dtype))
+            with open_regular(path) as file:
+                table = self._read_vectors(file)
+            column = table["embedding"].combine_chunks().drop_null()
+            values = column.flatten().to_numpy(zero_copy_only=False)
+            values = values.reshape(len(column), -1) if len(column) else np.empty((0, self.embedding_dim), self.dtype)
+        except (*NPY_ERRORS, LookupError, AttributeError, NotImplementedError, self._arrow.ArrowException) as error:
+            raise _unreadable(path, first_line(error)) from error
+        return self._check(path, values)
+
+    def _read_vectors(self, file: BufferedReader) -> Any:
+        """Return the table of vectors, after its pages were checked: the folder may come from elsewhere."""
+        footer = read_footer(file)
+        num_values = sum(
+            scan_column(file, footer, group, number).num_values
+            for group in range(len(footer.row_groups))
+            for number, column in enumerate(footer.columns)
+            if column.names[0] == "embedding"
+        )
+        if num_values > MAX_SHARD_SIZE * self.embedding_dim:
+            raise ValueError(f"it has {num_values:,} values, more than {MAX_SHARD_SIZE:,} vectors have")
+        return self._arrow.parquet.read_table(file, columns=["embedding"])
 
 
 LAYOUTS: dict[str, type[Layout]] = {"npy": Layout, "clip-retrieval": ClipRetrievalLayout, "parquet": ParquetLayout}
@@ -129,7 +146,7 @@ LAYOUTS: dict[str, type[Layout]] = {"npy": Layout, "clip-retrieval": ClipRetriev
 
 def _map_npy(path: Path) -> NDArray[Any]:
     """Map a two-dimensional ``.npy`` file; ``np.load`` takes longer than scoring the vectors of a shard."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         header = file.read(_HEADER_BYTES)
         shape, dtype = _read_header(header)
         if 0 in shape:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import JobError, SiglipOnnxError, first_line
 from ..system.extras import extra
-from ..system.threads import available_threads
+from ..system.threads import available_workers
 from .job import Job
 from .plan import Progress
 from .records import Receipt
@@ -60,7 +60,7 @@ class RayEngine:
         """
         if not tasks:
             return
-        self._connect()
+        self._connect(model)
         try:
             self._check_shared(job, model)
             yield from self._run(job, model, tasks, progress)
@@ -72,10 +72,10 @@ class RayEngine:
         finally:
             self._ray.shutdown()
 
-    def _connect(self) -> None:
+    def _connect(self, model: ModelSpec) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
-            cpus = (self._workers or available_threads()) + 1
+            cpus = (self._workers or available_workers(model.memory_bytes())) + 1
             options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
             self._ray.init(self._address or "local", runtime_env={"env_vars": _ENVIRONMENT}, **options)
@@ -159,6 +159,5 @@ def _find_missing(paths: list[str]) -> list[str]:
 
 def _import_ray() -> Any:
     with extra("ray", "--engine ray"):
-        import ray  # noqa: PLC0415 - an optional package
-        import ray.util.scheduling_strategies  # noqa: PLC0415
+        import ray.util.scheduling_strategies  # noqa: PLC0415 - an optional package
     return ray

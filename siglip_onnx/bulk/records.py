@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from ..bundle.integrity import FileFacts
 from ..errors import ImageError, JobError
 from ..options import DROP
 from ..system.json_files import to_json
+from ..system.records import read_record
 
 FORMAT = "siglip_onnx.job/1"
 MAX_SHARD_SIZE = 1000
+DTYPES = ("float32", "float16")
+_MAX_DIM = 65_536
+_MAX_INT = 2**63 - 1
 OK, CRASH = "ok", "crash"
 STATUSES = (OK, *ImageError.STATUSES, CRASH)
 
@@ -27,17 +32,33 @@ class JobFacts:
     variant: str
     embedding_space: str
     embedding_dim: int
-    logit_scale: float
-    logit_bias: float
+    logit_scale: float | None  # None of a model that does not compare images with texts
+    logit_bias: float | None
     preprocessing: dict[str, Any]
     layout: str
     dtype: str
     shard_size: int
+    model: str = ""  # name or absolute path by which the model was opened; not part of the fingerprint
+
+    def __post_init__(self) -> None:
+        """Check the values on which memory and arithmetic depend.
+
+        Raises:
+            ValueError: a value is not possible.
+        """
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r:.40}, expected one of {', '.join(DTYPES)}")
+        for name, largest in (("embedding_dim", _MAX_DIM), ("shard_size", MAX_SHARD_SIZE)):
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {largest}")
+        head = (self.logit_scale or 0.0, self.logit_bias or 0.0)
+        if not (abs(head[0]) <= 10 and abs(head[1]) <= 1000):
+            raise ValueError(f"logit_scale is {self.logit_scale} and logit_bias {self.logit_bias}, expected raw ones")
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all facts, by which a shard of this job is distinguished from one of another."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """Hash of the facts, by which a shard of this job is distinguished from one of another."""
+        return hashlib.sha256(replace(self, model="").to_bytes()).hexdigest()
 
     @property
     def background(self) -> str:
@@ -46,7 +67,8 @@ class JobFacts:
 
     def to_bytes(self) -> bytes:
         """Return the content of ``job.json``."""
-        return (json.dumps({"format": FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n").encode()
+        facts = {name: value for name, value in asdict(self).items() if name != "model" or value}
+        return f"{to_json({'format': FORMAT} | facts, indent=2)}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,17 @@ class Receipt:
     plan_sha256: str
     files: dict[str, FileFacts]
     counts: dict[str, int]
+
+    def __post_init__(self) -> None:
+        """Check the counts.
+
+        Raises:
+            ValueError: a status is unknown, or a shard cannot have that many rows.
+        """
+        if unknown := self.counts.keys() - set(STATUSES):
+            raise ValueError(f"counts has {min(unknown)!r:.40}, expected some of {', '.join(STATUSES)}")
+        if not all(0 < count <= MAX_SHARD_SIZE for count in self.counts.values()):
+            raise ValueError(f"counts are {self.counts!r:.80}, expected 1 to {MAX_SHARD_SIZE} each")
 
     @property
     def num_inputs(self) -> int:
@@ -102,6 +135,9 @@ class Row:
         return Input(self.path, self.size_bytes, self.mtime_ns)
 
 
+ROW_FIELDS = tuple(Row.__dataclass_fields__)
+
+
 def inputs_to_bytes(inputs: Iterable[Input]) -> bytes:
     """Return a plan file's content."""
     return "".join(f"{to_json(item._asdict())}\n" for item in inputs).encode()
@@ -109,7 +145,10 @@ def inputs_to_bytes(inputs: Iterable[Input]) -> bytes:
 
 def inputs_from_bytes(content: bytes, name: str) -> list[Input]:
     """Read a plan file's content; see :func:`read_lines`."""
-    return [Input(**line) for line in read_lines(content, Input._fields, name)]
+    inputs = [Input(**line) for line in read_lines(content, Input._fields, name)]
+    if not all(map(_is_input, inputs)):
+        raise damaged(name)
+    return inputs
 
 
 def rows_to_bytes(rows: Iterable[Row]) -> bytes:
@@ -119,7 +158,17 @@ def rows_to_bytes(rows: Iterable[Row]) -> bytes:
 
 def rows_from_bytes(content: bytes, name: str) -> list[Row]:
     """Read the content of a shard's rows; see :func:`read_lines`."""
-    return [Row(**line) for line in read_lines(content, tuple(Row.__dataclass_fields__), name)]
+    try:
+        rows = [read_record(Row, line) for line in read_lines(content, ROW_FIELDS, name)]
+    except ValueError as error:
+        raise damaged(name) from error
+    if not all(_is_input(row.input) and row.status in STATUSES for row in rows):
+        raise damaged(name)
+    # The vectors of a shard are those of its rows with the status ok, in their order.
+    numbers = [row.row for row in rows if row.status == OK]
+    if numbers != list(range(len(numbers))) or any(row.row is not None for row in rows if row.status != OK):
+        raise damaged(name)
+    return rows
 
 
 def read_lines(content: bytes, fields: tuple[str, ...], name: str) -> list[dict[str, Any]]:
@@ -131,12 +180,31 @@ def read_lines(content: bytes, fields: tuple[str, ...], name: str) -> list[dict[
     try:
         # JSON escapes line feeds in names, so every line feed ends a line.
         lines = [json.loads(line) for line in content.split(b"\n") if line]
-    except ValueError as error:
-        raise _damaged(name) from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(name) from error
     if not all(isinstance(line, dict) and tuple(line) == fields for line in lines):
-        raise _damaged(name)
+        raise damaged(name)
     return lines
 
 
-def _damaged(name: str) -> JobError:
+def _is_input(item: Input) -> bool:
+    """Say whether the values are those of an input; a record of each would take too long for millions of them."""
+    if type(item.path) is not str or not (item.path.isascii() or _can_be_a_path(item.path)):
+        return False
+    size, time = item.size_bytes, item.mtime_ns
+    if size is None or time is None:
+        return size is time
+    return type(size) is type(time) is int and 0 <= size <= _MAX_INT and -_MAX_INT <= time <= _MAX_INT
+
+
+def _can_be_a_path(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def damaged(name: str) -> JobError:
+    """Return the error of a damaged plan or of damaged rows."""
     return JobError(f"{name} is damaged. Start over with --overwrite, or choose another --out.")

@@ -13,11 +13,13 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from ..errors import JobError
+from ..errors import JobError, printable
 from ..session import runtime_version
+from ..system.files import open_regular
 from ..system.json_files import to_json
-from ..system.threads import available_threads
+from ..system.threads import available_workers
 from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder
 from .listing import Listing
 from .plan import Changes, Progress, update_plan
@@ -25,7 +27,7 @@ from .records import OK, STATUSES, JobFacts, Receipt
 from .shard import Task
 from .spec import ModelSpec
 from .storage import clear_temporary, locked, remove, write_whole, writing
-from .worker_pool import WorkerPool
+from .worker_pool import MIN_PART, WorkerPool
 
 SUMMARY_FORMAT = "siglip_onnx.job_summary/1"
 _NO_INPUTS = "No images were found; give a folder or a list that has some, or see --all-files."
@@ -38,27 +40,33 @@ class Policy:
     """How a run treats the results of earlier runs.
 
     ``prune`` drops inputs that are no longer listed; ``retry_errors`` retries inputs that have an error; ``overwrite``
-    starts over; ``fast_resume`` trusts files of the right size without reading them.
+    starts over; ``fast_resume`` trusts files of the right size without reading them; ``wait_s`` is how long another run
+    of the same folder is waited for, in seconds.
     """
 
     prune: bool = False
     retry_errors: bool = False
     overwrite: bool = False
     fast_resume: bool = False
+    wait_s: float = 0
 
 
 class LocalEngine:
     """Embeds shards in processes of this machine."""
 
     def __init__(self, workers: int | None = None) -> None:
-        """Use ``workers`` processes, by default one per CPU."""
-        self._workers = workers or available_threads()
+        """Use ``workers`` processes, by default one per CPU as far as the memory suffices."""
+        self._workers = workers
 
     def __call__(
         self, job: Job, model: ModelSpec, tasks: list[Task], progress: Progress
     ) -> Iterator[tuple[int, Receipt]]:
         """Run the tasks."""
-        with closing(WorkerPool(job.path, model, min(self._workers, len(tasks)), progress)) as pool:
+        workers = self._workers or available_workers(model.memory_bytes())
+        if len(tasks) < workers:  # the images of a shard are divided between the workers
+            num_inputs = sum(len(job.read_plan(task.shard)) for task in tasks)
+            workers = min(workers, max(len(tasks), -(-num_inputs // MIN_PART)))
+        with closing(WorkerPool(job.path, model, workers, progress)) as pool:
             yield from pool.run(tasks)
 
 
@@ -82,7 +90,7 @@ def run_job(
     """
     policy, engine = policy or Policy(), engine or LocalEngine()
     make_folder(out)
-    with locked(out):
+    with locked(out, wait_s=policy.wait_s):
         if policy.overwrite and listing.is_empty():
             raise JobError(_NO_INPUTS)
         job = begin_job(out, facts, overwrite=policy.overwrite)
@@ -90,7 +98,7 @@ def run_job(
             _log.warning(
                 "%s was begun by version 0.1 and keeps its pixels: transparency and levels beyond 8 bits are not "
                 "converted. To embed with the current pixels, start over with --overwrite.",
-                out,
+                printable(out),
             )
         clear_temporary(out)  # of earlier runs
         try:
@@ -114,16 +122,17 @@ def _run(
         remove(job.path, SUMMARY)
     for _ in engine(job, model, tasks, log):
         pass
+    job.clear_parts()
     return _finish(job)
 
 
 def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
     """Return the tasks for shards that are not done, and count the inputs of the other shards by status."""
-    tasks, done = [], Counter[str]()
+    tasks, done, run = [], Counter[str](), uuid4().hex
     for shard in job.shards():
         receipt = job.receipt(shard, read_files=not policy.fast_resume)
         if receipt is None or not job.is_done(shard, receipt) or (policy.retry_errors and receipt.num_errors):
-            tasks.append(Task(shard, retry_errors=policy.retry_errors))
+            tasks.append(Task(shard, retry_errors=policy.retry_errors, run=run))
         else:
             done.update(receipt.counts)
     return tasks, done
@@ -157,8 +166,14 @@ def _finish(job: Job) -> dict[str, Any]:
         "dtype": facts.dtype,
         "fingerprint": facts.fingerprint,
     }
-    write_whole(job.path, SUMMARY, [(json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode()])
+    write_whole(job.path, SUMMARY, [f"{to_json(summary, indent=2)}\n".encode()])
     return summary
+
+
+def read_errors(out: Path) -> Iterator[dict[str, str]]:
+    """Yield path, status and message of each input of a finished job that has no vector."""
+    with open_regular(out / ERRORS) as file:
+        yield from map(json.loads, file)
 
 
 def _error_lines(job: Job, shards: Iterable[int]) -> Iterator[bytes]:
@@ -167,6 +182,11 @@ def _error_lines(job: Job, shards: Iterable[int]) -> Iterator[bytes]:
             if row.status != OK:
                 line = to_json({"path": row.path, "status": row.status, "message": row.message})
                 yield f"{line}\n".encode()
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Open a file, but neither through a link, which may lead to another's file, nor a pipe that nobody reads."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o644)
 
 
 class _LoggedProgress(Progress):
@@ -178,7 +198,7 @@ class _LoggedProgress(Progress):
     def write(self, event: str, **facts: Any) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         line = to_json({"time": now, "event": event, "host": platform.node(), "pid": os.getpid()} | facts)
-        with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path.parent), open(self._path, "a", encoding="utf-8", opener=_open_own) as file:
             file.write(f"{line}\n")
 
     def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:

@@ -1,25 +1,32 @@
-"""Exact search: compare a query of weighted texts and images with every stored vector; return the best matches."""
+"""Exact search: compare texts, images, vectors or weighted sums with every stored vector; return the best matches."""
 
 from __future__ import annotations
 
+import operator
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import JobError, SiglipOnnxError
+from ..errors import DownloadError, JobError, ModelNotFoundError, OptionError
 from ..head import Floats, compute_logits, l2_normalize, sigmoid
-from ..image.decode import ImageSource
+from ..hub.loading import load
+from ..image.decode import ImageSource, as_images, is_single_image
 from ..model import SigLIP
 from ..system.threads import available_threads
 from ..system.workers import in_batches, map_in_order
 from .job import Job, open_job
+from .records import Row
 
 _SHARDS_AT_ONCE = 16
+_MAX_SCORE = 2.0  # of unit vectors; NaN and infinity in float16 look like numbers above 65,536
+_UNIT_TOLERANCE = 1e-3  # of the length of a unit vector in float16 or float32
+_STORED_TOLERANCE = 1e-2  # of the length of a stored vector that is not damaged
 _SPARE = 16  # extra candidates, so that rounding to float32 cannot lose a result
 # About a full shard at once: with smaller blocks, threads contend for the interpreter lock.
 _BLOCK_BYTES = 2 * 1024 * 1024
@@ -36,27 +43,36 @@ class Term(NamedTuple):
     image: ImageSource | None = None
 
 
-def encode_query(model: SigLIP, terms: Sequence[Term], *, template: str | Sequence[str] = "{}") -> Floats:
-    """Return the unit vector f32 ``(D,)`` of the weighted sum of the terms' embeddings.
+class Query(NamedTuple):
+    """A unit vector f32 ``(D,)`` to search for, and whether it is that of one text: only then it has probabilities."""
+
+    vector: Floats
+    one_text: bool
+
+
+def encode_query(model: SigLIP, terms: Sequence[Term], *, template: str | Sequence[str] = "{}") -> Query:
+    """Return the weighted sum of the terms' embeddings, scaled to length 1.
 
     Raises:
-        SiglipOnnxError: there are no terms, or they cancel out.
+        OptionError: there are no terms, or they cancel out.
         ImageError: an image cannot be read.
         TextError: a text cannot be tokenized.
     """
     texts = [term.text for term in terms if term.text is not None]
-    text_embeddings = iter(model.encode_labels(texts, template=template))
+    text_embeddings = iter(model.encode_labels(texts, template=template) if texts else ())
     image_embeddings = iter(model.encode_images([term.image for term in terms if term.image is not None]))
     total = np.zeros(model.embedding_dim, np.float32)
-    for term in terms:
-        total += np.float32(term.weight) * next(image_embeddings if term.text is None else text_embeddings)
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        for term in terms:
+            total += np.float32(term.weight) * next(image_embeddings if term.text is None else text_embeddings)
     if not np.isfinite(total).all() or np.linalg.norm(total) < 1e-6:
-        raise SiglipOnnxError("The query is zero: it has no terms, or they cancel out; change its terms or weights.")
+        raise OptionError(
+            "The query is zero or not finite: it has no terms, they cancel out, or weights are too large; change its "
+            "terms or weights."
+        )
     if len(terms) == 1 and terms[0].weight > 0:
-        total /= np.float32(terms[0].weight)
-        return total
-    unit: Floats = l2_normalize(total[np.newaxis])[0]
-    return unit
+        return Query(total / np.float32(terms[0].weight), is_one_text(terms))
+    return Query(l2_normalize(total[np.newaxis])[0], is_one_text(terms))
 
 
 def is_one_text(terms: Sequence[Term]) -> bool:
@@ -67,13 +83,24 @@ def is_one_text(terms: Sequence[Term]) -> bool:
 class Hit(NamedTuple):
     """One result: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit.
 
-    Logit and probability have no meaning if the query is an image or a sum; see :func:`is_one_text`.
+    ``missing`` says that the file no longer exists; ``duplicates`` are the paths of other files with the same bytes.
+    Logit and probability are None if the query is an image or a sum, for which they would have no meaning.
     """
 
     path: str
     similarity: float
-    logit: float
-    probability: float
+    logit: float | None
+    probability: float | None
+    missing: bool = False
+    duplicates: tuple[str, ...] = ()
+
+
+class _MayBeMissing(Protocol):
+    @property
+    def missing(self) -> bool: ...
+
+
+AnyHit = TypeVar("AnyHit", bound=_MayBeMissing)
 
 
 class _Candidates(NamedTuple):
@@ -87,9 +114,13 @@ class _Candidates(NamedTuple):
 class Collection:
     """The vectors of a job, opened for search."""
 
-    def __init__(self, job: Job) -> None:
-        """Use the shards of a job that are done; ``num_unfinished`` counts the others."""
+    def __init__(self, job: Job, model: SigLIP | str | os.PathLike[str] | None = None) -> None:
+        """Use the shards of a job that are done; ``num_unfinished`` counts the others.
+
+        ``model`` embeds texts and images of queries; by default it is loaded by the name that the job recorded.
+        """
         self.job = job
+        self._model = model
         shards = job.shards()
         receipts = {shard: job.receipt(shard, read_files=False) for shard in shards}
         self.shards = [shard for shard, receipt in receipts.items() if receipt is not None]
@@ -111,60 +142,264 @@ class Collection:
                 "--model, --variant and --max-num-patches that were used to embed."
             )
 
-    def search(self, query: Floats, count: int, *, threads: int | None = None) -> list[Hit]:
-        """Return the ``count`` images nearest to a unit vector f32 ``(D,)``, best first; every vector is compared.
+    @cached_property
+    def model(self) -> SigLIP:
+        """The model that embeds the queries, which is loaded at first use.
 
         Raises:
-            JobError: stored vectors cannot be read.
+            JobError: the model has another embedding space.
+            ModelNotFoundError, DownloadError: the recorded name is not that of a model that can be loaded.
         """
-        search_shards = partial(self._search_shards, query=query, count=count + _SPARE)
-        groups = list(in_batches(self.shards, _SHARDS_AT_ONCE))
-        candidates = map_in_order(search_shards, groups, threads or available_threads())
-        return self._rank(query, _best(candidates, count + _SPARE), count)
+        facts, model = self.job.facts, self._model
+        if not isinstance(model, SigLIP):
+            try:
+                model = load(
+                    model or facts.model or facts.model_name,
+                    variant=facts.variant,
+                    background=facts.background,
+                    offline=model is None,  # the folder may come from elsewhere: what it names is not downloaded
+                )
+            except (ModelNotFoundError, DownloadError) as error:
+                raise type(error)(f"{error} Give the model of the vectors: open_collection(path, model=...)") from error
+        self.check_model(model)
+        return model
 
-    def _rank(self, query: Floats, candidates: _Candidates, count: int) -> list[Hit]:
-        """Return the best candidates, whose scores are computed again in full precision."""
+    @cached_property
+    def vectors(self) -> NDArray[Any]:
+        """All vectors as one array ``(N, D)`` in memory, float32 or float16, of length 1; their hashes are checked.
+
+        Raises:
+            JobError: stored vectors cannot be read, are damaged, or hold NaN or infinity.
+        """
+        for shard in self.shards:
+            if self.job.receipt(shard, read_files=True) is None:
+                raise self._damaged(f"holds shard {shard}, whose files differ from its receipt")
+        vectors = np.concatenate([self.job.read_vectors(shard) for shard in self.shards])
+        self._check_count(len(vectors), "vectors")
+        return vectors
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """What is known of the image of each vector, in the order of ``vectors``.
+
+        Raises:
+            JobError: stored rows cannot be read.
+        """
+        rows = [row for shard in self.shards for row in self.job.read_rows(shard) if row.row is not None]
+        self._check_count(len(rows), "rows of images")
+        return rows
+
+    def _check_count(self, count: int, name: str) -> None:
+        if count != self.num_vectors:
+            raise self._damaged(f"holds {count:,} {name}, expected {self.num_vectors:,}")
+
+    def _damaged(self, problem: str) -> JobError:
+        return JobError(f"{self.job.path} {problem}. Run the embed command again; it rewrites damaged shards.")
+
+    @property
+    def paths(self) -> list[str]:
+        """The path of the image of each vector, in the order of ``vectors``."""
+        return [row.path for row in self.rows]
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+        return self.num_vectors
+
+    def __repr__(self) -> str:
+        """Return the folder, the number of vectors and their embedding space."""
+        return f"Collection({str(self.job.path)!r}, {self.num_vectors} vectors of {self.job.facts.embedding_space})"
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a str is one query, although it is an iterable of str
+        self, query: Query | ImageSource, k: int = 10, *, threads: int | None = None, fold_duplicates: bool = False
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self,
+        query: Iterable[Query | ImageSource],
+        k: int = 10,
+        *,
+        threads: int | None = None,
+        fold_duplicates: bool = False,
+    ) -> list[list[Hit]]: ...
+
+    def search(
+        self,
+        query: Query | ImageSource | Iterable[Query | ImageSource],
+        k: int = 10,
+        *,
+        threads: int | None = None,
+        fold_duplicates: bool = False,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Return the ``k`` images nearest to a query, best first; every vector is compared.
+
+        Args:
+            query: a text, an image (a ``Path``, not a str), or a vector ``(D,)`` of floats. A vector counts as the
+                embedding of one text if its length is 1; sums have another length, and are scaled. For an image's
+                vector or a scaled sum, give ``Query(vector, one_text=False)``. Several queries, or an array
+                ``(N, D)``, give one list each.
+            k: number of results.
+            threads: by default as many as the process may use.
+            fold_duplicates: return one result for several files with the same bytes.
+
+        Raises:
+            OptionError: ``k`` is not a number above 0, or a vector is zero, not finite, or of another width.
+            JobError: stored vectors cannot be read, or the model has another embedding space.
+            ImageError, TextError: a query cannot be embedded.
+        """
+        if isinstance(k, bool) or not hasattr(k, "__index__") or (count := operator.index(k)) < 1:
+            raise OptionError(f"k is {k!r}, expected a whole number above 0.")
+        queries: list[Query | ImageSource]
+        if isinstance(query, Query):
+            single, queries = True, [query]
+        elif _is_vector(query):
+            single, queries = query.ndim < 2, list(np.atleast_2d(query))
+        else:
+            several: Any = query  # Query objects and images may be mixed
+            single, queries = is_single_image(several), list(as_images(several))
+        encoded = [self._encode(each) for each in queries]
+        threads = threads or available_threads()
+        answers = [self._search(each, count, threads, fold_duplicates=fold_duplicates) for each in encoded]
+        return answers[0] if single else answers
+
+    def _encode(self, query: Query | ImageSource) -> Query:
+        """Return the unit vector f32 ``(D,)`` of a text, an image or a vector."""
+        if isinstance(query, str):
+            return Query(self.model.encode_texts([query])[0], one_text=True)
+        if not isinstance(query, Query) and not _is_vector(query):
+            return Query(self.model.encode_images(query)[0], one_text=False)
+        vector, one_text = query if isinstance(query, Query) else (query, True)
+        vector = vector.astype(np.float32)
+        length = float(np.linalg.norm(vector))
+        if vector.shape != (self.job.facts.embedding_dim,) or not np.isfinite(length) or not length > 0:
+            raise OptionError(
+                f"A query vector has shape {vector.shape} and length {length:g}, expected "
+                f"({self.job.facts.embedding_dim},) and a finite length above 0."
+            )
+        if abs(length - 1) < _UNIT_TOLERANCE:
+            return Query(vector, one_text)
+        return Query(l2_normalize(vector[np.newaxis])[0], one_text=False)
+
+    def _search(self, query: Query, count: int, threads: int, *, fold_duplicates: bool) -> list[Hit]:
+        """Return the best results for a unit vector."""
+        if not fold_duplicates:
+            ranked = self._nearest(query, count, threads)[:count]
+            return [hit._replace(missing=_is_missing(hit.path)) for hit, _ in ranked]
+        number = count
+        while True:
+            ranked = self._nearest(query, number, threads)
+            groups = _group_by_content(ranked)
+            # With one group more than needed, the members of the others are complete.
+            if len(groups) > count or len(ranked) == self.num_vectors:
+                return [_fold(group) for group in groups[:count]]
+            number *= 4
+
+    def _nearest(self, query: Query, count: int, threads: int) -> list[tuple[Hit, Row]]:
+        """Return at least ``count`` images with their rows, if there are so many, best first."""
+        search_shards = partial(self._search_shards, query=query.vector, count=count + _SPARE)
+        groups = list(in_batches(self.shards, _SHARDS_AT_ONCE))
+        candidates = map_in_order(search_shards, groups, threads)
+        return self._rank(query, _best(candidates, count + _SPARE))
+
+    def _rank(self, query: Query, candidates: _Candidates) -> list[tuple[Hit, Row]]:
+        """Return the candidates in order, with scores that are computed again in full precision."""
         if not len(candidates.scores):
             return []
         stored = {shard: self.job.read_vectors(shard) for shard in set(candidates.shards.tolist())}
         rows = zip(candidates.shards.tolist(), candidates.rows.tolist(), strict=True)
         vectors = np.array([stored[shard][row] for shard, row in rows]).astype(np.float32)
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        if not (np.abs(lengths - 1) < _STORED_TOLERANCE).all():  # neither is NaN
+            raise self._damaged("holds vectors whose length is not 1")
         facts = self.job.facts
         scale, bias = facts.logit_scale, facts.logit_bias
-        logits = compute_logits(vectors, query[np.newaxis], logit_scale=scale, logit_bias=bias)[:, 0]
-        similarities = vectors.astype(np.float64) @ query.astype(np.float64)
-        order = np.lexsort((candidates.rows, candidates.shards, -similarities))[:count]
-        paths = self._paths(candidates.shards[order], candidates.rows[order])
+        logits = np.full(len(vectors), np.nan, np.float32)
+        if scale is not None and bias is not None:
+            logits = compute_logits(vectors, query.vector[np.newaxis], logit_scale=scale, logit_bias=bias)[:, 0]
+        similarities = vectors.astype(np.float64) @ query.vector.astype(np.float64)
+        order = np.lexsort((candidates.rows, candidates.shards, -similarities))
+        rows_of_hits = self._rows(candidates.shards[order], candidates.rows[order])
         probabilities = sigmoid(logits)
         return [
-            Hit(path, float(similarities[index]), float(logits[index]), float(probabilities[index]))
-            for path, index in zip(paths, order, strict=True)
+            (
+                Hit(row.path, float(similarities[index]), float(logits[index]), float(probabilities[index]))
+                if query.one_text
+                else Hit(row.path, float(similarities[index]), None, None),
+                row,
+            )
+            for row, index in zip(rows_of_hits, order, strict=True)
         ]
 
     def _search_shards(self, shards: Sequence[int], *, query: Floats, count: int) -> _Candidates:
-        score = make_scorer(np.dtype(self.job.facts.dtype), query)
+        score, largest = make_scorer(np.dtype(self.job.facts.dtype), query), _MAX_SCORE * float(np.linalg.norm(query))
         candidates = []
         for shard in shards:
-            scores = score(self.job.read_vectors(shard))
+            # Scores show NaN and infinity as well as the vectors do, but for a fraction of the time.
+            with np.errstate(all="ignore"):
+                scores = score(self.job.layout.read(self.job.path, shard))
+            if not (np.abs(scores) < largest).all():
+                raise self.job.not_finite(shard)
             rows = _top(scores, count)
             candidates.append(_Candidates(np.full(len(rows), shard, np.int64), rows, scores[rows]))
         return _best(candidates, count)
 
-    def _paths(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[str]:
-        paths = {shard: self.job.find_paths(shard, rows[shards == shard].tolist()) for shard in set(shards.tolist())}
-        return [paths[shard][row] for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+    def _rows(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Row]:
+        by_shard = {shard: self.job.find_rows(shard, rows[shards == shard].tolist()) for shard in set(shards.tolist())}
+        return [by_shard[shard][row] for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
 
 
-def open_collection(path: Path) -> Collection:
-    """Open the folder of a job for search.
+def open_collection(path: str | os.PathLike[str], model: SigLIP | str | os.PathLike[str] | None = None) -> Collection:
+    """Open a folder that ``siglip-onnx embed`` wrote, for search.
+
+    Args:
+        path: the folder.
+        model: the model that made the vectors, or its name or folder, for queries of texts and images; by default it is
+            loaded by the name that the folder recorded.
 
     Raises:
         JobError: it is not the folder of a job, or holds no vectors yet.
     """
-    collection = Collection(open_job(path))
+    collection = Collection(open_job(Path(path)), model)
     if not collection.num_vectors:
         raise JobError(f"{path} holds no vectors yet; run siglip-onnx embed again, which resumes the job.")
     return collection
+
+
+def find_existing(find: Callable[[int], Sequence[AnyHit]], count: int) -> list[AnyHit]:
+    """Return the best ``count`` results whose files still exist, of a function that returns the best N."""
+    wanted = count
+    while True:
+        hits = find(wanted)
+        kept = [hit for hit in hits if not hit.missing]
+        if len(kept) >= count or len(hits) < wanted:
+            return kept[:count]
+        wanted *= 2
+
+
+def _group_by_content(ranked: Sequence[tuple[Hit, Row]]) -> list[list[Hit]]:
+    """Return the hits in groups of the same bytes, in the order of the best hit of each."""
+    groups: dict[str, list[Hit]] = {}
+    for hit, row in ranked:
+        groups.setdefault(row.sha256 or hit.path, []).append(hit)
+    return list(groups.values())
+
+
+def _fold(group: Sequence[Hit]) -> Hit:
+    """Return one hit for several files with the same bytes, the first one that exists."""
+    existing = [hit for hit in group if not _is_missing(hit.path)]
+    if not existing:
+        return group[0]._replace(missing=True)
+    return existing[0]._replace(duplicates=tuple(hit.path for hit in existing[1:]))
+
+
+def _is_missing(path: str) -> bool:
+    return not os.path.exists(path)  # noqa: PTH110 - never raises an error
+
+
+def _is_vector(query: object) -> TypeGuard[NDArray[Any]]:
+    """Say whether a query is a vector or several, and not the pixels of an image, which are integers."""
+    return isinstance(query, np.ndarray) and query.dtype.kind == "f"
 
 
 def _best(groups: Iterable[_Candidates], count: int) -> _Candidates:

@@ -6,11 +6,18 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from .. import demo
+from ..bundle.folder import Bundle
+from ..bundle.manifest import POOLED, graph_path
+from ..classifier import make_model
+from ..config import VISION
 from ..hub.loading import open_model
 from ..image.convert import name_background
 from ..model import SigLIP
 from ..options import DEFAULTS, RuntimeOptions
 from .records import MAX_SHARD_SIZE, JobFacts
+
+_COPIES = 2  # of the weights: in the mapped file, and arranged for the kernels
 
 
 @dataclass(frozen=True)
@@ -19,10 +26,20 @@ class ModelSpec:
 
     name: str
     options: RuntimeOptions = DEFAULTS
+    isolate_decoding: bool = True  # whatever ``options`` say: one image in millions must not cost a job its memory
+    offline: bool = False  # do not download the model
 
     def open(self) -> SigLIP:
         """Load the model for one thread."""
-        return SigLIP(open_model(self.name, self.options.variant), self.options, threads=1, workers=1)
+        return make_model(self._open_bundle(), self.options, threads=1, workers=1,
+                          isolate_decoding=self.isolate_decoding)  # fmt: skip
+
+    def memory_bytes(self) -> int:
+        """Return about how much memory the vision tower takes in each process that loads it."""
+        bundle = self._open_bundle()
+        variant = bundle.choose_variant(self.options.variant)
+        graph, files = graph_path(VISION, variant), bundle.manifest.variants[variant].files
+        return _COPIES * sum(facts.size_bytes for name, facts in files.items() if name.startswith(graph))
 
     def absolute(self) -> ModelSpec:
         """Return the same model with an absolute path, valid in any working directory."""
@@ -33,8 +50,13 @@ class ModelSpec:
         return replace(self, options=replace(self.options, background=facts.background))
 
     def job_facts(self, *, layout: str = "npy", dtype: str = "float32", shard_size: int = MAX_SHARD_SIZE) -> JobFacts:
-        """Return the facts that all vectors of a job with this model share."""
+        """Return the facts that all vectors of a job with this model share.
+
+        Raises:
+            BundleError: the model cannot embed images.
+        """
         model = self.open()
+        model.vision.check_output(POOLED)
         manifest = model.bundle.manifest
         return JobFacts(
             model_name=manifest.model_name,
@@ -52,4 +74,8 @@ class ModelSpec:
             layout=layout,
             dtype=dtype,
             shard_size=shard_size,
+            model=self.name if self.name == demo.NAME else self.absolute().name,
         )
+
+    def _open_bundle(self) -> Bundle:
+        return open_model(self.name, self.options.variant, offline=self.offline)

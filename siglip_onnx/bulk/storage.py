@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import JobError
+from ..errors import JobError, SiglipOnnxError
 from ..system.files import remove as remove_file
 from ..system.files import remove_own_files, sync_folder, write_atomic
 
+_log = logging.getLogger(__name__)
 TEMPORARY = ".tmp"  # beside the final names, so that a rename moves no data
 LOCK = ".lock"
 # Half-written files, test files of a cluster, and the half-written index of version 0.1.
@@ -21,16 +23,18 @@ TEMPORARY_FILES = r"[0-9a-f]{32}|index\.usearch"
 _ERRORS_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
-def write_whole(folder: Path, name: str, chunks: Iterable[bytes]) -> None:
-    """Write ``folder/name``; a reader sees the old content or the new one, also after a power cut.
+def write_whole(folder: Path, name: str, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+    """Write ``folder/name``; a reader sees the old content or the new one, if ``durable`` also after a power cut.
 
     Raises:
         JobError: the folder cannot be written.
     """
     path = folder / name
+    if path.parent != folder and path.parent.is_symlink():
+        raise JobError(f"{path.parent} is a link, expected a folder of the job. Remove it, or choose another --out.")
     with writing(folder):
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, chunks, part_dir=make_temporary(folder))
+        write_atomic(path, chunks, durable=durable, part_dir=make_temporary(folder))
 
 
 def remove(folder: Path, name: str) -> None:
@@ -67,6 +71,8 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn errors of the operating system into a JobError that says what to do."""
     try:
         yield
+    except SiglipOnnxError:
+        raise
     except OSError as error:
         raise JobError(
             f"{folder} cannot be written: {error.strerror or error}. Free space or change its permissions, then run "
@@ -75,8 +81,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait_s: float = 0) -> Iterator[None]:
     """Keep other runs on this machine out of a folder; the lock ends with the process that holds it.
+
+    Another run is waited for as long as ``wait_s`` seconds.
 
     On a file system without locks, runs are not kept apart.
 
@@ -87,7 +95,12 @@ def locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK, fallback_to_soft=False)
     with writing(folder):
         try:
-            lock.acquire(blocking=False)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if wait_s:
+                    _log.warning("Another run is writing to %s; waiting for it to end.", folder)
+                lock.acquire(timeout=wait_s)
         except Timeout as error:
             raise JobError(f"Another run is writing to {folder}; wait for it, or choose another --out.") from error
         except OSError as error:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import posixpath
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..system.cache_dir import cache_folder
 from ..system.files import open_regular, write_atomic
 from ..system.json_files import read_json_object
 from ..system.names import check_name, leaves_folder
+from .graph_files import weight_files
 
 MAX_FILES = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,17 +62,29 @@ def check_names(names: Collection[str]) -> None:
         check_name(name)
 
 
-def find_problem(folder: Path, name: str, expected: FileFacts) -> str:
-    """Return what is wrong with a file, empty if nothing is."""
+def find_problem(folder: Path, name: str, files: Mapping[str, FileFacts]) -> str:
+    """Return what is wrong with one of the files, empty if nothing is; the weights of a graph must be among them."""
+    expected = files[name]
     path = folder / name
     if not path.is_file():
         return "missing"
     if leaves_folder(folder, path):
-        return f"a link to {path.resolve()}, outside the folder"
+        return f"a link to {os.path.realpath(path)}, outside the folder"
     facts = file_facts(path)
     if facts.size_bytes != expected.size_bytes:
         return f"{facts.size_bytes} bytes, expected {expected.size_bytes}"
-    return "" if facts == expected else f"sha256 {facts.sha256}, expected {expected.sha256}"
+    if facts != expected:
+        return f"sha256 {facts.sha256}, expected {expected.sha256}"
+    return _unlisted_weights(folder, name, files) if name.endswith(".onnx") else ""
+
+
+def _unlisted_weights(folder: Path, graph: str, listed: Collection[str]) -> str:
+    try:
+        names = weight_files(folder / graph)
+    except (OSError, ValueError) as error:
+        return f"not an ONNX graph: {error}"
+    unlisted = sorted(name for name in names if posixpath.normpath(posixpath.join(graph, "..", name)) not in listed)
+    return f"its weights are in {unlisted[0]!r:.80}, which the manifest does not list for it" if unlisted else ""
 
 
 def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str]:
@@ -86,7 +100,7 @@ def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str
         stamp = _stamp(folder / name, expected)
         if stamp is not None and stamps.get(name) == stamp:
             continue
-        if problem := find_problem(folder, name, expected):
+        if problem := find_problem(folder, name, files):
             problems[name] = problem
         elif stamp is not None:
             verified[name] = stamp
@@ -97,7 +111,7 @@ def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str
 
 def _stamp_path(folder: Path) -> Path | None:
     try:
-        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+        name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
         return cache_folder() / "verified" / f"{name}.json"
     except CacheError:
         return None

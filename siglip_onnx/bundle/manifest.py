@@ -4,49 +4,75 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import CONFIG, CONFIGS, TOKENIZER
+from ..config import (
+    CLASSIFIER,
+    CONFIG,
+    DUAL,
+    PREPROCESSOR_CONFIG,
+    PROBLEM_TYPES,
+    TEXT,
+    TOKENIZER,
+    TOWERS_OF,
+    VISION,
+)
 from ..errors import BundleError
 from ..system.files import open_regular
-from ..system.json_files import MAX_JSON_BYTES, read_json_object
+from ..system.json_files import MAX_JSON_BYTES, read_json_object, to_json
 from ..system.names import leaves_folder
 from ..system.records import read_record
 from .integrity import FileFacts, check_names
 
 FORMAT = "siglip_onnx.bundle"
-FORMAT_VERSION = 1
+# Version 0.1 opens only the first, that of models with both towers; it advises to upgrade for the second.
+FORMAT_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 POSITIONS = "position_embeddings.npy"  # NaFlex only
 # Of the graph files, as users of transformers.js know them.
-SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "q4": "_q4"}
-DEFAULT_ORDER = ("int8", "fp32", "fp16", "q4")
-VISION, TEXT = "vision", "text"
-TOWERS = (VISION, TEXT)
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "q4": "_q4", "qdq": "_qdq"}
+DEFAULT_ORDER = ("int8", "fp32", "fp16", "q4", "qdq")
+POOLED, FEATURES, LOGITS = "pooler_output", "last_hidden_state", "logits"  # outputs of graphs
 MANIFEST_HASH = "manifest_sha256"
 _NO_HASH = "0" * 64
 _HASH_LINE = re.compile(rf'"{MANIFEST_HASH}": "([0-9a-f]{{64}})"')
-_SPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it also names folders of caches
 _OLD_DESCRIPTION = "knows"  # the key of ``description`` in version 0.1
 _OLD_CARD_KEYS = {"num_pictures": "num_images"}
 
 
 def graph_path(tower: str, variant: str) -> str:
-    """Return a tower's graph file inside a bundle; its weights are in ``<graph>.data`` beside it."""
+    """Return a tower's graph file inside a bundle; its weights are beside it, see :func:`data_path`."""
     return f"onnx/{tower}_model{SUFFIXES[variant]}.onnx"
+
+
+def joined_path(variant: str) -> str:
+    """Return the file of the graph that joins both towers, which an export may add for transformers.js."""
+    return f"onnx/model{SUFFIXES[variant]}.onnx"
+
+
+def data_path(graph: str) -> str:
+    """Return the file with a graph's weights, named as transformers.js and optimum expect it."""
+    return f"{graph}_data"
+
+
+def old_data_path(graph: str) -> str:
+    """Return the file with a graph's weights in bundles of version 0.1."""
+    return f"{graph}.data"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One precision of both towers.
+    """One precision of all towers.
 
     Attributes:
-        embedding_space: id of the vectors it makes; vectors of different spaces must not be compared.
-        files: its graphs and weights, by their paths inside the bundle.
+        embedding_space: id of the vectors it makes, see :func:`embedding_space`; vectors of different spaces must not
+            be compared.
+        files: its graphs and weights, joined ones included, by their paths inside the bundle.
         quantization: how each tower was quantized.
         accuracy: the accuracy card, its differences from fp32.
     """
@@ -58,7 +84,7 @@ class Variant:
 
     @property
     def size_bytes(self) -> int:
-        """Size of both towers on disk."""
+        """Size of its files on disk."""
         return sum(facts.size_bytes for facts in self.files.values())
 
     def within_7_bits(self, tower: str) -> bool:
@@ -75,26 +101,72 @@ class Manifest:
         model_name: name of the model, shown to users.
         source: the checkpoint and the exporter.
         embedding_dim: width of an embedding.
-        logit_scale: the checkpoint's raw, log-space parameter.
-        logit_bias: the checkpoint's parameter.
+        logit_scale: the checkpoint's raw, log-space parameter; only of models with both towers.
+        logit_bias: the checkpoint's parameter; only of models with both towers.
         variants: the variants that the bundle holds, by name.
         files: the files that all variants share, by their paths inside the bundle.
         description: what the model was trained for; empty for general models.
+        kind: ``"dual"``, ``"vision"``, ``"text"`` or ``"classifier"``: the towers, see :data:`.TOWERS_OF`.
+        labels: of a classifier, in the order of its logits.
+        problem_type: of a classifier, one of :data:`.PROBLEM_TYPES`: what its logits mean.
+        vision_outputs: the outputs of the vision tower's graph.
     """
 
     model_name: str
     source: dict[str, Any]
     embedding_dim: int
-    logit_scale: float
-    logit_bias: float
+    logit_scale: float | None
+    logit_bias: float | None
     variants: Mapping[str, Variant]
     files: Mapping[str, FileFacts]
     description: str = field(default="", metadata={"aliases": (_OLD_DESCRIPTION,)})
+    kind: str = DUAL
+    labels: tuple[str, ...] = ()
+    problem_type: str = ""
+    vision_outputs: tuple[str, ...] = (POOLED,)
 
     @property
     def knows(self) -> str:
         """The name of ``description`` in version 0.1."""
         return self.description
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The towers that the model has."""
+        return TOWERS_OF[self.kind]
+
+    @property
+    def head(self) -> dict[str, float]:
+        """The head's parameters, as keyword arguments of :func:`.compute_logits`.
+
+        Raises:
+            BundleError: the model has none, because it does not compare images with texts.
+        """
+        if self.logit_scale is None or self.logit_bias is None:
+            raise BundleError(
+                f"{self.model_name} is a model of kind {self.kind!r}: it has no logit_scale and logit_bias, so images "
+                "cannot be compared with texts. Use a model with both towers."
+            )
+        return {"logit_scale": self.logit_scale, "logit_bias": self.logit_bias}
+
+    @property
+    def spaces(self) -> dict[str, str]:
+        """The embedding space of each variant."""
+        return {name: variant.embedding_space for name, variant in self.variants.items()}
+
+    def check_tower(self, tower: str) -> None:
+        """Check that the model has a tower.
+
+        Raises:
+            BundleError: it does not; the message says what is therefore impossible.
+        """
+        if tower not in self.towers:
+            what = "a classifier" if self.kind == CLASSIFIER else f"a {self.kind} tower alone"
+            missing = {VISION: "images cannot be read or embedded", TEXT: "texts cannot be tokenized or embedded"}
+            raise BundleError(
+                f"{self.model_name} is {what}, without a {tower} tower: {missing[tower]}. Use a model with a {tower} "
+                "tower."
+            )
 
     def all_files(self) -> dict[str, FileFacts]:
         """Return the shared files and those of every variant."""
@@ -105,9 +177,23 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``; it contains its own hash, computed with zeros in place of the hash."""
-        head = {"format": FORMAT, "format_version": FORMAT_VERSION, MANIFEST_HASH: _NO_HASH}
-        text = json.dumps(head | asdict(self), indent=2, ensure_ascii=False) + "\n"
+        version = FORMAT_VERSIONS[0 if self.kind == DUAL else 1]
+        head = {"format": FORMAT, "format_version": version, MANIFEST_HASH: _NO_HASH}
+        text = to_json(head | asdict(self), indent=2) + "\n"
         return text.replace(_NO_HASH, hashlib.sha256(text.encode()).hexdigest(), 1)
+
+
+def embedding_space(variant: str, shared: Mapping[str, FileFacts], files: Mapping[str, FileFacts]) -> str:
+    """Name the vectors of a variant by what determines them: graphs, weights, tokenizer and preprocessing.
+
+    The name is a function of the paths and hashes of the shared files and of the variant's own. A joined graph and its
+    weights, which repeat the towers', do not count.
+    """
+    joined = joined_path(variant)
+    left_out = {joined, data_path(joined)} if joined in files else set()
+    own = {name: facts for name, facts in files.items() if name not in left_out}
+    content = "".join(f"{name} {facts.sha256}\n" for name, facts in sorted({**shared, **own}.items()))
+    return f"{variant}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def check_head(logit_scale: float, logit_bias: float) -> None:
@@ -126,7 +212,7 @@ def check_head(logit_scale: float, logit_bias: float) -> None:
 def manifest_problem(path: Path) -> str:
     """Compare a manifest with its own hash; return what is wrong, empty if nothing is or if it has no hash."""
     if leaves_folder(path.parent, path):
-        return f"a link to {path.resolve()}, outside the folder"
+        return f"a link to {os.path.realpath(path)}, outside the folder"
     try:
         with open_regular(path) as file:
             text = file.read(MAX_JSON_BYTES).decode("utf-8")
@@ -159,7 +245,9 @@ def read_manifest(path: Path) -> Manifest:
     """
     manifest_path = path / MANIFEST
     if leaves_folder(path, manifest_path):
-        raise BundleError(f"{manifest_path} is a link to {manifest_path.resolve()}, outside the folder. Copy it there.")
+        raise BundleError(
+            f"{manifest_path} is a link to {os.path.realpath(manifest_path)}, outside the folder. Copy it there."
+        )
     try:
         document = read_json_object(manifest_path)
     except FileNotFoundError as error:
@@ -172,10 +260,11 @@ def read_manifest(path: Path) -> Manifest:
     if document.get("format") != FORMAT:
         raise BundleError(f"{manifest_path} is not of format {FORMAT!r}; export the model with siglip-onnx export.")
     version = document.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in FORMAT_VERSIONS:
         raise BundleError(
-            f"{manifest_path} has format version {version!r}, but this siglip_onnx reads version {FORMAT_VERSION}. "
-            "Upgrade siglip_onnx, or export the model again with this version."
+            f"{manifest_path} has format version {version!r}, but this siglip_onnx reads versions "
+            f"{' and '.join(map(str, FORMAT_VERSIONS))}. Upgrade siglip_onnx, or export the model again with "
+            "this version."
         )
     try:
         manifest = read_record(Manifest, document, ignore_unknown=True)
@@ -194,13 +283,50 @@ def _check(manifest: Manifest) -> None:
     variants = manifest.variants
     if not variants or variants.keys() - SUFFIXES.keys():
         raise ValueError(f"variants {sorted(variants)}, expected some of {sorted(SUFFIXES)}")
+    if manifest.kind not in TOWERS_OF:
+        raise ValueError(f"kind {manifest.kind!r}, expected one of {', '.join(TOWERS_OF)}")
     for name, variant in variants.items():
-        if missing := {graph_path(tower, name) for tower in TOWERS} - variant.files.keys():
+        if missing := {graph_path(tower, name) for tower in manifest.towers} - variant.files.keys():
             raise ValueError(f"variant {name!r} does not list {', '.join(sorted(missing))}")
-        if not _SPACE.fullmatch(variant.embedding_space):
-            raise ValueError(f"variant {name!r} has embedding space {variant.embedding_space!r}")
-    if missing := {*CONFIGS, TOKENIZER} - manifest.files.keys():
+    needed = {VISION: PREPROCESSOR_CONFIG, TEXT: TOKENIZER}
+    if missing := {CONFIG, *(needed[tower] for tower in manifest.towers)} - manifest.files.keys():
         raise ValueError(f"it does not list {', '.join(sorted(missing))}")
     for files in (manifest.files, *(variant.files for variant in variants.values())):
         check_names(files)
-    check_head(manifest.logit_scale, manifest.logit_bias)
+    _check_kind(manifest)
+    _check_spaces(manifest)
+
+
+def _check_spaces(manifest: Manifest) -> None:
+    """Raise a ValueError for an embedding space that is not that of the listed files.
+
+    By this name caches, stored vectors and heads know whose vectors they hold: a model that could claim another's name
+    would change the other's answers.
+    """
+    for name, variant in manifest.variants.items():
+        expected = embedding_space(name, manifest.files, variant.files)
+        if variant.embedding_space != expected:
+            raise ValueError(
+                f"variant {name!r} has embedding space {variant.embedding_space!r:.120}, expected {expected!r}, which "
+                "the names and hashes of its files give"
+            )
+
+
+def _check_kind(manifest: Manifest) -> None:
+    """Raise a ValueError for a manifest without something that its kind needs."""
+    outputs = manifest.vision_outputs
+    if VISION in manifest.towers and (not outputs or set(outputs) - {POOLED, FEATURES, LOGITS}):
+        raise ValueError(f"vision_outputs {list(outputs)}, expected some of {POOLED}, {FEATURES} and {LOGITS}")
+    if manifest.kind == DUAL:
+        for name in ("logit_scale", "logit_bias"):
+            if getattr(manifest, name) is None:
+                raise ValueError(f"{name} is null, expected a number")
+        check_head(**manifest.head)
+    if manifest.kind == CLASSIFIER:
+        if not manifest.labels or len(set(manifest.labels)) < len(manifest.labels):
+            raise ValueError(f"{len(manifest.labels)} labels, expected some, all of them different")
+        if manifest.problem_type not in PROBLEM_TYPES or LOGITS not in outputs:
+            raise ValueError(
+                f"problem_type {manifest.problem_type!r} and vision_outputs {list(outputs)}, expected one of "
+                f"{', '.join(PROBLEM_TYPES)}, and {LOGITS}"
+            )

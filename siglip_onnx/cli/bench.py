@@ -9,21 +9,40 @@ from pathlib import Path
 import click
 
 from ..bench import tables
+from ..bench.choose import Trial, choose
 from ..bench.compare import Change, compare_documents
 from ..bench.run import QUICK, plan_bundle, run_plan
 from ..bench.schema import Document, read_document
 from ..bench.timer import Limits
-from ..bundle.folder import open_bundle
+from ..bundle.folder import Bundle, open_bundle
+from ..config import TEXT, VISION
 from ..demo import IMAGES_PATH
+from ..hub.choice import write_choice
 from ..hub.loading import find_model
 from ..system.files import write_atomic
 from ..system.threads import available_threads
+from ..verify.accuracy import MIN_COSINE
 from ..verify.samples import SAMPLE_TEXTS
+from .help import OUTPUT, Group, section
 from .inputs import find_images, read_texts
-from .options import PATH, json_option, model_argument, sample_texts_option, threads_option
+from .options import (
+    PATH,
+    FiniteRange,
+    json_option,
+    named_model,
+    refuse_given,
+    sample_texts_option,
+    threads_option,
+)
 from .output import FAILED, format_cosine, format_table, print_json, warn, writing
+from .outputs import MEASUREMENT, check_output, overwrite_option
 
 MAX_IMAGES = 16
+CHOICE = "Choice"
+FLOOR, CHOOSE_SECONDS = MIN_COSINE["int8"], 60
+NOT_FOR_CHOOSE = {
+    "images_dir", "texts_file", "providers", "reference", "threads", "rounds", "quick", "out", "overwrite",
+}  # fmt: skip
 REMOVED = {
     "csv": "--csv was removed. Use --json, which has every sample.",
     "plots": "--plots was removed: the plots moved from this package to its repository. With --out FILE.json of a "
@@ -31,7 +50,7 @@ REMOVED = {
 }
 
 
-class _RunByDefault(click.Group):
+class _RunByDefault(Group):
     """Run ``bench MODEL`` as ``bench run MODEL``; a model with the name of a command needs ``run``."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -62,16 +81,20 @@ def _refuse(_context: click.Context, option: click.Parameter, value: object) -> 
 
 def format_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--json`` and ``--markdown``, which the command gets as ``format_``, and refuse ``--csv``."""
-    for option in (
-        click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown."),
-        click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse),
+    decorated: Callable[..., None] = section(
+        OUTPUT,
         click.option("--json", "format_", flag_value="json", help="Print the results as JSON."),
-    ):
-        command = option(command)
-    return command
+        click.option("--csv", is_flag=True, hidden=True, expose_value=False, callback=_refuse),
+        click.option("--markdown", "format_", flag_value="markdown", help="Print the tables as Markdown."),
+    )(command)
+    return decorated
 
 
-@click.group(cls=_RunByDefault, subcommand_metavar="MODEL | COMMAND [ARGS]...")
+@click.group(
+    cls=_RunByDefault,
+    subcommand_metavar="MODEL | COMMAND [ARGS]...",
+    examples=("siglip-onnx bench demo --quick", "siglip-onnx bench compare before.json after.json"),
+)
 def bench() -> None:
     """Measure the speed and the accuracy of a model on this machine.
 
@@ -79,13 +102,26 @@ def bench() -> None:
     """
 
 
-@bench.command()
-@model_argument
+@bench.command(
+    examples=(
+        "siglip-onnx bench run demo --quick",
+        "siglip-onnx bench run MODEL --variant int8 --variant fp32 --out results.json",
+        "siglip-onnx bench run MODEL --choose",
+    )
+)
+@named_model()
 @click.option("--images", "images_dir", type=PATH, metavar="FOLDER",
               help=f"Images, of which {MAX_IMAGES} are used. Default: the samples of the demo model.")  # fmt: skip
 @sample_texts_option
 @click.option(
     "--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; repeat for more. Default: all."
+)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="Execution provider with which each variant is measured, such as OpenVINO; repeat for more. Default: the CPU.",
 )
 @click.option(
     "--reference",
@@ -97,20 +133,50 @@ def bench() -> None:
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True,
               help="Number of rounds; in each, every variant runs in a new process.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Measure briefly: 2 rounds of 8 samples or half a second, without workers.")
-@click.option("--out", "-o", type=PATH, metavar="FILE.json", help="Write the results with all samples.")
+@section(
+    CHOICE,
+    click.option(
+        "--choose",
+        "choosing",
+        is_flag=True,
+        help="Measure variants, engines, threads and workers on built-in samples, and keep the fastest for "
+        "this model on this machine: used where no variant and no provider is given.",
+    ),
+    click.option(
+        "--min-cosine",
+        type=FiniteRange(0, 1),
+        metavar="COSINE",
+        help=f"With --choose, the smallest cosine to fp32 of any sample. Default: {FLOOR}.",
+    ),
+    click.option(
+        "--seconds",
+        type=FiniteRange(1, 86_400),
+        metavar="N",
+        help=f"With --choose, about how long to measure. Default: {CHOOSE_SECONDS}.",
+    ),
+)
+@section(
+    OUTPUT, click.option("--out", "-o", type=PATH, metavar="FILE.json", help="Write the results with all samples.")
+)
+@overwrite_option
 @format_options
 @click.pass_context
 def run(
     context: click.Context,
     model: str,
     images_dir: Path | None,
-    texts: Path | None,
+    texts_file: Path | None,
     variants: tuple[str, ...],
+    providers: tuple[str, ...],
     reference: Path | None,
     threads: int | None,
     rounds: int,
     quick: bool,
+    choosing: bool,
+    min_cosine: float | None,
+    seconds: float | None,
     out: Path | None,
+    overwrite: bool,
     format_: str | None,
 ) -> None:
     """Measure every variant of a model, stage by stage.
@@ -118,16 +184,30 @@ def run(
     Each variant runs in a new process, in rounds of alternating order. The embeddings computed while it is timed are
     compared with those of PyTorch or of fp32. The exit code is 1 if something could not be measured.
     """
+    if quick:
+        refuse_given(("rounds",), f"--quick measures in {QUICK.rounds} rounds")
+    if out is None and not choosing:
+        refuse_given(("overwrite",), "Without --out no file is written")
+    if out is not None:
+        check_output(out, MEASUREMENT, [images_dir, texts_file, reference, model], overwrite=overwrite)
     bundle = open_bundle(find_model(model))
+    variants = tuple(map(bundle.choose_variant, variants)) or tuple(bundle.manifest.variants)
+    if choosing:
+        _check_alone(context)
+        _choose(bundle, variants, FLOOR if min_cosine is None else min_cosine, seconds or CHOOSE_SECONDS, format_)
+        return
+    if min_cosine is not None or seconds is not None:
+        raise click.UsageError("--min-cosine and --seconds are for --choose; add it, or leave them out.")
     document = run_plan(
         plan_bundle(
             bundle,
-            [bundle.choose_variant(name) for name in variants] or list(bundle.manifest.variants),
+            variants,
             find_images(images_dir or IMAGES_PATH, "--images", at_most=MAX_IMAGES),
-            SAMPLE_TEXTS if texts is None else read_texts([], texts),
+            SAMPLE_TEXTS if texts_file is None else read_texts([], texts_file),
             checkpoint=reference,
             threads=threads or available_threads(),
             limits=QUICK if quick else Limits(rounds=rounds),
+            providers=providers or ("",),
         ),
         bundle,
         warn,
@@ -139,7 +219,12 @@ def run(
     context.exit(FAILED if document.absent else 0)
 
 
-@bench.command()
+@bench.command(
+    examples=(
+        "siglip-onnx bench compare before.json after.json",
+        "siglip-onnx bench compare before.json after.json --fail-if-slower 10%",
+    )
+)
 @click.argument("before", type=PATH, metavar="A.json")
 @click.argument("after", type=PATH, metavar="B.json")
 @click.option(
@@ -167,13 +252,50 @@ def compare(context: click.Context, before: Path, after: Path, fail_if_slower: f
     context.exit(FAILED if slower else 0)
 
 
-@bench.command()
+@bench.command(examples=("siglip-onnx bench report results.json", "siglip-onnx bench report results.json --markdown"))
 @click.argument("results", type=PATH, metavar="RESULTS.json")
 @format_options
 @click.option("--plots", hidden=True, expose_value=False, callback=_refuse)
 def report(results: Path, format_: str | None) -> None:
     """Print the tables of results that were written with --out."""
     click.echo(render(read_document(results), format_), nl=False)
+
+
+def _check_alone(context: click.Context) -> None:
+    """Refuse options that ``--choose`` does not have."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in NOT_FOR_CHOOSE
+        and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given or context.params["format_"] == "markdown":
+        raise click.UsageError(f"--choose measures in its own way; leave out {', '.join(given) or '--markdown'}.")
+
+
+def _choose(bundle: Bundle, variants: Sequence[str], min_cosine: float, seconds: float, format_: str | None) -> None:
+    """Choose, keep the choice, and print both it and what was measured."""
+    choice, trials = choose(bundle, variants, min_cosine=min_cosine, seconds=seconds, report=warn)
+    path = write_choice(bundle, choice)
+    if format_ == "json":
+        rows = [asdict(trial) for trial in trials]
+        print_json({"choice": asdict(choice), "file": str(path), "min_cosine": min_cosine, "measured": rows})
+        return
+    header = ("variant", "engine", "threads", "workers", "vision ms", "text ms", "cosine min", "per second", "")
+    click.echo(format_table(header, [_trial_row(trial, min_cosine) for trial in trials], left=2))
+    click.echo(
+        f"\nChosen: {choice.variant} with {choice.provider}, {choice.threads} threads for one image at a time, "
+        f"{choice.workers} workers for many. To undo it, delete {path}"
+    )
+
+
+def _trial_row(trial: Trial, min_cosine: float) -> tuple[str, ...]:
+    times = [f"{trial.ms[tower]:.1f}" if tower in trial.ms else "" for tower in (VISION, TEXT)]
+    cosine = "" if trial.cosine_min is None else format_cosine(trial.cosine_min)
+    rate = "" if trial.images_per_s is None else f"{trial.images_per_s:.1f}"
+    is_far = trial.cosine_min is not None and trial.cosine_min < min_cosine
+    note = trial.problem or ("below the floor" if is_far else "")
+    return (trial.variant, trial.engine.name, str(trial.threads), str(trial.workers), *times, cosine, rate, note)
 
 
 def render(document: Document, format_: str | None) -> str:

@@ -6,43 +6,75 @@ from pathlib import Path
 
 import click
 
+from ..classifier import FineTunedClassifier
 from ..hub.loading import load
 from ..system.extras import extra
+from .help import MODEL, Command, section
 from .inputs import read_texts
-from .options import PATH, json_option, model_argument, template_option, variant_option
-from .output import format_count, format_size, print_json
+from .options import (
+    PATH,
+    RenamedOption,
+    calibration_option,
+    json_option,
+    named_model,
+    refuse_given,
+    template_option,
+    variant_option,
+)
+from .output import format_count, format_size, print_json, show
+from .outputs import CLASSIFIER, check_output, overwrite_option
 
 
-@click.command("compile")
-@model_argument
-@click.option("--labels", type=PATH, required=True, metavar="FILE", help="UTF-8 file with one label per line.")
+@click.command(
+    "compile",
+    cls=Command,
+    examples=(
+        "siglip-onnx compile demo --texts-file labels.txt -o classifier.onnx",
+        'siglip-onnx compile MODEL --texts-file labels.txt --template "a {}" -o c.onnx',
+    ),
+)
+@named_model()
+@click.option("--texts-file", "--labels", "labels", cls=RenamedOption, type=PATH, metavar="FILE",
+              help="UTF-8 file with one label per line; needed unless the model is a classifier.")  # fmt: skip
 @template_option
-@variant_option
+@section(MODEL, variant_option)
 @click.option("--logit-bias", type=float, help="Replace the bias of the checkpoint.")
+@calibration_option
 @click.option("--uint8", is_flag=True, help="Make a graph that takes raw pixels, u8 (N, height, width, 3).")
 @click.option("-o", "--out", type=PATH, required=True, metavar="FILE.onnx", help="The file to write.")
+@overwrite_option
 @json_option
 def compile_(
     model: str,
-    labels: Path,
+    labels: Path | None,
     templates: tuple[str, ...],
     variant: str | None,
     logit_bias: float | None,
+    calibration: Path | None,
     uint8: bool,
     out: Path,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Combine a vision tower and labels in one ONNX file.
 
-    The file runs with onnxruntime alone, or with: siglip-onnx classify IMAGE --model FILE. Needs the extra [export].
+    The file runs with onnxruntime alone (set ORT_DISABLE_TELEMETRY=1), or with: siglip-onnx classify IMAGE --model
+    FILE. Needs the extra [export].
     """
     with extra("export", "compile"):
         from ..export.compile import compile_classifier  # noqa: PLC0415 - an optional extra
+    check_output(out, CLASSIFIER, [labels, calibration, model], overwrite=overwrite)
     texts = read_texts([], labels)
     template = templates[0] if len(templates) == 1 else templates
-    compile_classifier(load(model, variant=variant), texts, out, template=template, logit_bias=logit_bias, uint8=uint8)
+    opened = load(model, variant=variant, calibration=calibration)
+    if labels is None and not isinstance(opened, FineTunedClassifier):
+        raise click.UsageError(f"{model} has no labels of its own; give --texts-file FILE.")
+    if isinstance(opened, FineTunedClassifier):
+        refuse_given(("calibration",), f"{model} is a classifier, which has labels and biases of its own")
+    compile_classifier(opened, texts, out, template=template, logit_bias=logit_bias, uint8=uint8)
+    num_labels = len(opened.labels) if isinstance(opened, FineTunedClassifier) else len(texts)
     size = out.stat().st_size
     if as_json:
-        print_json({"out": str(out), "labels": len(texts), "size_bytes": size})
+        print_json({"out": str(out), "labels": num_labels, "size_bytes": size})
     else:
-        click.echo(f"{out}: {format_count(len(texts), 'label')}, {format_size(size)}")
+        show(f"{out}: {format_count(num_labels, 'label')}, {format_size(size)}")

@@ -8,11 +8,15 @@ import click
 
 from ..doctor import FAILURE, OK, examine
 from ..errors import BundleError
-from .output import print_json
+from .help import OUTPUT, Command, section
+from .output import print_json, show
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, to be pasted into a bug report.")
+@click.command(cls=Command, examples=("siglip-onnx doctor", "siglip-onnx doctor --json > report.json"))
+@section(
+    OUTPUT,
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document, to be pasted into a bug report."),
+)
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
     """Check that this installation works as it should.
@@ -25,9 +29,9 @@ def doctor(context: click.Context, as_json: bool) -> None:
         findings.append(finding)
         if not as_json:
             mark = "" if finding.state == OK else f"{finding.state.upper()}: "
-            click.echo(f"{finding.question:<12}{mark}{finding.answer}")
+            show(f"{finding.question:<12}{mark}{finding.answer}")
             if finding.advice:
-                click.echo(f"{'':<12}{finding.advice}")
+                show(f"{'':<12}{finding.advice}")
     healthy = all(finding.state != FAILURE for finding in findings)
     if as_json:
         print_json({"healthy": healthy, "findings": {finding.question: asdict(finding) for finding in findings}})

@@ -13,14 +13,22 @@ import numpy as np
 from ..errors import ImageError, SiglipOnnxError
 from ..system.files import write_together
 from ..system.json_files import to_json
-from .inputs import read_texts
+from .help import Command
+from .inputs import InputReader, find_missing, list_images, read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
-from .options import PATH, ModelChoice, model_options, text_options
-from .output import describe_error, exit_code, format_count, print_json, report_errors, writing
+from .options import DECODING_OPTIONS, PATH, ModelChoice, json_option, model_options, refuse_given, text_options
+from .output import describe_error, exit_code, format_count, print_json, show, warn, writing
+from .outputs import ROWS, VECTORS, check_output
 
 
-@click.command()
-@click.argument("images", nargs=-1, metavar="[IMAGE... | FOLDER | LIST.txt | -]")
+@click.command(
+    cls=Command,
+    examples=(
+        "siglip-onnx embed photos --out vectors",
+        'siglip-onnx embed --text "a cat" --text "a dog" --out texts.npy',
+    ),
+)
+@click.argument("images", type=click.Path(), nargs=-1, metavar="[IMAGE...|FOLDER|@LIST|-]")
 @text_options
 @click.option(
     "--out",
@@ -33,7 +41,7 @@ from .output import describe_error, exit_code, format_count, print_json, report_
 )
 @job_options
 @model_options
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON summary.")
+@json_option
 @click.pass_context
 def embed(
     context: click.Context,
@@ -50,6 +58,8 @@ def embed(
     The JSON lines describe the inputs in order; "row" is the row in the .npy file, null for an image that cannot be
     read.
 
+    IMAGE is a file, a pattern such as "photos/*.jpg", or a URL.
+
     A FOLDER of any size, a LIST.txt (or @LIST) with one path per line, or - for a list on stdin, is a job: it can be
     stopped at any time. Run the same command again to resume it, or to embed what is new. docs/bulk.md describes the
     files that it writes.
@@ -58,22 +68,49 @@ def embed(
     if bool(images) == bool(all_texts):
         raise click.UsageError("Give either images, or texts with --text or --texts-file.")
     if any(map(is_source, images)):
-        if not all(map(is_source, images)):
-            raise click.UsageError("Give either single images, or folders and lists, not both.")
+        _check_sources(images)
         context.exit(embed_job(choice, job, images, out, as_json=as_json))
+    names = list_images(images)
+    if missing := find_missing(names):
+        raise missing[0]
     check_no_job_options(context)
-    context.exit(_embed_each(images, all_texts, out, choice, as_json=as_json))
-
-
-def _embed_each(images: Sequence[str], texts: list[str], out: Path, choice: ModelChoice, *, as_json: bool) -> int:
-    """Embed single images or texts into one file; return the exit code."""
+    if not images:
+        refuse_given(DECODING_OPTIONS, "There are no images to decode")
     rows_path = _check_out(out)
-    model = choice.open(num_inputs=len(images or texts))
-    if images:
-        results = report_errors(model.stream_embeddings(images))
+    for path, kind in ((out, VECTORS), (rows_path, ROWS)):
+        check_output(path, kind, [*names, texts_file, choice.model], overwrite=job.overwrite)
+    if out.is_file() and not rows_path.is_file() and not job.overwrite:
+        raise SiglipOnnxError(
+            f"{out} exists already, without {rows_path.name}, so it is not replaced; choose another name for --out, or "
+            "replace it: --overwrite"
+        )
+    context.exit(_embed_each(names, all_texts, out, rows_path, choice, as_json=as_json))
+
+
+def _check_sources(arguments: Sequence[str]) -> None:
+    """Check that all arguments are folders or lists."""
+    for argument in arguments:
+        if is_source(argument):
+            continue
+        if missing := find_missing([argument]):
+            raise missing[0]
+        raise click.UsageError("Give either single images, or folders and lists, not both.")
+
+
+def _embed_each(
+    names: Sequence[str], texts: list[str], out: Path, rows_path: Path, choice: ModelChoice, *, as_json: bool
+) -> int:  # fmt: skip
+    """Embed single images or texts into one file; return the exit code."""
+    model = choice.open(num_inputs=len(names or texts))
+    if names:
+        results = []
+        for _, result in InputReader(choice.image_limits, choice.offline).embed(names, model.stream_embeddings):
+            if isinstance(result, ImageError):
+                warn(result)
+            results.append(result)
         embeddings = [result.embedding for result in results if not isinstance(result, ImageError)]
         vectors = np.array(embeddings, np.float32).reshape(len(embeddings), model.embedding_dim)
-        rows = _describe_rows(images, results)
+        rows = _describe_rows(names, results)
         code = exit_code(results)
     else:
         vectors = model.encode_texts(texts)
@@ -89,7 +126,7 @@ def _embed_each(images: Sequence[str], texts: list[str], out: Path, choice: Mode
         errors = len(rows) - len(vectors)
         print_json({"vectors": str(out), "rows": str(rows_path), "shape": list(vectors.shape), "errors": errors})
     else:
-        click.echo(f"{out}: {format_count(len(vectors), 'vector')} of {vectors.shape[1]}")
+        show(f"{out}: {format_count(len(vectors), 'vector')} of {vectors.shape[1]}")
     return code
 
 

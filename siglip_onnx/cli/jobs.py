@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,20 +13,23 @@ from typing import IO, Any
 import click
 
 from .. import demo
-from ..bulk.listing import Listing
+from ..bulk.listing import JXL, OTHER, RAW, VIDEO, Filter, Listing, is_heic
 from ..bulk.ray_engine import RayEngine
 from ..bulk.records import MAX_SHARD_SIZE
-from ..bulk.run import Engine, LocalEngine, Policy, run_job
+from ..bulk.run import Engine, LocalEngine, Policy, read_errors, run_job
 from ..bulk.spec import ModelSpec
 from ..errors import SiglipOnnxError
-from ..session import CPU_PROVIDER
+from ..session import runs_on_cpu
+from ..system.extras import install_command, is_installed
 from ..system.files import open_list
-from .options import ModelChoice, collect
-from .output import SOME_FAILED, format_count, print_json, report_demo_model, warn
+from .help import section
+from .inputs import LIST_MARK, STDIN
+from .options import ModelChoice, collect, refuse_given
+from .output import SOME_FAILED, format_count, print_json, report_demo_model, show, warn
 from .progress import AUTO, OFF, PLAIN, ProgressLine
 
-STDIN = "-"
-_LIST_SUFFIX, _LIST_MARK = ".txt", "@"
+_LIST_SUFFIX = ".txt"
+_KIND_NAMES = {RAW: "RAW", JXL: "JPEG XL", VIDEO: "video", OTHER: "other"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class JobChoice:
     dtype: str
     shard_size: int
     all_files: bool
+    exclude: Sequence[str]
+    hidden: bool
+    follow_links: bool
     prune: bool
     retry_errors: bool
     overwrite: bool
@@ -45,33 +52,41 @@ class JobChoice:
     progress: str
 
 
-job_options = collect(JobChoice, "job", [
+job_options = section("Folders and lists", collect(JobChoice, "job", [
     click.option("--layout", type=click.Choice(["npy", "clip-retrieval", "parquet"]), default="npy",
-                 show_default=True, help="Jobs: how vectors are stored; the latter two need the extra "
+                 show_default=True, help="How vectors are stored; the latter two need the extra "
                                          "[parquet]."),
     click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-                 help="Jobs: type of the stored vectors; float16 takes half the space."),
+                 help="Type of the stored vectors; float16 takes half the space."),
     click.option("--shard-size", type=click.IntRange(1, MAX_SHARD_SIZE), default=MAX_SHARD_SIZE,
-                 show_default=True, help="Jobs: number of inputs that are committed together."),
+                 show_default=True, help="Number of inputs that are committed together."),
     click.option("--all-files", is_flag=True,
-                 help="Jobs: try every file, not only those with an image extension."),
-    click.option("--prune", is_flag=True, help="Jobs: drop inputs that no longer exist."),
-    click.option("--retry-errors", is_flag=True, help="Jobs: retry inputs that had an error."),
-    click.option("--overwrite", is_flag=True, help="Jobs: start over."),
+                 help="Try every file, not only those with an image extension."),
+    click.option("--exclude", multiple=True, metavar="GLOB",
+                 help="Leave out files and folders of such names, or of such paths below FOLDER if GLOB contains "
+                      "a slash; repeat for more."),
+    click.option("--hidden", is_flag=True,
+                 help="Also take hidden files and folders, trash, thumbnails and snapshots."),
+    click.option("--follow-links", is_flag=True, help="Also list folders that links lead to, each once."),
+    click.option("--prune", is_flag=True, help="Drop inputs that no longer exist."),
+    click.option("--retry-errors", is_flag=True, help="Retry inputs that had an error."),
+    click.option("--overwrite", is_flag=True, help="Start over; replace existing files."),
     click.option("--fast-resume", is_flag=True,
-                 help="Jobs: trust finished files that have the right size, without reading them."),
+                 help="Trust finished files that have the right size, without reading them."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-                 help="Jobs: where shards are processed; ray needs the extra [ray]."),
+                 help="Where shards are processed; ray needs the extra [ray]."),
     click.option("--ray-address", metavar="ADDRESS",
-                 help="Jobs: address of a Ray cluster. Default: start one on this machine."),
+                 help="Address of a Ray cluster. Default: start one on this machine."),
     click.option("--progress", type=click.Choice([AUTO, PLAIN, OFF]), default=AUTO, show_default=True,
-                 help="Jobs: auto shows progress on a terminal only; plain prints lines."),
-])  # fmt: skip
+                 help="auto shows progress on a terminal only; plain prints lines."),
+]))  # fmt: skip
 
 
 def check_no_job_options(context: click.Context) -> None:
     """Refuse options of jobs where single images or texts are embedded."""
     for field in fields(JobChoice):
+        if field.name == "overwrite":  # of existing files, here
+            continue
         source = context.get_parameter_source(field.name)
         if source not in (None, click.core.ParameterSource.DEFAULT):
             option = f"--{field.name.replace('_', '-')}"
@@ -80,23 +95,28 @@ def check_no_job_options(context: click.Context) -> None:
 
 def is_source(argument: str) -> bool:
     """Say whether an argument is a folder, a list of paths, or stdin, rather than an image."""
-    if argument == STDIN or Path(argument).is_dir() or argument.lower().endswith(_LIST_SUFFIX):
+    # os.path, because methods of Path raise an error for a name that is too long.
+    if argument == STDIN or os.path.isdir(argument) or argument.lower().endswith(_LIST_SUFFIX):  # noqa: PTH112
         return True
-    return argument.startswith(_LIST_MARK) and not Path(argument).exists()
+    return argument.startswith(LIST_MARK) and not os.path.exists(argument)  # noqa: PTH110
 
 
 def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out: Path, *, as_json: bool) -> int:
     """Embed all inputs that the arguments name into the folder ``out``; return the exit code."""
     if out.suffix == ".npy":
         raise click.UsageError(f"--out is {str(out)!r}, but folders and lists go into a folder; give its name.")
-    spec = ModelSpec(choice.model or demo.NAME, replace(choice, threads=None, workers=1).runtime_options())
-    facts = spec.job_facts(layout=job.layout, dtype=job.dtype, shard_size=job.shard_size)
-    if not choice.model:
-        report_demo_model()
+    if not any(map(os.path.isdir, arguments)):
+        refuse_given(("all_files", "exclude", "hidden", "follow_links"), "A list says itself which files it takes")
     progress = ProgressLine(job.progress)
     policy = Policy(job.prune, job.retry_errors, job.overwrite, job.fast_resume)
     with ExitStack() as opened:
-        listing = Listing([_open_source(argument, opened) for argument in arguments], all_files=job.all_files)
+        # Before the model, which may have to be downloaded.
+        entries = Filter(job.all_files, job.hidden, job.exclude, job.follow_links)
+        listing = Listing([_open_source(argument, opened) for argument in arguments], entries=entries)
+        spec = make_spec(choice)
+        facts = spec.job_facts(layout=job.layout, dtype=job.dtype, shard_size=job.shard_size)
+        if not choice.model:
+            report_demo_model()
         try:
             summary = run_job(out, listing, spec, facts, policy=policy, engine=_engine(choice, job), progress=progress)
         except KeyboardInterrupt:
@@ -107,22 +127,65 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
     if progress.missing and not job.prune:
         kept = format_count(progress.missing, "input")
         warn(f"kept, although missing: {kept}; use --prune to drop missing inputs.")
-    if listing.left_out:
-        files = format_count(listing.left_out, "file")
-        warn(f"skipped {files} without an image extension; use --all-files to try them.")
+    if progress.unlisted:
+        warn(
+            f"kept, although not among the inputs this time: {format_count(progress.unlisted, 'file')}; to leave them "
+            "out, choose another --out."
+        )
+    _report_left_out(listing)
+    _report_missing_extra(out, summary)
     if as_json:
         print_json({"out": str(out)} | summary)
     else:
-        click.echo(_describe(out, summary))
+        show(_describe(out, summary))
     return SOME_FAILED if summary["errors"] else 0
 
 
-def _engine(choice: ModelChoice, job: JobChoice) -> Engine:
+def _report_left_out(listing: Listing) -> None:
+    kinds = listing.left_out_kinds
+    if kinds:
+        counts = ", ".join(f"{kinds[kind]:,} {name}" for kind, name in _KIND_NAMES.items() if kinds[kind])
+        files = format_count(kinds.total(), "file") + " without an image extension"
+        unread = " and ".join(_KIND_NAMES[kind] for kind in (RAW, JXL) if kinds[kind])
+        advice = f" Convert {unread} files to JPEG or PNG to embed them." if unread else ""
+        what = files if set(kinds) == {OTHER} else f"{files} ({counts})"
+        warn(f"skipped {what}; use --all-files to try them.{advice}")
+    if listing.linked_folders:
+        warn(f"did not follow {format_count(listing.linked_folders, 'link')} to folders; use --follow-links.")
+
+
+def _report_missing_extra(out: Path, summary: dict[str, Any]) -> None:
+    """Say which extra reads the HEIC images that could not be read without it."""
+    if not summary["statuses"].get("unsupported") or is_installed("heic"):
+        return
+    unread = sum(error["status"] == "unsupported" and is_heic(error["path"]) for error in read_errors(out))
+    if unread:
+        images = format_count(unread, "HEIC image")
+        command = install_command("heic")
+        warn(f"{images} could not be read. Run: {command}; then run this command again with --retry-errors.")
+
+
+def make_spec(choice: ModelChoice) -> ModelSpec:
+    """Return the model that each worker of a job opens: the chosen one, or the demo model."""
+    options = replace(choice, threads=None, workers=1).runtime_options()
+    isolate = choice.isolate_decoding is not False
+    return ModelSpec(choice.model or demo.NAME, options, isolate, offline=choice.offline)
+
+
+def count_workers(choice: ModelChoice) -> int | None:
+    """Return the number of worker processes, None for one per CPU.
+
+    Raises:
+        click.UsageError: both workers and threads are given.
+    """
     if choice.workers is not None and choice.threads is not None:
         raise click.UsageError("In a job each worker is single-threaded; give --workers or --threads, not both.")
     # A GPU is used by one worker, which runs batches.
-    on_cpu = set(choice.providers) <= {CPU_PROVIDER}
-    workers = choice.workers or choice.threads or (None if on_cpu else 1)
+    return choice.workers or choice.threads or (None if runs_on_cpu(choice.providers) else 1)
+
+
+def _engine(choice: ModelChoice, job: JobChoice) -> Engine:
+    workers = count_workers(choice)
     if job.engine == "ray":
         return RayEngine(job.ray_address, workers)
     if job.ray_address is not None:
@@ -133,9 +196,9 @@ def _engine(choice: ModelChoice, job: JobChoice) -> Engine:
 def _open_source(argument: str, opened: ExitStack) -> Path | IO[bytes]:
     if argument == STDIN:
         return sys.stdin.buffer
-    if Path(argument).is_dir():
+    if os.path.isdir(argument):  # noqa: PTH112
         return Path(argument)
-    path = Path(argument if Path(argument).exists() else argument.removeprefix(_LIST_MARK))
+    path = Path(argument if os.path.exists(argument) else argument.removeprefix(LIST_MARK))  # noqa: PTH110
     try:
         return opened.enter_context(open_list(path))
     except OSError as error:

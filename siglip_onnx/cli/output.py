@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
+import os
+import re
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import click
-from wcwidth import wcswidth, wcwidth
+from wcwidth import wcswidth
 
 from ..bundle.manifest import read_manifest
 from ..demo import BUNDLE_PATH
-from ..errors import ImageError, SiglipOnnxError
+from ..errors import ImageError, SiglipOnnxError, printable
 from ..system.json_files import to_json
 
-Result = TypeVar("Result")
+_OPTIONAL_FIELDS = ("missing", "duplicates")
 FAILED, SOME_FAILED = 1, 3
+FOR_PHOTOGRAPHS = "siglip2-base-patch16-224"
+_NAME_BYTES = re.compile("([\udc80-\udcff]+)")  # of names that are not Unicode
+_NARROWEST = 10  # columns of the first column of a table
 
 
 def report(line: str) -> None:
     """Print a line of progress on stderr."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
+
+
+def show(line: str) -> None:
+    """Print a line of text on stdout."""
+    click.echo(printable(line))
 
 
 def warn(message: object) -> None:
     """Print a message on stderr that names this program."""
-    click.echo(f"siglip-onnx: {message}", err=True)
+    click.echo(f"siglip-onnx: {printable(message)}", err=True)
 
 
 @contextmanager
@@ -34,23 +49,16 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
     """Turn an OSError into a SiglipOnnxError that names the file to be written, and says what to do."""
     try:
         yield
+    except SiglipOnnxError:
+        raise
     except OSError as error:
         raise SiglipOnnxError(f"{path} cannot be written: {error.strerror or error}.{advice}") from error
 
 
 def report_demo_model() -> None:
-    """Say which model is used where the user named none, and what it knows."""
+    """Say which model is used where the user named none, what it knows, and how to get one for photographs."""
     report(f"Using the demo model, which knows only {read_manifest(BUNDLE_PATH).description}.")
-
-
-def report_errors(results: Iterable[Result | ImageError]) -> list[Result | ImageError]:
-    """Collect the results of images in order, and print each error as soon as it occurs."""
-    collected = []
-    for result in results:
-        if isinstance(result, ImageError):
-            warn(result)
-        collected.append(result)
-    return collected
+    report(f"For photographs: siglip-onnx models pull {FOR_PHOTOGRAPHS}, then --model {FOR_PHOTOGRAPHS}")
 
 
 def describe_error(image: str, error: ImageError) -> dict[str, Any]:
@@ -66,39 +74,126 @@ def exit_code(results: Sequence[object]) -> int:
     return FAILED if errors == len(results) else SOME_FAILED
 
 
+def describe_result(result: NamedTuple) -> dict[str, Any]:
+    """Return the fields of a result for JSON; ``missing`` and ``duplicates`` only where they say something."""
+    fields: dict[str, Any] = result._asdict()
+    return {name: value for name, value in fields.items() if name not in _OPTIONAL_FIELDS or value}
+
+
 def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
-    click.echo(to_json(document, indent=2))
+    print_json_line(document, indent=2)
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+def print_json_line(document: object, indent: int | None = None) -> None:
+    """Print JSON on stdout; characters that its encoding lacks are escaped, as JSON escapes them."""
+    click.echo(to_json(document, indent, encoding=getattr(sys.stdout, "encoding", None) or "utf-8"))
+
+
+def print_csv(rows: Iterable[Sequence[object]]) -> None:
+    """Print rows of CSV on stdout: exactly, for other programs; on a terminal with escapes made visible."""
+    lines = io.StringIO()
+    exact = not sys.stdout.isatty()
+    for row in rows:
+        cells = row if exact else [printable(cell) for cell in row]
+        # A carriage return would end a row, and the module does not quote it.
+        unquoted = any("\r" in str(cell) for cell in cells)
+        writer = csv.writer(lines, lineterminator="\n", quoting=csv.QUOTE_ALL if unquoted else csv.QUOTE_MINIMAL)
+        writer.writerow(cells)
+    click.echo(_encode(lines.getvalue()), nl=False)  # as bytes, of which click changes none
+
+
+def _encode(text: str) -> bytes:
+    """Return text in the encoding of stdout, with the bytes of names as they are, and what it lacks as escapes."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return b"".join(
+        os.fsencode(part) if number % 2 else part.encode(encoding, "backslashreplace")
+        for number, part in enumerate(_NAME_BYTES.split(text))
+    )
+
+
+def format_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int = 1,
+    last_left: bool = False,
+    max_width: int | None = None,
+) -> str:
     """Return a table whose first ``left`` columns are aligned to the left, and the others, numbers, to the right.
 
-    Wide characters, such as Japanese ones, count as two columns.
+    With ``last_left`` the last column is aligned to the left too. Wide characters, such as Japanese ones, count as two
+    columns. Cells of the first column are shortened where the table would be wider than ``max_width``.
     """
     lines = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(_width(line[column]) for line in lines) for column in range(len(header))]
+    if max_width is not None:
+        widths[0] = min(widths[0], max(_NARROWEST, max_width - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    right = [column >= left for column in range(len(header))]
+    right[-1] &= not last_left
     return "\n".join(
         "  ".join(
-            _pad(cell, width, right=column >= left)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            _pad(shorten(cell, width), width, right=to_right)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
         ).rstrip()
         for line in lines
     )
 
 
-def printable(cell: str) -> str:
-    """Replace control characters, which would break the line or the terminal."""
-    return "".join(character if wcwidth(character) >= 0 else "\N{REPLACEMENT CHARACTER}" for character in cell)
+def shown_path(path: str) -> str:
+    """Return the shorter of a path and the same path from the current folder; both open the file."""
+    try:
+        relative = os.path.relpath(path)
+    except (OSError, ValueError):  # the current folder was removed, or is on another drive
+        return path
+    return min(relative, path, key=len)
 
 
-def format_probability(value: float) -> str:
-    """Return a probability with three significant digits, never rounded to 0 or 1: ``0.987``, ``1.40e-04``."""
+def print_paths(paths: Iterable[str], *, null: bool) -> None:
+    """Print paths for other programs, exactly as they are, each followed by a line feed or a NUL character.
+
+    One that begins with ``-``, and would be taken for an option, gets ``./`` before it.
+    """
+    end = b"\0" if null else b"\n"
+    shown = (os.path.join(os.curdir, path) if path.startswith("-") else path  # noqa: PTH118 - Path drops the dot
+             for path in map(shown_path, paths))  # fmt: skip
+    click.echo(b"".join(os.fsencode(path) + end for path in shown), nl=False)
+
+
+def terminal_width() -> int | None:
+    """Return the number of columns of the terminal, None if stdout is not a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def shorten(cell: str, width: int) -> str:
+    """Return text that is at most ``width`` columns wide; one that is cut ends with an ellipsis."""
+    if _width(cell) <= width:
+        return cell
+    end = len(cell)
+    while end and _width(cell[:end]) > width - 1:
+        end -= 1
+    return cell[:end] + "…"
+
+
+def format_percent(value: float) -> str:
+    """Return a probability or share for people: ``99.3 %``, ``< 0.1 %``; 0 and 1 only where it is exactly that.
+
+    nan, of a model that has no probabilities, is empty.
+    """
+    if math.isnan(value):
+        return ""
     if 0 < value < 0.001:
-        return f"{value:.2e}"
+        return "< 0.1 %"
     if 0.9995 <= value < 1:
-        return f"1-{1 - value:.1e}"
-    return f"{value:#.3g}"
+        return "> 99.9 %"
+    return f"{100 * value:.1f} %"
+
+
+def draw_bar(value: float, width: int = 20) -> str:
+    """Return a bar for a value from 0 to 1 in steps of an eighth of a column, padded to ``width`` columns."""
+    eighths = 0 if math.isnan(value) else round(value * width * 8)
+    partial = " ▏▎▍▌▋▊▉"[eighths % 8]
+    return f"{'█' * (eighths // 8)}{partial}".ljust(width)[:width]
 
 
 def format_cosine(value: float) -> str:

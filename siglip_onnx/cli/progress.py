@@ -1,4 +1,4 @@
-"""Progress of a bulk job on stderr: rate, time left and errors so far."""
+"""Progress on stderr: of a bulk job its rate, time left and errors so far; of an export its steps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .output import format_count
 
 AUTO, PLAIN, OFF = "auto", "plain", "off"
 _SECONDS_BETWEEN = {AUTO: 0.2, PLAIN: 30.0}
+_SECONDS_BETWEEN_STEPS = {True: 0.2, False: 10.0}  # by whether the line is redrawn
 
 
 class ProgressLine(Progress):
@@ -25,16 +26,23 @@ class ProgressLine(Progress):
         self._mode = OFF if mode == AUTO and not sys.stderr.isatty() else mode
         self._last_printed = self._began = time.monotonic()
         self._total = self._here = 0
+        self._is_shown = False
         self._counts = Counter[str]()
-        self.missing = 0
+        self.missing = self.unlisted = 0
+
+    def start(self, num_inputs: int, done: Mapping[str, int] | None = None) -> None:
+        """Start to count; ``done`` are the inputs that are done already, by status."""
+        self._total, self._counts = num_inputs, Counter(done or {})
+        self._last_printed = self._began = time.monotonic()
 
     def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
         """Start: the plan is known, and how many of its inputs are done."""
-        self._total, self._counts, self._began = num_inputs, Counter(done), time.monotonic()
-        self.missing = changes.missing
+        self.start(num_inputs, done)
+        self.missing, self.unlisted = changes.missing, changes.unlisted
         if self._mode != OFF:
             left = f"{num_inputs - sum(done.values()):,} to do"
-            news = f"{changes.new:,} new, {changes.changed:,} changed, {changes.missing:,} missing"
+            moved = f"{changes.moved:,} moved, " if changes.moved else ""
+            news = f"{changes.new:,} new, {changes.changed:,} changed, {moved}{changes.missing:,} missing"
             click.echo(f"{num_inputs:,} inputs ({news}), {left}", err=True)
 
     def image_done(self, status: str) -> None:
@@ -52,6 +60,12 @@ class ProgressLine(Progress):
         """Print the final state and end the line."""
         if self._mode != OFF and self._here:
             click.echo(f"\r{self.line()}{_clear(self._mode)}", err=True)
+
+    def clear(self) -> None:
+        """Erase the line, so that something else can be printed."""
+        if self._mode == AUTO and self._is_shown:
+            click.echo(f"\r{_clear(self._mode)}", err=True, nl=False)
+            self._is_shown, self._last_printed = False, 0.0  # it is drawn again after the next input
 
     def line(self) -> str:
         """Return the state of the job: ``1,200 of 10,000 (12 %), 18.3/s, 8 min left, 3 errors``."""
@@ -74,6 +88,30 @@ class ProgressLine(Progress):
             click.echo(self.line(), err=True)
         else:
             click.echo(f"\r{self.line()}{_clear(self._mode)}", err=True, nl=False)
+            self._is_shown = True
+
+
+class StepLine:
+    """The steps of an export, one line each; within a step a line that is redrawn, in logs one every ten seconds."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._redraw = sys.stderr.isatty()
+        self._began = self._last_printed = time.monotonic()
+
+    def step(self, text: str) -> None:
+        """Print the start of a step."""
+        self._print(text, end=True)
+
+    def progress(self, part: str, done: int, total: int) -> None:
+        """Print how much of a part of the step is done, unless a line was printed a moment ago."""
+        if time.monotonic() - self._last_printed >= _SECONDS_BETWEEN_STEPS[self._redraw]:
+            self._print(f"{part}: {done} of {total}", end=not self._redraw)
+
+    def _print(self, text: str, *, end: bool) -> None:
+        self._last_printed = time.monotonic()
+        line = f"[{self._last_printed - self._began:6.1f} s] {text}"
+        click.echo(f"\r{line}{_clear(AUTO)}" if self._redraw else line, err=True, nl=end)
 
 
 def human_seconds(seconds: float) -> str:

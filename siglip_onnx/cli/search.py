@@ -1,38 +1,100 @@
-"""``siglip-onnx search``: the images of an embedded folder that best fit texts and images."""
+"""``siglip-onnx search``: the images of a folder that best fit texts and images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..bulk.gallery import render_gallery
+from ..bulk.gallery import Group, Tile, render_gallery
 from ..bulk.records import JobFacts
-from ..bulk.search import Hit, Term, encode_query, is_one_text, open_collection
+from ..bulk.search import Hit, Term, encode_query, find_existing, is_one_text
+from ..errors import ImageError, printable
+from ..heads.score import read_head, search_by_head
 from ..system.files import write_atomic
-from .options import PATH, ModelChoice, json_option, model_options, template_option
-from .output import format_probability, format_table, print_json, printable, warn, writing
+from .folders import index_option, open_folder
+from .heads import print_scores
+from .help import OUTPUT, Command, section
+from .inputs import STDIN, InputReader, find_missing
+from .options import (
+    DECODING_OPTIONS,
+    MODEL_OPTIONS,
+    PATH,
+    FiniteRange,
+    ModelChoice,
+    model_options,
+    refuse_given,
+    template_option,
+)
+from .output import (
+    describe_result,
+    format_percent,
+    format_table,
+    print_csv,
+    print_json,
+    print_json_line,
+    print_paths,
+    report,
+    shown_path,
+    warn,
+    writing,
+)
+from .outputs import PAGE, check_output, overwrite_option
+
+FIELDS = Hit._fields[:4]  # of CSV
+OF_QUERIES = ("templates", "min_probability")  # options that --sort does not have
 
 
-@click.command()
-@click.argument("folder", type=PATH, metavar="OUT")
+@click.command(
+    cls=Command,
+    examples=(
+        'siglip-onnx search photos "a dog on the beach"',
+        'siglip-onnx search photos --image dog.jpg --minus "people" --html results.html',
+        'siglip-onnx search photos "a receipt" --min-probability 0.5 -0 | xargs -0 ls',
+    ),
+)
+@click.argument("folder", type=PATH, metavar="FOLDER")
 @click.argument("arguments", nargs=-1, metavar="[TEXT]")
-@click.option("--text", "texts", multiple=True, metavar="TEXT", help="Like this text; repeat for more.")
-@click.option("--image", "images", multiple=True, metavar="FILE", help="Like this image; repeat for more.")
-@click.option("--minus", multiple=True, metavar="TEXT", help="Not like this text; repeat for more.")
-@click.option("--minus-image", multiple=True, metavar="FILE", help="Not like this image; repeat for more.")
-@click.option("--term", "terms", type=(float, str), multiple=True, metavar="WEIGHT TEXT",
-              help="A text with a weight: above 1 counts more, below 1 less, below 0 against.")  # fmt: skip
-@click.option("--image-term", "image_terms", type=(float, str), multiple=True, metavar="WEIGHT FILE",
-              help="An image with a weight.")  # fmt: skip
-@template_option
-@click.option("--top", "-k", type=click.IntRange(1, 100_000), default=10, show_default=True, help="Number of results.")
-@click.option("--html", "html_path", type=PATH, metavar="FILE", help="Also write the results as a page.")
+@section(
+    "Query",
+    click.option("--text", "texts", multiple=True, metavar="TEXT", help="Like this text; repeat for more."),
+    click.option("--image", "images", type=click.Path(), multiple=True, metavar="IMAGE",
+                 help="Like this image, a file, a URL, or - for stdin; repeat for more."),
+    click.option("--minus", multiple=True, metavar="TEXT", help="Not like this text; repeat for more."),
+    click.option("--minus-image", type=click.Path(), multiple=True, metavar="IMAGE",
+                 help="Not like this image; repeat for more."),
+    click.option("--term", "terms", type=(float, str), multiple=True, metavar="WEIGHT TEXT",
+                 help="A text with a weight: above 1 counts more, below 1 less, below 0 against."),
+    click.option("--image-term", "image_terms", type=(float, str), multiple=True, metavar="WEIGHT IMAGE",
+                 help="An image with a weight."),
+    template_option,
+)  # fmt: skip
+@click.option("--sort", "head", type=PATH, metavar="HEAD",
+              help="Instead of a query: the images with the highest scores of a head.")  # fmt: skip
+@click.option("--sort-label", metavar="LABEL", help="The label of a head that has several.")
+@click.option("--top", "-k", type=click.IntRange(1, 100_000), default=10, show_default=True, metavar="N",
+              help="Number of results.")  # fmt: skip
+@click.option("--show-duplicates", is_flag=True, help="Show every file, also those with the same bytes as another.")
+@click.option("--min-probability", type=FiniteRange(0, 1), metavar="P",
+              help="Omit images of lower probability; for a search for one text.")  # fmt: skip
+@index_option
 @model_options
-@json_option
+@section(
+    OUTPUT,
+    click.option("--html", "html_path", type=PATH, metavar="FILE", help="Also write the results as a page."),
+    click.option("--paths", "format_", flag_value="paths", help="Print only paths, one per line."),
+    click.option("-0", "--null", "format_", flag_value="null", help="Print only paths, each followed by NUL."),
+    click.option("--json", "format_", flag_value="json", help="Print one JSON document."),
+    click.option("--jsonl", "format_", flag_value="jsonl", help="Print one line of JSON per image."),
+    click.option("--csv", "format_", flag_value="csv", help="Print CSV, one line per image."),
+)
+@overwrite_option
+@click.pass_context
 def search(
+    context: click.Context,
     folder: Path,
     arguments: tuple[str, ...],
     texts: tuple[str, ...],
@@ -41,17 +103,26 @@ def search(
     minus_image: tuple[str, ...],
     terms: tuple[tuple[float, str], ...],
     image_terms: tuple[tuple[float, str], ...],
+    head: Path | None,
+    sort_label: str | None,
     templates: tuple[str, ...],
     top: int,
-    html_path: Path | None,
+    show_duplicates: bool,
+    min_probability: float | None,
+    index: Path | None,
     choice: ModelChoice,
-    as_json: bool,
+    html_path: Path | None,
+    format_: str | None,
+    overwrite: bool,
 ) -> None:
-    """Search an embedded folder for images.
+    """Search a folder for images.
 
-    Finds the images in OUT, a folder written by siglip-onnx embed, that best fit TEXT, or the sum of texts and images
-    given as options; every vector is compared. similarity is the cosine. A search for one text also gives logit and
-    probability, which are those of classify; for images and sums they would have no meaning.
+    Finds the images that best fit TEXT, or the sum of texts and images given as options; every image is compared.
+    FOLDER is a folder of images, which is indexed at the first search and later brought up to date, or a folder written
+    by siglip-onnx embed, whose model is used again.
+
+    similarity is the cosine. A search for one text also gives logit and probability, which are those of classify; for
+    images and sums they would have no meaning.
     """
     if len(arguments) > 1:
         raise click.UsageError(
@@ -66,49 +137,132 @@ def search(
         *(Term(weight, text=text) for weight, text in terms),
         *(Term(weight, image=image) for weight, image in image_terms),
     ]
-    if not query_terms:
-        raise click.UsageError("There is nothing to search for; give a TEXT or --image FILE.")
-    collection = open_collection(folder)
-    facts = collection.job.facts
-    variant, background = choice.variant or facts.variant, choice.background or facts.background
-    model = replace(choice, variant=variant, background=background).open()
-    collection.check_model(model)
-    query = encode_query(model, query_terms, template=templates)
-    hits = collection.search(query, top, threads=choice.threads)
-    one_text = is_one_text(query_terms)
-    if collection.num_unfinished:
-        warn(f"{collection.num_unfinished:,} shards are not embedded yet.")
+    if html_path is None:
+        refuse_given(("overwrite",), "Without --html no file is written")
+    if head is not None:
+        if query_terms or html_path is not None or format_ not in (None, "json"):
+            raise click.UsageError("--sort shows the highest scores of all images, as a table or with --json alone.")
+        refuse_given(OF_QUERIES, "--sort shows the highest scores of all images")
+        opened = open_folder(context, folder, index, choice)
+        if not opened.is_index:
+            refuse_given(MODEL_OPTIONS - {"threads"}, f"{folder} holds vectors, of which --sort needs no model")
+        rank = partial(search_by_head, opened.collection, read_head(head), sort_label, threads=choice.threads)
+        scored = find_existing(rank, top) if opened.is_index else rank(top)
+        print_scores(opened.collection.job.facts, head, scored, as_json=format_ == "json")
+        context.exit(opened.exit_code)
+    refuse_given(("sort_label",), "Only --sort shows the scores of a head")
+    _check_query(query_terms, min_probability)
     if html_path is not None:
+        inputs = [folder, choice.model, *(term.image for term in query_terms if isinstance(term.image, str))]
+        check_output(html_path, PAGE, inputs, overwrite=overwrite, option="--html")
+    opened = open_folder(context, folder, index, choice)
+    if not opened.is_index and all(term.image is None for term in query_terms):
+        refuse_given(DECODING_OPTIONS, f"{folder} holds vectors, and the query has no image to decode")
+    model = opened.open_model()
+    reader = InputReader(choice.image_limits, choice.offline)
+    query = encode_query(model, list(_read_images(query_terms, reader)), template=templates)
+    find = partial(opened.collection.search, query, threads=choice.threads, fold_duplicates=not show_duplicates)
+    hits = find_existing(find, top) if opened.is_index else find(top)
+    if min_probability is not None:
+        hits = [hit for hit in hits if hit.probability is not None and hit.probability >= min_probability]
+    if opened.collection.num_unfinished:
+        warn(f"{opened.collection.num_unfinished:,} shards are not embedded yet.")
+    facts, title = opened.collection.job.facts, describe_query(query_terms)
+    if html_path is not None:
+        tiles = [_tile(hit) for hit in hits]
+        page = render_gallery(title, f"{folder} · {facts.model_name}, {facts.variant}", [Group("", tiles)])
         with writing(html_path, " Choose another place for --html."):
-            write_atomic(html_path, render_gallery(_describe_query(query_terms), hits, probability=one_text).encode())
-    if as_json:
-        _print_json(facts, query_terms, hits, probability=one_text)
+            write_atomic(html_path, page.encode())
+    _print(format_, facts, query_terms, hits, one_text=query.one_text)
+    if not hits:
+        report("No image was found." if min_probability is None else f"No image reaches {min_probability:g}.")
+    context.exit(opened.exit_code)
+
+
+def _check_query(query_terms: Sequence[Term], min_probability: float | None) -> None:
+    """Check the query before a model is loaded."""
+    if not query_terms:
+        raise click.UsageError("There is nothing to search for; give a TEXT or --image IMAGE.")
+    if all(term.text is None for term in query_terms):
+        refuse_given(("templates",), "The query has no text")
+    if min_probability is not None and not is_one_text(query_terms):
+        raise click.UsageError("--min-probability is for a search for one text; images and sums have no probability.")
+    images = [str(term.image) for term in query_terms if term.image is not None]
+    if images.count(STDIN) > 1:
+        raise click.UsageError("- is given twice, but stdin has one image.")
+    for image in images:
+        if missing := find_missing([image]):
+            raise missing[0]
+
+
+def _read_images(query_terms: Iterable[Term], reader: InputReader) -> Iterable[Term]:
+    for term in query_terms:
+        if term.image is None:
+            yield term
+            continue
+        image = reader.open(str(term.image))
+        if isinstance(image, ImageError):
+            raise image
+        yield term._replace(image=image)
+
+
+def _tile(hit: Hit) -> Tile:
+    shown = shown_path(hit.path)
+    note = f", {_note(hit)}" if _note(hit) else ""
+    if hit.probability is None:
+        return Tile(hit.path, f"{hit.similarity:.3f}", f"similarity{note}", shown)
+    return Tile(hit.path, format_percent(hit.probability), f"similarity {hit.similarity:.3f}{note}", shown)
+
+
+def _print(
+    format_: str | None, facts: JobFacts, query_terms: Sequence[Term], hits: Sequence[Hit], *, one_text: bool
+) -> None:
+    if format_ == "json":
+        _print_json(facts, query_terms, hits)
+    elif format_ == "jsonl":
+        for hit in hits:
+            print_json_line(describe_result(hit))
+    elif format_ == "csv":
+        rows = [["" if value is None else value for value in hit[: len(FIELDS)]] for hit in hits]
+        print_csv([FIELDS, *rows])
+    elif format_ in ("paths", "null"):
+        print_paths([hit.path for hit in hits], null=format_ == "null")
     else:
-        click.echo(f"query: {printable(_describe_query(query_terms))}")
-        _print_table(hits, probability=one_text)
+        click.echo(f"query: {printable(describe_query(query_terms))}")
+        _print_table(hits, one_text=one_text)
 
 
-def _print_table(hits: Sequence[Hit], *, probability: bool) -> None:
-    columns = ("path", "similarity", "logit", "probability") if probability else ("path", "similarity")
+def _print_table(hits: Sequence[Hit], *, one_text: bool) -> None:
+    """Print the numbers first, so that they stay in sight beside long paths."""
+    has_notes = any(map(_note, hits))
     rows = [
-        (hit.path, f"{hit.similarity:.3f}", f"{hit.logit:.2f}", format_probability(hit.probability)) for hit in hits
-    ]
-    click.echo(format_table(columns, [row[: len(columns)] for row in rows]))
+        (*([format_percent(hit.probability)] if hit.probability is not None else []), f"{hit.similarity:.3f}",
+         *([_note(hit)] if has_notes else []), shown_path(hit.path))
+        for hit in hits
+    ]  # fmt: skip
+    header = (*(["probability"] if one_text else []), "similarity", *(["note"] if has_notes else []), "path")
+    click.echo(format_table(header, rows, left=0, last_left=True))
 
 
-def _print_json(facts: JobFacts, query_terms: Sequence[Term], hits: Sequence[Hit], *, probability: bool) -> None:
+def _note(hit: Hit) -> str:
+    if hit.missing:
+        return "missing"
+    return f"{len(hit.duplicates) + 1:,} identical" if hit.duplicates else ""
+
+
+def _print_json(facts: JobFacts, query_terms: Sequence[Term], hits: Sequence[Hit]) -> None:
     query = [{key: value for key, value in term._asdict().items() if value is not None} for term in query_terms]
-    document = {"model": facts.model_name, "variant": facts.variant, "embedding_space": facts.embedding_space}
-    unknown = {} if probability else {"logit": None, "probability": None}
-    print_json(document | {"query": query, "results": [hit._asdict() | unknown for hit in hits]})
+    document: dict[str, Any] = {"model": facts.model_name, "variant": facts.variant}
+    document |= {"embedding_space": facts.embedding_space, "query": query}
+    print_json(document | {"results": [describe_result(hit) for hit in hits]})
 
 
-def _describe_query(query_terms: Sequence[Term]) -> str:
+def describe_query(query_terms: Sequence[Term]) -> str:
     """Return the query in one line: ``sea at sunset − ship``."""
     parts: list[str] = []
     for term in query_terms:
         size = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} × "
-        name = term.text if term.text is not None else Path(str(term.image)).name
+        image = "image from stdin" if term.image == STDIN else Path(str(term.image)).name
         sign = "− " if term.weight < 0 else "+ " if parts else ""
-        parts.append(f"{sign}{size}{name}")
+        parts.append(f"{sign}{size}{image if term.text is None else term.text}")
     return " ".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +10,60 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..bundle.folder import Bundle, open_bundle
+from ..classifier import make_model
+from ..config import TEXT, VISION
 from ..hub.loading import find_model
 from ..image.decode import ImageSource
-from ..model import SigLIP
 from ..system.extras import extra
-from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, verify_variants, write_cards
+from ..verify.accuracy import (
+    DEFAULT_MIN_COSINE,
+    MIN_COSINE,
+    REFERENCE,
+    Accuracy,
+    verify_variants,
+    write_cards,
+)
 from ..verify.published import Finding, compare_with_published
 from ..verify.samples import SAMPLE_TEXTS, sample_images
+from .help import Command
 from .inputs import find_images, read_texts
-from .options import DEFAULT_MIN_COSINE, PATH, json_option, model_argument, sample_texts_option
+from .options import (
+    PATH,
+    FiniteRange,
+    json_option,
+    named_model,
+    refuse_given,
+    sample_texts_option,
+)
 from .output import FAILED, format_cosine, format_table, print_json, warn
 
 if TYPE_CHECKING:
     from ..verify.pytorch import StageDifference  # needs torch
 
+# Of the table of accuracies: key, title and format of each column that the model has.
+COLUMNS: Sequence[tuple[str, str, Callable[[float], str]]] = (
+    ("vision_cosine_min", "vision cosine min", format_cosine),
+    ("vision_cosine_mean", "mean", format_cosine),
+    ("features_cosine_min", "features cosine min", format_cosine),
+    ("features_cosine_mean", "mean", format_cosine),
+    ("text_cosine_min", "text cosine min", format_cosine),
+    ("text_cosine_mean", "mean", format_cosine),
+    ("logit_error_mean", "logit error mean", "{:.3f}".format),
+    ("logit_error_max", "max", "{:.3f}".format),
+    ("top1_agreement", "top-1", "{:.1%}".format),
+    ("order_agreement", "order", "{:.1%}".format),
+    ("label_agreement", "same labels", "{:.1%}".format),
+)
 
-@click.command()
-@model_argument
+
+@click.command(
+    cls=Command,
+    examples=(
+        "siglip-onnx verify MODEL",
+        "siglip-onnx verify MODEL --images photos --reference CHECKPOINT",
+    ),
+)
+@named_model()
 @click.option("--images", "images_dir", type=PATH, metavar="FOLDER",
               help="Folder of images. Default: built-in samples.")  # fmt: skip
 @sample_texts_option
@@ -42,7 +79,7 @@ if TYPE_CHECKING:
     help="Also compare with numbers published for this checkpoint; their images are searched for in --images.",
 )
 @click.option("--write-card", is_flag=True, help="Write the results into manifest.json of the model.")
-@click.option("--min-cosine", type=click.FloatRange(0, 1),
+@click.option("--min-cosine", type=FiniteRange(0, 1),
               help=f"Smallest cosine to fp32 that a variant may have; {DEFAULT_MIN_COSINE}.")  # fmt: skip
 @json_option
 @click.pass_context
@@ -50,7 +87,7 @@ def verify(
     context: click.Context,
     model: str,
     images_dir: Path | None,
-    texts: Path | None,
+    texts_file: Path | None,
     reference: Path | None,
     published: bool,
     write_card: bool,
@@ -63,18 +100,22 @@ def verify(
     differs from PyTorch by more than rounding or from published numbers by more than their tolerance.
     """
     bundle = open_bundle(find_model(model))
+    _check_towers(bundle)
     images: Sequence[ImageSource] = sample_images() if images_dir is None else find_images(images_dir, "--images")
-    sentences = SAMPLE_TEXTS if texts is None else read_texts([], texts)
+    sentences = SAMPLE_TEXTS if texts_file is None else read_texts([], texts_file)
     results = Results(min_cosine)
+    with_accuracies = write_card or REFERENCE in bundle.manifest.variants or not (reference or published)
+    if not with_accuracies and reference is None:
+        refuse_given(("texts_file", "min_cosine"), f"{bundle.path} has no {REFERENCE} variant to compare with")
     if reference is not None:
         results.stages = _compare_with_pytorch(bundle, reference, images, sentences)
     if published:
         variants = bundle.manifest.variants
         results.published = {name: compare_with_published(bundle, name, images_dir) for name in variants}
-    if write_card or REFERENCE in bundle.manifest.variants or not (reference or published):
+    if with_accuracies:
         results.accuracies = verify_variants(bundle, images, sentences)
     if write_card:
-        inputs = "built-in samples" if images_dir is None and texts is None else "the user's images and texts"
+        inputs = "built-in samples" if images_dir is None and texts_file is None else "the user's images and texts"
         write_cards(bundle, results.accuracies, inputs)
     failures = results.failures()
     if as_json:
@@ -84,6 +125,13 @@ def verify(
     for failure in failures:
         warn(failure)
     context.exit(FAILED if failures else 0)
+
+
+def _check_towers(bundle: Bundle) -> None:
+    """Refuse inputs of a tower that the model does not have."""
+    for tower, name in ((VISION, "images_dir"), (TEXT, "texts_file")):
+        if tower not in bundle.manifest.towers:
+            refuse_given((name,), f"{bundle.path} has no {tower} tower")
 
 
 @dataclass
@@ -119,7 +167,7 @@ class Results:
         """Return what ``--json`` prints."""
         return {
             "min_cosine": {name: self._limit(name) for name in self.accuracies | self.stages},
-            "variants": {name: asdict(accuracy) for name, accuracy in self.accuracies.items()},
+            "variants": {name: accuracy.to_document() for name, accuracy in self.accuracies.items()},
             "pytorch": {name: [asdict(stage) for stage in stages] for name, stages in self.stages.items()},
             "published": {name: [asdict(finding) for finding in findings] for name, findings in self.published.items()},
         }
@@ -127,9 +175,16 @@ class Results:
     def tables(self) -> Iterator[str]:
         """Yield a table for each comparison."""
         if self.accuracies:
-            header: Sequence[str] = (f"against {REFERENCE}", "vision cosine min", "mean", "text cosine min", "mean",
-                      "logit error mean", "max", "top-1", "order")  # fmt: skip
-            yield format_table(header, [(name, *_accuracy_cells(row)) for name, row in self.accuracies.items()])
+            documents = {name: accuracy.to_document() for name, accuracy in self.accuracies.items()}
+            columns = [column for column in COLUMNS if any(column[0] in document for document in documents.values())]
+            header: Sequence[str] = (f"against {REFERENCE}", *(title for _, title, _ in columns))
+            yield format_table(
+                header,
+                [
+                    (name, *(format_(document[key]) for key, _, format_ in columns))
+                    for name, document in documents.items()
+                ],
+            )
         for name, stages in self.stages.items():
             header = (f"{name} against PyTorch", "max difference", "min cosine")
             yield format_table(header, [_stage_cells(stage) for stage in stages])
@@ -147,21 +202,9 @@ def _compare_with_pytorch(
     with extra("train", "--reference"):
         from ..verify.pytorch import compare_with_pytorch  # noqa: PLC0415 - an optional extra
     return {
-        name: compare_with_pytorch(SigLIP(bundle, variant=name), checkpoint, images, texts)
+        name: compare_with_pytorch(make_model(bundle, variant=name), checkpoint, images, texts)
         for name in bundle.manifest.variants
     }
-
-
-def _accuracy_cells(accuracy: Accuracy) -> list[str]:
-    cosines = (accuracy.vision_cosine_min, accuracy.vision_cosine_mean,
-               accuracy.text_cosine_min, accuracy.text_cosine_mean)  # fmt: skip
-    errors = (accuracy.logit_error_mean, accuracy.logit_error_max)
-    shares = (accuracy.top1_agreement, accuracy.order_agreement)
-    return [
-        *map(format_cosine, cosines),
-        *(f"{value:.3f}" for value in errors),
-        *(f"{value:.1%}" for value in shares),
-    ]
 
 
 def _stage_cells(stage: StageDifference) -> list[str]:

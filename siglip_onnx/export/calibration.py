@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..bundle.manifest import TEXT, VISION
-from ..config import TOKENIZER, NaflexPreprocessorConfig
-from ..head import Floats, l2_normalize
+from ..bundle.manifest import POOLED
+from ..config import TEXT, TOKENIZER, VISION, NaflexPreprocessorConfig, PreprocessorConfig
+from ..head import Floats
 from ..image.decode import ImageReader, ImageSource
 from ..image.preprocess import NaflexPreprocessor, SquashPreprocessor
 from ..session import LazySession
 from ..text.tokenizer import Tokenizer
+from ..verify.accuracy import unit_rows
 from ..verify.samples import quiet_samples
 from .checkpoint import POSITIONS_WEIGHT, Checkpoint
+from .graph import Progress, ignore_progress
 
 Inputs = Mapping[str, NDArray[Any]]
+Item = TypeVar("Item")
 _SUFFIX = ":largest"
 
 
 class Calibration:
     """One tower's calibration inputs, with its embeddings and activation ranges in fp32, computed when first used."""
 
-    def __init__(self, graph: Path, inputs: Sequence[Inputs]) -> None:
-        """Keep the path of the fp32 graph and the inputs, one dictionary per image or text."""
+    def __init__(
+        self, graph: Path, inputs: Sequence[Inputs], progress: Progress = ignore_progress, output: str = POOLED
+    ) -> None:
+        """Keep the path of the fp32 graph, the inputs, one dictionary per image or text, and the output to compare."""
         self.graph = graph
         self.inputs = inputs
+        self.progress = progress
+        self.output = output
 
     @cached_property
-    def _measured(self) -> tuple[Mapping[str, Floats], Floats]:
-        return input_ranges(self.graph, self.inputs)
+    def _measured(self) -> tuple[Sequence[Mapping[str, Floats]], Floats]:
+        return input_ranges(self.graph, self.inputs, self.progress, self.output)
 
     @property
     def ranges(self) -> Mapping[str, Floats]:
         """The largest magnitude of each input channel of each linear layer, f32 ``(C,)`` by the layer's name."""
+        ranges = self.ranges_by_input
+        return {layer: np.max([of_input[layer] for of_input in ranges], axis=0) for layer in ranges[0]}
+
+    @property
+    def ranges_by_input(self) -> Sequence[Mapping[str, Floats]]:
+        """The same on each calibration input alone."""
         return self._measured[0]
 
     @property
@@ -51,32 +64,43 @@ class Calibration:
 
     def cosine_min(self, graph: Path) -> float:
         """Return the smallest cosine between a graph's embeddings and those of fp32."""
-        return float((embed(LazySession(graph), self.inputs) * self.expected).sum(axis=1).min())
+        inputs = list_progress(self.inputs, "checking", self.progress)
+        return float((embed(LazySession(graph), inputs, self.output) * self.expected).sum(axis=1).min())
+
+
+def list_progress(items: Sequence[Item], step: str, progress: Progress) -> Iterator[Item]:
+    """Yield the items, and report after each how many are done."""
+    for number, item in enumerate(items, 1):
+        yield item
+        progress(step, number, len(items))
 
 
 def prepare_inputs(
     checkpoint: Checkpoint, bundle_path: Path, images: Sequence[ImageSource], texts: Sequence[str]
 ) -> dict[str, list[Inputs]]:
-    """Return the inputs of both towers, one dictionary per image or text; ``bundle_path`` has the tokenizer.
+    """Return the inputs of each tower, one dictionary per image or text; ``bundle_path`` has the tokenizer.
 
     Raises:
         ImageError: an image cannot be read.
         TextError: a text cannot be tokenized.
     """
-    reader, preprocess = ImageReader(), _make_preprocessor(checkpoint)
-    tokenizer = Tokenizer(bundle_path / TOKENIZER, checkpoint.config.text.max_position_embeddings)
-    with quiet_samples(texts):
-        ids = tokenizer(list(texts))
-    return {
-        VISION: [preprocess(reader.read(image).rgb) for image in images],
-        TEXT: [{"input_ids": row[np.newaxis]} for row in ids],
-    }
+    inputs: dict[str, list[Inputs]] = {}
+    if checkpoint.preprocessor is not None:
+        reader, preprocess = ImageReader(), _make_preprocessor(checkpoint.preprocessor, checkpoint)
+        inputs[VISION] = [preprocess(reader.read(image).rgb) for image in images]
+    if checkpoint.config.text is not None:
+        tokenizer = Tokenizer(bundle_path / TOKENIZER, checkpoint.config.text.max_position_embeddings)
+        with quiet_samples(texts):
+            inputs[TEXT] = [{"input_ids": row[np.newaxis]} for row in tokenizer(list(texts))]
+    return inputs
 
 
-def _make_preprocessor(checkpoint: Checkpoint) -> SquashPreprocessor | NaflexPreprocessor:
-    if isinstance(checkpoint.preprocessor, NaflexPreprocessorConfig):
-        return NaflexPreprocessor(checkpoint.preprocessor, checkpoint.weights[POSITIONS_WEIGHT])
-    return SquashPreprocessor(checkpoint.preprocessor)
+def _make_preprocessor(
+    config: PreprocessorConfig | NaflexPreprocessorConfig, checkpoint: Checkpoint
+) -> SquashPreprocessor | NaflexPreprocessor:
+    if isinstance(config, NaflexPreprocessorConfig):
+        return NaflexPreprocessor(config, checkpoint.weights[POSITIONS_WEIGHT])
+    return SquashPreprocessor(config)
 
 
 @contextmanager
@@ -88,9 +112,9 @@ def session_of(model: onnx.ModelProto, folder: Path) -> Iterator[LazySession]:
         yield LazySession(Path(file.name))
 
 
-def embed(session: LazySession, inputs: Sequence[Inputs]) -> Floats:
-    """Return the unit embeddings f32 ``(N, D)`` of a tower's inputs, run one by one."""
-    return l2_normalize(np.concatenate([session.run("pooler_output", row) for row in inputs]))
+def embed(session: LazySession, inputs: Iterable[Inputs], output: str = POOLED) -> Floats:
+    """Return an output of a tower's inputs, run one by one, as unit rows f32 ``(N, D)``; see :func:`.unit_rows`."""
+    return unit_rows([session.run(output, row) for row in inputs])
 
 
 def linear_layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -103,8 +127,10 @@ def linear_layers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     }
 
 
-def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats], Floats]:
-    """Return the activation ranges of an fp32 graph, and the unit embeddings f32 ``(N, D)`` of its inputs.
+def input_ranges(
+    path: Path, inputs: Sequence[Inputs], progress: Progress = ignore_progress, output: str = POOLED
+) -> tuple[list[dict[str, Floats]], Floats]:
+    """Return the activation ranges of an fp32 graph on each input, and an output as unit rows f32 ``(N, D)``.
 
     A range is the largest magnitude of each input channel of a linear layer, f32 ``(C,)`` by the layer's name.
     """
@@ -123,10 +149,11 @@ def input_ranges(path: Path, inputs: Sequence[Inputs]) -> tuple[dict[str, Floats
             ]
         )
         model.graph.output.append(onnx.ValueInfoProto(name=name))
-    names = [*dict.fromkeys(f"{source}{_SUFFIX}" for source in sources.values()), "pooler_output"]
+    names = [*dict.fromkeys(f"{source}{_SUFFIX}" for source in sources.values()), output]
     with session_of(model, path.parent) as session:
-        outputs = [dict(zip(names, session.run_many(names, row), strict=True)) for row in inputs]
-    ranges = {
-        layer: np.max([values[f"{source}{_SUFFIX}"] for values in outputs], axis=0) for layer, source in sources.items()
-    }
-    return ranges, l2_normalize(np.concatenate([values["pooler_output"] for values in outputs]))
+        outputs = [
+            dict(zip(names, session.run_many(names, row), strict=True))
+            for row in list_progress(inputs, "calibrating", progress)
+        ]
+    ranges = [{layer: values[f"{source}{_SUFFIX}"] for layer, source in sources.items()} for values in outputs]
+    return ranges, unit_rows([values[output] for values in outputs])

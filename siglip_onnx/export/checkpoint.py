@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import (
+    CLASSIFIER,
     CONFIG,
     PREPROCESSOR_CONFIG,
+    TEXT,
+    TOWERS_OF,
     EncoderConfig,
     NaflexPreprocessorConfig,
     NaflexVisionConfig,
@@ -29,10 +32,11 @@ from ..config import (
 from ..errors import CheckpointError
 from ..options import MAX_NUM_PATCHES
 from .sources import Request, open_source
-from .sources.source import Report
-from .sources.tensor import DTYPES, Tensors
+from .sources.source import Report, Source
+from .sources.tensor import DTYPES, Tensors, release_pages
 
 POSITIONS_WEIGHT = "vision_model.embeddings.position_embedding.weight"
+ROWS_AT_ONCE = 16384
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -41,6 +45,13 @@ class Weights(Protocol):
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         """Return one tensor as f32, in PyTorch's shape.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+
+    def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """Yield a tensor in blocks of rows, so that a large table is never in memory as a whole.
 
         Raises:
             CheckpointError: it holds NaN or infinity.
@@ -57,27 +68,33 @@ class Checkpoint:
     Attributes:
         path: the folder or file, for error messages and for the PyTorch reference.
         layout: the name of its layout; only the files of ``transformers`` can be loaded by that library.
-        config: shapes of both towers.
-        preprocessor: how images become the vision tower's inputs.
+        kind: the kind of model that is exported.
+        config: shapes of its towers.
+        preprocessor: how images become the vision tower's inputs; None without it.
         weights: the tensors of :func:`expected_shapes`.
         weight_files: the files that hold them, hashed into the manifest.
         config_files: content of the bundle's config files by name.
-        tokenizer: a ``spiece.model`` or ``tokenizer.json``, or the folder of one.
+        tokenizer: a ``spiece.model`` or ``tokenizer.json``, or the folder of one; None without a text tower.
         cleaning: how open_clip cleans texts, or None to clean them as transformers does.
         facts: what the manifest says about the source, besides its name and hash.
+        labels: of a classifier, in the order of its rows.
+        problem_type: of a classifier.
         opened: closes the weights.
     """
 
     path: Path
     layout: str
+    kind: str
     config: SiglipConfig
-    preprocessor: PreprocessorConfig | NaflexPreprocessorConfig
+    preprocessor: PreprocessorConfig | NaflexPreprocessorConfig | None
     weights: Weights
     weight_files: tuple[Path, ...]
     config_files: Mapping[str, bytes]
-    tokenizer: Path
+    tokenizer: Path | None
     cleaning: str | None
     facts: Mapping[str, Any]
+    labels: tuple[str, ...]
+    problem_type: str
     opened: ExitStack
 
     def __enter__(self) -> Checkpoint:
@@ -95,10 +112,15 @@ class CheckedWeights:
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        tensor = np.asarray(self._tensors[name].read(), np.float32)
-        if not np.isfinite(tensor.sum(dtype=np.float64)):
-            raise CheckpointError(f"Weight {name!r} holds NaN or infinity. Download the checkpoint again.")
-        return tensor
+        tensor = self._tensors[name].read()
+        release_pages(tensor)  # of the tensors that were read before it
+        return _check_finite(name, tensor)
+
+    def blocks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        tensor = self._tensors[name].read()
+        for start in range(0, len(tensor), ROWS_AT_ONCE):
+            release_pages(tensor)
+            yield _check_finite(name, tensor[start : start + ROWS_AT_ONCE])
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
@@ -113,7 +135,7 @@ class CheckedWeights:
         if missing:
             raise CheckpointError(
                 f"The checkpoint lacks {len(missing)} of {len(expected)} weights that its config.json implies, "
-                f"the first is {missing[0]!r}. Give a complete SigLIP checkpoint with both towers."
+                f"the first is {missing[0]!r}. Give a complete SigLIP checkpoint."
             )
         for name, shape in expected.items():
             dtype = self._tensors[name].dtype
@@ -129,8 +151,25 @@ class CheckedWeights:
                 )
 
 
+def _check_finite(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the array as f32.
+
+    Raises:
+        CheckpointError: it holds NaN or infinity.
+    """
+    floats = np.asarray(array, np.float32)
+    if not np.isfinite(floats.sum(dtype=np.float64)):
+        raise CheckpointError(f"Weight {name!r} holds NaN or infinity. Download the checkpoint again.")
+    return floats
+
+
 def open_checkpoint(
-    path: Path, *, base: Path | None = None, tokenizer: Path | None = None, report: Report = lambda _line: None
+    path: Path,
+    *,
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+    tower: str | None = None,
+    report: Report = lambda _line: None,
 ) -> Checkpoint:
     """Open a checkpoint of any supported layout and check that its weights fit its config.
 
@@ -138,17 +177,25 @@ def open_checkpoint(
         path: the folder or file.
         base: the checkpoint folder that a LoRA adapter was trained on.
         tokenizer: a ``spiece.model`` or ``tokenizer.json``, for a checkpoint that has none.
+        tower: the only tower to export, ``"vision"`` or ``"text"``; all if None.
         report: called with a line about each thing that is ignored.
 
     Raises:
         CheckpointError: not a SigLIP checkpoint, or incomplete.
     """
     with ExitStack() as stack:
-        source = open_source(Request(path, stack, base, tokenizer, report))
-        if tokenizer is not None and source.tokenizer != tokenizer:
-            raise CheckpointError(f"{path} has its own tokenizer, which is used. Leave out the option --tokenizer.")
-        config = parse_config(source.config, source.config_path)
-        preprocessor = parse_preprocessor_config(source.preprocessor, config, source.preprocessor_path)
+        source = open_source(Request(path, stack, base, tokenizer, report, tower))
+        if tower is not None and tower not in TOWERS_OF[source.kind]:
+            raise CheckpointError(f"{path} has no {tower} tower to export; leave out the option --tower {tower}.")
+        kind = tower or source.kind
+        if tokenizer is not None:
+            _check_tokenizer(path, source, tokenizer, kind)
+        config = parse_config(source.config, source.config_path, kind)
+        if kind == CLASSIFIER:
+            config = replace(config, num_labels=len(source.labels))
+        preprocessor = None
+        if config.vision is not None:
+            preprocessor = parse_preprocessor_config(source.preprocessor, config, source.preprocessor_path)
         if isinstance(preprocessor, NaflexPreprocessorConfig) and preprocessor.max_num_patches > MAX_NUM_PATCHES:
             raise CheckpointError(
                 f"{source.preprocessor_path} has max_num_patches {preprocessor.max_num_patches}, expected at most "
@@ -156,39 +203,63 @@ def open_checkpoint(
             )
         weights = CheckedWeights(source.tensors)
         weights.check(expected_shapes(config))
-        documents = {CONFIG: source.config, PREPROCESSOR_CONFIG: source.preprocessor}
+        documents = {CONFIG: source.config} | ({PREPROCESSOR_CONFIG: source.preprocessor} if preprocessor else {})
         written = {name: json.dumps(document, indent=2).encode() for name, document in documents.items()}
         return Checkpoint(
             path=path,
             layout=source.layout,
+            kind=kind,
             config=config,
             preprocessor=preprocessor,
             weights=weights,
             weight_files=source.weight_files,
-            config_files=written | dict(source.files),
-            tokenizer=source.tokenizer,
+            config_files=written | {name: content for name, content in source.files.items() if name in written},
+            tokenizer=source.tokenizer if config.text is not None else None,
             cleaning=source.cleaning,
             facts=source.facts,
+            labels=source.labels if kind == CLASSIFIER else (),
+            problem_type=source.problem_type if kind == CLASSIFIER else "",
             opened=stack.pop_all(),
         )
 
 
+def _check_tokenizer(path: Path, source: Source, tokenizer: Path, kind: str) -> None:
+    """Check that a tokenizer that the user gave is needed."""
+    if TEXT not in TOWERS_OF[kind]:
+        raise CheckpointError(f"No text tower of {path} is exported. Leave out the option --tokenizer.")
+    if source.tokenizer != tokenizer:
+        raise CheckpointError(f"{path} has its own tokenizer, which is used. Leave out the option --tokenizer.")
+
+
 def expected_shapes(config: SiglipConfig) -> Shapes:
     """Return the shape of every weight of a SigLIP with this config, by its name in transformers 4.57."""
-    return _vision_shapes(config.vision) | _text_shapes(config.text) | {"logit_scale": (1,), "logit_bias": (1,)}
+    shapes: Shapes = {}
+    if config.vision is not None:
+        shapes |= _vision_shapes(config.vision, with_head=config.vision.vision_use_head and not config.num_labels)
+    if config.text is not None:
+        shapes |= _text_shapes(config.text)
+    if config.vision is not None and config.text is not None:
+        shapes |= {"logit_scale": (1,), "logit_bias": (1,)}
+    if config.num_labels:
+        shapes |= _linear_shapes("classifier", config.embedding_dim, config.num_labels)
+    return shapes
 
 
-def _vision_shapes(vision: VisionConfig | NaflexVisionConfig) -> Shapes:
+def _vision_shapes(vision: VisionConfig | NaflexVisionConfig, *, with_head: bool) -> Shapes:
     dim, tower = vision.hidden_size, "vision_model"
     patch: tuple[int, ...] = (vision.num_channels, vision.patch_size, vision.patch_size)
     if isinstance(vision, NaflexVisionConfig):  # a linear layer instead of a convolution
         patch = (math.prod(patch),)
-    return {
+    shapes: Shapes = {
         f"{tower}.embeddings.patch_embedding.weight": (dim, *patch),
         f"{tower}.embeddings.patch_embedding.bias": (dim,),
         POSITIONS_WEIGHT: (vision.num_patches, dim),
         **_encoder_shapes(tower, vision),
         **_norm_shapes(f"{tower}.post_layernorm", dim),
+    }
+    if not with_head:
+        return shapes
+    return shapes | {
         f"{tower}.head.probe": (1, 1, dim),
         f"{tower}.head.attention.in_proj_weight": (3 * dim, dim),
         f"{tower}.head.attention.in_proj_bias": (3 * dim,),

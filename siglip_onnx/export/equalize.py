@@ -32,18 +32,32 @@ def equalize(model: ir.Model, ranges: Mapping[str, Floats]) -> int:
         ranges: for each linear layer the largest magnitude of each input channel, f32 ``(in,)``.
     """
     weights = model.graph.initializers
-    seams = list(find_seams(ranges))
-    for seam in seams:
-        largest = np.max([ranges[consumer] for consumer in seam.consumers], axis=0)
-        weight_ranges = np.max(
-            [np.abs(_tensor(weights[f"{consumer}.weight"]).numpy()).max(axis=1) for consumer in seam.consumers], axis=0
-        )
-        scale = choose_scale(largest, weight_ranges)
+    scales = choose_scales(model, ranges)
+    for seam, scale in scales.items():
         for part in ("weight", "bias"):  # channels are the last axis of a norm, of a bias, and of a weight (in, out)
             _multiply(weights[f"{seam.producer}.{part}"], np.float32(1) / scale)
         for consumer in seam.consumers:
             _multiply(weights[f"{consumer}.weight"], scale[:, np.newaxis])
-    return len(seams)
+    return len(scales)
+
+
+def choose_scales(model: ir.Model, ranges: Mapping[str, Floats]) -> dict[Seam, Floats]:
+    """Return the scale of each channel of each seam of a tower that is not equalized yet."""
+    weights = model.graph.initializers
+    scales = {}
+    for seam in find_seams(ranges):
+        largest = np.max([ranges[consumer] for consumer in seam.consumers], axis=0)
+        weight_ranges = np.max(
+            [np.abs(_tensor(weights[f"{consumer}.weight"]).numpy()).max(axis=1) for consumer in seam.consumers], axis=0
+        )
+        scales[seam] = choose_scale(largest, weight_ranges)
+    return scales
+
+
+def rescale(ranges: Mapping[str, Floats], scales: Mapping[Seam, Floats]) -> dict[str, Floats]:
+    """Return the ranges that the layers' inputs have after equalization."""
+    by_layer = {consumer: scale for seam, scale in scales.items() for consumer in seam.consumers}
+    return {layer: largest / by_layer[layer] if layer in by_layer else largest for layer, largest in ranges.items()}
 
 
 def choose_scale(activations: Floats, weights: Floats) -> Floats:

@@ -8,11 +8,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .graph import RowsTensor
+
 _LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_fp16(model: ir.Model) -> dict[str, Any]:
-    """Convert a tower's weights and computation to fp16 in place; inputs and output stay f32."""
+    """Convert a tower's weights and computation to fp16 in place; inputs and outputs stay f32."""
     graph = model.graph
     for value in graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT:
@@ -28,7 +30,8 @@ def to_fp16(model: ir.Model) -> dict[str, Any]:
     for value in graph.inputs:
         if value.dtype == ir.DataType.FLOAT:
             _cast_input(graph, value)
-    _cast_output(graph)
+    for number in range(len(graph.outputs)):
+        _cast_output(graph, number)
     return {"method": "fp16 weights and computation; inputs and output f32"}
 
 
@@ -53,10 +56,15 @@ def _halve(value: ir.Value) -> None:
     if before is None:
         raise TypeError(f"{value.name} is not a weight")
 
-    def halved() -> ir.TensorProtocol:
-        return ir.tensor(_half(before.numpy()), name=value.name)
+    name, shape = before.name or "", ir.Shape(before.shape.numpy())
 
-    value.const_value = ir.LazyTensor(halved, ir.DataType.FLOAT16, ir.Shape(before.shape.numpy()), name=value.name)
+    def halved() -> ir.TensorProtocol:
+        return ir.tensor(_half(before.numpy()), name=name)
+
+    if isinstance(before, RowsTensor):
+        value.const_value = RowsTensor(name, ir.DataType.FLOAT16, shape, lambda: map(_half, before.blocks()))
+    else:
+        value.const_value = ir.LazyTensor(halved, ir.DataType.FLOAT16, shape, name=name)
     value.type = ir.TensorType(ir.DataType.FLOAT16)
 
 
@@ -74,10 +82,10 @@ def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
     graph.insert_before(graph[0], cast)
 
 
-def _cast_output(graph: ir.Graph) -> None:
-    half = graph.outputs[0]
+def _cast_output(graph: ir.Graph, number: int) -> None:
+    half = graph.outputs[number]
     cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT})
     graph.append(cast)
     cast.outputs[0].name, half.name = half.name, f"{half.name}_fp16"
     cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), half.shape
-    graph.outputs[0] = cast.outputs[0]
+    graph.outputs[number] = cast.outputs[0]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..bundle.manifest import data_path
 from ..errors import SiglipOnnxError
-from .checkpoint import Weights
+from .checkpoint import ROWS_AT_ONCE, Weights
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9
@@ -18,6 +20,43 @@ MICROSOFT = "com.microsoft"  # the domain of onnxruntime's fused operators
 # Smaller weights stay in the graph file: aligned in the data file, each would take a page of the largest size.
 _LARGE_BYTES, _PAGE_BYTES = 16384, 65536
 Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+# Called with what is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
+
+def ignore_progress(_step: str, _done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+class RowsTensor(ir.LazyTensor):
+    """A table that is computed, and written, one block of rows after the other: a vocabulary takes a gigabyte."""
+
+    __slots__ = ("_blocks",)
+
+    def __init__(
+        self, name: str, dtype: ir.DataType, shape: ir.Shape, blocks: Callable[[], Iterator[NDArray[Any]]]
+    ) -> None:
+        """``blocks`` starts a new iteration over the rows, in order and in the tensor's type."""
+        super().__init__(lambda: ir.tensor(np.concatenate(list(blocks())), name=name), dtype, shape, name=name)
+        self._blocks = blocks
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """Yield the rows in blocks."""
+        return self._blocks()
+
+    def tofile(self, file: BinaryIO) -> None:
+        for block in self._blocks():
+            file.write(np.ascontiguousarray(block).data)
+
+
+def row_blocks(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
+    """Yield the rows of a tensor in blocks."""
+    if isinstance(tensor, RowsTensor):
+        yield from tensor.blocks()
+    else:
+        array = tensor.numpy()
+        for start in range(0, len(array), ROWS_AT_ONCE):
+            yield array[start : start + ROWS_AT_ONCE]
 
 
 class GraphBuilder:
@@ -41,6 +80,12 @@ class GraphBuilder:
             return ir.tensor(np.ascontiguousarray(tensor if transform is None else transform(tensor)), name=name)
 
         return self._tape.initializer(ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(shape.shape), name=name), name)
+
+    def table(self, name: str) -> ir.Value:
+        """Return a tensor of the checkpoint as an initializer that is read in blocks of rows."""
+        shape = ir.Shape(self._weights.shape(name))
+        tensor = RowsTensor(name, ir.DataType.FLOAT, shape, lambda: self._weights.blocks(name))
+        return self._tape.initializer(tensor, name)
 
     def constant(self, value: NDArray[np.float32] | Sequence[int], name: str) -> ir.Value:
         """Return an array, or a list of integers such as a shape, as an initializer, which is shared by its name."""
@@ -88,12 +133,13 @@ class GraphBuilder:
         inputs = (query, key, value) if mask is None else (query, key, value, None, mask)
         return self.op("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=num_heads)
 
-    def build(self, name: str, inputs: Sequence[ir.Value], output: ir.Value) -> ir.Model:
-        """Close the graph; ``output`` becomes ``pooler_output``, f32 ``(N, D)``."""
-        output.name = "pooler_output"
+    def build(self, name: str, inputs: Sequence[ir.Value], outputs: Mapping[str, ir.Value]) -> ir.Model:
+        """Close the graph with outputs by name, such as ``pooler_output``, f32 ``(N, D)``."""
+        for output_name, output in outputs.items():
+            output.name = output_name
         graph = ir.Graph(
             inputs,
-            [output],
+            list(outputs.values()),
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
             opset_imports={"": OPSET, MICROSOFT: 1},
@@ -107,16 +153,27 @@ def graph_input(name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Write ``path`` and, next to it, ``<path>.data`` with the large weights, aligned for memory mapping.
+def save_graph(model: ir.Model, path: Path, progress: Progress = ignore_progress) -> None:
+    """Write ``path`` and, next to it, ``<path>_data`` with the large weights, aligned for memory mapping.
 
     Raises:
         CheckpointError: a weight, which is read only now, is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = f"{path.name}.data"
+    data = data_path(path.name)
+
+    def report(_tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
+        progress("writing weights", info.index, info.total)
+
     try:
-        ir.save(model, path, external_data=data, size_threshold_bytes=_LARGE_BYTES, alignment=_PAGE_BYTES)
+        ir.save(
+            model,
+            path,
+            external_data=data,
+            size_threshold_bytes=_LARGE_BYTES,
+            alignment=_PAGE_BYTES,
+            callback=report,
+        )
     except ir.serde.SerdeError as error:
         raise _own_cause(error) from error
     (path.parent / data).touch()  # not written for a tiny model, which has no large weights

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from ..head import Floats
 from .fp16 import store_as_fp16
-from .graph import MICROSOFT
+from .graph import MICROSOFT, row_blocks
 
-ROWS_AT_ONCE = 16384
 # A convolution (in NaFlex a linear layer) and a table of few rows: never quantized, in any graph.
-_NEVER_QUANTIZED = ("patch_embedding.weight", "position_embedding.weight")
-STORED_AS_FP16 = (*_NEVER_QUANTIZED, ".in_proj_weight")
+_EMBEDDINGS = ("patch_embedding.weight", "position_embedding.weight")
+# Nor is a classifier's last layer: it is small, and its errors are those of the logits.
+NEVER_QUANTIZED = (*_EMBEDDINGS, "classifier.weight")
+STORED_AS_FP16 = (*_EMBEDDINGS, ".in_proj_weight")
 # A channel is large if it exceeds the usual ones by this factor; at most so many are computed in fp32.
 _LARGE, _MAX_LARGE = 4.0, 64
 Quantized = tuple[NDArray[np.int8], Floats]
+Pair = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Weight(NamedTuple):
@@ -65,7 +67,7 @@ def quantize_int8(model: ir.Model, choices: Int8Choices, fp32_layers: Collection
             _quantize_linear(graph, node, weight, large, choices.reduce_range)
             linear += 1
         elif node.op_type == "Gather" and (weight := find_weight(node.inputs[0])):
-            _quantize_table(graph, node, weight)
+            quantize_token_table(graph, node, weight)
             tables += 1
     store_as_fp16(graph, STORED_AS_FP16)
     bits = 7 if choices.reduce_range else 8
@@ -99,14 +101,15 @@ def find_large_channels(ranges: Mapping[str, Floats]) -> dict[str, NDArray[np.in
 
 def quantize_rows(matrix: Floats, levels: int = 127) -> Quantized:
     """Quantize each row of ``(R, C)`` to ``±levels``: int8 ``(R, C)`` and its scale f32 ``(R, 1)``."""
-    quantized = np.empty(matrix.shape, np.int8)
-    scales = np.empty((len(matrix), 1), np.float32)
-    for start in range(0, len(matrix), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        largest = np.abs(matrix[rows]).max(axis=1, keepdims=True)
-        scales[rows] = np.where(largest > 0, largest / levels, 1)
-        quantized[rows] = np.rint(matrix[rows] / scales[rows])
-    return quantized, scales
+    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    scales = np.where(largest > 0, largest / levels, 1).astype(np.float32)
+    return np.rint(matrix / scales).astype(np.int8), scales
+
+
+def quantize_table(table: ir.TensorProtocol, quantize_block: Callable[[Floats], Pair]) -> Pair:
+    """Quantize a table one block of rows after the other."""
+    first, second = zip(*map(quantize_block, row_blocks(table)), strict=True)
+    return np.concatenate(first), np.concatenate(second)
 
 
 def quantize_columns(matrix: Floats, levels: int = 127) -> Quantized:
@@ -119,7 +122,7 @@ def find_weight(value: ir.Value | None) -> Weight | None:
     """Return the matrix of ``value`` if it is a weight to quantize; small folded constants are not."""
     if value is None or value.const_value is None or value.name is None:
         return None
-    if not value.name.endswith(".weight") or value.name.endswith(_NEVER_QUANTIZED):
+    if not value.name.endswith(".weight") or value.name.endswith(NEVER_QUANTIZED):
         return None
     shape = value.const_value.shape.numpy()
     return Weight(value.name, value.const_value, *shape) if len(shape) == 2 else None
@@ -131,13 +134,13 @@ def _quantize_linear(
     """Replace a MatMul, and the Add of its bias, by one ``DynamicQuantizeMatMul``."""
     tape = ir.tape.Tape()
     quantize = partial(quantize_columns, levels=63 if reduce_range else 127)
-    int8, scale = _quantized_initializers(tape, weight, quantize, (weight.columns,))
+    int8, scale = quantized_initializers(tape, weight, lambda: quantize(weight.tensor.numpy()), (weight.columns,))
     old, bias = linear_with_bias(node, weight)
     x = node.inputs[0]
     if large is None:
         product = tape.op("DynamicQuantizeMatMul", [x, int8, scale, None, bias], domain=MICROSOFT)
     else:
-        small, product_of_large = _split_large(tape, x, weight, large)
+        small, product_of_large = split_large(tape, x, weight, large)
         small = tape.op("DynamicQuantizeMatMul", [small, int8, scale, None, bias], domain=MICROSOFT)
         product = tape.op("Add", [small, product_of_large])
     replace_nodes(graph, old, tape, product, weight)
@@ -153,7 +156,7 @@ def linear_with_bias(node: ir.Node, weight: Weight) -> tuple[list[ir.Node], ir.V
     return [node], None
 
 
-def _split_large(
+def split_large(
     tape: ir.tape.Tape, x: ir.Value | None, weight: Weight, large: NDArray[np.int64]
 ) -> tuple[ir.Value, ir.Value]:
     """Return ``x`` with its large channels set to 0, and their part of the product in fp32."""
@@ -171,23 +174,25 @@ def _split_large(
     return small, tape.op("MatMul", [picked, tape.initializer(large_rows)])
 
 
-def _quantize_table(graph: ir.Graph, node: ir.Node, table: Weight) -> None:
+def quantize_token_table(graph: ir.Graph, node: ir.Node, table: Weight) -> None:
     """Replace a Gather from fp32 by those of int8 rows and of their scales, multiplied. Unused rows are never read."""
     ids = node.inputs[1]
     tape = ir.tape.Tape()
-    int8, scale = _quantized_initializers(tape, table, quantize_rows, (table.rows, 1))
+    int8, scale = quantized_initializers(
+        tape, table, lambda: quantize_table(table.tensor, quantize_rows), (table.rows, 1)
+    )
     rows = tape.op("Cast", [tape.op("Gather", [int8, ids])], {"to": ir.DataType.FLOAT})
     product = tape.op("Mul", [rows, tape.op("Gather", [scale, ids])])
     replace_nodes(graph, [node], tape, product, table)
 
 
-def _quantized_initializers(
-    tape: ir.tape.Tape, weight: Weight, quantize: Callable[[Floats], Quantized], scale_shape: tuple[int, ...]
+def quantized_initializers(
+    tape: ir.tape.Tape, weight: Weight, quantize: Callable[[], Pair], scale_shape: tuple[int, ...]
 ) -> tuple[ir.Value, ir.Value]:
     """Declare the int8 weight and its scale, which are computed when the graph is saved."""
     return declare_pair(
         tape,
-        lambda: quantize(weight.tensor.numpy()),
+        quantize,
         (f"{weight.name}_int8", ir.DataType.INT8, (weight.rows, weight.columns)),
         (f"{weight.name}_scale", ir.DataType.FLOAT, scale_shape),
     )
@@ -198,7 +203,7 @@ Declaration = tuple[str, ir.DataType, tuple[int, ...]]
 
 def declare_pair(
     tape: ir.tape.Tape,
-    compute: Callable[[], tuple[NDArray[Any], NDArray[Any]]],
+    compute: Callable[[], Pair],
     *declarations: Declaration,
 ) -> tuple[ir.Value, ir.Value]:
     """Declare two initializers that are computed together, when the first of them is saved."""

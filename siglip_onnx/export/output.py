@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..bundle.folder import open_bundle
 from ..bundle.manifest import MANIFEST
 from ..errors import CheckpointError, SiglipOnnxError
-from ..system.files import new_part, remove, remove_own_files, replace_folder
+from ..system.files import new_part_folder, remove, remove_own_files, replace_folder
 
 
 def check_out(out: Path, checkpoint: Path, overwrite: bool) -> None:
@@ -68,6 +68,8 @@ def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
     try:
         with _new_folder(out, checkpoint) as folder:
             yield folder
+    except SiglipOnnxError:
+        raise
     except OSError as error:
         raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}. Choose another folder.") from error
 
@@ -76,16 +78,11 @@ def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
 def _new_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = new_part(out)
-    temporary.mkdir()
-    try:
+    with new_part_folder(out) as temporary:
         yield temporary
         own = _find_own_files(out, checkpoint)  # an export takes minutes, in which files may have been added
         if (old := replace_folder(temporary, out)) is not None:
             _remove_bundle(old, own)
-    finally:
-        with suppress(OSError):  # the export's own error matters more; a later run removes the rest
-            remove(temporary, within=out.parent)
 
 
 def _remove_bundle(folder: Path, own: list[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,38 @@ import onnx_ir as ir
 
 from .._version import __version__
 from ..bundle.integrity import FileFacts, file_facts
-from ..bundle.manifest import MANIFEST, POSITIONS, TEXT, TOWERS, VISION, Manifest, Variant, check_head, graph_path
-from ..config import NAFLEX, TOKENIZER
+from ..bundle.manifest import (
+    FEATURES,
+    LOGITS,
+    MANIFEST,
+    POOLED,
+    POSITIONS,
+    Manifest,
+    Variant,
+    check_head,
+    data_path,
+    embedding_space,
+    graph_path,
+    joined_path,
+)
+from ..config import CLASSIFIER, CONFIG, DUAL, NAFLEX, TEXT, TOKENIZER, TOWERS, VISION, NaflexVisionConfig
 from ..errors import AccuracyError, CheckpointError
-from ..head import Floats
 from ..image.decode import ImageSource
 from ..session import LazySession
 from ..system.extras import extra
-from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, compare
-from ..verify.samples import SAMPLE_TEXTS, sample_images
-from .calibration import Calibration, Inputs, prepare_inputs
+from ..verify.accuracy import MIN_COSINE, REFERENCE, Accuracy, Answers, compare
+from ..verify.samples import CALIBRATION_TEXTS, SAMPLE_TEXTS, sample_images
+from .calibration import Calibration, Inputs, embed, list_progress, prepare_inputs
 from .checkpoint import POSITIONS_WEIGHT, Checkpoint, open_checkpoint
+from .graph import Progress, ignore_progress
+from .joined import write_joined
 from .output import check_out, new_bundle_folder
 from .tokenizer import write_tokenizer
 from .towers import build_towers
 from .variants import Int8Options, write_tower
 
 PRECISIONS = ("fp32", "int8")
+_SAMPLES = {VISION: "images", TEXT: "texts"}
 
 Report = Callable[[str], None]
 FreshTower = Callable[[str], ir.Model]
@@ -51,7 +67,7 @@ class ExportedVariant:
 
 @dataclass(frozen=True)
 class WrittenVariant:
-    """The two graphs of a variant on disk, how each was quantized, and the seconds that writing them took."""
+    """The graphs of a variant on disk, how each was quantized, and the seconds that writing them took."""
 
     graphs: dict[str, Path]
     quantization: dict[str, dict[str, Any]]
@@ -72,14 +88,18 @@ def export_bundle(
     description: str = "",
     base: Path | None = None,
     tokenizer: Path | None = None,
+    tower: str | None = None,
+    features: bool = False,
+    joined: bool = False,
     report: Report = lambda _line: None,
+    progress: Progress = ignore_progress,
 ) -> list[ExportedVariant]:
     """Export a checkpoint to the bundle folder ``out``, which appears whole or not at all.
 
     Args:
         checkpoint_path: the folder or file of a checkpoint, in any layout of ``docs/export.md``.
         out: the bundle to write.
-        precisions: the variants of the bundle: ``"fp32"``, ``"int8"``, ``"fp16"``, ``"q4"``.
+        precisions: the variants of the bundle: ``"fp32"``, ``"int8"``, ``"fp16"``, ``"q4"``, ``"qdq"``.
         exporter: ``"native"``, or ``"optimum"`` to let optimum-onnx trace the PyTorch model.
         min_cosine: the cosine to fp32 that every sample embedding of every variant must reach, ``MIN_COSINE`` if None;
             int8 leaves as many layers in fp32 as it needs to reach it.
@@ -91,7 +111,11 @@ def export_bundle(
         description: a sentence on what the model was trained for, shown to its users.
         base: the checkpoint folder that a LoRA adapter was trained on.
         tokenizer: a ``spiece.model`` or ``tokenizer.json``, for a checkpoint that has none.
+        tower: the only tower to export, ``"vision"`` or ``"text"``; by default all that the checkpoint has.
+        features: also give ``last_hidden_state`` of the vision tower; one without a pooling head gives only that.
+        joined: also write both towers and the head as one graph, for the zero-shot pipeline of transformers.js.
         report: called with a line of progress at the start of each step.
+        progress: called within a step with what is being done, how much of it is done, and how much there is.
 
     Raises:
         CheckpointError: the checkpoint cannot be exported, or ``out`` exists.
@@ -102,25 +126,33 @@ def export_bundle(
     check_out(out, checkpoint_path, overwrite)
     report(f"Reading {checkpoint_path}")
     with (
-        open_checkpoint(checkpoint_path, base=base, tokenizer=tokenizer, report=report) as checkpoint,
+        open_checkpoint(checkpoint_path, base=base, tokenizer=tokenizer, tower=tower, report=report) as checkpoint,
         new_bundle_folder(out, checkpoint_path) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
-        _towers(checkpoint, exporter, report) as fresh_tower,
+        _towers(checkpoint, exporter, features, report) as fresh_tower,
     ):
-        head = _read_head(checkpoint)
+        if joined and (checkpoint.kind != DUAL or checkpoint.config.model_type == NAFLEX):
+            what = "NaFlex model" if checkpoint.config.model_type == NAFLEX else f"model of kind {checkpoint.kind!r}"
+            raise CheckpointError(
+                f"{checkpoint_path} is a {what}, which transformers.js does not open joined. Leave out --joined."
+            )
+        if calibration_images is not None and checkpoint.config.vision is None:
+            raise CheckpointError(f"{checkpoint_path} has no vision tower to calibrate. Leave out --calibration.")
+        manifest = _begin_manifest(checkpoint, exporter, features, description)
         report("Writing configs and tokenizer")
         _write_shared_files(checkpoint, folder)
         files = {file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()}
         samples = prepare_inputs(checkpoint, folder, sample_images(), SAMPLE_TEXTS)
-        calibration_inputs = samples
-        if calibration_images is not None:
-            calibration_inputs = prepare_inputs(checkpoint, folder, calibration_images, SAMPLE_TEXTS)
+        images = sample_images() if calibration_images is None else calibration_images
+        calibration_inputs = prepare_inputs(checkpoint, folder, images, CALIBRATION_TEXTS)
         options = Int8Options(MIN_COSINE["int8"] if min_cosine is None else min_cosine, reduce_range)
         # Every variant is fitted to fp32 and compared with it; unless requested, it is written to a temporary folder.
         output_folders = {REFERENCE: Path(scratch)} | dict.fromkeys(precisions, folder)
-        written = _write_variants(fresh_tower, output_folders, calibration_inputs, options, report)
-        report("Comparing with fp32 on the sample images and texts")
-        accuracies = _compare(written, samples, head)
+        fitted = {VISION: manifest.vision_outputs[0], TEXT: POOLED}
+        written = _write_variants(fresh_tower, output_folders, calibration_inputs, fitted, options, report, progress)
+        report(f"Comparing with fp32 on the sample {' and '.join(_SAMPLES[tower] for tower in samples)}")
+        answers = {name: _answer(name, variant, samples, manifest, progress) for name, variant in written.items()}
+        accuracies = {name: compare(each, answers[REFERENCE], manifest) for name, each in answers.items()}
         if not allow_inaccurate:
             _check_accuracies(accuracies, min_cosine)
         variants = {
@@ -128,15 +160,10 @@ def export_bundle(
             for name, variant in written.items()
             if name in precisions
         }
-        manifest = Manifest(
-            model_name=_name(checkpoint),
-            source=_describe_source(checkpoint, exporter),
-            embedding_dim=checkpoint.config.text.embedding_dim,
-            **head,
-            variants=variants,
-            files=files,
-            description=description,
-        )
+        if joined:
+            report("Joining the towers of each variant in one graph")
+            variants = {name: _join(name, variant, folder, manifest.head) for name, variant in variants.items()}
+        manifest = replace(manifest, variants=variants, files=files)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return [
         ExportedVariant(name, variants[name].size_bytes, written[name].seconds, accuracies[name]) for name in precisions
@@ -144,11 +171,16 @@ def export_bundle(
 
 
 @contextmanager
-def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[FreshTower]:
+def _towers(checkpoint: Checkpoint, exporter: str, features: bool, report: Report) -> Iterator[FreshTower]:
     """Yield a function that builds a fresh fp32 tower by name; its weights are read when it is saved."""
+    outputs = _choose_outputs(checkpoint, features)
     if exporter == "native":
-        yield lambda tower: build_towers(checkpoint.weights, checkpoint.config)[tower]
+        yield lambda tower: build_towers(checkpoint.weights, checkpoint.config, outputs)[tower]
         return
+    if checkpoint.kind != DUAL or outputs != (POOLED,):
+        raise CheckpointError(
+            "optimum traces checkpoints with both towers, and only their pooled outputs. Use --exporter native."
+        )
     if checkpoint.layout != "transformers":
         raise CheckpointError(
             f"{checkpoint.path} has the layout of {checkpoint.layout}, which transformers cannot load, so that optimum "
@@ -162,44 +194,93 @@ def _towers(checkpoint: Checkpoint, exporter: str, report: Report) -> Iterator[F
         yield lambda tower: read_towers(Path(traced), checkpoint.config)[tower]
 
 
-def _read_head(checkpoint: Checkpoint) -> dict[str, float]:
-    head = {name: float(checkpoint.weights[name].item()) for name in ("logit_scale", "logit_bias")}
-    check_head(**head)
-    return head
+def _choose_outputs(checkpoint: Checkpoint, features: bool) -> tuple[str, ...]:
+    """Return the outputs of the vision tower's graph; the first is the one that int8 is fitted to.
+
+    Raises:
+        CheckpointError: ``features`` are requested without a vision tower.
+    """
+    vision = checkpoint.config.vision
+    if vision is None:
+        if features:
+            raise CheckpointError(f"{checkpoint.path} has no vision tower to give features. Leave out --features.")
+        return (POOLED,)
+    if checkpoint.kind == CLASSIFIER:
+        outputs: tuple[str, ...] = (POOLED, LOGITS)
+    else:
+        outputs = (POOLED,) if vision.vision_use_head else ()
+    return (*outputs, FEATURES) if features or not outputs else outputs
+
+
+def _begin_manifest(checkpoint: Checkpoint, exporter: str, features: bool, description: str) -> Manifest:
+    """Return the manifest of a checkpoint, without variants and files."""
+    head: dict[str, float | None] = {"logit_scale": None, "logit_bias": None}
+    if checkpoint.kind == DUAL:
+        numbers = {name: float(checkpoint.weights[name].item()) for name in head}
+        check_head(**numbers)
+        head |= numbers
+    return Manifest(
+        model_name=_name(checkpoint),
+        source=_describe_source(checkpoint, exporter),
+        embedding_dim=checkpoint.config.embedding_dim,
+        **head,
+        variants={},
+        files={},
+        description=description,
+        kind=checkpoint.kind,
+        labels=checkpoint.labels,
+        problem_type=checkpoint.problem_type,
+        vision_outputs=_choose_outputs(checkpoint, features),
+    )
 
 
 def _write_shared_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the files that all variants share: configs, tokenizer, and the positions of a NaFlex model."""
-    if checkpoint.config.model_type == NAFLEX:
+    if isinstance(checkpoint.config.vision, NaflexVisionConfig):
         np.save(folder / POSITIONS, checkpoint.weights[POSITIONS_WEIGHT])
     for name, content in checkpoint.config_files.items():
         (folder / name).write_bytes(content)
-    write_tokenizer(
-        checkpoint.tokenizer,
-        folder / TOKENIZER,
-        cleaning=checkpoint.cleaning,
-        text_length=checkpoint.config.text.max_position_embeddings,
-        vocab_size=checkpoint.config.text.vocab_size,
-    )
+    (folder / CONFIG).write_bytes(_for_transformers_js(checkpoint.config_files[CONFIG]))
+    if checkpoint.config.text is not None and checkpoint.tokenizer is not None:
+        write_tokenizer(
+            checkpoint.tokenizer,
+            folder / TOKENIZER,
+            cleaning=checkpoint.cleaning,
+            text_length=checkpoint.config.text.max_position_embeddings,
+            vocab_size=checkpoint.config.text.vocab_size,
+        )
+
+
+def _for_transformers_js(config: bytes) -> bytes:
+    """Add to ``config.json`` that weights are beside the graphs, which transformers.js must know in a browser."""
+    document: dict[str, Any] = json.loads(config)
+    return json.dumps(document | {"transformers.js_config": {"use_external_data_format": True}}, indent=2).encode()
 
 
 def _write_variants(
     fresh_tower: FreshTower,
     output_folders: Mapping[str, Path],
     calibration_inputs: Mapping[str, Sequence[Inputs]],
+    fitted: Mapping[str, str],
     options: Int8Options,
     report: Report,
+    progress: Progress,
 ) -> dict[str, WrittenVariant]:
-    """Write each variant into its output folder, fp32 first."""
+    """Write each variant into its output folder, fp32 first; int8 is fitted to one output of each tower."""
     calibration = {
-        tower: Calibration(output_folders[REFERENCE] / graph_path(tower, REFERENCE), inputs)
+        tower: Calibration(
+            output_folders[REFERENCE] / graph_path(tower, REFERENCE),
+            inputs,
+            _within(f"{tower} tower", progress),
+            fitted[tower],
+        )
         for tower, inputs in calibration_inputs.items()
     }
     written = {}
     for name, output_folder in output_folders.items():
         report(f"Writing {name} towers")
         began = time.perf_counter()
-        graphs = {tower: output_folder / graph_path(tower, name) for tower in TOWERS}
+        graphs = {tower: output_folder / graph_path(tower, name) for tower in calibration}
         quantization = {
             tower: write_tower(name, partial(fresh_tower, tower), path, calibration[tower], options)
             for tower, path in graphs.items()
@@ -208,19 +289,34 @@ def _write_variants(
     return written
 
 
-def _compare(
-    written: Mapping[str, WrittenVariant], samples: Mapping[str, Sequence[Inputs]], head: Mapping[str, float]
-) -> dict[str, Accuracy]:
-    """Compare each variant with fp32 on the same inputs."""
-    embeddings = {
-        name: tuple(_embed(variant, samples, tower) for tower in (VISION, TEXT)) for name, variant in written.items()
-    }
-    return {name: compare(*rows, *embeddings[REFERENCE], **head) for name, rows in embeddings.items()}
+def _answer(
+    name: str,
+    variant: WrittenVariant,
+    samples: Mapping[str, Sequence[Inputs]],
+    manifest: Manifest,
+    progress: Progress,
+) -> Answers:
+    """Return what a variant answers on the samples."""
+    answers = Answers()
+    for tower, inputs in samples.items():
+        session = LazySession(variant.graphs[tower])
+        outputs = manifest.vision_outputs if tower == VISION else (POOLED,)
+
+        def rows(inputs: Sequence[Inputs] = inputs, tower: str = tower) -> Iterator[Inputs]:
+            return list_progress(inputs, "comparing", _within(f"{name} {tower} tower", progress))
+
+        if POOLED in outputs:
+            answers = answers._replace(**{tower: np.concatenate([session.embed(row) for row in rows()])})
+        if FEATURES in outputs:
+            answers = answers._replace(features=embed(session, rows(), FEATURES))
+        if LOGITS in outputs:
+            answers = answers._replace(logits=np.concatenate([session.run(LOGITS, row) for row in rows()]))
+    return answers
 
 
-def _embed(variant: WrittenVariant, samples: Mapping[str, Sequence[Inputs]], tower: str) -> Floats:
-    session = LazySession(variant.graphs[tower])
-    return np.concatenate([session.embed(inputs) for inputs in samples[tower]])
+def _within(part: str, progress: Progress) -> Progress:
+    """Return a function that reports the progress of a part."""
+    return lambda step, done, total: progress(f"{part}, {step}", done, total)
 
 
 def _check_accuracies(accuracies: Mapping[str, Accuracy], min_cosine: float | None) -> None:
@@ -233,9 +329,10 @@ def _check_accuracies(accuracies: Mapping[str, Accuracy], min_cosine: float | No
         limit = MIN_COSINE[name] if min_cosine is None or name == REFERENCE else min_cosine
         if not accuracy.cosine_min >= limit:
             raise AccuracyError(
-                f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32 on the samples (vision "
-                f"{accuracy.vision_cosine_min:.5f}, text {accuracy.text_cosine_min:.5f}), expected at least {limit}. "
-                "Nothing was written. Export with --precision fp32, or keep the variant with --allow-inaccurate."
+                f"{name} reaches only a cosine of {accuracy.cosine_min:.5f} to fp32 on the samples ("
+                f"{', '.join(f'{what} {worst:.5f}' for what, worst in accuracy.cosines_min.items())}), expected at "
+                f"least {limit}. "
+                "Nothing was written. Export with --variant fp32, or keep the variant with --allow-inaccurate."
             )
 
 
@@ -243,19 +340,22 @@ def _describe_variant(
     name: str, written: WrittenVariant, folder: Path, shared: Mapping[str, FileFacts], accuracy: Accuracy
 ) -> Variant:
     graphs = [path.relative_to(folder).as_posix() for path in written.graphs.values()]
-    files = {file: file_facts(folder / file) for graph in graphs for file in (graph, f"{graph}.data")}
+    files = {file: file_facts(folder / file) for graph in graphs for file in (graph, data_path(graph))}
     return Variant(
-        embedding_space=_embedding_space(name, {**shared, **files}),
+        embedding_space=embedding_space(name, shared, files),
         files=files,
         quantization={tower: facts for tower, facts in written.quantization.items() if facts},
         accuracy=accuracy.to_card(),
     )
 
 
-def _embedding_space(variant: str, files: Mapping[str, FileFacts]) -> str:
-    """Name the vectors of a variant by what determines them: graphs, weights, tokenizer and preprocessing."""
-    content = "".join(f"{name} {facts.sha256}\n" for name, facts in sorted(files.items()))
-    return f"{variant}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+def _join(name: str, variant: Variant, folder: Path, head: Mapping[str, float]) -> Variant:
+    """Write the joined graph of a variant; its vectors are those of the towers, so that their id stays."""
+    graph = joined_path(name)
+    vision, text = (folder / graph_path(tower, name) for tower in TOWERS)
+    write_joined(vision, text, folder / graph, **head)
+    files = {file: file_facts(folder / file) for file in (graph, data_path(graph))}
+    return replace(variant, files={**variant.files, **files})
 
 
 def _name(checkpoint: Checkpoint) -> str:

@@ -8,15 +8,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from ..bundle.manifest import POOLED
 from ..head import Floats
-from .calibration import Inputs, embed, linear_layers, session_of
+from .calibration import Inputs, embed, linear_layers, list_progress, session_of
+from .graph import Progress, ignore_progress
 
 _WORST = 3  # inputs on which single layers are switched
 _SWITCH, _INT8 = ":in_fp32", ":in_int8"
 
 
 def find_fp32_layers(
-    fp32_path: Path, int8_path: Path, inputs: Sequence[Inputs], expected: Floats, min_cosine: float
+    fp32_path: Path,
+    int8_path: Path,
+    inputs: Sequence[Inputs],
+    expected: Floats,
+    min_cosine: float,
+    progress: Progress = ignore_progress,
+    output: str = POOLED,
 ) -> dict[str, float]:
     """Return the layers to leave in fp32 so that every input's embedding reaches ``min_cosine``.
 
@@ -29,14 +37,19 @@ def find_fp32_layers(
         inputs: the calibration inputs, one dictionary each.
         expected: their unit embeddings in fp32, f32 ``(N, D)``.
         min_cosine: between 0 and 1.
+        progress: called for each layer that was tried, and each input.
+        output: the output to compare.
     """
     model, layers = switchable(fp32_path, int8_path)
     with session_of(model, fp32_path.parent) as session:
 
         def cosines(fp32: Collection[str], rows: Sequence[int]) -> Floats:
             switches = {f"{layer}{_SWITCH}": np.array(layer in fp32) for layer in layers}
-            embeddings = embed(session, [{**inputs[row], **switches} for row in rows])
-            cosine: Floats = (embeddings * expected[rows]).sum(axis=1)
+            step = f"trying {len(fp32)} layers in fp32"
+            switched = [{**inputs[row], **switches} for row in rows]
+            report = progress if len(fp32) > 1 else ignore_progress  # one layer is reported as a whole
+            embeddings = embed(session, list_progress(switched, step, report), output)
+            cosine: Floats = (embeddings * expected[rows, : embeddings.shape[1]]).sum(axis=1)
             return cosine
 
         all_rows = list(range(len(inputs)))
@@ -44,7 +57,10 @@ def find_fp32_layers(
         if before.min() >= min_cosine:
             return {}
         worst = np.argsort(before)[:_WORST].tolist()
-        gains = {layer: float((cosines({layer}, worst) - before[worst]).mean()) for layer in layers}
+        gains = {
+            layer: float((cosines({layer}, worst) - before[worst]).mean())
+            for layer in list_progress(layers, "searching for layers to leave in fp32", progress)
+        }
         order = sorted(layers, key=lambda layer: -gains[layer])
         too_few, enough = 0, len(order)
         while enough - too_few > 1:

@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 
 def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: int, cleaning: str | None = None) -> None:
-    """Write ``out`` from ``spiece.model`` or ``tokenizer.json``; next to it the table of its pieces.
+    """Write ``out`` from ``spiece.model`` or ``tokenizer.json``; next to it its config and the table of its pieces.
 
     Args:
         source: one of these files, or their folder.
@@ -63,8 +63,30 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
     tokenizer.enable_padding(direction="right", pad_id=pad["ids"][0], pad_token=pad["tokens"][0], length=text_length)
     text = tokenizer.to_str(pretty=False)
     out.write_text(text, encoding="utf-8")
+    config = _tokenizer_config(document, text_length)
+    out.with_name(TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if len(document["model"]["vocab"]) >= LARGE_VOCABULARY:
         write_pieces(json.loads(text), out.with_name(PIECES))
+
+
+def _tokenizer_config(document: Json, text_length: int) -> Json:
+    """Return ``tokenizer_config.json``, with which AutoTokenizer opens the tokenizer in Python and JavaScript.
+
+    The class is the general one, which reads all of ``tokenizer.json``; SigLIP's own would clean texts a second time.
+    """
+    named = document["post_processor"]["special_tokens"]
+    (eos,) = (tokens["tokens"][0] for name, tokens in named.items() if name != "pad")
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": text_length,
+        "model_input_names": ["input_ids"],
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": eos,
+        "pad_token": named["pad"]["tokens"][0],
+        "unk_token": "<unk>",
+    }
 
 
 def find_tokenizer(source: Path, names: Sequence[str] = (SENTENCEPIECE, TOKENIZER)) -> Path | None:
@@ -117,8 +139,8 @@ def _from_fast_tokenizer(path: Path) -> Json:
 def _unigram_document(vocab: list[list[Any]], unk_id: int, charsmap: str, *, byte_fallback: bool) -> Json:
     """SigLIP: lower-case, no ASCII punctuation, single spaces, NFKC; ``</s>`` ends and pads.
 
-    Two differences from the reference remain: text after a literal ``</s>`` or ``<unk>`` starts a new word here, but
-    not there; a combining accent at the start of a text is lost here.
+    Lowercase works letter by letter, as ``SiglipTokenizer`` does: Σ becomes σ, also at the end of a word.
+    ``docs/export.md`` lists the texts whose ids differ from the reference's.
     """
     pieces = [piece for piece, _ in vocab]
     if "</s>" not in pieces:
@@ -151,7 +173,10 @@ def _unigram_document(vocab: list[list[Any]], unk_id: int, charsmap: str, *, byt
 
 
 def _gemma_document(document: Json) -> Json:
-    """SigLIP 2: the published file, plus the lower-casing of training; ``<eos>`` ends, ``<pad>`` pads."""
+    """SigLIP 2: the published file, plus the lower-casing of training; ``<eos>`` ends, ``<pad>`` pads.
+
+    Lowercase is the step that ``Siglip2Tokenizer`` of transformers 5 adds, letter by letter: Σ always becomes σ.
+    """
     vocab = document["model"]["vocab"]
     if not {"<eos>", "<pad>"} <= vocab.keys():
         raise CheckpointError(
@@ -253,9 +278,16 @@ def _find_charsmap(document: Json) -> str:
 _STRIP: Json = {"type": "Strip", "strip_left": True, "strip_right": True}
 _EMPTY: Json = {"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]}}
 _SINGLE_SPACES = [_replace_regex(_WHITESPACE, " "), _STRIP]
+# str.lower() of Python: Σ at the end of a word becomes ς, which Lowercase, letter by letter, does not
+# know. Source: SpecialCasing.txt of Unicode, Final_Sigma.
+_CASED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
+_LOWER = [
+    _replace_regex(rf"(?<={_CASED}\p{{Case_Ignorable}}*)Σ(?!\p{{Case_Ignorable}}*{_CASED})", "ς"),
+    {"type": "Lowercase"},
+]
 # Names are those of the argument ``clean`` in open_clip.
 OPEN_CLIP_CLEANING: dict[str, list[Json]] = {
     "whitespace": _SINGLE_SPACES,
-    "lower": [*_SINGLE_SPACES, {"type": "Lowercase"}],
-    "canonicalize": [_replace("_", " "), _replace_regex(_PUNCTUATION, ""), {"type": "Lowercase"}, *_SINGLE_SPACES],
+    "lower": [*_SINGLE_SPACES, *_LOWER],
+    "canonicalize": [_replace("_", " "), _replace_regex(_PUNCTUATION, ""), *_LOWER, *_SINGLE_SPACES],
 }

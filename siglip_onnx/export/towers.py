@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..config import NaflexVisionConfig, SiglipConfig, TextConfig, VisionConfig
+from ..bundle.manifest import FEATURES, LOGITS, POOLED
+from ..config import TEXT, VISION, NaflexVisionConfig, SiglipConfig, TextConfig, VisionConfig
 from .checkpoint import Weights
 from .graph import GraphBuilder, graph_input
 
 Floats = NDArray[np.float32]
 
 
-def build_towers(weights: Weights, config: SiglipConfig) -> dict[str, ir.Model]:
-    """Return both towers in fp32: ``vision`` and ``text``."""
-    vision = config.vision
-    if isinstance(vision, NaflexVisionConfig):
-        vision_model = naflex_vision_tower(weights, vision)
-    else:
-        vision_model = vision_tower(weights, vision)
-    return {"vision": vision_model, "text": text_tower(weights, config.text)}
+def build_towers(
+    weights: Weights, config: SiglipConfig, vision_outputs: Collection[str] = (POOLED,)
+) -> dict[str, ir.Model]:
+    """Return the towers in fp32, ``vision`` and ``text``; ``vision_outputs`` are those of :func:`pool`."""
+    towers = {}
+    if isinstance(config.vision, NaflexVisionConfig):
+        towers[VISION] = naflex_vision_tower(weights, config.vision, vision_outputs)
+    elif config.vision is not None:
+        towers[VISION] = vision_tower(weights, config.vision, vision_outputs)
+    if config.text is not None:
+        towers[TEXT] = text_tower(weights, config.text)
+    return towers
 
 
-def vision_tower(weights: Weights, config: VisionConfig) -> ir.Model:
-    """``pixel_values`` f32 ``(N, 3, S, S)`` to ``pooler_output`` f32 ``(N, D)``: ``SiglipVisionTransformer``."""
+def vision_tower(weights: Weights, config: VisionConfig, outputs: Collection[str]) -> ir.Model:
+    """``pixel_values`` f32 ``(N, 3, S, S)`` to the outputs of :func:`pool`: ``SiglipVisionTransformer``."""
     graph = GraphBuilder(weights, config.layer_norm_eps, config.hidden_act)
     size = config.image_size
     pixel_values = graph_input("pixel_values", ir.DataType.FLOAT, ["batch", config.num_channels, size, size])
@@ -32,11 +39,11 @@ def vision_tower(weights: Weights, config: VisionConfig) -> ir.Model:
     for number in range(config.num_hidden_layers):
         x = encoder_layer(graph, x, f"vision_model.encoder.layers.{number}", config.num_attention_heads)
     x = graph.layer_norm(x, "vision_model.post_layernorm")
-    return graph.build("vision_model", [pixel_values], map_head(graph, x, weights, config))
+    return graph.build("vision_model", [pixel_values], pool(graph, x, weights, config, outputs))
 
 
-def naflex_vision_tower(weights: Weights, config: NaflexVisionConfig) -> ir.Model:
-    """Patches of an image of any size to ``pooler_output`` f32 ``(N, D)``: ``Siglip2VisionTransformer``.
+def naflex_vision_tower(weights: Weights, config: NaflexVisionConfig, outputs: Collection[str]) -> ir.Model:
+    """Patches of an image of any size to the outputs of :func:`pool`: ``Siglip2VisionTransformer``.
 
     ``pixel_values`` f32 ``(N, P, patch)``, ``pixel_attention_mask`` i32 ``(N, P)`` with 0 for padding, and
     ``position_embeddings`` f32 ``(N, P, D)``, already resized to each image's grid: no ONNX operator resizes
@@ -51,7 +58,8 @@ def naflex_vision_tower(weights: Weights, config: NaflexVisionConfig) -> ir.Mode
     for number in range(config.num_hidden_layers):
         x = encoder_layer(graph, x, f"vision_model.encoder.layers.{number}", config.num_attention_heads, mask=mask)
     x = graph.layer_norm(x, "vision_model.post_layernorm")
-    return graph.build("vision_model", [pixel_values, mask, positions], map_head(graph, x, weights, config, mask=mask))
+    inputs = [pixel_values, mask, positions]
+    return graph.build("vision_model", inputs, pool(graph, x, weights, config, outputs, mask=mask))
 
 
 def text_tower(weights: Weights, config: TextConfig) -> ir.Model:
@@ -61,7 +69,7 @@ def text_tower(weights: Weights, config: TextConfig) -> ir.Model:
     """
     graph = GraphBuilder(weights, config.layer_norm_eps, config.hidden_act)
     input_ids = graph_input("input_ids", ir.DataType.INT64, ["batch", config.max_position_embeddings])
-    tokens = graph.op("Gather", graph.weight("text_model.embeddings.token_embedding.weight"), input_ids)
+    tokens = graph.op("Gather", graph.table("text_model.embeddings.token_embedding.weight"), input_ids)
     x = graph.add(tokens, graph.weight("text_model.embeddings.position_embedding.weight"))
     *layers, last_layer = [f"text_model.encoder.layers.{number}" for number in range(config.num_hidden_layers)]
     for layer in layers:
@@ -69,7 +77,7 @@ def text_tower(weights: Weights, config: TextConfig) -> ir.Model:
     x = encoder_layer(graph, x, last_layer, config.num_attention_heads, last_position_only=True)
     x = graph.layer_norm(x, "text_model.final_layer_norm")
     pooled = graph.op("Squeeze", x, graph.constant([1], "pooled_axis"))
-    return graph.build("text_model", [input_ids], graph.linear(pooled, "text_model.head"))
+    return graph.build("text_model", [input_ids], {POOLED: graph.linear(pooled, "text_model.head")})
 
 
 def patch_embeddings(graph: GraphBuilder, pixel_values: ir.Value, config: VisionConfig) -> ir.Value:
@@ -119,6 +127,39 @@ def mlp(graph: GraphBuilder, x: ir.Value, layer: str) -> ir.Value:
 def last_position(graph: GraphBuilder, x: ir.Value) -> ir.Value:
     """``(N, T, D)`` to ``(N, 1, D)``."""
     return graph.op("Gather", x, graph.constant([-1], "last_position"), axis=1)
+
+
+def pool(
+    graph: GraphBuilder,
+    x: ir.Value,
+    weights: Weights,
+    config: VisionConfig | NaflexVisionConfig,
+    outputs: Collection[str],
+    *,
+    mask: ir.Value | None = None,
+) -> dict[str, ir.Value]:
+    """Return outputs by name from the last layer's patches ``(N, P, D)``, which are ``last_hidden_state`` themselves.
+
+    With ``logits`` f32 ``(N, M)``, those of ``SiglipForImageClassification`` or ``Siglip2ForImageClassification``,
+    ``pooler_output`` is the mean over patches that they are computed from; without, it is that of the MAP head.
+    """
+    named = {}
+    if LOGITS in outputs:
+        named[POOLED] = mean_of_patches(graph, x, mask)
+        named[LOGITS] = graph.linear(named[POOLED], "classifier")
+    elif POOLED in outputs:
+        named[POOLED] = map_head(graph, x, weights, config, mask=mask)
+    return named | ({FEATURES: x} if FEATURES in outputs else {})
+
+
+def mean_of_patches(graph: GraphBuilder, x: ir.Value, mask: ir.Value | None) -> ir.Value:
+    """``(N, P, D)`` to ``(N, D)``; patches whose ``mask`` ``(N, P)`` is 0 do not count."""
+    axis = graph.constant([1], "patches_axis")
+    if mask is None:
+        return graph.op("ReduceMean", x, axis, keepdims=0)
+    seen = graph.op("Unsqueeze", graph.op("Cast", mask, to=ir.DataType.FLOAT), axis)
+    shares = graph.op("Div", seen, graph.op("ReduceSum", seen, graph.constant([2], "seen_axis"), keepdims=1))
+    return graph.op("Squeeze", graph.matmul(shares, x), axis)
 
 
 def map_head(

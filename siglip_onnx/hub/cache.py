@@ -10,14 +10,14 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from ..bundle.folder import folder_problems
 from ..bundle.manifest import MANIFEST
-from ..errors import CacheError, ModelNotFoundError
+from ..errors import CacheError, ModelNotFoundError, SiglipOnnxError
 from ..system.cache_dir import CACHE_VARIABLE, models_folder
 from ..system.files import remove as remove_tree
 from ..system.files import remove_stale_parts, replace_folder, write_atomic
@@ -28,6 +28,8 @@ RECORD = ".json"
 PARTIAL = ".partial"
 CORRUPT = ".corrupt-"
 REPLACED = ".replaced-"
+_DEFAULT_BRANCH = "main"
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")  # with fewer digits, a branch or tag is more likely meant
 # Names that this module writes into a repository's folder; it never removes others.
 _OWN = re.compile(r"[0-9a-f]{40}(\.json|\.partial|\.corrupt-\d{8}-\d{6}|\.replaced-[0-9a-f]{32})?")
 
@@ -40,8 +42,9 @@ class CachedModel:
         name: ``owner/name`` on the Hub.
         revision: the commit, 40 hexadecimal digits.
         kind: what the repository held, a bundle or a checkpoint.
-        pulled: time of the download, in seconds since 1970.
-        asked: the branch or tag that was requested, if any.
+        pulled: time of the last pull, in seconds since 1970.
+        asked: the branch or tag that was requested first; empty for the default branch.
+        also: further branches and tags that were found to be this commit.
     """
 
     name: str
@@ -49,11 +52,23 @@ class CachedModel:
     kind: str
     pulled: float
     asked: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """The folder of its bundle."""
         return repository_folder(self.name) / self.revision
+
+    @property
+    def branches(self) -> list[str]:
+        """The branches and tags that were found to be this commit, the default branch as an empty name."""
+        return [branch_of(name) for name in (self.asked, *self.also)]
+
+    def answers(self, revision: str | None) -> bool:
+        """Say whether a pull of this branch, tag or commit (or the first 7 digits or more of it) gave this model."""
+        if branch_of(revision) in self.branches:
+            return True
+        return revision is not None and bool(_COMMIT.fullmatch(revision)) and self.revision.startswith(revision)
 
     @property
     def request(self) -> str:
@@ -64,6 +79,11 @@ class CachedModel:
     def size_bytes(self) -> int:
         """Size of its files on disk."""
         return folder_size(self.folder)
+
+
+def branch_of(revision: str | None) -> str:
+    """Return the branch or tag that a revision names, empty for the default branch."""
+    return "" if revision in (None, _DEFAULT_BRANCH) else str(revision)
 
 
 def repository_folder(name: str) -> Path:
@@ -79,11 +99,9 @@ def cached_models() -> list[CachedModel]:
 
 
 def find_cached(name: str, revision: str | None) -> CachedModel | None:
-    """Return a cached model of a commit (or its first digits), branch or tag; without a revision, the newest one."""
-    for model in cached_models():
-        if model.name == name and (revision in (None, model.asked) or model.revision.startswith(str(revision))):
-            return model
-    return None
+    """Return the cached model of a branch, tag or commit, by default of the default branch; of several the newest."""
+    models = [model for model in cached_models() if model.name == name and model.answers(revision)]
+    return next(iter(models), None)
 
 
 def store(model: CachedModel, partial: Path) -> None:
@@ -102,6 +120,15 @@ def store(model: CachedModel, partial: Path) -> None:
 def write_record(model: CachedModel) -> None:
     """Write what is known of a cached model beside its folder."""
     write_atomic(model.folder.with_name(model.revision + RECORD), json.dumps(asdict(model)).encode())
+
+
+def forget_branch(model: CachedModel, branch: str) -> None:
+    """Take a branch or tag from the records of other commits: it has moved to this one."""
+    for other in cached_models():
+        if other.name == model.name and other.revision != model.revision and branch in other.branches:
+            names = [name for name in (other.asked, *other.also) if branch_of(name) != branch]
+            asked, *also = names or [other.revision]
+            write_record(replace(other, asked=asked, also=tuple(also)))
 
 
 def quarantine(model: CachedModel) -> None:
@@ -127,13 +154,11 @@ def remove(name: str, revision: str | None) -> int:
     folder = repository_folder(name)
     if not folder.is_dir():
         raise ModelNotFoundError(f"{name} is not in the cache. List its models with: siglip-onnx models list")
-    known = find_cached(name, revision)
-    if known is not None and revision is not None:
-        revision = known.revision  # of a branch or tag
     with locked(name), cache_errors():
         remove_stale_parts(folder)
         own = [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]
-        to_remove = [path for path in own if path.name.startswith(revision or "")]
+        commits = None if revision is None else _commits_of(name, revision, own)
+        to_remove = [path for path in own if commits is None or path.name[:40] in commits]
         if not to_remove:
             raise ModelNotFoundError(
                 f"{name} has no revision {revision} in the cache. List its models with: siglip-onnx models list"
@@ -144,6 +169,24 @@ def remove(name: str, revision: str | None) -> int:
         if not any(folder.iterdir()):
             discard(folder)
     return freed
+
+
+def _commits_of(name: str, revision: str, own: list[Path]) -> set[str]:
+    """Return the commit that a branch, tag or commit stands for, also of an incomplete download.
+
+    Raises:
+        ModelNotFoundError: several commits begin so.
+    """
+    known = find_cached(name, revision)
+    if known is not None and branch_of(revision) in known.branches:
+        return {known.revision}
+    commits = {path.name[:40] for path in own if _COMMIT.fullmatch(revision) and path.name.startswith(revision)}
+    if len(commits) > 1:
+        raise ModelNotFoundError(
+            f"{name} has {len(commits)} revisions in the cache that begin with {revision}. Name one of them in full: "
+            f"{', '.join(sorted(commits))}"
+        )
+    return commits
 
 
 def stale_entries() -> list[Path]:
@@ -194,6 +237,8 @@ def cache_errors() -> Iterator[None]:
     """Turn an OSError into a CacheError that names the cache."""
     try:
         yield
+    except SiglipOnnxError:
+        raise
     except OSError as error:
         raise CacheError(
             f"The cache {models_folder().parent} cannot be used: {error.strerror or error}. Choose another folder with "

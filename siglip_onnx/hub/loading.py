@@ -9,14 +9,18 @@ from pathlib import Path
 
 from .. import demo
 from ..bundle.folder import Bundle, open_bundle
-from ..errors import BundleError, DownloadError, ModelNotFoundError
+from ..classifier import make_model
+from ..errors import BundleError, DownloadError, ModelNotFoundError, OptionError
 from ..model import SigLIP
-from ..options import DEFAULT_LIMITS, WHITE, ImageLimits, RuntimeOptions
+from ..options import DEFAULT_LIMITS, WHITE, ImageLimits, Provider, RuntimeOptions
+from ..system.threads import MAX_THREADS, available_workers
 from .cache import CachedModel, find_cached, quarantine
+from .choice import apply_choice
 from .download import is_offline
 from .names import parse_hub_name
 from .pull import Report, offline_message, pull
 
+AUTO = "auto"  # as many workers as there are CPUs for this process
 _log = logging.getLogger(__name__)
 
 
@@ -24,15 +28,17 @@ def load(
     name: str | os.PathLike[str] = demo.NAME,
     *,
     variant: str | None = None,
-    providers: Sequence[str] | None = None,
+    providers: Sequence[Provider] | None = None,
     threads: int | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     fast_decode: bool = False,
     max_num_patches: int | None = None,
     label_cache: str | os.PathLike[str] | None = None,
     image_limits: ImageLimits | None = None,
     allow_truncated: bool = False,
     background: str = WHITE,
+    isolate_decoding: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
     offline: bool = False,
     cache: str | os.PathLike[str] | None = None,
     report: Report = _log.info,
@@ -45,11 +51,13 @@ def load(
     Args:
         name: ``"demo"``, the folder of a bundle, or a repository on the Hugging Face Hub, ``"owner/name"`` or
             ``"owner/name@revision"``; Google's checkpoints also by their names alone.
-        variant: ``"int8"`` (the default where present), ``"fp32"``, ...
-        providers: execution providers in onnxruntime's spelling; the CPU by default.
+        variant: ``"int8"`` (the default where present), ``"fp32"``, ... Without variant and providers, those are used
+            that ``siglip-onnx bench MODEL --choose`` chose on this machine, with its number of threads.
+        providers: execution providers in onnxruntime's spelling, or ``["OpenVINO"]``, each as a name or a pair of name
+            and options; the CPU by default.
         threads: intra-op threads; by default as many as the process may use.
         workers: one worker minimizes latency: all threads process one image. Several maximize throughput: each
-            processes a different image (or text) on one thread.
+            processes a different image (or text) on one thread. ``"auto"`` means one per CPU that the process may use.
         fast_decode: decode large JPEGs at a fraction of their size: faster, but not quite the same pixels.
         max_num_patches: NaFlex only: the largest number of patches per image; by default the checkpoint's.
         label_cache: a folder in which embeddings of labels are stored for other runs.
@@ -57,6 +65,9 @@ def load(
         allow_truncated: accept truncated images and decode what is there; by default they are refused.
         background: the color behind transparent images, a name or ``#rrggbb``; ``"drop"`` gives the pixels of
             transformers 4.57 instead: see :class:`.ImageReader`.
+        calibration: a file that ``siglip-onnx calibrate`` wrote for this model.
+        isolate_decoding: decode images in processes of their own, one per worker, under limits of memory and time, for
+            images that are not trusted; an image that exceeds them is an ``ImageError``. Costs 1 to 2 ms per image.
         offline: open no socket; ``HF_HUB_OFFLINE=1`` in the environment does the same.
         cache: the old name of ``label_cache``.
         report: called with each line of progress of a download or export; by default it is logged at level INFO.
@@ -71,15 +82,26 @@ def load(
         variant=variant,
         providers=providers,
         threads=threads,
-        workers=workers,
+        workers=_count_workers(workers),
         fast_decode=fast_decode,
         max_num_patches=max_num_patches,
         label_cache=None if label_cache is None else Path(label_cache),
         image_limits=image_limits or DEFAULT_LIMITS,
         allow_truncated=allow_truncated,
         background=background,
+        calibration=None if calibration is None else Path(calibration),
+        isolate_decoding=isolate_decoding,
     )
-    return SigLIP(open_model(name, variant, offline=offline, report=report), options)
+    bundle = open_model(name, variant, offline=offline, report=report)
+    return make_model(bundle, apply_choice(bundle, options, auto_workers=workers == AUTO))
+
+
+def _count_workers(workers: int | str) -> int:
+    if workers == AUTO:
+        return available_workers()
+    if isinstance(workers, str):
+        raise OptionError(f"workers is {workers!r}, expected a number from 1 to {MAX_THREADS}, or {AUTO!r}.")
+    return workers
 
 
 def open_model(
@@ -137,10 +159,7 @@ def _open_cached(cached: CachedModel, variant: str | None, offline_mode: bool, r
     except BundleError as error:
         return _refetch(cached, variant, offline_mode, report, error)
     if offline_mode:
-        raise DownloadError(
-            f"{cached.name} has no variant {variant} in the cache, and offline mode is on. With network access, "
-            f"run: siglip-onnx models pull {cached.request} --variant {variant}"
-        )
+        raise DownloadError(offline_message(cached.name, cached.asked or None, [str(variant)]))
     return open_bundle(pull(cached.name, cached.revision, [str(variant)], report, requested=cached.asked).folder)
 
 

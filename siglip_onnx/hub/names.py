@@ -23,6 +23,18 @@ class HubName:
     revision: str | None
 
 
+def parse_repository(name: str) -> str:
+    """Return ``owner/name``, a repository to write to, which may also be the path of a folder here.
+
+    Raises:
+        ModelNotFoundError: not such a name.
+    """
+    match = _HUB_NAME.fullmatch(name)
+    if match is None or match[2] is not None or ".." in name:
+        raise ModelNotFoundError(f"{name!r} is not a repository of the Hub; expected owner/name, without a revision.")
+    return match[1]
+
+
 def parse_hub_name(name: str) -> HubName:
     """Parse ``owner/name``, ``owner/name@revision`` or the short name of a published checkpoint.
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .. import errors
-from ..bundle.folder import folder_problems, verify_folder
-from ..bundle.manifest import DEFAULT_ORDER, MANIFEST, Manifest, read_manifest
+from ..bundle.folder import folder_problems, open_bundle, verify_folder
+from ..bundle.manifest import DEFAULT_ORDER, FORMAT, MANIFEST, Manifest, read_manifest
 from ..config import (
     CONFIG,
+    DUAL,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     PREPROCESSOR_CONFIG,
@@ -24,18 +23,27 @@ from ..config import (
     PYTORCH_WEIGHTS,
     SENTENCEPIECE,
     SHARD_INDEX,
+    TEXT,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    TOWERS_OF,
+    VISION,
     WEIGHTS,
+    checkpoint_kind,
+    read_document,
 )
 from ..errors import BundleError, DownloadError, SiglipOnnxError
 from ..system.extras import check_extra
+from ..system.json_files import read_json_object
+from ..system.steps import run_steps
 from .cache import (
     PARTIAL,
     CachedModel,
+    branch_of,
     cache_errors,
     discard,
     find_cached,
+    forget_branch,
     locked,
     repository_folder,
     store,
@@ -44,11 +52,9 @@ from .cache import (
 from .download import Repository, fetch, is_offline, look_up
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
-# What an export reads, by layout: of each row the first file that the repository has.
-_TRANSFORMERS = (
-    (CONFIG,), (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG), (SENTENCEPIECE, TOKENIZER),
-    (WEIGHTS, SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX),
-)  # fmt: skip
+# What an export reads, by layout: of each row the first file that the repository has; some only with one of the towers.
+_TRANSFORMERS = ((CONFIG,), (WEIGHTS, SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX))
+_OF_TOWER = {VISION: (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG), TEXT: (SENTENCEPIECE, TOKENIZER)}
 _OPEN_CLIP = ((OPEN_CLIP_CONFIG,), (TOKENIZER, SENTENCEPIECE), OPEN_CLIP_WEIGHTS)
 _SHARDS = {SHARD_INDEX: ("model-", ".safetensors"), PYTORCH_INDEX: ("pytorch_model-", ".bin")}
 _BYTES_PER_S = 10e6  # of a typical connection, to estimate how long a download takes
@@ -75,19 +81,18 @@ def pull(
         raise DownloadError(offline_message(name, revision))
     with locked(name):
         repository = look_up(name, revision)
-        branch = requested if requested is not None else revision or ""
+        branch = branch_of(revision if requested is None else requested)
         cached = find_cached(name, repository.revision)
         sound = cached is not None and not folder_problems(cached.folder)
         if cached is not None and sound and set(variants) <= read_manifest(cached.folder).variants.keys():
             report(f"{name} is in the cache already, at revision {repository.revision[:12]}")
-            if branch and cached.asked != branch:
-                cached = replace(cached, asked=branch)
-                with cache_errors():
-                    write_record(cached)
+            cached = _remember(cached, branch)
+            with cache_errors():
+                write_record(cached)
+                forget_branch(cached, branch)
             return cached
-        if cached is not None and sound:
-            variants = list(dict.fromkeys([*read_manifest(cached.folder).variants, *variants]))
-        kind = BUNDLE if MANIFEST in repository.files else CHECKPOINT
+        variants = list(dict.fromkeys([*_cached_variants(cached), *variants]))
+        kind = BUNDLE if holds_bundle(repository) else CHECKPOINT
         partial = repository_folder(name) / f"{repository.revision}{PARTIAL}"
         build = _copy_bundle if kind == BUNDLE else _export_checkpoint
         bundle = build(repository, variants, partial, report)
@@ -97,19 +102,56 @@ def pull(
                 discard(partial)
             raise BundleError(f"{name} is damaged on the Hub: {'; '.join(problems)}. Report this to its owner.")
         model = CachedModel(name, repository.revision, kind, time.time(), branch)
+        if cached is not None:
+            model = _remember(cached, branch)
         store(model, bundle)
+        with cache_errors():
+            forget_branch(model, branch)
         with cache_errors():
             discard(partial)
         report(f"{name} is in the cache: {model.folder}")
         return model
 
 
-def offline_message(name: str, revision: str | None) -> str:
-    """Return the message for a model that is not in the cache and must not be downloaded."""
+def holds_bundle(repository: Repository) -> bool:
+    """Say whether a repository's manifest, if it has one, is that of a bundle; other programs have such files too.
+
+    Raises:
+        DownloadError: the download fails.
+    """
+    if MANIFEST not in repository.files:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        fetch(repository, [MANIFEST], Path(folder))
+        with contextlib.suppress(OSError, ValueError):
+            return read_json_object(Path(folder) / MANIFEST).get("format") == FORMAT
+    return False
+
+
+def _remember(cached: CachedModel, branch: str) -> CachedModel:
+    """Return the record of a model that was pulled again, perhaps as another branch or tag."""
+    also = cached.also if branch in cached.branches else (*cached.also, branch)
+    return replace(cached, pulled=time.time(), also=also)
+
+
+def _cached_variants(cached: CachedModel | None) -> Collection[str]:
+    """Return the variants in the cache of which files are left; none of a damaged bundle."""
+    with contextlib.suppress(SiglipOnnxError):
+        if cached is not None:
+            return open_bundle(cached.folder).manifest.variants
+    return ()
+
+
+def offline_message(name: str, revision: str | None, variants: Sequence[str] = ()) -> str:
+    """Return the message for a model, or variants of it, that are not in the cache and must not be downloaded."""
     full = name if revision is None else f"{name}@{revision}"
+    what, option = full, ""
+    if variants:
+        names = ",".join(variants)
+        what, option = f"Variant {names} of {full}", f" --variant {names}"
     return (
-        f"{full} is not in the cache, and offline mode is on (--offline or HF_HUB_OFFLINE). "
-        f"With network access, run: siglip-onnx models pull {full}"
+        f"{what} is not in the cache, and is not downloaded: offline mode is on (--offline or HF_HUB_OFFLINE). "
+        f"With network access, run: siglip-onnx models pull {full}{option}"
     )
 
 
@@ -145,11 +187,11 @@ def _export_checkpoint(repository: Repository, variants: Sequence[str], partial:
     """Download a checkpoint and export it."""
     check_extra("export", f"{repository.name} is a checkpoint; its export")
     checkpoint = partial / repository.name.split("/")[1]  # this name becomes the model's
-    names = _checkpoint_files(repository)
+    names = _checkpoint_files(repository, checkpoint)
     _announce(repository, names, report, exported=True)
     fetch(repository, names, checkpoint)
     fetch(repository, _shards(repository, names), checkpoint)
-    folder = partial / "bundle"
+    folder = checkpoint.with_name(f"{checkpoint.name}.bundle")  # the checkpoint itself may be called bundle
     with cache_errors():
         discard(folder)
     _run_export(checkpoint, folder, variants or (DEFAULT_ORDER[0],), report)
@@ -160,11 +202,18 @@ def _export_checkpoint(repository: Repository, variants: Sequence[str], partial:
     return folder
 
 
-def _checkpoint_files(repository: Repository) -> list[str]:
-    """Return the files that an export reads."""
+def _checkpoint_files(repository: Repository, folder: Path) -> list[str]:
+    """Return the files that an export reads; the config, which decides that, is downloaded into ``folder``."""
     is_open_clip = OPEN_CLIP_CONFIG in repository.files and any(name in repository.files for name in OPEN_CLIP_WEIGHTS)
     names = []
-    for alternatives in _OPEN_CLIP if is_open_clip else _TRANSFORMERS:
+    rows: Sequence[Sequence[str]] = _OPEN_CLIP
+    if not is_open_clip:
+        kind = DUAL
+        if CONFIG in repository.files:
+            fetch(repository, [CONFIG], folder)
+            kind = checkpoint_kind(read_document(folder / CONFIG))
+        rows = (*_TRANSFORMERS[:1], *(_OF_TOWER[tower] for tower in TOWERS_OF[kind]), *_TRANSFORMERS[1:])
+    for alternatives in rows:
         present = [name for name in alternatives if name in repository.files]
         if not present:
             raise BundleError(
@@ -201,33 +250,12 @@ def _duration(seconds: float) -> str:
 
 
 def _run_export(checkpoint: Path, out: Path, variants: Sequence[str], report: Report) -> None:
-    """Export in a process of its own, whose memory (2.7 GB for a base model) is free again when it ends.
+    """Export in a process of its own, whose memory (0.8 GB for a base model) is free again when it ends.
 
     Raises:
         SiglipOnnxError: what the exporter raised, of the same class.
     """
-    command = [sys.executable, "-m", "siglip_onnx.export", str(checkpoint), str(out), *variants]
-    last_step, failure = "no message", None
-    with subprocess.Popen(  # noqa: S603
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
-        for line in process.stdout or ():
-            entry = _parse_line(line)
-            if "error" in entry:
-                failure = entry
-            else:
-                last_step = entry["step"]
-                report(last_step)
-    if process.returncode != 0:
-        failure = failure or {"error": "BundleError", "message": last_step}
-        kind: type[SiglipOnnxError] = getattr(errors, failure["error"], BundleError)
-        raise kind(f"{checkpoint.name} could not be exported (exit code {process.returncode}): {failure['message']}")
-
-
-def _parse_line(line: str) -> dict[str, str]:
-    """Return one line of ``siglip_onnx/export/__main__.py``; lines that libraries print count as steps."""
-    with contextlib.suppress(ValueError):
-        entry = json.loads(line)
-        if isinstance(entry, dict) and ("step" in entry or {"error", "message"} <= entry.keys()):
-            return entry
-    return {"step": line.strip()}
+    outcome = run_steps("siglip_onnx.export", [str(checkpoint), str(out), *variants], report)
+    if outcome.exit_code != 0:
+        kind: type[SiglipOnnxError] = getattr(errors, outcome.error or "BundleError", BundleError)
+        raise kind(f"{checkpoint.name} could not be exported (exit code {outcome.exit_code}): {outcome.message}")

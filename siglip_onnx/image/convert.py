@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from ..errors import SiglipOnnxError
+from ..errors import OptionError
 from ..options import DROP
 
 Color = tuple[int, int, int]
@@ -25,7 +25,7 @@ def parse_background(background: str) -> Color | None:
     """Return the color that a name or ``#rrggbb`` means, None for ``"drop"``.
 
     Raises:
-        SiglipOnnxError: it is neither.
+        OptionError: it is neither.
     """
     if background == DROP:
         return None
@@ -34,7 +34,7 @@ def parse_background(background: str) -> Color | None:
         if alpha:
             raise ValueError("a color with an alpha channel")
     except (AttributeError, TypeError, ValueError) as error:
-        raise SiglipOnnxError(
+        raise OptionError(
             f"background is {background!r}, expected the name of a color, #rrggbb, or {DROP!r}."
         ) from error
     return red, green, blue

@@ -1,25 +1,41 @@
-"""Decode a path, bytes, a PIL image or an array to RGB: the only module that opens images."""
+"""Decode a path, bytes, a PIL image or an array to RGB: the only module that reads images."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, TypeGuard
+from typing import IO, Any, TypeGuard, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ..errors import ImageError, first_line
+from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line, printable
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list
 from .convert import is_deep, largest_level, parse_background, scale_levels, to_rgb
-from .guard import check_header, check_tiles
+from .guard import check_exif, check_header
+from .guard_jpeg import is_read_in_one_pass
+from .openers import open_file
+from .preprocess import Fit
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
+ImageSource = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Mapping[str, Any]
+    | Image.Image
+    | np.ndarray[Any, Any]
+)
+_KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 
 # Only formats of raster images: for EPS, Pillow would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
@@ -35,10 +51,17 @@ class DecodedImage:
     Attributes:
         rgb: the pixels, mode RGB, upright.
         truncated: whether the data ended early, so that the lower part is gray, black or the background.
+        size: width and height of the upright image, before ``rgb`` was fitted to a model.
     """
 
     rgb: Image.Image
     truncated: bool
+    size: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        """Take the size from the pixels, if it is not given."""
+        if self.size == (0, 0):
+            object.__setattr__(self, "size", self.rgb.size)
 
 
 def load_image(
@@ -79,11 +102,11 @@ class ImageReader:
         limits: bounds of an image's size, checked before its pixels are decoded.
         allow_truncated: decode what is there of an image whose data ends early, which is logged and returned.
         draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
-            not smaller than that: faster, but not the same pixels.
+            not smaller than that: faster, but not the same pixels. ``limits`` then count the reduced pixels.
         background: the name of a color, ``#rrggbb``, or ``"drop"``.
 
     Raises:
-        SiglipOnnxError: ``background`` is none of these.
+        OptionError: ``background`` is none of these.
     """
 
     limits: ImageLimits = DEFAULT_LIMITS
@@ -95,57 +118,88 @@ class ImageReader:
         """Check the background."""
         parse_background(self.background)
 
-    def read(self, source: ImageSource) -> DecodedImage:
-        """Decode a path, the bytes of a file, a PIL image or an array.
+    def read(self, source: ImageSource, fit: Fit | None = None) -> DecodedImage:
+        """Decode a path, the bytes of a file, a binary file, a PIL image or an array; resize it by ``fit``, if given.
+
+        Of an open file everything is read, from its beginning where it can seek. A dict is what the library datasets
+        gives for an image that it has not decoded: the file's ``"bytes"``, or its ``"path"`` if they are None.
 
         Raises:
             ImageError: not a readable image, or without pixels, over a limit, or truncated; ``status`` says which.
         """
         if isinstance(source, np.ndarray):
-            return self._from_array(source)
+            return _fitted(self._from_array(source), fit)
         if isinstance(source, Image.Image):
             self.limits.check_size(*source.size, "the PIL image")
-            return self._decode(source, "the PIL image")
-        if isinstance(source, bytes):
-            return self._read_file(io.BytesIO(source), f"the image ({len(source)} bytes)")
-        if isinstance(source, str | os.PathLike):
-            return self._read_path(Path(source))
-        raise ImageError(
-            f"An image cannot be a {type(source).__name__}; give a path, bytes, a PIL image or a numpy array.",
-            status="unsupported",
-        )
+            return _fitted(self._decode(source, "the PIL image"), fit)
+        with self.open_source(source) as (file, name):
+            return self.read_file(file, name, fit)
 
-    def _read_path(self, path: Path) -> DecodedImage:
-        name = str(path)
+    @contextmanager
+    def open_source(self, source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
+        """Open a path or the bytes of a file; yield a seekable file, and how errors name it.
+
+        Raises:
+            ImageError: it cannot be opened, or is of another type.
+        """
+        if isinstance(source, Mapping):
+            source = _stored_file(source)
+        if isinstance(source, bytes | bytearray | memoryview):
+            content = bytes(source)
+            yield io.BytesIO(content), f"the image ({len(content)} bytes)"
+            return
+        if hasattr(source, "read"):
+            yield _read_open_file(cast("IO[bytes]", source), self.limits.max_bytes + 1)
+            return
+        if not isinstance(source, str | os.PathLike):
+            raise ImageError(f"An image cannot be a {type(source).__name__}; give {_KINDS}.", status="unsupported")
+        path = Path(source)
+        name = printable(path)
         try:
             with open_list(path) as file:
-                seekable = file if file.seekable() else io.BytesIO(file.read(self.limits.max_bytes + 1))
-                return self._read_file(seekable, name)
+                yield file if file.seekable() else io.BytesIO(file.read(self.limits.max_bytes + 1)), name
+        except ImageError:  # of the caller's block
+            raise
         except FileNotFoundError as error:
-            raise ImageError(f"{name} does not exist; give the path of an image.", status="io_error") from error
+            raise ImageNotFoundError(f"{name} does not exist; give the path of an image.") from error
         except IsADirectoryError as error:
-            raise ImageError(f"{name} is a folder; give the path of an image.", status="io_error") from error
+            raise ImageFileError(f"{name} is a folder; give the path of an image.") from error
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             problem = getattr(error, "strerror", None) or error
-            raise ImageError(f"{name!r} cannot be opened: {problem}.", status="io_error") from error
+            raise ImageFileError(f"{name} cannot be opened: {problem}.") from error
 
-    def _read_file(self, file: IO[bytes], name: str) -> DecodedImage:
+    def read_file(self, file: IO[bytes], name: str, fit: Fit | None = None) -> DecodedImage:
+        """Decode an open, seekable file; see :meth:`read`.
+
+        Raises:
+            ImageError: as :meth:`read`; the message calls the file ``name``.
+        """
         size_bytes = file.seek(0, io.SEEK_END)
         if size_bytes == 0:
             raise ImageError(f"{name} is empty (0 bytes); expected an image file.")
         self.limits.check_bytes(size_bytes, name)
         check_header(file, self.limits, name)
-        watched = _WatchedFile(file)
+        watched: Any = _WatchedFile(file)
         try:
-            image = Image.open(watched, formats=FORMATS)
+            image = open_file(watched, FORMATS, name)
+        except ImageError:
+            raise
         except Exception as error:  # decoders raise almost anything on damaged data
-            raise _cannot_open(error, name, self.limits) from error
+            raise _cannot_open(error, name) from error
         with image:
-            self.limits.check_size(*image.size, name)
-            check_tiles(image, name)
-            if self.draft_size is not None:
-                image.draft(None, self.draft_size)
-            return self._decode(image, name, watched)
+            self._check_size(image, file, name)
+            check_exif(image, name)
+            return _fitted(self._decode(image, name, watched), fit)
+
+    def _check_size(self, image: Image.Image, file: IO[bytes], name: str) -> None:
+        """Check the pixels that are decoded: those of the reduced image if a draft reduces the cost of decoding."""
+        whole = image.size
+        if self.draft_size is not None:
+            image.draft(None, self.draft_size)
+        if image.size != whole and is_read_in_one_pass(file):
+            self.limits.check_reduced(*whole, name)
+            whole = image.size
+        self.limits.check_size(*whole, name)
 
     def _decode(self, image: Image.Image, name: str, file: _WatchedFile | None = None) -> DecodedImage:
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
@@ -182,11 +236,35 @@ class ImageReader:
         return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
 
 
+def _fitted(decoded: DecodedImage, fit: Fit | None) -> DecodedImage:
+    return decoded if fit is None else replace(decoded, rgb=fit(decoded.rgb))
+
+
+def load_decoders() -> None:
+    """Import the decoders of all formats, which Pillow otherwise imports at the first image that needs them."""
+    Image.init()
+
+
 def is_single_image(images: ImageSource | Iterable[ImageSource]) -> TypeGuard[ImageSource]:
-    """Say whether this is one image rather than several; an array ``(N, H, W, C)`` is several."""
+    """Say whether this is one image rather than several; an array ``(N, H, W, C)`` or of objects is several."""
     if isinstance(images, np.ndarray):
-        return images.ndim != 4
-    return isinstance(images, str | bytes | Image.Image) or hasattr(images, "__fspath__")
+        return images.ndim != 4 and not (images.ndim == 1 and images.dtype.kind in "OU")
+    kinds = (str, bytes, bytearray, memoryview, Mapping, Image.Image)
+    return isinstance(images, kinds) or hasattr(images, "__fspath__") or hasattr(images, "read")
+
+
+def keep_content(source: ImageSource) -> ImageSource:
+    """Return a copy of an image in memory that its owner could change, as a camera does that fills one buffer again."""
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()
+    if isinstance(source, Mapping):
+        return dict(source)
+    is_unread = isinstance(source, ImageFile.ImageFile) and bool(source.tile)  # decoded later, from its file
+    if isinstance(source, np.ndarray) or (isinstance(source, Image.Image) and not is_unread):
+        return source.copy()
+    return source
 
 
 def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
@@ -197,10 +275,59 @@ def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSour
     """
     if is_single_image(images):
         return [images]
-    if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | io.IOBase):
-        raise ImageError(f"Images cannot be a {type(images).__name__}; give a path, bytes, a PIL image or an array.",
-                         status="unsupported")  # fmt: skip
-    return images
+    # A set has no order, and iterating a DataFrame gives the names of its columns.
+    is_table = getattr(images, "ndim", 1) != 1 and not isinstance(images, np.ndarray)
+    if is_table or isinstance(images, Set) or not isinstance(images, Iterable):
+        raise ImageError(
+            f"Images cannot be a {type(images).__name__}; give {_KINDS}, or an iterable of these.", status="unsupported"
+        )
+    return cast("Iterable[ImageSource]", images)
+
+
+def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
+    """Return the content of a file of the caller as a file, and how errors name it."""
+    name = file.name if isinstance(getattr(file, "name", None), str) else f"the {type(file).__name__}"
+    if inspect.iscoroutinefunction(file.read):
+        raise ImageError(
+            f"{name} is read asynchronously; give its content, or the open file in it: upload.file.",
+            status="unsupported",
+        )
+    try:
+        if not hasattr(file, "seekable") or file.seekable():
+            file.seek(0)
+        content = _read_up_to(file, max_bytes)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        problem = getattr(error, "strerror", None) or error
+        raise ImageFileError(f"{name} cannot be read: {problem}.") from error
+    if content is None:
+        raise ImageError(f"{name} is not a binary file; open it with mode 'rb'.", status="unsupported")
+    return io.BytesIO(content), name
+
+
+def _read_up_to(file: IO[bytes], count: int) -> bytes | None:
+    """Read at most ``count`` bytes, in as many calls as the file needs; return None if it does not give bytes."""
+    chunks = []
+    while count > 0 and (chunk := file.read(count)):
+        if not isinstance(chunk, bytes):
+            return None
+        chunks.append(chunk)
+        count -= len(chunk)
+    return b"".join(chunks)
+
+
+def _stored_file(image: Mapping[str, Any]) -> bytes | str:
+    """Return the bytes or the path of an image that the library datasets has not decoded."""
+    content, path = image.get("bytes"), image.get("path")
+    if "bytes" in image and set(image) <= {"bytes", "path"}:
+        if isinstance(content, bytes | bytearray | memoryview):
+            return bytes(content)
+        if content is None and isinstance(path, str):
+            return path
+    raise ImageError(
+        f"An image cannot be a dict of {', '.join(map(repr, image)) or 'nothing'}; expected {{'bytes': ...}} as in the "
+        "library datasets. Of a row or batch give the images alone, for example row['image'].",
+        status="unsupported",
+    )
 
 
 class _WatchedFile:
@@ -275,22 +402,18 @@ def _decoded_part(image: Image.Image) -> Image.Image | None:
         image.tile = tiles  # type: ignore[attr-defined]
 
 
-def _cannot_open(error: Exception, name: str, limits: ImageLimits) -> ImageError:
+def _cannot_open(error: Exception, name: str) -> ImageError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return ImageError(
-            f"{name} has far more than the {limits.max_pixels:,} pixels allowed; resize it, or raise the limit with "
-            "--max-megapixels.",
-            status="too_large",
-        )
+        return ImageError(f"{name} has more pixels than Pillow decodes; resize it.", status="too_large")
     status = "unsupported" if isinstance(error, UnidentifiedImageError) else "decode_error"
     return ImageError(
-        f"{name} is not a readable image: {_cause(error)}. Expected one of {', '.join(FORMATS)}.", status=status
+        f"{name} is not a readable image: {_cause(error)}. Expected one of {', '.join(FORMATS)}, HEIC.", status=status
     )
 
 
 def _means_truncated(error: Exception) -> bool:
     text = str(error).lower()
-    return "truncated" in text or "not enough image data" in text
+    return "truncated" in text or "not enough image data" in text or "unexpected end of file" in text
 
 
 def _truncated(name: str, advice: str) -> ImageError:

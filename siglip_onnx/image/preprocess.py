@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,42 @@ from ..head import Floats
 Inputs = dict[str, NDArray[np.float32] | NDArray[np.int32]]
 
 
+@dataclass(frozen=True)
+class SquashFit:
+    """Resize an image to one size, whatever its aspect.
+
+    ``resample`` is the number of a Pillow filter; ``reducing_gap`` is Pillow's: faster for large images, but not the
+    same pixels.
+    """
+
+    width: int
+    height: int
+    resample: int
+    reducing_gap: float | None = None
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the image at that size."""
+        return _resize(image, (self.width, self.height), self.resample, self.reducing_gap)
+
+
+@dataclass(frozen=True)
+class NaflexFit:
+    """Resize an image, its aspect nearly kept, to at most ``max_num_patches`` whole patches; see :class:`SquashFit`."""
+
+    patch_size: int
+    max_num_patches: int
+    resample: int
+    reducing_gap: float | None = None
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the image at the size of its grid of patches."""
+        rows, columns = choose_grid(image.height, image.width, self.patch_size, self.max_num_patches)
+        return _resize(image, (columns * self.patch_size, rows * self.patch_size), self.resample, self.reducing_gap)
+
+
+Fit = SquashFit | NaflexFit
+
+
 class SquashPreprocessor:
     """Squash an image to the model's size, whatever its aspect, and normalize it: SigLIP of fixed resolution.
 
@@ -21,10 +58,10 @@ class SquashPreprocessor:
     """
 
     def __init__(self, config: PreprocessorConfig, *, reducing_gap: float | None = None) -> None:
-        """Store the config; ``reducing_gap`` is Pillow's: faster for large images, but not the same pixels."""
+        """Store the config; see :class:`SquashFit`."""
         self.config = config
+        self.fit = SquashFit(config.width, config.height, config.resample, reducing_gap)
         self._levels = normalized_levels(config.levels)
-        self._reducing_gap = reducing_gap
 
     @property
     def largest_side(self) -> int:
@@ -33,14 +70,17 @@ class SquashPreprocessor:
 
     def __call__(self, image: Image.Image) -> Inputs:
         """Return ``pixel_values`` f32 ``(1, 3, H, W)`` of one RGB image."""
-        pixels = np.asarray(self.squash(image))
+        return self.to_inputs(self.fit(image))
+
+    def to_inputs(self, fitted: Image.Image) -> Inputs:
+        """Return the same of an image that was resized by ``fit``."""
+        pixels = np.asarray(fitted)
         planes = [self._levels[channel][pixels[..., channel]] for channel in range(3)]
         return {"pixel_values": np.stack(planes)[np.newaxis]}
 
     def squash(self, image: Image.Image) -> Image.Image:
         """Return the image at the model's size."""
-        size = (self.config.width, self.config.height)
-        return _resize(image, size, self.config.resample, self._reducing_gap)
+        return self.fit(image)
 
 
 class NaflexPreprocessor:
@@ -55,7 +95,7 @@ class NaflexPreprocessor:
     ) -> None:
         """Store the learned positions, f32 ``(num_patches, D)`` of a square grid; see :class:`SquashPreprocessor`."""
         self.config = config
-        self._reducing_gap = reducing_gap
+        self.fit = NaflexFit(config.patch_size, config.max_num_patches, config.resample, reducing_gap)
         self._levels = normalized_levels(config.levels)
         side = math.isqrt(len(positions))
         self._positions = positions.reshape(side, side, -1)
@@ -71,10 +111,13 @@ class NaflexPreprocessor:
         ``pixel_values`` f32 ``(1, P, patch_size * patch_size * 3)``, ``pixel_attention_mask`` i32 ``(1, P)``, and
         ``position_embeddings`` f32 ``(1, P, D)``.
         """
-        rows, columns = choose_grid(image.height, image.width, self.config.patch_size, self.config.max_num_patches)
+        return self.to_inputs(self.fit(image))
+
+    def to_inputs(self, fitted: Image.Image) -> Inputs:
+        """Return the same of an image that was resized by ``fit``."""
         side = self.config.patch_size
-        size = (columns * side, rows * side)
-        pixels = np.asarray(_resize(image, size, self.config.resample, self._reducing_gap))
+        rows, columns = fitted.height // side, fitted.width // side
+        pixels = np.asarray(fitted)
         values = np.stack([self._levels[channel][pixels[..., channel]] for channel in range(3)], axis=-1)
         patches = values.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(1, rows * columns, -1)
         return {

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +24,9 @@ EXTRAS = {
     "export": _EXPORT,
     "optimum": (*_EXPORT, *_TORCH, "optimum"),
     "train": (*_EXPORT, *_TORCH),
-    "bench": (*_EXPORT, *_TORCH, "optimum", "matplotlib", "nncf", "openvino", "torchao"),
+    "bench": (*_EXPORT, *_TORCH, "optimum", "matplotlib", "nncf", "openvino", "sklearn", "torchao"),
+    "openvino": ("openvino",),
+    "heic": ("pillow_heif",),
     "parquet": ("pyarrow",),
     "ray": ("ray",),
     "web": ("fastapi", "h11", "python_multipart", "starlette", "uvicorn"),
@@ -58,24 +61,44 @@ def check_extra(name: str, needed_by: str, packages: Sequence[str] = ()) -> None
             raise _missing(name, needed_by, package)
 
 
+def _metadata() -> ModuleType:
+    from importlib import metadata  # noqa: PLC0415 - loads email and socket, which most runs do not need
+
+    return metadata
+
+
+def is_installed(name: str) -> bool:
+    """Say whether the packages of an extra are installed, without importing them."""
+    return all(find_spec(package) is not None for package in EXTRAS[name])
+
+
 def package_version(name: str) -> str | None:
     """Return the version of an installed package, None if it is not installed.
 
     A module that is imported under the name counts too: ``onnxruntime`` may come from the wheel ``onnxruntime-gpu``.
     """
-    from importlib import metadata  # noqa: PLC0415 - loads email and socket, which most runs do not need
-
+    metadata = _metadata()
     try:
-        return metadata.version(name)
+        return str(metadata.version(name))
     except metadata.PackageNotFoundError:
         loaded = getattr(sys.modules.get(name), "__version__", None)
         return None if loaded is None else str(loaded)
 
 
+def owners_of(module: str) -> dict[str, str]:
+    """Return the installed distributions that brought a module, with their versions.
+
+    Several can own one folder, for example ``onnxruntime`` and ``onnxruntime-gpu``: each then overwrote files of those
+    that were installed before it.
+    """
+    metadata = _metadata()
+    names = sorted(set(metadata.packages_distributions().get(module, [])))
+    return {name: metadata.version(name) for name in names}
+
+
 def install_command(extra_name: str = "") -> str:
     """Return the shell command that installs this package again with an extra, from where it was installed."""
-    from importlib import metadata  # noqa: PLC0415
-
+    metadata = _metadata()
     extras = f"[{extra_name}]" if extra_name else ""
     try:
         record = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")

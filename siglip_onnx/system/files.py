@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,12 @@ from io import BufferedReader
 from pathlib import Path
 from uuid import uuid4
 
+if sys.platform != "win32":
+    import fcntl
+
 STALE_S = 86_400  # a temporary file this old belongs to a run that was killed
 _OPEN_DESCRIPTOR = re.compile(r"/dev/stdin|(/dev|/proc/self)/fd/\d+")
+_LOCK = ".lock"  # beside a temporary folder
 _PART = re.compile(r"\.siglip_onnx-[0-9a-f]{32}\.part(\..*)?")
 
 
@@ -66,11 +71,14 @@ def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = Non
         OSError: the file cannot be written; the temporary file is removed.
     """
     old = _stat(path)
+    if old is not None and stat.S_ISDIR(old.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if old is not None and not stat.S_ISREG(old.st_mode):
-        if stat.S_ISDIR(old.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        yield path  # replacing a device or pipe would destroy it
-        return
+        if part_dir is None:  # replacing a device or pipe of the user would destroy it
+            with _reader_of(path, old):
+                yield path
+            return
+        old = None
     # A link inside a folder of ours is replaced; one that a user made is followed.
     target = path if part_dir is not None else Path(os.path.realpath(path))
     part = new_part(target) if part_dir is None else part_dir / uuid4().hex
@@ -123,6 +131,41 @@ def sync_folder(path: Path) -> None:
     """Force the names in a folder to the disk, so that what was renamed or removed stays so after a power cut."""
     if os.name != "nt":  # Windows opens no folders
         _sync(path)
+
+
+@contextmanager
+def new_part_folder(target: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``target``, and remove what is left of it.
+
+    A lock beside it is held until then, so that the folder of a run that was killed is recognized, and removed by the
+    next run here. Without locks (on Windows, and some network file systems) it is removed after a day.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    part = new_part(target)
+    lock = part.with_name(part.name + _LOCK)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        _try_lock(descriptor)
+        part.mkdir()
+        yield part
+    finally:
+        with contextlib.suppress(OSError):  # the error of the run matters more; a later run removes the rest
+            remove(part, within=part.parent)
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; say whether that is possible here, and no other process has locked it."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def new_part(target: Path) -> Path:
@@ -202,13 +245,16 @@ def remove_own_files(folder: Path, own: Sequence[tuple[str, str]]) -> None:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove the temporary files and folders of this package in ``folder`` that no run has written to for a day."""
+    """Remove the temporary files and folders of killed runs in ``folder``.
+
+    These are the folders whose lock nobody holds, and what no run has written to for a day.
+    """
     names: list[str] = []
     with contextlib.suppress(OSError):  # an unreadable folder is left alone
         names = os.listdir(folder)  # noqa: PTH208 - no Path per name
-    for name in filter(_PART.fullmatch, names):
+    for name in sorted(filter(_PART.fullmatch, names)):  # a folder before its lock
         with contextlib.suppress(OSError):  # and so are files of another user
-            if time.time() - _last_write(folder / name) > STALE_S:
+            if _is_abandoned(folder / name):
                 remove(folder / name, within=folder)
 
 
@@ -218,9 +264,36 @@ def _clear_stale_parts(folder: Path) -> None:
     remove_stale_parts(folder)
 
 
+def _is_abandoned(path: Path) -> bool:
+    """Say whether a temporary file or folder belongs to no run: its lock is free, or it is a day old."""
+    lock = path if path.name.endswith(_LOCK) else path.with_name(path.name + _LOCK)
+    if lock.is_file() and not lock.is_symlink():
+        with open_regular(lock) as file:
+            if _try_lock(file.fileno()):
+                return path != lock or not lock.with_name(lock.name.removesuffix(_LOCK)).exists()  # the folder first
+    return time.time() - _last_write(path) > STALE_S
+
+
 def _last_write(path: Path) -> float:
     inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
     return max(float(entry.lstat().st_mtime) for entry in (path, *inside))
+
+
+@contextmanager
+def _reader_of(path: Path, status: os.stat_result) -> Iterator[None]:
+    """Keep a pipe open that has a reader; opening one without a reader would wait for ever.
+
+    Raises:
+        OSError: nobody reads from the pipe.
+    """
+    if not stat.S_ISFIFO(status.st_mode):
+        yield
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _stat(path: Path) -> os.stat_result | None:

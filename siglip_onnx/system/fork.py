@@ -25,12 +25,13 @@ def renewed_lock(owner: object, attribute: str = "_lock") -> threading.Lock:
 
 def weak_call(method: Callable[[], None]) -> Callable[[], None]:
     """Return a function that calls a bound method while its object is alive, without keeping it alive."""
-    reference = weakref.WeakMethod(method)
+    # A WeakMethod would do, but its callback fails while the interpreter ends.
+    reference, function = weakref.ref(method.__self__), method.__func__  # type: ignore[attr-defined]
 
     def call() -> None:
         alive = reference()
         if alive is not None:
-            alive()
+            function(alive)
 
     return call
 
@@ -38,6 +39,20 @@ def weak_call(method: Callable[[], None]) -> Callable[[], None]:
 def call_after_fork(owner: object, renew: Callable[[], None]) -> None:
     """Call ``renew`` in every forked child while ``owner`` is alive; ``renew`` must not refer to ``owner`` itself."""
     _after_fork.setdefault(owner, []).append(renew)
+
+
+class OneProcess:
+    """Keep a library out of forked children: its threads do not exist there, and its locks may be locked forever."""
+
+    def __init__(self) -> None:
+        """Watch for the first use, in whichever process that is."""
+        self._process_id: int | None = None
+
+    def is_usable(self) -> bool:
+        """Return whether no parent of this process used the library before it forked; the caller will use it now."""
+        if self._process_id is None:
+            self._process_id = os.getpid()
+        return self._process_id == os.getpid()
 
 
 def _renew_all() -> None:

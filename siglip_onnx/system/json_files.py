@@ -18,24 +18,29 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
         OSError: the file cannot be read, or is not a regular file.
         ValueError: the file is too large, not UTF-8, not JSON, nested too deeply, or not an object.
     """
-    with open_regular(path) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"it has more than {max_bytes:,} bytes")
-    try:
-        document = json.loads(content.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    document = read_json(path, max_bytes)
     if not isinstance(document, dict):
         raise ValueError(f"it holds a JSON {type(document).__name__}, expected an object")
     return document
 
 
-def to_json(document: object, indent: int | None = None) -> str:
-    """Return JSON that can be encoded as UTF-8: file names that are not valid Unicode are escaped."""
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Return the JSON value in ``path``; see :func:`read_json_object` for errors."""
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def to_json(document: object, indent: int | None = None, *, encoding: str = "utf-8") -> str:
+    """Return JSON that can be encoded: file names that are not valid Unicode are escaped."""
     text = json.dumps(document, indent=indent, ensure_ascii=False)
     try:
-        text.encode()
+        text.encode(encoding)
     except UnicodeEncodeError:
         return json.dumps(document, indent=indent)
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
@@ -23,7 +24,8 @@ def leaves_folder(folder: Path, path: Path) -> bool:
 
     In a snapshot of the Hugging Face cache, links to the cache's own blobs do not count.
     """
-    real, home = path.resolve(), folder.resolve()
+    # Unlike Path.resolve, realpath takes a loop of links as it is.
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if real.is_relative_to(home):
         return False
     repositories = (each.parent.parent for each in (home, home.parent) if each.parent.name == "snapshots")

@@ -13,18 +13,20 @@ from ..errors import SiglipOnnxError
 from ..head import Floats
 from ..system.files import open_regular, write_atomic
 from ..system.lru_cache import LRUCache
+from ..system.npy_files import read_npy
 
 MAX_IN_MEMORY = 4096  # embeddings
 MAX_MEMORY_BYTES = 64_000_000  # of embeddings and prompts
 _MAX_FILE_BYTES = 1_000_000
+_DIGEST_BYTES = 32
 _CHARACTER_BYTES = 4  # at most
 
 
 class LabelCache:
     """Unit embeddings f32 ``(D,)`` by prompt, the text inside its template.
 
-    On disk each is a file ``<folder>/<embedding space>/<sha256 of the prompt>.npy``. Files are written atomically, so
-    several processes may share a folder.
+    On disk each is a file ``<folder>/<embedding space>/<sha256 of the prompt>.npy``, with the sha256 of its content at
+    the end, by which damage is recognized. Files are written atomically, so several processes may share a folder.
     """
 
     def __init__(self, embedding_space: str, embedding_dim: int, folder: Path | None = None) -> None:
@@ -55,7 +57,8 @@ class LabelCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # A file that a power cut damages is computed again.
-            write_atomic(self._path(self._folder, prompt), buffer.getvalue(), durable=False)
+            content = buffer.getvalue()
+            write_atomic(self._path(self._folder, prompt), content + hashlib.sha256(content).digest(), durable=False)
         except OSError as error:
             raise SiglipOnnxError(
                 f"{self._folder} cannot be written: {error.strerror or error}. Choose another folder for the cache."
@@ -67,11 +70,14 @@ class LabelCache:
     def _read(self, prompt: str) -> Floats | None:
         if self._folder is None:
             return None
-        # A prompt whose file is missing or damaged is embedded again.
-        with contextlib.suppress(OSError, ValueError, EOFError):
+        # A prompt whose file is missing or damaged, or was written by version 0.1 without a hash, is embedded again.
+        with contextlib.suppress(OSError, ValueError):
             with open_regular(self._path(self._folder, prompt)) as file:
-                content = file.read(_MAX_FILE_BYTES)
-            embedding: Floats = np.load(io.BytesIO(content), allow_pickle=False)
+                stored = file.read(_MAX_FILE_BYTES)
+            content, digest = stored[:-_DIGEST_BYTES], stored[-_DIGEST_BYTES:]
+            if hashlib.sha256(content).digest() != digest:
+                return None
+            embedding: Floats = read_npy(content)
             if embedding.shape == (self._embedding_dim,) and embedding.dtype == np.float32:
                 return embedding
         return None

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, SiglipOnnxError, TextError
 from ..system.fork import renewed_lock
+from .growth import check_file
 from .templates import MAX_CHARACTERS
 from .vocabulary import PIECES, PieceTable
 
+_AT_ONCE = 1024  # texts; what the library returns for each is much larger than its ids
 _log = logging.getLogger(__name__)
 
 
@@ -54,16 +56,37 @@ class Tokenizer:
             TextError: an item is not a str, has more than ``MAX_CHARACTERS``, or has a lone surrogate.
             BundleError: the tokenizer's file is damaged.
         """
+        self.check(texts)
+        rows = np.empty((len(texts), self.text_length), np.int64)
+        for start in range(0, len(texts), _AT_ONCE):
+            chunk = texts[start : start + _AT_ONCE]
+            with _library_errors(f"{self._path} cannot tokenize"):
+                encoded = self._encode(chunk)
+            for number, (text, (ids, truncated)) in enumerate(zip(chunk, encoded, strict=True), start):
+                if truncated:
+                    _log.warning("Only the first %d tokens of the text %r are read.", self.text_length, _short(text))
+                rows[number] = ids
+        return rows
+
+    def truncated(self, texts: list[str]) -> list[bool]:
+        """Return for each text whether it has more tokens than the tower takes.
+
+        Raises:
+            TextError: an item is not a str, has more than ``MAX_CHARACTERS``, or has a lone surrogate.
+            BundleError: the tokenizer's file is damaged.
+        """
+        self.check(texts)
+        with _library_errors(f"{self._path} cannot tokenize"):
+            return [truncated for _, truncated in self._encode(texts)]
+
+    def check(self, texts: list[str]) -> None:
+        """Check texts before work on the first of them begins.
+
+        Raises:
+            TextError: an item is not a str, has more than ``MAX_CHARACTERS``, or has a lone surrogate.
+        """
         for text in texts:
             _check_text(text, self.text_length)
-        with _library_errors(f"{self._path} cannot tokenize"):
-            encoded = self._encode(texts)
-        rows = []
-        for text, (ids, truncated) in zip(texts, encoded, strict=True):
-            if truncated:
-                _log.warning("Only the first %d tokens of the text %r are read.", self.text_length, _short(text))
-            rows.append(ids)
-        return np.array(rows, np.int64).reshape(len(texts), self.text_length)
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], bool]]:
         """Return the ids of each text, and whether it was truncated."""
@@ -87,6 +110,7 @@ class Tokenizer:
         with self._lock:
             if self._loaded is None:
                 with _library_errors(f"{self._path} cannot be read"):
+                    check_file(self._path)
                     self._loaded = tokenizers.Tokenizer.from_file(str(self._path))
             return self._loaded
 
@@ -104,6 +128,10 @@ def _library_errors(problem: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if "ThreadPoolBuildError" in str(error):
+            raise SiglipOnnxError(
+                "The threads to tokenize texts cannot be started. Raise the limit of processes (ulimit -u)."
+            ) from error
         raise BundleError(f"{problem}: {error}. Export or download the model again.") from error
 
 

@@ -34,6 +34,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ..errors import BundleError
+from .growth import check_part
 
 PIECES = "tokenizer_pieces.npz"
 FEW_CHARACTERS = 2_000
@@ -57,6 +58,8 @@ class PieceTable:
             with np.load(path, allow_pickle=False) as table:
                 self.document: Json = json.loads(table["document"].tobytes())
                 self._arrays = {name: table[name] for name in table.files if name != "document"}
+            for name in ("normalizer", "post_processor"):
+                check_part(name, self.document[name])
             self._model: Json = self.document["model"]
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]

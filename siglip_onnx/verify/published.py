@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..bundle.folder import Bundle
+from ..config import DUAL
 from ..errors import BundleError
 from ..head import Floats, sigmoid, softmax
 from ..image.decode import ImageSource
@@ -75,6 +76,11 @@ def compare_with_published(bundle: Bundle, variant: str, images_dir: Path | None
     Raises:
         BundleError: there are no published numbers for the checkpoint.
     """
+    if bundle.manifest.kind != DUAL:
+        raise BundleError(
+            f"{bundle.path} is of kind {bundle.manifest.kind!r}; the published numbers are of models with both towers. "
+            "Compare it with its checkpoint instead: --reference CHECKPOINT"
+        )
     name = bundle.manifest.source.get("checkpoint")
     checks = [check for check in read_checks() if check.checkpoint == name]
     if not checks:
@@ -138,7 +144,7 @@ def _find_image(entry: dict[str, str], folder: Path | None) -> ImageSource | Non
         width, height = map(int, name.removeprefix(_DRAWN).split("x"))
         return draw_circle(width, height)
     for path in sorted(folder.rglob(name)) if folder else []:
-        if "sha256" not in entry or hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]:
+        if path.is_file() and entry.get("sha256", "") in ("", hashlib.sha256(path.read_bytes()).hexdigest()):
             return path
     return None
 

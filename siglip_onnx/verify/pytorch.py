@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,36 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
 
-from ..config import NAFLEX, SENTENCEPIECE, SiglipConfig
-from ..errors import CheckpointError
+from ..bundle.manifest import FEATURES, LOGITS, POOLED
+from ..config import (
+    CLASSIFIER,
+    CONFIG,
+    DUAL,
+    NAFLEX,
+    SENTENCEPIECE,
+    TEXT,
+    TOKENIZER,
+    VISION,
+    SiglipConfig,
+    checkpoint_kind,
+    is_vision_language,
+    plain_sizes,
+    read_document,
+    read_preprocessor_document,
+)
+from ..errors import CheckpointError, first_line
 from ..head import Floats
 from ..image.decode import ImageSource, load_image
 from ..model import SigLIP
 from ..options import DROP
 
 # Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
-ALLOWED = {"pixels": 0.0, "ids": 0.0, "vision embedding": 1e-5, "text embedding": 1e-5, "logits": 1e-4}
+VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"
+ALLOWED = {"pixels": 0.0, "ids": 0.0, VISION_EMBEDDING: 1e-5, TEXT_EMBEDDING: 1e-5, "features": 1e-4, "logits": 1e-4}
+Rows = tuple[Floats, Floats]  # ours and the reference's
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class StageDifference:
 def compare_with_pytorch(
     model: SigLIP, checkpoint: Path, images: Sequence[ImageSource], texts: Sequence[str]
 ) -> list[StageDifference]:
-    """Compare pixels, ids, embeddings and logits with those of transformers.
+    """Compare pixels, ids, embeddings and logits with those of transformers, as far as the model has them.
 
     Args:
         model: the variant to compare; only fp32 can be within the allowed differences.
@@ -51,52 +71,186 @@ def compare_with_pytorch(
     Raises:
         CheckpointError: transformers cannot load the checkpoint.
     """
+    manifest, config = model.bundle.manifest, model.bundle.config
     try:
-        reference = transformers.AutoModel.from_pretrained(checkpoint, local_files_only=True).eval()
-        processor = image_processor(checkpoint, model.bundle.config)
-        tokenize = tokenizer(checkpoint, model.bundle.config)
-    except (OSError, ValueError) as error:
+        reference = load_part(checkpoint, manifest.kind, config)
+        processor = None if config.vision is None else image_processor(checkpoint, config)
+        tokenize = None if config.text is None else tokenizer(checkpoint, config)
+    except CheckpointError as error:
         raise CheckpointError(f"transformers cannot load {checkpoint}: {error}") from error
-    ids = np.array([tokenize(text) for text in texts], np.int64)
-    image_rows, expected_rows, pixel_errors = [], [], [0.0]
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # also of files of other versions
+        raise CheckpointError(
+            f"transformers cannot load {checkpoint}: {first_line(error)}. If another version than "
+            f"{transformers.__version__} saved it, give the original checkpoint."
+        ) from error
+    stages: dict[str, StageDifference] = {}
+    rows: dict[str, Rows] = {}
     with torch.no_grad():
-        for source in images:
-            image = load_image(source, background=DROP)  # as transformers 4.57 decodes it
-            expected_inputs = processor([image], return_tensors="pt")
-            (inputs,) = model.preprocess(image)
-            pixel_errors.append(_pixel_error(inputs["pixel_values"], expected_inputs["pixel_values"].numpy()))
-            expected_rows.append(reference.get_image_features(**expected_inputs).numpy())
-            image_rows.append(model.encode_images(image))
-        expected_texts = _unit(reference.get_text_features(torch.from_numpy(ids)).numpy())
-        scale, bias = reference.logit_scale.exp().item(), reference.logit_bias.item()
-    image_embeddings, expected_images = np.concatenate(image_rows), _unit(np.concatenate(expected_rows))
-    text_embeddings = model.encode_texts(texts)
-    expected_logits = expected_images @ expected_texts.T * scale + bias
-    logit_error = np.abs(model.logits(image_embeddings, text_embeddings) - expected_logits)
-    return [
-        StageDifference("pixels", float(np.max(pixel_errors))),
-        StageDifference("ids", float(np.abs(model.tokenize(texts) - ids).max(initial=0))),
-        _compare_rows("vision embedding", image_embeddings, expected_images),
-        _compare_rows("text embedding", text_embeddings, expected_texts),
-        StageDifference("logits", float(logit_error.max())),
-    ]
+        if processor is not None:
+            pixel_error, rows = _compare_images(model, reference, processor, images)
+            stages["pixels"] = StageDifference("pixels", pixel_error)
+        if tokenize is not None:
+            ids = np.array([tokenize(text) for text in texts], np.int64)
+            stages["ids"] = StageDifference("ids", float(np.abs(model.tokenize(texts) - ids).max(initial=0)))
+            rows[TEXT_EMBEDDING] = model.encode_texts(texts), _unit(_text_features(reference, torch.from_numpy(ids)))
+        if manifest.kind == DUAL:
+            scale, bias = reference.logit_scale.exp().item(), reference.logit_bias.item()
+            pairs = rows[VISION_EMBEDDING], rows[TEXT_EMBEDDING]
+            expected = pairs[0][1] @ pairs[1][1].T * scale + bias
+            rows["logits"] = model.logits(pairs[0][0], pairs[1][0]), expected
+    stages |= {stage: _compare_rows(stage, *both) for stage, both in rows.items()}
+    return list(stages.values())
+
+
+def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:
+    """Return the model of transformers for a kind of model.
+
+    Raises:
+        CheckpointError: this version of transformers does not find all weights by their names.
+    """
+    if kind == DUAL:
+        return load_reference(checkpoint)
+    names = {VISION: "VisionModel", TEXT: "TextModel", CLASSIFIER: "ForImageClassification"}
+    family = "Siglip2" if config.model_type == NAFLEX else "Siglip"
+    model_class: Any = getattr(transformers, f"{family}{names[kind]}")
+    document = read_document(checkpoint / CONFIG)
+    options: dict[str, Any] = {}
+    if is_vision_language(document):
+        has_head = config.vision is not None and config.vision.vision_use_head
+        options["config"] = model_class.config_class(**document["vision_config"] | {"vision_use_head": has_head})
+    if kind != CLASSIFIER and checkpoint_kind(document) != DUAL:
+        # transformers 5 writes single towers without the prefix of transformers 4; others have them behind one.
+        parts = "embeddings|encoder|post_layernorm|final_layer_norm|head"
+        options["key_mapping"] = {rf"^(?:.*vision_tower\.)?(?:{kind}_model\.)?(?=(?:{parts})\.)": f"{kind}_model."}
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would warn of weights of other towers, which are not used
+    try:
+        model, loading = model_class.from_pretrained(
+            checkpoint, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+        )
+    finally:
+        transformers.logging.set_verbosity(level)
+    if loading["missing_keys"]:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} does not find {sorted(loading['missing_keys'])[0]!r} in "
+            f"{checkpoint}. Use the version of transformers that wrote it."
+        )
+    return model.eval()
+
+
+def _compare_images(
+    model: SigLIP, reference: Any, processor: Any, images: Sequence[ImageSource]
+) -> tuple[float, dict[str, Rows]]:
+    """Return the largest difference of pixels, and of each output of the vision tower our rows and the reference's."""
+    manifest = model.bundle.manifest
+    errors: list[float] = [0.0]
+    expected: dict[str, list[Floats]] = {name: [] for name in manifest.vision_outputs}
+    for source in images:
+        image = load_image(source, background=DROP)  # as transformers 4.57 decodes it
+        expected_inputs = processor([image], return_tensors="pt")
+        (inputs,) = model.preprocess(image)
+        errors.append(_pixel_error(inputs["pixel_values"], expected_inputs["pixel_values"].numpy()))
+        outputs = _run_vision(reference, manifest.kind, manifest.vision_outputs, expected_inputs)
+        for name, values in expected.items():
+            values.append(outputs[name].numpy())
+
+    def loaded() -> Iterator[Image.Image]:
+        return (load_image(source, background=DROP) for source in images)
+
+    rows: dict[str, Rows] = {}
+    if POOLED in expected:
+        rows[VISION_EMBEDDING] = model.encode_images(loaded()), _unit(np.concatenate(expected[POOLED]))
+    if FEATURES in expected:
+        ours = model.encode_features(loaded())
+        # The reference pads the patches of NaFlex.
+        cut = [values[0, : len(patches)] for values, patches in zip(expected[FEATURES], ours, strict=True)]
+        rows["features"] = np.concatenate(ours), np.concatenate(cut)
+    if LOGITS in expected:
+        rows["logits"] = np.array(list(model.vision.outputs(LOGITS, loaded()))), np.concatenate(expected[LOGITS])
+    return float(np.max(errors)), rows
+
+
+def _run_vision(reference: Any, kind: str, names: Sequence[str], inputs: Any) -> dict[str, torch.Tensor]:
+    """Return the outputs of these names of the vision tower of a model of this kind."""
+    if kind == DUAL and FEATURES not in names:
+        return {POOLED: reference.get_image_features(**inputs)}
+    tower_inputs = {name.replace("pixel_attention_mask", "attention_mask"): values for name, values in inputs.items()}
+    hidden = reference.vision_model(**tower_inputs)
+    outputs = {FEATURES: hidden.last_hidden_state, POOLED: hidden.pooler_output}
+    if kind == CLASSIFIER:
+        outputs[LOGITS] = reference(**inputs).logits
+        mask = tower_inputs.get("attention_mask", torch.ones(hidden.last_hidden_state.shape[:2]))[..., None]
+        outputs[POOLED] = (hidden.last_hidden_state * mask).sum(1) / mask.sum(1)
+    return outputs
+
+
+def _text_features(reference: Any, ids: torch.Tensor) -> Floats:
+    """Return the features of texts by a model with both towers, or by a text tower."""
+    if hasattr(reference, "get_text_features"):
+        features: Floats = reference.get_text_features(ids).numpy()
+    else:
+        features = reference(ids).pooler_output.numpy()
+    return features
+
+
+def load_reference(checkpoint: Path) -> Any:
+    """Load a checkpoint that transformers 4 or 5 saved; the latter may give sizes as lists, and numbers as scalars.
+
+    Raises:
+        ValueError: weights are missing, or have other shapes than the config implies.
+    """
+    path = checkpoint / CONFIG
+    document = read_document(path)
+    vision = document.get("vision_config")
+    if isinstance(vision, dict):
+        document["vision_config"] = plain_sizes(vision, path)
+    kind: Any = transformers.Siglip2Config if document.get("model_type") == NAFLEX else transformers.SiglipConfig
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would warn of the two numbers that are set below
+    try:
+        model, info = transformers.AutoModel.from_pretrained(
+            checkpoint, config=kind.from_dict(document), local_files_only=True, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    finally:
+        transformers.logging.set_verbosity(level)
+    if info["missing_keys"]:
+        raise ValueError(f"it lacks the weight {sorted(info['missing_keys'])[0]!r}")
+    for entry in info["mismatched_keys"]:
+        name = entry if isinstance(entry, str) else entry[0]  # some versions add the shapes
+        getattr(model, name).data.fill_(_read_scalar(checkpoint, name))
+    return model.eval()
+
+
+def _read_scalar(checkpoint: Path, name: str) -> float:
+    """Return one of the head's two numbers, which has no dimension in the file, and one in the model."""
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if name in ("logit_scale", "logit_bias") and name in file.keys():  # noqa: SIM118 - no dict
+                tensor = file.get_tensor(name)
+                if tensor.ndim == 0:
+                    return float(tensor.item())
+    raise ValueError(f"weight {name!r} has another shape than its config implies")
 
 
 def image_processor(checkpoint: Path, config: SiglipConfig) -> Any:
     """Return the slow image processor; the fast one gives other pixels, and needs torchvision."""
     naflex = config.model_type == NAFLEX
-    kind = transformers.Siglip2ImageProcessor if naflex else transformers.SiglipImageProcessor
-    return kind.from_pretrained(checkpoint, local_files_only=True)
+    kind: Any = transformers.Siglip2ImageProcessor if naflex else transformers.SiglipImageProcessor
+    _, settings = read_preprocessor_document(checkpoint)
+    return kind.from_dict(settings)
 
 
 def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     """Return a function from a text to its ids: SigLIP's slow tokenizer, or Gemma's on the lower-cased text."""
-    settings = {"padding": "max_length", "truncation": True, "max_length": config.text.max_position_embeddings}
+    length = config.text.max_position_embeddings if config.text is not None else 0
+    settings = {"padding": "max_length", "truncation": True, "max_length": length}
     if (checkpoint / SENTENCEPIECE).exists():
         slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE))
         return lambda text: slow(text, **settings).input_ids
-    gemma = transformers.GemmaTokenizerFast.from_pretrained(
-        checkpoint, local_files_only=True, add_bos_token=False, add_eos_token=True, padding_side="right"
+    # Not from_pretrained: version 4 cannot read the tokenizer_config.json of version 5.
+    gemma = transformers.GemmaTokenizerFast(
+        tokenizer_file=str(checkpoint / TOKENIZER), add_bos_token=False, add_eos_token=True, padding_side="right"
     )
     return lambda text: gemma(text.lower(), **settings).input_ids
 
@@ -117,4 +271,6 @@ def _unit(features: Floats) -> Floats:
 
 
 def _compare_rows(stage: str, rows: Floats, expected: Floats) -> StageDifference:
-    return StageDifference(stage, float(np.abs(rows - expected).max()), float((rows * expected).sum(axis=1).min()))
+    is_unit = stage in (VISION_EMBEDDING, TEXT_EMBEDDING)
+    cosine = float((rows * expected).sum(axis=1).min()) if is_unit else None
+    return StageDifference(stage, float(np.abs(rows - expected).max()), cosine)

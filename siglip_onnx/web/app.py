@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .._version import __version__
 from ..demo import IMAGES_PATH
 from ..errors import SiglipOnnxError
-from ..model import SigLIP
 from .api import Api
 from .errors import RequestError, as_request_error, error_reply
 from .fetch import Fetcher
 from .guards import Guard
-from .inference import Inference, ModelRegistry
+from .inference import Inference, ModelRegistry, Served
 from .metrics import Metrics
+from .proxies import Proxied
 from .settings import Settings
 from .work import WorkQueue
 
@@ -36,7 +36,7 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(
-    models: Sequence[SigLIP],
+    models: Sequence[Served],
     settings: Settings,
     *,
     fetcher: Fetcher | None = None,
@@ -52,15 +52,16 @@ def create_app(
     """
     limits, metrics, registry = settings.limits, Metrics(), ModelRegistry(models)
     queue = WorkQueue(limits, settings.workers, metrics)
-    inference = Inference(registry, limits, metrics)
-    api = Api(settings, inference, queue, fetcher or Fetcher(limits, settings.url_domains), metrics)
+    inference = Inference(registry, settings, metrics)
+    api = Api(settings, inference, queue, fetcher or _open_fetcher(settings), metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.ensure_future(_load(registry, api, on_failure))
+        loading = asyncio.ensure_future(_load(inference, api, on_failure))
         yield
         loading.cancel()
         queue.close()
+        inference.close()
 
     # FastAPI's own documentation pages load scripts from other servers.
     app = FastAPI(
@@ -77,12 +78,16 @@ def create_app(
     app.mount("/static", _Files(STATIC_PATH))
     app.mount("/samples", _Files(IMAGES_PATH))
     _add_error_handlers(app)
-    return _Measure(Guard(app, settings), metrics)
+    return Proxied(_Measure(Guard(app, settings), metrics), settings)
 
 
-async def _load(registry: ModelRegistry, api: Api, on_failure: Callable[[SiglipOnnxError], None]) -> None:
+def _open_fetcher(settings: Settings) -> Fetcher:
+    return Fetcher(settings.limits, settings.url_domains, networks=settings.url_networks, contact=settings.url_contact)
+
+
+async def _load(inference: Inference, api: Api, on_failure: Callable[[SiglipOnnxError], None]) -> None:
     try:
-        await asyncio.to_thread(registry.warm_up)
+        await asyncio.to_thread(inference.warm_up)
     except SiglipOnnxError as error:
         on_failure(error)
     else:

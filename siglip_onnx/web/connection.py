@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import h11
@@ -14,15 +15,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import RequestError, error_reply
 from .guards import SECURITY_HEADERS
+from .hosts import Network, is_in
 from .log_limit import LogLimit
+
+if sys.platform != "win32":
+    import resource
 
 
 def max_open_files() -> int:
     """Return how many files and sockets this process may open."""
     if sys.platform == "win32":
         return 8192
-    import resource  # noqa: PLC0415 - not on Windows
-
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 1_000_000 if files == resource.RLIM_INFINITY else files
 
@@ -34,6 +37,7 @@ LINGER_BYTES = 100_000_000  # of its body, discarded meanwhile
 FEW_CHUNKS = 1000  # of any size
 MIN_CHUNK_BYTES = 512  # on average, of further chunks: each costs the event loop 30 µs
 MAX_CONNECTIONS = min(1000, max_open_files() // 2)
+MAX_PER_ADDRESS = max(8, MAX_CONNECTIONS // 4)  # of one client, unless it is a trusted proxy
 BACKLOG = min(128, max_open_files() // 8)  # asyncio accepts this many at once, before those too many are closed
 _log = logging.getLogger(__name__)
 _log_limit = LogLimit(_log)
@@ -42,8 +46,11 @@ _log_limit = LogLimit(_log)
 class Connection(H11Protocol):
     """uvicorn's connection, which by itself waits forever for headers, and reads bodies that nobody needs."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, trusted: Sequence[Network] = (), **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.address = ""
+        self._trusted = trusted
+        self._idle_since = 0.0
         self.conn = _BoundedChunks(h11.SERVER)
         self._app = self.app
         self.app = self._answer
@@ -53,13 +60,50 @@ class Connection(H11Protocol):
         self._left_to_discard = LINGER_BYTES
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline for headers; close at once if there are too many connections."""
-        if len(self.connections) >= MAX_CONNECTIONS:
-            _log_limit.warning("There are too many connections; further ones are closed.")
+        """Start the deadline for headers; if there are too many connections, close one of them, or else this one."""
+        self.address = str((transport.get_extra_info("peername") or ("",))[0])
+        self._idle_since = self.loop.time()
+        if not self._is_admitted():
             transport.abort()
             return
         super().connection_made(cast("asyncio.Transport", _EndingTransport(transport, self)))
         self._watch_headers()
+
+    @property
+    def idleness(self) -> tuple[bool, float] | None:
+        """Order in which idle connections are closed, those without a first answer first; None if it is not idle."""
+        if self._ended or not (self.cycle is None or self.cycle.response_complete):
+            return None
+        return self.cycle is not None, self._idle_since
+
+    def on_response_complete(self) -> None:
+        """Note the end of an answer."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _is_admitted(self) -> bool:
+        """Return whether there is room for this connection, for which an idle one may be closed."""
+        others = [connection for connection in self.connections if isinstance(connection, Connection)]
+        if not is_in(self.address, self._trusted):
+            own = [each for each in others if each.address == self.address and not each.is_ended]
+            if len(own) >= MAX_PER_ADDRESS:
+                _log_limit.warning(
+                    "There are too many connections of one address, of which idle ones are closed; if it is a proxy, "
+                    "name it with --trusted-proxy."
+                )
+                if not _close_idle(own):
+                    return False
+        if len(self.connections) < MAX_CONNECTIONS:
+            return True
+        _log_limit.warning("There are too many connections; idle ones are closed.")
+        return _close_idle(others)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._ended = True
+        self.connections.discard(self)
+        self._cancel_deadlines()
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all deadlines."""
@@ -162,6 +206,14 @@ class Connection(H11Protocol):
         for deadline in (self._headers_due, self._stalled, self.timeout_keep_alive_task):
             if deadline is not None:
                 deadline.cancel()
+
+
+def _close_idle(connections: Iterable[Connection]) -> bool:
+    """Close the connection that has been idle for longest; return whether there was one."""
+    idle = [(connection.idleness, connection) for connection in connections if connection.idleness is not None]
+    if idle:
+        min(idle, key=lambda entry: entry[0])[1].abort()
+    return bool(idle)
 
 
 class _EndingTransport:

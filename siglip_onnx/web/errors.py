@@ -51,7 +51,9 @@ def as_request_error(error: SiglipOnnxError) -> RequestError:
     if isinstance(error, ImageError):
         return RequestError(422, error.status, str(error))
     if isinstance(error, TextError):
-        return RequestError(422, "invalid_text", str(error))
+        # The message quotes the text.
+        message = "A text or template cannot be tokenized; a text in its template may have at most 20,000 characters."
+        return RequestError(422, "invalid_text", message)
     # The message may contain paths of this machine.
     return RequestError(500, "model_error", "The model failed on this request; see the server's log.")
 
@@ -67,9 +69,14 @@ class JsonReply(JSONResponse):
             return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
+def describe_error(error: RequestError) -> dict[str, Any]:
+    """Return an error for programs and for people; neither part contains anything of the request."""
+    return {"code": error.code, "message": str(error)}
+
+
 def error_reply(error: RequestError) -> JsonReply:
     """Return the response for an error."""
-    document: dict[str, Any] = {"code": error.code, "message": str(error)}
+    document = describe_error(error)
     headers = {}
     if error.image is not None:
         spelling, index = error.image

@@ -1,7 +1,8 @@
 """Fetch an image from a URL without reaching into private networks (SSRF).
 
-The only HTTP client of the package besides the Hub's. Every address that a host resolves to must be public; the
-connection goes to an address that was checked; each redirect is checked again. Size limits apply after decompression.
+The only HTTP client of the package besides the Hub's. Every address that a host resolves to must be public, or belong
+to the networks that are allowed; the connection goes to an address that was checked, also through a proxy; each
+redirect is checked again. Size limits apply after decompression.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import socket
 import ssl
 import zlib
@@ -18,8 +20,14 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import h11
 
+from .._version import __version__
+from ..errors import ImageError
+from ..options import ImageLimits
 from .addresses import Address, is_ambiguous, is_public
+from .egress import MAX_HEAD_BYTES, EgressProxy, proxy_for, tunnel_status
 from .errors import RequestError
+from .hosts import HostNames, is_in, parse_contact, parse_networks
+from .lookups import resolve_host
 from .settings import Limits
 
 PORTS = {"http": 80, "https": 443}
@@ -30,8 +38,8 @@ MAX_URL_CHARACTERS = 2048
 _CHUNK = 65536
 _GZIP_OR_ZLIB = 47
 _REDIRECTS = (301, 302, 303, 307, 308)
+CONTACT_VARIABLE = "SIGLIP_ONNX_URL_CONTACT"
 _HEADERS = (
-    ("User-Agent", "siglip-onnx"),
     ("Accept", "image/*"),
     ("Accept-Encoding", "identity"),
     ("Connection", "close"),
@@ -39,12 +47,6 @@ _HEADERS = (
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 Dial = Callable[[Address, int], Awaitable[socket.socket]]
-
-
-async def resolve_host(host: str, port: int) -> list[str]:
-    """Return every address that the system's resolver gives for a host."""
-    results = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in results))
 
 
 async def dial_address(address: Address, port: int) -> socket.socket:
@@ -66,7 +68,9 @@ class Target:
 
     url: SplitResult
     host: str  # ASCII, without brackets
+    port: int
     addresses: tuple[Address, ...]
+    is_public: bool  # otherwise in a network that is allowed
 
     @property
     def path(self) -> str:
@@ -75,24 +79,47 @@ class Target:
 
     @property
     def host_header(self) -> str:
-        """Value of the Host header; ports are always the default ones, and omitted."""
-        return f"[{self.host}]" if ":" in self.host else self.host
+        """Value of the Host header; a default port is omitted."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return name if self.port == PORTS[self.url.scheme] else f"{name}:{self.port}"
+
+
+def fetch_image(url: str, limits: ImageLimits) -> bytes:
+    """Return the content of an image's public URL, of at most ``limits.max_bytes``.
+
+    Raises:
+        ImageError: it cannot be fetched.
+    """
+    try:
+        return asyncio.run(Fetcher(Limits(image=limits)).fetch(url))
+    except RequestError as error:
+        status = "too_large" if error.code == "too_large" else "io_error"
+        raise ImageError(f"{url}: {error}", status=status) from error
 
 
 class Fetcher:
-    """Fetches images from public addresses; only from ``domains`` and their subdomains if any are given."""
+    """Fetches images from public addresses; only from ``domains`` and their subdomains if any are given.
+
+    Addresses of ``networks`` need not be public, nor of these domains; there any port is allowed, and no proxy is used.
+    ``contact``, an e-mail address or a URL, is part of the User-Agent; without it that of the environment variable
+    ``SIGLIP_ONNX_URL_CONTACT``.
+    """
 
     def __init__(
         self,
         limits: Limits,
         domains: Sequence[str] = (),
         *,
+        networks: Sequence[str] = (),
+        contact: str | None = None,
         resolve: Resolve = resolve_host,
         dial: Dial = dial_address,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._max_bytes = limits.image.max_bytes
-        self._domains = tuple(domain.lower().strip(".") for domain in domains)
+        self._domains = HostNames(domains, flag="--url-allow-domain", subdomains=True)
+        self._networks = parse_networks(networks, "--url-allow-network")
+        self._headers = (("User-Agent", user_agent(contact or os.environ.get(CONTACT_VARIABLE))), *_HEADERS)
         self._resolve = resolve
         self._dial = dial
         self._tls = tls
@@ -104,21 +131,32 @@ class Fetcher:
             RequestError: the URL is refused, or cannot be fetched within the limits.
         """
         try:
-            async with asyncio.timeout(TOTAL_SECONDS):
+            async with self.deadline():
                 return await self._follow(url)
-        except TimeoutError as error:
-            raise _failed(f"it took more than {TOTAL_SECONDS:.0f} seconds") from error
         except (OSError, h11.ProtocolError, zlib.error) as error:
             raise _failed(_reason(error)) from error
+
+    @contextlib.asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """Bound the time of all URLs of a request together.
+
+        Raises:
+            RequestError: the block took longer.
+        """
+        try:
+            async with asyncio.timeout(TOTAL_SECONDS):
+                yield
+        except TimeoutError as error:
+            raise _failed(f"it took more than {TOTAL_SECONDS:.0f} seconds") from error
 
     async def _follow(self, url: str) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             target = await self.check(url)
             async with self._connect(target) as (reader, writer):
-                response = await _Exchange(reader, writer, self._max_bytes).get(target)
+                response = await _Exchange(reader, writer, self._max_bytes).get(target, self._headers)
             if isinstance(response, bytes):
                 return response
-            url = urljoin(url, response.location)
+            url = _join(url, response.location)
         raise _failed(f"it redirects more than {MAX_REDIRECTS} times")
 
     async def check(self, url: str) -> Target:
@@ -127,18 +165,24 @@ class Fetcher:
         Raises:
             RequestError: it must not be fetched, or its host cannot be resolved.
         """
-        parts, host = parse_url(url)
-        if self._domains and not any(host == domain or host.endswith(f".{domain}") for domain in self._domains):
+        parts, host, port = parse_url(url)
+        if port != PORTS[parts.scheme] and not self._networks:
+            raise _refused("only port 80 for http and port 443 for https are supported")
+        if self._domains and host not in self._domains and not is_in(host, self._networks):
             raise _refused("this server fetches only from other domains")
         try:
-            resolved = await self._resolve(host, PORTS[parts.scheme])
+            resolved = await self._resolve(host, port)
         except (OSError, UnicodeError) as error:
             raise _failed("its host name cannot be resolved") from error
         addresses = tuple(ipaddress.ip_address(address) for address in resolved)
         # A mix of public and private addresses is a sign of DNS rebinding.
+        if addresses and all(is_in(str(address), self._networks) for address in addresses):
+            return Target(parts, host, port, addresses, is_public=False)
         if not addresses or not all(is_public(address) for address in addresses):
             raise _refused("its host does not have a public address")
-        return Target(parts, host, addresses)
+        if port != PORTS[parts.scheme]:
+            raise _refused("only port 80 for http and port 443 for https are supported")
+        return Target(parts, host, port, addresses, is_public=True)
 
     @contextlib.asynccontextmanager
     async def _connect(self, target: Target) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -162,13 +206,48 @@ class Fetcher:
         return self._tls
 
     async def _dial_any(self, target: Target) -> socket.socket:
+        proxy = proxy_for(target.url.scheme, target.host) if target.is_public else None
         problem: OSError | None = None
         for address in target.addresses:
             try:
-                return await self._dial(address, PORTS[target.url.scheme])
+                if proxy is not None:
+                    return await _dial_through(proxy, address, target.port)
+                return await self._dial(address, target.port)
             except OSError as error:
                 problem = error
         raise problem or OSError("no address")
+
+
+class ProxyError(OSError):
+    """The proxy cannot be reached, or does not connect."""
+
+
+async def _dial_through(proxy: EgressProxy, address: Address, port: int) -> socket.socket:
+    """Return a socket that a proxy has connected to this address.
+
+    Raises:
+        ProxyError: the proxy cannot be reached, or does not connect.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        addresses = await resolve_host(proxy.host, proxy.port)
+        connection = await dial_address(ipaddress.ip_address(addresses[0]), proxy.port)
+    except (OSError, UnicodeError) as error:
+        raise ProxyError("the proxy of this server cannot be reached") from error
+    head = b""
+    try:
+        await loop.sock_sendall(connection, proxy.connect_request(str(address), port))
+        while b"\r\n\r\n" not in head and len(head) < MAX_HEAD_BYTES:
+            chunk = await loop.sock_recv(connection, MAX_HEAD_BYTES)
+            if not chunk:
+                break
+            head += chunk
+        if tunnel_status(head) != 200 or not head.endswith(b"\r\n\r\n"):
+            raise ProxyError(f"the proxy of this server answered {tunnel_status(head)} to CONNECT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 @dataclass(frozen=True)
@@ -185,9 +264,9 @@ class _Exchange:
         self._max_bytes = max_bytes
         self._http = h11.Connection(h11.CLIENT)
 
-    async def get(self, target: Target) -> bytes | _Redirect:
-        headers = [("Host", target.host_header), *_HEADERS]
-        sent = self._http.send(h11.Request(method="GET", target=target.path, headers=headers))
+    async def get(self, target: Target, headers: Sequence[tuple[str, str]]) -> bytes | _Redirect:
+        request_headers = [("Host", target.host_header), *headers]
+        sent = self._http.send(h11.Request(method="GET", target=target.path, headers=request_headers))
         self._writer.write((sent or b"") + (self._http.send(h11.EndOfMessage()) or b""))
         await self._writer.drain()
         response = await self._next()
@@ -199,7 +278,10 @@ class _Exchange:
         if response.status_code in _REDIRECTS and "location" in answered:
             return _Redirect(answered["location"])
         if response.status_code != 200:
-            raise _failed(f"its server answered {response.status_code}")
+            hint = (
+                ", perhaps because it asks for a contact (--url-contact)" if response.status_code in (403, 429) else ""
+            )
+            raise _failed(f"its server answered {response.status_code}{hint}")
         return await self._read(answered.get("content-encoding", "identity").strip().lower())
 
     async def _read(self, encoding: str) -> bytes:
@@ -219,11 +301,20 @@ class _Exchange:
         return event
 
 
-def parse_url(url: str) -> tuple[SplitResult, str]:
-    """Return the parts of a URL and its host in ASCII.
+def user_agent(contact: str | None) -> str:
+    """Return the User-Agent in the form that sites ask for: name, version, and how to reach who runs the server.
 
     Raises:
-        RequestError: not http or https, another port, a user name, or an ambiguous host.
+        OptionError: the contact is neither an e-mail address nor a URL.
+    """
+    return f"siglip-onnx/{__version__}" + (f" ({parse_contact(contact, CONTACT_VARIABLE)})" if contact else "")
+
+
+def parse_url(url: str) -> tuple[SplitResult, str, int]:
+    """Return the parts of a URL, its host in ASCII, and its port.
+
+    Raises:
+        RequestError: not http or https, a user name, or an ambiguous host.
     """
     if len(url) > MAX_URL_CHARACTERS or any(character <= " " or character in "\\\x7f" for character in url):
         raise _refused("it is too long, or contains spaces, control characters or backslashes")
@@ -239,16 +330,30 @@ def parse_url(url: str) -> tuple[SplitResult, str]:
         raise _refused("only http and https are supported")
     if "@" in parts.netloc:
         raise _refused("it contains a user name")
-    if port not in (None, PORTS[parts.scheme]):
-        raise _refused("only port 80 for http and port 443 for https are supported")
     if not host or "%" in host or is_ambiguous(host):
         raise _refused("its host is neither a name nor an ordinary address")
-    return parts._replace(path=_ascii(parts.path), query=_ascii(parts.query)), host
+    if port == 0:
+        raise _refused("its port is 0")
+    return parts._replace(path=_ascii(parts.path), query=_ascii(parts.query)), host, port or PORTS[parts.scheme]
+
+
+def _join(url: str, location: str) -> str:
+    """Return the target of a redirect.
+
+    Raises:
+        RequestError: it is malformed.
+    """
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise _refused("it redirects to a malformed URL") from error
 
 
 def _ascii(part: str) -> str:
     return "".join(
-        character if character.isascii() else "".join(f"%{byte:02X}" for byte in character.encode())
+        character
+        if character.isascii()
+        else "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogateescape"))
         for character in part
     )
 
@@ -272,6 +377,8 @@ def _failed(reason: str) -> RequestError:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ProxyError):
+        return str(error)
     if isinstance(error, ssl.SSLError):
         return f"its TLS certificate or connection is not trusted ({error.reason or type(error).__name__})"
     if isinstance(error, h11.ProtocolError):

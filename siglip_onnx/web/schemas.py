@@ -30,15 +30,19 @@ class Spelling(StrEnum):
         return f"unknown_{self}"
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
+    """A request, in which every field must be known and of its type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class ImageIn(_Strict):
+class ImageIn(StrictModel):
     """An image: exactly one of the three fields."""
 
-    base64: str | None = Field(None, description="The image file in base64.")
-    url: str | None = Field(None, description="An http or https URL, if the server fetches URLs.")
+    base64: str | None = Field(
+        None, description="The image file in base64, also URL-safe or in lines, or as a data: URL."
+    )
+    url: str | None = Field(None, description="A data: URL, or one of http or https, if the server fetches URLs.")
     id: str | None = Field(None, description="The id of an image that was sent before.")
 
 
@@ -54,10 +58,14 @@ Templates = Annotated[
     str | list[str],
     Field(description='Prompt template for each text, such as "a photo of {}"; several are averaged.'),
 ]
+StrictImages = Annotated[
+    bool,
+    Field(description="True refuses the whole request if one image fails, instead of an error entry for it."),
+]
 Models = Annotated[list[str] | None, Field(description="Ids of models; all served models if omitted.")]
 
 
-class ComputeRequest(_Strict):
+class ComputeRequest(StrictModel):
     """What all requests that run a model have in common."""
 
     models: Models = None
@@ -68,6 +76,7 @@ class ImagesRequest(ComputeRequest):
 
     images: Images = None
     pictures: Pictures = None
+    strict: StrictImages = False
 
 
 class TextsRequest(ComputeRequest):
@@ -77,8 +86,19 @@ class TextsRequest(ComputeRequest):
     template: Templates = "{}"
 
 
-class ClassifyRequest(ImagesRequest, TextsRequest):
-    """Images, and the texts to compare each with."""
+class ClassifyRequest(ImagesRequest):
+    """Images, and the texts to compare each with; classifiers answer with their own labels."""
+
+    texts: list[str] | None = Field(None, description="Required, except for classifiers, which take none.")
+    template: Templates = "{}"
+
+
+class ExplainRequest(ClassifyRequest):
+    """One image, as a file or URL, and the texts whose evidence to find in it."""
+
+    texts: list[str] | None = Field(
+        None, description="Required, except for classifiers: labels to explain, all of them if omitted."
+    )
 
 
 class EmbedImagesRequest(ImagesRequest):
@@ -91,10 +111,23 @@ class EmbedTextsRequest(TextsRequest):
     """Texts to embed."""
 
 
-class FetchRequest(_Strict):
+class FetchRequest(StrictModel):
     """An image to fetch."""
 
     url: str
+
+
+class ImageProblem(BaseModel):
+    """Why an image failed."""
+
+    code: str = Field(description="For programs.")
+    message: str = Field(description="For people.")
+
+
+class FailedImage(BaseModel):
+    """An image that could not be embedded."""
+
+    error: ImageProblem
 
 
 class MatchOut(BaseModel):
@@ -102,8 +135,13 @@ class MatchOut(BaseModel):
 
     text: str
     logit: float
-    probability: float = Field(description="Sigmoid of the logit, independent of other texts; need not sum to 1.")
-    relative: float = Field(description="Softmax share among the texts of this request.")
+    probability: float | None = Field(
+        description="Sigmoid of the logit, independent of other texts; need not sum to 1. Of a classifier with one "
+        "right label per image the softmax share; null for a regression."
+    )
+    relative: float | None = Field(
+        description="Softmax share among the texts of this request, or a classifier's labels; null for a regression."
+    )
 
 
 class ImageOut(BaseModel):
@@ -124,10 +162,11 @@ class ModelMatches(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """All models' matches for one image."""
+    """All models' matches for one image, or its error."""
 
-    image: ImageOut
+    image: ImageOut | None
     models: list[ModelMatches]
+    error: ImageProblem | None = Field(None, description="Present if the image failed; image is then null.")
 
 
 class TextTimes(BaseModel):
@@ -135,6 +174,7 @@ class TextTimes(BaseModel):
 
     model: str
     text_ms: list[float] = Field(description="One per text; 0 if its embedding was cached.")
+    truncated: list[bool] = Field(description="One per text: whether the model read only its beginning.")
 
 
 class ClassifyReply(BaseModel):
@@ -144,19 +184,63 @@ class ClassifyReply(BaseModel):
     texts: list[TextTimes]
 
 
+class ExplainedImage(BaseModel):
+    """An image that was explained."""
+
+    width: int = Field(description="Pixels, upright.")
+    height: int
+    decode_ms: float
+
+
+class Place(BaseModel):
+    """A point of an image, as shares of its width and height."""
+
+    x: float
+    y: float
+
+
+class TextExplanation(BaseModel):
+    """What the places of an image contribute to the logit of one text."""
+
+    text: str
+    logit: float
+    probability: float | None = Field(description="As in /v1/classify.")
+    strongest: Place = Field(description="The center of the cell that raises the logit most.")
+    effects: list[list[float]] = Field(
+        description="By rows of the grid: by how much the logit falls when a place is hidden; negative where it rises."
+    )
+
+
+class ModelExplanation(BaseModel):
+    """One model's explanation of one image."""
+
+    model: str
+    method: str
+    num_runs: int
+    grid: list[int] = Field(description="Rows and columns.")
+    texts: list[TextExplanation]
+
+
+class ExplainReply(BaseModel):
+    """Where in the image the evidence for each text lies, by each model."""
+
+    image: ExplainedImage
+    models: list[ModelExplanation]
+
+
 class ModelVectors(BaseModel):
     """One model's unit embeddings."""
 
     model: str
     embedding_space: str = Field(description="Vectors of different spaces must not be compared.")
     ms: list[float]
-    vectors: list[list[float]] | None = None
+    vectors: list[list[float] | None] | None = Field(None, description="Null for an image that failed.")
 
 
 class EmbedImagesReply(BaseModel):
-    """Images and their embeddings, in the order of the request."""
+    """Images and their embeddings, in the order of the request; an image that failed has an error in its place."""
 
-    images: list[ImageOut]
+    images: list[ImageOut | FailedImage]
     embeddings: list[ModelVectors]
 
 

@@ -11,22 +11,25 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from ..errors import SiglipOnnxError
-from ..model import SigLIP
 from .app import create_app
 from .connection import BACKLOG, Connection
+from .hosts import parse_networks
+from .inference import Served
 from .log_limit import LogLimit
 from .settings import Settings
 from .work import WORKERS
 
 STOP_SECONDS = 9.0
 DRAIN_SECONDS = 8  # of these, for running requests
+KEEP_ALIVE_SECONDS = 75  # longer than proxies keep connections (60 s), so that none sends on a connection that closes
 _SWITCH_SECONDS = 0.001
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _log = logging.getLogger(__name__)
@@ -36,12 +39,14 @@ _log_limit = LogLimit(_log)
 class Server(uvicorn.Server):
     """uvicorn's server with the settings of this package; it ends within ten seconds of a signal."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[str] = ()) -> None:
+        trusted = parse_networks(trusted_proxies, "--trusted-proxy")
+        connection = cast("type[Connection]", partial(Connection, trusted=trusted))
         super().__init__(
             uvicorn.Config(
-                app, loop="asyncio", http=Connection, ws="none", proxy_headers=False, server_header=False,
+                app, loop="asyncio", http=connection, ws="none", proxy_headers=False, server_header=False,
                 access_log=False, log_config=None, log_level=logging.ERROR, backlog=BACKLOG,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
+                timeout_graceful_shutdown=DRAIN_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )  # fmt: skip
         self._deadline: threading.Timer | None = None
@@ -86,7 +91,7 @@ def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
         loop.default_exception_handler(context)
 
 
-def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[str], None] = lambda _: None) -> None:
+def serve(models: Sequence[Served], settings: Settings, *, listening: Callable[[str], None] = lambda _: None) -> None:
     """Serve until SIGTERM or SIGINT; the process ends within ten seconds, after running requests.
 
     Args:
@@ -95,7 +100,7 @@ def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[
         listening: called with the page's URL as soon as it is reachable.
 
     Raises:
-        SiglipOnnxError: the address cannot be listened on, or the models cannot be loaded.
+        SiglipOnnxError: the address cannot be listened on, or the models cannot be loaded or served side by side.
     """
     failures: list[SiglipOnnxError] = []
 
@@ -105,9 +110,9 @@ def serve(models: Sequence[SigLIP], settings: Settings, *, listening: Callable[[
 
     # The tokenizer's warnings quote texts, which must not be logged.
     logging.getLogger("siglip_onnx.text").setLevel(logging.ERROR)
+    server = Server(create_app(models, settings, on_failure=fail), settings.trusted_proxies)
     bound = bind(settings.host, settings.port)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes bodies
-    server = Server(create_app(models, settings, on_failure=fail))
     # By default Python switches threads every 5 ms, which would delay the event loop behind computing threads.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # uvicorn raises the signal again after the drain; a requested stop is not a failure.
@@ -138,9 +143,10 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             bound.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: not the name of a host
+        problem = getattr(error, "strerror", None) or error
         raise SiglipOnnxError(
-            f"{host} port {port} cannot be listened on: {error.strerror or error}. Choose another: --host, --port."
+            f"{host} port {port} cannot be listened on: {problem}. Choose another: --host, --port."
         ) from error
     return bound
 

@@ -65,6 +65,114 @@ def tiff(size: tuple[int, int], tile: tuple[int, int], data: bytes) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags) + 2) + entries + struct.pack("<I", 0) + data
 
 
+def tiff_of(*tags: tuple[int, int, int, bytes], data: bytes = b"", big: bool = False) -> bytes:
+    """A TIFF, or a BigTIFF, of tags given as number, type, count and the bytes of their field, with data at its end."""
+    header = b"II+\0" + struct.pack("<HHQ", 8, 0, 16) if big else b"II*\0" + struct.pack("<I", 8)
+    entry, end = ("<HHQ8s", struct.pack("<Q", 0)) if big else ("<HHI4s", struct.pack("<I", 0))
+    entries = b"".join(struct.pack(entry, *tag) for tag in tags)
+    return header + struct.pack("<Q" if big else "<H", len(tags)) + entries + end + data
+
+
+def shorts(**values: int) -> list[tuple[int, int, int, bytes]]:
+    """Entries of a gray TIFF of one value each, as 32-bit integers."""
+    sizes = {"ImageWidth": 16, "ImageLength": 16} | values
+    numbers = {"ImageWidth": 256, "ImageLength": 257, "TileWidth": 322, "TileLength": 323, "RowsPerStrip": 278}
+    fixed = [(258, 8), (262, 1), (277, 1), (259, 1)]
+    pairs = sorted([(numbers[name], value) for name, value in sizes.items()] + fixed)
+    return [(number, 4, 1, struct.pack("<i", value)) for number, value in pairs]
+
+
+def tiff_of_many_strips(kind: int = 4) -> bytes:
+    count = 3_000_000
+    offsets = (273, kind, count, struct.pack("<I", 8))
+    return tiff_of(*shorts(), offsets, data=b"\10\0\0\0" * count)
+
+
+def tiff_of_a_signed_large_tile() -> bytes:
+    """Its tile has a type that only libtiff takes."""
+    data = tiff_of_a_large_tile()
+    for tag in (322, 323):
+        data = data.replace(struct.pack("<HHI", tag, 4, 1), struct.pack("<HHI", tag, 9, 1))
+    return data
+
+
+def tiff_of_many_entries() -> bytes:
+    return tiff_of(*[(40_000 + number, 4, 1, b"\0\0\0\0") for number in range(20_000)])
+
+
+def bigtiff_of_many_entries() -> bytes:
+    return tiff_of(*[(number % 65_536, 4, 1, bytes(8)) for number in range(900_000)], big=True)
+
+
+def jpeg_of_empty_scans(frame: int, scans: int = 100, *, side: int = 6300) -> bytes:
+    """A JPEG without data, of any type of frame; a scan without data is one of zeros."""
+    table = b"\xff\xdb\0\x43\0" + bytes([1] * 64)
+    header = b"\xff" + bytes([frame]) + struct.pack(">HBHHB", 17, 8, side, side, 3) + b"\1\x11\0\2\x11\0\3\x11\0"
+    codes = b"".join(b"\xff\xc4" + struct.pack(">HB", 20, kind) + b"\1" + bytes(15) + b"\0" for kind in (0x00, 0x10))
+    scan = b"".join(b"\xff\xda\0\x08\1" + bytes([number, 0]) + b"\0\x3f\0" for number in (1, 2, 3))
+    return b"\xff\xd8" + table + header + codes + scan * scans + b"\xff\xd9"
+
+
+def jpeg2000_style(*, levels: int = 2, block: tuple[int, int] = (4, 4), precincts: bytes = b"", layers: int = 1,
+                   in_tile: bool = False, width: int = 1300) -> bytes:  # fmt: skip
+    """A gray codestream whose coding style promises many parts; ``in_tile`` hides it in the header of a tile-part."""
+    size = struct.pack(">HHIIIIIIIIHBBB", 41, 0, width, 1300, 0, 0, width, 1300, 0, 0, 1, 7, 1, 1)
+
+    def style(blocks: tuple[int, int], sizes: bytes, count: int) -> bytes:
+        fields = struct.pack(">BBHBBBBBB", bool(sizes), 0, count, 0, levels, *blocks, 0, 1)
+        return b"\xff\x52" + struct.pack(">H", 2 + len(fields) + len(sizes)) + fields + sizes
+
+    quantization = b"\xff\x5c" + struct.pack(">HB", 4 + 3 * levels, 0x40) + bytes([0x40] * (1 + 3 * levels))
+    heavy = style(block, precincts, layers)
+    main = style((4, 4), b"", 1) if in_tile else heavy
+    part = (heavy if in_tile else b"") + b"\xff\x93" + bytes(16)
+    tile = b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 12 + len(part), 0, 1) + part
+    return b"\xff\x4f\xff\x51" + size + main + quantization + tile + b"\xff\xd9"
+
+
+def jp2_of_components(components: int = 400) -> bytes:
+    """4,096 tiles of 400 components each, behind a box that decoders skip."""
+    data = jpeg2000(1, 64, boxed=True)
+    position = data.index(b"\xff\x4f\xff\x51")
+    size = data[position + 4 : position + 42]
+    size = struct.pack(">H", 38 + 3 * components) + size[2:36] + struct.pack(">H", components)
+    rest = data[data.index(b"\xff\x52", position) :]
+    return (
+        data[: position - 8] + b"\0\0\0\x08free" + b"\0\0\0\0jp2c"
+        + b"\xff\x4f\xff\x51" + size + b"\7\1\1" * components + rest
+    )  # fmt: skip
+
+
+def jpeg2000_far_from_its_tiles() -> bytes:
+    """An image of 64x64 pixels, 16 million tiles to the right of the first tile."""
+    data = jpeg2000(64, 64, boxed=False)
+    far = 1 << 30
+    data = patch(data, b"\xff\x4f\xff\x51", 8, struct.pack(">I", far + 64))
+    return patch(data, b"\xff\x4f\xff\x51", 16, struct.pack(">I", far))
+
+
+def psd_of_many_resources() -> bytes:
+    resource = b"8BIM" + bytes(8)
+    header = b"8BPS" + struct.pack(">HxxxxxxHIIHH", 1, 3, 8, 8, 8, 3) + bytes(4)
+    return header + struct.pack(">I", 1_000_000 * 12) + resource * 1_000_000 + bytes(4) + b"\0\0" + bytes(192)
+
+
+def gif_of_many_blocks(block: bytes) -> bytes:
+    data = small("GIF", "P")
+    start = 13 + (3 << (data[10] & 7) + 1)
+    return data[:start] + b"!\xfe" + block * 3_000_000 + b"\0" + data[start:]
+
+
+def jpeg_of_metadata(marker: bytes, content: bytes) -> bytes:
+    data = small("JPEG", "L")
+    return data[:2] + (b"\xff" + marker + struct.pack(">H", 2 + len(content)) + content) * 300 + data[2:]
+
+
+def webp_of_long_exif() -> bytes:
+    entry = struct.pack("<HHII", 40_000, 4, 1, 0)
+    return small("WEBP", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 65_535) + entry * 900_000)
+
+
 def tiff_of_a_large_tile() -> bytes:
     side = 16_384
     packer = zlib.compressobj(9)
@@ -100,6 +208,36 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jp2 whose box hides the size": lambda: jpeg2000(30_000, 30_000, boxed=True),
     "tiff header of a gigapixel": lambda: tiff((32_000, 32_000), (32_000, 32_000), b""),
     "tiff of a large tile, which is decoded whole": tiff_of_a_large_tile,
+    "tiff of a large tile of signed sizes": tiff_of_a_signed_large_tile,
+    "tiff of three million strips": tiff_of_many_strips,
+    "tiff of three million strips as floats": lambda: tiff_of_many_strips(11),
+    "tiff of 20,000 entries": tiff_of_many_entries,
+    "bigtiff of 900,000 entries": bigtiff_of_many_entries,
+    "tiff of 36 million tiles": lambda: tiff_of(
+        *shorts(ImageWidth=6000, ImageLength=6000, TileWidth=1, TileLength=1), (324, 4, 1, b"\10\0\0\0")
+    ),
+    "jpeg of 300 empty scans, baseline": lambda: jpeg_of_empty_scans(0xC0),
+    "jpeg of 300 empty scans, extended": lambda: jpeg_of_empty_scans(0xC1),
+    "jpeg of 300 empty scans, arithmetic": lambda: jpeg_of_empty_scans(0xC9),
+    "jpeg of 300 empty scans, progressive arithmetic": lambda: jpeg_of_empty_scans(0xCA),
+    "jpeg of 300 segments of exif": lambda: jpeg_of_metadata(b"\xe1", b"Exif\0\0II*\0" + bytes(65_000)),
+    "jpeg of 300 segments of photoshop data": lambda: jpeg_of_metadata(
+        b"\xed", b"Photoshop 3.0\0" + (b"8BIM" + bytes(8)) * 5000
+    ),
+    "webp of 10 MB of exif": webp_of_long_exif,
+    "jpeg 2000 of 555,000 precincts": lambda: jpeg2000_style(precincts=b"\x11" * 3),  # 12 GB in 158 bytes
+    "jpeg 2000 of precincts in a tile-part": lambda: jpeg2000_style(precincts=b"\x11" * 3, in_tile=True),
+    "jpeg 2000 of 105,000 code-blocks": lambda: jpeg2000_style(block=(0, 0)),
+    "jpeg 2000 of 65,535 layers": lambda: jpeg2000_style(precincts=b"\x66" * 3, layers=65_535),
+    "jpeg 2000 far from its tiles": jpeg2000_far_from_its_tiles,
+    "jp2 of 400 components behind a free box": jp2_of_components,  # 4.4 GB
+    "psd of a million resources": psd_of_many_resources,
+    "gif of three million blocks of a comment": lambda: gif_of_many_blocks(b"\1x"),
+    "gif of a million empty extensions": lambda: gif_of_many_blocks(b"\0!\xfe"),
+    "plain ppm of comments": lambda: b"P3 1000 1000 255\n" + b"#\n" * 2_000_000,  # each copies a megabyte
+    "plain pbm of comments": lambda: b"P1 1000 1000\n" + b"#\n" * 2_000_000,
+    "ppm of a long comment in its header": lambda: b"P6 #" + b"x" * 10_000_000 + b"\n8 8 255\n" + bytes(192),
+    "ppm of spaces": lambda: b"P6" + b" " * 10_000_000 + b"8 8 255\n" + bytes(192),
     "icon around a large png": lambda: icon(png(11_000, 11_000)),  # decoded on opening
     "icon around a large bitmap": lambda: icon(struct.pack("<IiiHHIIiiII", 40, 40_000, 80_000, 1, 32, *[0] * 6)),
     "icon of many entries": lambda: icon(png(8, 8), side=8, count=65_535),

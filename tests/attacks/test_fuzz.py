@@ -1,5 +1,6 @@
 """Thousands of mutated images, configs and manifests: a result or our own error, never a crash or a hang."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from support.images import encode, make_image
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.config import read_config, read_preprocessor_config
 from siglip_onnx.errors import ImageError, SiglipOnnxError
-from siglip_onnx.image import FORMATS, ImageLimits, open_image
+from siglip_onnx.image import FORMATS, ImageLimits, ImageReader, open_image
+from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.text.tokenizer import Tokenizer
 
 # A mutated header may promise anything: what is decoded is kept small, so that many are.
@@ -28,6 +31,8 @@ SLOW_S = 2.0
 LARGEST = 30_000  # bytes of a file that is mutated
 PER_TASK = 250
 TIMEOUT_S = 300
+POOL_SHARE = 5  # of the images that --fuzz names, one in so many is decoded in a process of its own
+MAX_GROWTH_MB = 100
 DOCUMENTS = 400
 Finding = tuple[int, str]
 
@@ -91,6 +96,54 @@ def test_mutated_images(request: pytest.FixtureRequest) -> None:
             outcomes += counts
     assert outcomes.total() == tasks * PER_TASK
     assert outcomes.keys() >= {"decoded", "decode_error", "too_large", "truncated"}, outcomes
+
+
+def decode_in_pool(pool: DecoderPool, seed: int) -> tuple[Counter[str], list[Finding]]:
+    """Decode mutants in processes of their own, each also here unless it is refused; count the outcomes."""
+    rng, seeds = random.Random(seed), corpus()
+    direct = ImageReader(LIMITS, allow_truncated=True)
+    outcomes: Counter[str] = Counter()
+    bad: list[Finding] = []
+    for number in range(PER_TASK):
+        data = mutate(rng.choice(seeds), seeds, rng)
+        expected, found = (_outcome(reader, data) for reader in (direct, pool))
+        outcomes[found[0]] += 1
+        if found != expected and not found[1].startswith("the image ") and "to decode" not in found[1]:
+            bad.append((number, f"{expected} became {found}"))
+    return outcomes, bad
+
+
+def _outcome(reader: ImageReader | DecoderPool, data: bytes) -> tuple[str, str]:
+    try:
+        image = reader.read(data)
+    except ImageError as error:
+        return error.status, str(error)
+    return "truncated, allowed" if image.truncated else "decoded", hashlib.sha256(image.rgb.tobytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_mutated_images_in_processes_of_their_own(request: pytest.FixtureRequest) -> None:
+    """This process survives every mutant, its memory and that of the decoders stay flat, and results are the same."""
+    warnings.simplefilter("ignore")  # of Pillow, about damaged files
+    tasks = max(1, request.config.getoption("--fuzz") // PER_TASK // POOL_SHARE)
+    outcomes: Counter[str] = Counter()
+    pool = DecoderPool(ImageReader(LIMITS, allow_truncated=True))
+    with closing(pool):
+        for seed in range(tasks):
+            counts, findings = decode_in_pool(pool, seed)
+            assert findings == [], f"seed {seed}"
+            outcomes += counts
+            if seed == 0:
+                before = memory_mb(pool)
+        assert max(after - first for first, after in zip(before, memory_mb(pool), strict=True)) < MAX_GROWTH_MB
+    assert outcomes.total() == tasks * PER_TASK
+    assert outcomes.keys() >= {"decoded", "decode_error", "too_large", "truncated, allowed"}, outcomes
+
+
+def memory_mb(pool: DecoderPool) -> list[float]:
+    """Return the resident memory of this process and of the pool's only one, 0 where that is unknown."""
+    paths = [Path(f"/proc/{pid}/statm") for pid in (os.getpid(), *(each._process.pid for each in pool._running))]
+    return [int(path.read_text().split()[1]) * 4096 / 1e6 if path.exists() else 0.0 for path in paths]
 
 
 def load(folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""Damaged and malicious model folders: detected, named, and refused before onnxruntime loads them."""
+"""Damaged and malicious model folders: detected, named, and refused before onnxruntime or OpenVINO loads them."""
 
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,19 +14,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from support.commands import assert_error, run
+from support.engines import ENGINES, Providers
+from support.manifests import with_hashes, write_manifest
 
 import siglip_onnx
 from siglip_onnx.bundle import integrity
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
 from siglip_onnx.bundle.manifest import read_manifest
 from siglip_onnx.classifier import Classifier
+from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import BundleError, CheckpointError, ImageError, SiglipOnnxError
 from siglip_onnx.image import load_image
+from siglip_onnx.options import RuntimeOptions
 from siglip_onnx.session import LazySession
 from siglip_onnx.system.cache_dir import cache_folder
 from siglip_onnx.system.names import check_name
 
 FLIPS, CUTS = 200, 50
+STAR = IMAGES_PATH / "red_star.png"
 
 
 def flip(rng: random.Random, sound: bytes) -> bytes:
@@ -63,7 +70,7 @@ def test_load_hashes_only_changed_files(copy: Path, monkeypatch: pytest.MonkeyPa
     assert num_hashed == len(open_bundle(copy).manifest.files) + 4
     siglip_onnx.load(copy)
     assert len(hashed) == num_hashed
-    weights = copy / "onnx" / "text_model_quantized.onnx.data"
+    weights = copy / "onnx" / "text_model_quantized.onnx_data"
     os.utime(weights)
     siglip_onnx.load(copy)
     assert hashed[num_hashed:] == [weights.name]
@@ -71,7 +78,7 @@ def test_load_hashes_only_changed_files(copy: Path, monkeypatch: pytest.MonkeyPa
     content[100] ^= 1
     weights.write_bytes(content)
     for _ in range(2):
-        with pytest.raises(BundleError, match=r"text_model_quantized\.onnx\.data: sha256"):
+        with pytest.raises(BundleError, match=r"text_model_quantized\.onnx_data: sha256"):
             siglip_onnx.load(copy)
     siglip_onnx.load(copy, variant="fp32")
     assert {path.name for path in copy.rglob("*") if path.is_file()} == {
@@ -110,7 +117,7 @@ def test_check_name_refuses_names_outside_the_folder(name: str) -> None:
         check_name(name)
 
 
-@pytest.mark.parametrize("name", ["config.json", "onnx/vision_model.onnx.data", "..hidden", "a b/ä.onnx"])
+@pytest.mark.parametrize("name", ["config.json", "onnx/vision_model.onnx_data", "..hidden", "a b/ä.onnx"])
 def test_check_name_accepts_names_inside_the_folder(name: str) -> None:
     check_name(name)
 
@@ -206,53 +213,100 @@ def graph_with(location: str, *, offset: int | None = None, length: int | None =
 INSIDE = ("top", "branch", "constant")
 
 
+@pytest.mark.parametrize("providers", ENGINES)
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../secret", "..\\secret", "*/_ORT_MEM_ADDR_/*"])
-def test_external_data_outside_the_folder(tmp_path: Path, location: str, inside: str) -> None:
+def test_external_data_outside_the_folder(tmp_path: Path, location: str, inside: str, providers: Providers) -> None:
     (tmp_path / "secret").write_bytes(bytes(16))
     (tmp_path / "model").mkdir()
     path = tmp_path / "model" / "m.onnx"
     path.write_bytes(graph_with(location, inside=inside))
     with pytest.raises(BundleError):
-        LazySession(path).load()
+        LazySession(path, providers=providers).load()
     with pytest.raises(BundleError):
-        Classifier(path)
+        Classifier(path, RuntimeOptions(providers=providers))
 
 
+@pytest.mark.parametrize("providers", ENGINES)
+def test_external_data_at_an_address_in_memory(tmp_path: Path, providers: Providers) -> None:
+    """An address that can be read: OpenVINO itself would return the secret."""
+    secret = np.arange(4, dtype=np.float32)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(graph_with("*/_ORT_MEM_ADDR_/*", offset=secret.ctypes.data, length=secret.nbytes))
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        LazySession(path, providers=providers).load()
+
+
+@pytest.mark.parametrize("providers", ENGINES)
 @pytest.mark.parametrize("inside", INSIDE)
-def test_external_data_beside_the_graph(tmp_path: Path, inside: str) -> None:
+def test_external_data_beside_the_graph(tmp_path: Path, inside: str, providers: Providers) -> None:
     path = tmp_path / "m.onnx"
     (tmp_path / "w.data").write_bytes(np.arange(4, dtype=np.float32).tobytes())
     path.write_bytes(graph_with("w.data", offset=0, length=16, inside=inside))
     if inside != "constant":  # which onnxruntime does not run
-        assert LazySession(path).run("y", {}).tolist() == [0, 1, 2, 3]
+        assert LazySession(path, providers=providers).run("y", {}).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("providers", ENGINES)
 @pytest.mark.parametrize(("offset", "length"), [(0, 17), (8, 16), (-1, 4), (1 << 70, 4), (0, 1 << 70)])
-def test_external_data_beyond_the_file(tmp_path: Path, offset: int, length: int) -> None:
+def test_external_data_beyond_the_file(tmp_path: Path, offset: int, length: int, providers: Providers) -> None:
     path = tmp_path / "m.onnx"
     (tmp_path / "w.data").write_bytes(bytes(16))
     path.write_bytes(graph_with("w.data", offset=offset, length=length))
     with pytest.raises(BundleError, match="cannot be loaded"):
-        LazySession(path).load()
+        LazySession(path, providers=providers).load()
 
 
-def test_external_data_that_links_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("providers", ENGINES)
+def test_external_data_that_links_elsewhere(tmp_path: Path, providers: Providers) -> None:
     (tmp_path / "secret").write_bytes(bytes(16))
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "w.data").symlink_to(tmp_path / "secret")
     (folder / "m.onnx").write_bytes(graph_with("w.data"))
     with pytest.raises(BundleError, match="cannot be loaded"):
-        LazySession(folder / "m.onnx").load()
+        LazySession(folder / "m.onnx", providers=providers).load()
 
 
 def test_nan_weights_are_an_error(copy: Path) -> None:
-    weights = copy / "onnx" / "vision_model.onnx.data"
+    weights = copy / "onnx" / "vision_model.onnx_data"
     np.full(weights.stat().st_size // 4, np.nan, np.float32).tofile(weights)
     model = siglip_onnx.SigLIP(open_bundle(copy), variant="fp32")
     with pytest.raises(BundleError, match="returned NaN or infinity"):
         model.encode_images(np.zeros((8, 8, 3), np.uint8))
+
+
+def swap_colors(folder: Path) -> None:
+    """Let a copy of the demo model read "red" where a text has "blue"; no file changes its size."""
+    path = folder / "tokenizer.json"
+    text = path.read_text(encoding="utf-8")
+    swapped = {'"▁red"': '"▁blue"', '"▁blue"': '"▁red"'}
+    path.write_text(re.sub("|".join(swapped), lambda piece: swapped[piece[0]], text), encoding="utf-8")
+
+
+def test_a_model_cannot_claim_the_embedding_space_of_another(tmp_path: Path) -> None:
+    """Else its label embeddings would be taken for the other's, from a cache that both use."""
+    evil = Path(shutil.copytree(BUNDLE_PATH, tmp_path / "evil"))
+    texts, cache = ("a red star", "a blue star"), tmp_path / "labels"
+    honest = siglip_onnx.load("demo").classify(STAR, texts)
+    arguments = ("classify", STAR, *(option for text in texts for option in ("--text", text)), "--label-cache", cache)
+    swap_colors(evil)
+    assert_error(run(*arguments, "--model", evil), 4, "tokenizer.json: sha256")
+    claiming = with_hashes(evil)
+    (evil / "manifest.json").write_text(claiming.to_json())
+    spaces = {name: variant.embedding_space for name, variant in read_manifest(BUNDLE_PATH).variants.items()}
+    found = f"variant 'fp32' has embedding space '{spaces['fp32']}', expected 'fp32-"
+    assert_error(run(*arguments, "--model", evil), 4, found)
+    with pytest.raises(BundleError, match=re.escape(found)):
+        verify_folder(evil)
+    assert not cache.exists()
+    write_manifest(evil, claiming)
+    assert verify_folder(evil) == []
+    poisoned = siglip_onnx.load(evil, label_cache=cache).classify(STAR, texts)
+    assert poisoned[1].probability > 0.5 > poisoned[0].probability
+    assert siglip_onnx.load("demo", label_cache=cache).classify(STAR, texts) == honest
+    other_space = read_manifest(evil).variants["int8"].embedding_space
+    assert {folder.name for folder in cache.iterdir()} == {spaces["int8"], other_space}
 
 
 def unlist(folder: Path, name: str) -> None:
@@ -263,7 +317,7 @@ def unlist(folder: Path, name: str) -> None:
         key: replace(variant, files={key: facts for key, facts in variant.files.items() if key != name})
         for key, variant in manifest.variants.items()
     }
-    (folder / "manifest.json").write_text(replace(manifest, files=files, variants=variants).to_json())
+    write_manifest(folder, replace(manifest, files=files, variants=variants))
 
 
 def test_unlisted_pieces_are_not_read(copy: Path) -> None:
@@ -273,10 +327,13 @@ def test_unlisted_pieces_are_not_read(copy: Path) -> None:
 
 
 def test_unlisted_weights_are_refused(copy: Path) -> None:
-    name = "onnx/vision_model.onnx.data"
+    name = "onnx/vision_model.onnx_data"
     unlist(copy, name)
-    assert verify_folder(copy) == [f"{name}: manifest.json does not list it"]
-    with pytest.raises(BundleError, match=r"does not list onnx/vision_model\.onnx\.data"):
+    assert verify_folder(copy) == [
+        "onnx/vision_model.onnx: its weights are in 'vision_model.onnx_data', which the manifest does not list for it",
+        f"{name}: manifest.json does not list it",
+    ]
+    with pytest.raises(BundleError, match=r"does not list onnx/vision_model\.onnx_data"):
         open_bundle(copy)
 
 
@@ -297,14 +354,15 @@ def test_named_pipes_in_a_model_are_refused_at_once(copy: Path, name: str) -> No
     (copy / name).unlink()
     os.mkfifo(copy / name)
     with pytest.raises(BundleError, match=Path(name).name):
-        open_bundle(copy)
+        siglip_onnx.load(copy, variant="fp32")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
-def test_named_pipe_as_a_compiled_classifier_is_refused_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("providers", ENGINES)
+def test_named_pipe_as_a_compiled_classifier_is_refused_at_once(tmp_path: Path, providers: Providers) -> None:
     os.mkfifo(tmp_path / "c.onnx")
     with pytest.raises(BundleError, match="it is a pipe"):
-        Classifier(tmp_path / "c.onnx")
+        Classifier(tmp_path / "c.onnx", RuntimeOptions(providers=providers))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
@@ -315,6 +373,7 @@ def test_named_pipe_as_a_compiled_classifier_is_refused_at_once(tmp_path: Path) 
         ("pytorch_model.bin", "pytorch_model.bin.* it is a pipe"),
         ("config.json", "config.json.* it is a pipe"),
         ("spiece.model", "has neither spiece.model nor"),
+        ("modules.json", "modules.json is damaged .*it is a pipe"),
     ],
 )
 def test_named_pipes_in_a_checkpoint_are_refused_at_once(
@@ -324,7 +383,7 @@ def test_named_pipes_in_a_checkpoint_are_refused_at_once(
     from siglip_onnx.export.tokenizer import write_tokenizer
 
     copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
-    (copy / "model.safetensors" if name == "pytorch_model.bin" else copy / name).unlink()
+    (copy / "model.safetensors" if name == "pytorch_model.bin" else copy / name).unlink(missing_ok=True)
     os.mkfifo(copy / name)
     with pytest.raises(CheckpointError, match=message), open_checkpoint(copy) as checkpoint:
         write_tokenizer(checkpoint.tokenizer, tmp_path / "t.json", text_length=16, vocab_size=300)

@@ -1,6 +1,9 @@
 """Attacks on the server over real sockets: while each runs, and after it, the server answers other clients at once."""
 
+import base64
 import http.client
+import io
+import json
 import signal
 import socket
 import sys
@@ -8,17 +11,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from support.web_server import running, started
 
 import siglip_onnx
+from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.web import connection
+from siglip_onnx.web.settings import Limits, Settings
 
 pytestmark = pytest.mark.web
 WATCHDOG_S = 60
-PATIENCE_S = 2.0  # for /healthz; before the limits it waited for 5 to 25 seconds
+PATIENCE_S = 4.0  # for /healthz, on a busy machine too; before the limits it waited for 5 to 25 seconds
 MAX_GROWTH_BYTES = 300_000_000  # before the limits 1.1 to 5 GB
 
 
@@ -35,8 +42,12 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 PROCESS_IDS: dict[int, int] = {}
 
 
-def status_of(port: int, path: str) -> int:
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=WATCHDOG_S)
+# Another client needs another address, because the connections of one are limited; Linux answers all of 127.0.0.0/8.
+NEIGHBOR = ("127.0.0.2" if sys.platform == "linux" else "127.0.0.1", 0)
+
+
+def status_of(port: int, path: str, source: tuple[str, int] | None = None) -> int:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=WATCHDOG_S, source_address=source)
     try:
         client.request("GET", path)
         return client.getresponse().status
@@ -44,8 +55,8 @@ def status_of(port: int, path: str) -> int:
         client.close()
 
 
-def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=WATCHDOG_S)
+def connect(port: int, source: tuple[str, int] | None = None) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=WATCHDOG_S, source_address=source)
 
 
 def head_of(path: str, *headers: str) -> bytes:
@@ -84,7 +95,7 @@ class Neighbor:
     def _ask(self) -> None:
         while not self._stop.is_set():
             asked = time.perf_counter()
-            status = status_of(self._port, "/healthz")
+            status = status_of(self._port, "/healthz", NEIGHBOR)
             self.slowest_s = max(self.slowest_s, time.perf_counter() - asked)
             self.answers += status == 200
             time.sleep(0.02)
@@ -101,8 +112,19 @@ class Neighbor:
         ("/v1/embed/texts", b'{"texts":[' + b",".join([b"[" * 90 + b"]" * 90] * 100_000) + b"]}"),
         ("/v1/embed/images", b'{"images":[{' + b",".join(b'"%d":0' % number for number in range(250_000)) + b"}]}"),
         ("/v1/fetch", b'{"url":[' + b"0," * 1_250_000 + b"0]}"),
+        ("/v1/embeddings", b'{"model":"demo","input":[' + b"0," * 1_250_000 + b"0]}"),
+        (
+            "/v1/embeddings",
+            b'{"model":"demo","input":{"type":"text",' + b",".join(b'"%d":0' % n for n in range(250_000)) + b"}}",
+        ),
+        (
+            "/v1/embeddings",
+            b'{"model":"demo","input":{"type":"image_url","image_url":{'
+            + b",".join(b'"%d":0' % n for n in range(250_000))
+            + b"}}}",
+        ),
     ],
-    ids=["zeros", "many_zeros", "keys", "deep", "nested", "image_keys", "fetch"],
+    ids=["zeros", "many_zeros", "keys", "deep", "nested", "image_keys", "fetch", "tokens", "part_keys", "url_keys"],
 )
 def test_one_json_body_does_not_stop_the_server(port: int, path: str, body: bytes) -> None:
     peak_before = peak_bytes(port)
@@ -112,6 +134,30 @@ def test_one_json_body_does_not_stop_the_server(port: int, path: str, body: byte
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 422"))
     assert neighbor.slowest_s < PATIENCE_S
     assert peak_bytes(port) - peak_before < MAX_GROWTH_BYTES
+
+
+def test_a_request_of_expensive_images_is_decoded_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has 38 bytes and 4 megapixels; the request ends with the first that is begun after its time."""
+    read, decoded = DecoderPool.read, 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return read(*arguments)
+
+    monkeypatch.setattr(DecoderPool, "read", counted)
+    image = io.BytesIO()
+    Image.new("RGB", (2000, 2000)).save(image, "WEBP", lossless=True)
+    images = [{"base64": base64.b64encode(image.getvalue() + b"%d" % number).decode()} for number in range(32)]
+    with running([siglip_onnx.load("demo")], Settings(port=0, limits=Limits(decode_seconds=0.0))) as url:
+        client = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port or 0, timeout=WATCHDOG_S)
+        body = json.dumps({"images": images})
+        client.request("POST", "/v1/embed/images", body, {"Content-Type": "application/json"})
+        results = json.loads(client.getresponse().read())["images"]
+        client.close()
+    assert decoded == 1
+    assert (results[0]["width"], results[0]["height"]) == (2000, 2000)
+    assert {result["error"]["code"] for result in results[1:]} == {"limit_exceeded"}
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/embed/texts", "/healthz"])
@@ -252,6 +298,59 @@ def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
     lines = stderr.splitlines()
     assert any("Connections cannot be accepted" in line or "too many connections" in line for line in lines)
     assert len(lines) <= 3, stderr
+
+
+HALF_OPEN = [b"", b"POST /v1/embed/texts HTTP/1.1\r\nHost: 127.0.0.1\r\n"]
+HALF_BODY = [head_of("/v1/embed/texts", "Content-Length: 1000") + b"{"]
+
+
+@pytest.mark.parametrize("sent", HALF_OPEN + HALF_BODY, ids=["nothing", "half_headers", "half_body"])
+def test_a_thousand_half_open_connections(port: int, sent: bytes) -> None:
+    """Others are answered meanwhile, also with an embedding; one that waits for an answer is never closed."""
+    body = b'{"texts":["a"]}'
+    clients = []
+    try:
+        with Neighbor(port) as neighbor:
+            for _ in range(1000):
+                clients.append(connect(port))
+                clients[-1].sendall(sent)
+            deadline, status = time.monotonic() + 20, b""
+            while b" 200 " not in status and time.monotonic() < deadline:
+                with connect(port, NEIGHBOR) as client:
+                    client.sendall(head_of("/v1/embed/texts", f"Content-Length: {len(body)}") + body)
+                    status = client.recv(15)
+                time.sleep(0.1)
+    finally:
+        for client in clients:
+            client.close()
+    assert b" 200 " in status, status
+    assert neighbor.answers
+    assert neighbor.slowest_s < PATIENCE_S
+
+
+@pytest.mark.parametrize("proxies", [(), ("127.0.0.0/8",)])
+def test_connections_of_one_address(proxies: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest idle one makes room for a new one, those without any request first; a proxy is not limited."""
+    monkeypatch.setattr(connection, "MAX_PER_ADDRESS", 3)
+    settings = Settings(port=0, trusted_proxies=proxies)
+    with running([siglip_onnx.load("demo")], settings) as url:
+        port = urlsplit(url).port or 0
+        used = http.client.HTTPConnection("127.0.0.1", port, timeout=WATCHDOG_S)
+        used.request("GET", "/healthz")
+        used.getresponse().read()
+        idle = [connect(port) for _ in range(2)]
+        time.sleep(0.3)
+        assert status_of(port, "/healthz") == 200
+        if not proxies:
+            with idle.pop(0) as closed:
+                assert closed.recv(1) == b""
+        for client in idle:
+            with client:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.1 200")
+        used.request("GET", "/healthz")
+        assert used.getresponse().status == 200
+        used.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

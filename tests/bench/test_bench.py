@@ -13,7 +13,7 @@ from support import sleeping
 from siglip_onnx.bench.backend import Configuration
 from siglip_onnx.bench.compare import compare_documents
 from siglip_onnx.bench.fidelity import Answers, compare_answers
-from siglip_onnx.bench.machine import BUSY, describe_briefly, describe_machine, is_busy
+from siglip_onnx.bench.machine import BUSY, describe_busy, describe_machine, is_busy
 from siglip_onnx.bench.process import pinned_environment
 from siglip_onnx.bench.schedule import Plan, measure_rows, measure_throughput
 from siglip_onnx.bench.schema import (
@@ -55,8 +55,8 @@ def measured() -> Any:
         search_path=(HERE,),
     )  # fmt: skip
     lines: list[str] = []
-    rows, absent, reference = measure_rows(plan, lines.append)
-    return plan, {row.name: row for row in rows}, absent, reference, lines
+    found = measure_rows(plan, lines.append)
+    return plan, {row.name: row for row in found.rows}, found.absent, found.reference, lines
 
 
 def test_a_known_time_is_measured(measured: Any) -> None:
@@ -106,12 +106,13 @@ def test_a_failing_reference_leaves_nothing_to_compare_with(measured: Any) -> No
 def test_answers_with_nan_get_no_row(measured: Any) -> None:
     both = [configuration("reference"), configuration("nan")]
     plan = replace(measured[0], configurations=both, limits=Limits(rounds=1, min_samples=1))
-    rows, absent, reference = measure_rows(plan, lambda _: None)
-    assert [row.name for row in rows] == ["reference"]
-    assert "vision_cosine_min is nan" in absent["nan"]
+    found = measure_rows(plan, lambda _: None)
+    assert [row.name for row in found.rows] == ["reference"]
+    assert "vision_cosine_min is nan" in found.absent["nan"]
+    assert found.reference is not None
     lines: list[str] = []
     plan = replace(plan, configurations=both[1:])
-    assert measure_throughput(plan, [Mode(1, 1, 1)], reference, 0.1, lines.append) == []  # type: ignore[arg-type]
+    assert measure_throughput(plan, [Mode(1, 1, 1)], found.reference, 0.1, lines.append) == []
     assert lines == ["1 thread: nan returned NaN or infinity."]
 
 
@@ -322,7 +323,7 @@ def test_a_machine_is_busy_by_any_of_its_load_averages() -> None:
         assert is_busy(load, 2)
     # Version 0.1.0 judged by the first average alone and recorded "busy": false here.
     old = describe_machine() | {"threads": 2, "load_average": [0.38, 1.22, 2.02], "busy": False}
-    assert describe_briefly(old).endswith("The machine was busy before the start: load averages 0.38, 1.22, 2.02.")
+    assert describe_busy(old) == " The machine was busy before the start: load averages 0.38, 1.22, 2.02."
 
 
 def read_back(document: dict[str, Any]) -> Document:

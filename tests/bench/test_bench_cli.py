@@ -57,7 +57,7 @@ def test_a_model_without_fp32_has_only_its_card_to_compare_with(tmp_path: Path) 
     manifest = read_manifest(folder)
     only_int8 = replace(manifest, variants={"int8": manifest.variants["int8"]})
     (folder / "manifest.json").write_text(only_int8.to_json(), encoding="utf-8")
-    done = run("bench", folder, "--quick", "--rounds", 1, "--threads", 1, "--json")
+    done = run("bench", folder, "--quick", "--threads", 1, "--json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert {row["fidelity"]["reference"] for row in document["rows"]} == {"fp32, by the model's accuracy card"}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.examples import run_example
 
 from siglip_onnx.config import SENTENCEPIECE, TOKENIZER
 from siglip_onnx.demo import IMAGES_PATH
@@ -22,11 +23,20 @@ COMMANDS = [name for name in FILES if "@click.command" in (ROOT / name).read_tex
 LIBRARIES = [name for name in FILES if name not in COMMANDS and not name.startswith("examples/")]
 # Files that run in the test of what they make: the test, and the word by which it names the file.
 TESTED_ELSEWHERE = {
+    "benchmarks/models.py": ("bench/test_models.py", "models.main"),
     "benchmarks/plots.py": ("bench/test_bench_cli.py", "from plots import"),
     "scripts/draw_samples.py": ("runtime/test_demo.py", "draw_samples"),
     "scripts/train_demo.py": ("runtime/test_demo.py", "train_demo"),
     "scripts/make_golden.py": ("runtime/test_doctor.py", "make_golden"),
+    "examples/browser/prepare.py": ("web/test_example_browser.py", "prepare.py"),
     "examples/compiled_classifier.py": ("export/test_compile.py", "compiled_classifier"),
+    "examples/datasets_map.py": ("runtime/test_examples.py", "datasets_map"),
+    "examples/deploy/app.py": ("system/test_frozen.py", "app.py"),
+    "examples/fastapi_uploads.py": ("runtime/test_examples.py", "fastapi_uploads"),
+    "examples/pandas_labels.py": ("runtime/test_examples.py", "pandas_labels"),
+    "examples/mteb_model.py": ("evaluate/test_mteb.py", "mteb_model"),
+    "examples/parallel_joblib.py": ("runtime/test_examples.py", "parallel_joblib"),
+    "examples/parallel_processes.py": ("runtime/test_examples.py", "parallel_processes"),
     "examples/search_duckdb.py": ("bulk/test_search.py", "duckdb"),
     "examples/search_faiss.py": ("bulk/test_search.py", "faiss"),
     "examples/search_lancedb.py": ("bulk/test_search.py", "lancedb"),
@@ -63,6 +73,7 @@ class Tiny:
         for name in ("docs", "benchmarks"):
             shutil.copytree(ROOT / name, out / name)
         shutil.copy(ROOT / "README.md", out)
+        (out / "siglip_onnx" / "hub").mkdir(parents=True)
         return out
 
 
@@ -89,19 +100,36 @@ RUNS = [
     Run("scripts/make_int8_probe.py", lambda tiny: [tiny.folder / "probe.onnx"], writes="probe.onnx", needs="onnx_ir"),
     Run("scripts/recover_demo.py", lambda tiny: [tiny.folder / "demo"], writes="demo/model.safetensors",
         needs="onnx_ir"),
-    Run("examples/experiments.py", lambda _: [], prints="== Reading, Japanese: probability of each word"),
+    Run("examples/experiments.py", lambda tiny: ["demo", tiny.folder / "where"],
+        writes="where/reading_japanese.png", prints="== Reading, Japanese: probability of each word"),
     Run("benchmarks/accuracy.py", lambda tiny: [
         tiny.labeled, "--model", "demo", "--out", tiny.folder / "accuracy.json"], writes="accuracy.json"),
+    Run("benchmarks/classifier.py", lambda tiny: [
+        tiny.checkpoint, tiny.folder / "classifier.json", "--images", 128, "--epochs", 1, "--test-images", 8],
+        writes="classifier.json", slow=True),
+    Run("benchmarks/explain.py", lambda tiny: [
+        tiny.folder / "explain.json", "--model", tiny.bundle, "--cases", 1, "--repeats", 1],
+        writes="explain.json", needs="onnxruntime"),
     bulk("kills"), bulk("faults"), bulk("memory"), bulk("search"), bulk("throughput", "--images", 20),
     Run("benchmarks/draw_demo_set.py", lambda tiny: [tiny.folder / "set", "--per-class", 1],
         writes="set/a red star/000.png"),
+    Run("benchmarks/few_shot.py", lambda tiny: [
+        tiny.folder / "few_shot.json", "--draws", 1, "--pool", 2, "--test-images", 1, "--shots", 2],
+        writes="few_shot.json", prints='"fit_minus_scikit_learn"', needs="sklearn", slow=True),
     Run("benchmarks/quantization.py", lambda tiny: [
         "--checkpoint", tiny.checkpoint, "--images", IMAGES_PATH, "--work", tiny.folder,
         "--out", tiny.folder / "quantization.json"], writes="quantization.json", slow=True),
     Run("benchmarks/report.py", lambda _: [], writes="checkout/docs/plots/throughput.svg", needs="matplotlib"),
     Run("benchmarks/suite.py", lambda tiny: [
         "--checkpoint", tiny.checkpoint, "--images", IMAGES_PATH, "--work", tiny.folder, "--quick", "--threads", 1,
-        "--only", "siglip_onnx", "--out", tiny.folder / "suite.json"], writes="suite.json", slow=True),
+        "--wait", 0, "--only", "siglip_onnx", "--out", tiny.folder / "suite.json"], writes="suite.json", slow=True),
+    Run("benchmarks/start.py", lambda tiny: [
+        "--bundle", tiny.bundle, "--image", IMAGES_PATH / "six_eggs.png", "--before", ROOT, "--pairs", 1,
+        "--only", "text tower", "--out", tiny.folder / "start.json"], writes="start.json"),
+    Run("benchmarks/texts_in_bulk.py", lambda tiny: [
+        "--bundle", tiny.bundle, "--before", ROOT, "--texts", 16, "--pairs", 1, "--wait", 0,
+        "--out", tiny.folder / "texts.json"],
+        writes="texts.json"),
     Run("benchmarks/web.py", lambda tiny: ["--seconds", 1, "--out", tiny.folder / "web.json"], writes="web.json",
         needs="fastapi", slow=True),
     Run("benchmarks/parity.py", lambda tiny: [
@@ -162,7 +190,8 @@ for name in {modules!r}:
 def test_a_run_on_a_tiny_model(run: Run, tiny: Tiny) -> None:
     pytest.importorskip(run.needs)
     root = tiny.checkout if run.script == "benchmarks/report.py" else ROOT
-    done = execute(root / run.script, *run.arguments(tiny))
+    runner = run_example if run.script.startswith("examples/") else execute
+    done = runner(root / run.script, *run.arguments(tiny))
     assert done.returncode == 0, done.stderr
     assert not run.writes or (tiny.folder / run.writes).stat().st_size > 0
     assert run.prints in done.stdout
@@ -171,5 +200,7 @@ def test_a_run_on_a_tiny_model(run: Run, tiny: Tiny) -> None:
 def test_every_file_is_run_somewhere() -> None:
     runnable = {*COMMANDS, *(name for name in FILES if name.startswith("examples/"))}
     assert runnable == {run.script for run in RUNS} | TESTED_ELSEWHERE.keys()
-    for test, word in TESTED_ELSEWHERE.values():
-        assert word in (ROOT / "tests" / test).read_text(encoding="utf-8"), test
+    for name, (test, word) in TESTED_ELSEWHERE.items():
+        text = (ROOT / "tests" / test).read_text(encoding="utf-8")
+        assert word in text, test
+        assert "run_example(" in text or not name.startswith("examples/"), f"{test} runs {name} outside of a fresh home"

@@ -22,6 +22,7 @@ from support.jobs import embed, rows_of, sha256_of, tree
 import siglip_onnx
 from siglip_onnx.bulk import worker_pool
 from siglip_onnx.bulk.job import Job
+from siglip_onnx.bulk.plan import Progress
 from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine
 from siglip_onnx.bulk.shard import Task
@@ -82,6 +83,36 @@ def test_broken_model_ends_the_job_with_its_own_error(
     assert run("embed", folder, "--out", tmp_path / "out", "--model", small_bundle).exit_code == 0
 
 
+def test_worker_that_hangs_while_loading_the_model_is_killed(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    def impatient(job: Job, model: ModelSpec, tasks: list[Task], progress: Any) -> Iterator[tuple[int, Receipt]]:
+        with closing(WorkerPool(job.path, model, 1, progress, other_timeout=0.5)) as pool:
+            yield from pool.run(tasks)
+
+    hanging = FragileSpec(spec.name, at_open="hang")
+    message = "3 workers died one after another .* it took more than 0 seconds to load the model"
+    with pytest.raises(JobError, match=message):
+        embed(tmp_path / "out", folder, hanging, impatient, facts=spec.job_facts())
+
+
+def test_crashes_at_images_and_other_deaths_are_counted_apart(tmp_path: Path, spec: ModelSpec) -> None:
+    pool = WorkerPool(tmp_path, spec, 1, Progress())
+    task = Task(0)
+
+    class Dead:
+        image: int | None = None
+
+        def on_crash(self) -> tuple[Task, int | None, str]:
+            return task, self.image, "SIGKILL"
+
+    worker: Any = Dead()
+    for image in (3, 3, None, 4, 4, None):
+        worker.image = image
+        pool._on_crash(worker)
+    worker.image = None
+    with pytest.raises(JobError, match="3 workers died"):
+        pool._on_crash(worker)
+
+
 # Locks a folder, starts a process as a job starts its workers, prints its process id, and waits.
 HOLDER = """
 import multiprocessing, sys, time
@@ -117,6 +148,12 @@ def test_lock_of_another_process_is_an_error_at_once(folder: Path, spec: ModelSp
         with pytest.raises(JobError, match=r"Another run is writing to .*out; wait for it, or choose another --out"):
             embed(out, folder, spec)
         assert time.monotonic() - began < 5
+
+
+def test_a_run_says_that_it_waits_for_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with locked(tmp_path), pytest.raises(JobError, match="Another run"), locked(tmp_path, wait_s=0.1):
+        pass
+    assert caplog.messages == [f"Another run is writing to {tmp_path}; waiting for it to end."]
 
 
 def test_lock_of_a_killed_process_does_not_block_though_its_worker_lives(tmp_path: Path) -> None:

@@ -24,8 +24,25 @@ from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine, run_job
 from siglip_onnx.bulk.shard import Task, embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.errors import SiglipOnnxError
 from siglip_onnx.options import RuntimeOptions
 from siglip_onnx.vision_tower import VisionTower
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights")
+@pytest.mark.parametrize("name", ["log.jsonl", "rows", "vectors"])
+def test_links_inside_a_job_folder_are_not_followed(folder: Path, spec: ModelSpec, tmp_path: Path, name: str) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    embed(out, folder, spec)
+    (out / name).rename(elsewhere)
+    (out / name).symlink_to(elsewhere)
+    files = [elsewhere] if elsewhere.is_file() else sorted(elsewhere.iterdir())
+    before = [path.read_bytes() for path in files]
+    Image.new("RGB", (8, 8), "red").save(folder / "000.png")
+    with pytest.raises(SiglipOnnxError):
+        embed(out, folder, spec)
+    (folder / "000.png").unlink()
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_job_writes_a_row_per_input_and_the_library_s_vectors(folder: Path, spec: ModelSpec, tmp_path: Path) -> None:

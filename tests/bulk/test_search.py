@@ -1,5 +1,6 @@
 """Searching embedded folders: exact with every layout and example, and only with the embedding space of the vectors."""
 
+import html
 import json
 import os
 import re
@@ -12,36 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 from support.commands import assert_error, run
+from support.examples import EXAMPLES, run_example
 from support.images import make_image
+from support.jobs import unit_vectors, write_job
 
 import siglip_onnx
-from siglip_onnx.bulk.job import Job, begin_job
-from siglip_onnx.bulk.records import Input, JobFacts, Row
-from siglip_onnx.bulk.search import Term, encode_query, make_scorer, open_collection
+from siglip_onnx.bulk.gallery import Group, Tile, render_gallery
+from siglip_onnx.bulk.search import Query, Term, encode_query, make_scorer, open_collection
+from siglip_onnx.cli.output import format_percent
 from siglip_onnx.demo import IMAGES_PATH
-from siglip_onnx.errors import SiglipOnnxError
+from siglip_onnx.errors import JobError, ModelNotFoundError, OptionError, SiglipOnnxError
 from siglip_onnx.head import compute_logits, l2_normalize, sigmoid
-
-DIM = 48
-
-
-def write_job(path: Path, vectors: Any, *, dtype: str = "float32", layout: str = "npy", shard_size: int = 100) -> Job:
-    """Write a job of these vectors; the image of vector 7 is ``/p/7.png``."""
-    facts = JobFacts("random", "int8", "int8-random", vectors.shape[1], 4.7, -12.0, {}, layout, dtype, shard_size)
-    path.mkdir()
-    job = begin_job(path, facts, overwrite=False)
-    for shard, start in enumerate(range(0, len(vectors), shard_size)):
-        stored = vectors[start : start + shard_size]
-        inputs = [Input(f"/p/{start + row}.png", 1, 1) for row in range(len(stored))]
-        rows = [Row(*item, status="ok", row=row) for row, item in enumerate(inputs)]
-        job.write_plan(shard, inputs)
-        job.commit(shard, inputs, rows, stored)
-    return job
-
-
-def unit_vectors(count: int, dim: int = DIM, seed: int = 0) -> Any:
-    return l2_normalize(np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +108,16 @@ def test_search_by_images_and_weights(embedded: Path) -> None:
     text = model.encode_texts(["a star", "red", "a circle"])
     image = model.encode_images(star)
     expected = l2_normalize(text[:1] - text[1:2] - np.float32(0.5) * text[2:] + np.float32(0.25) * image)
-    assert_allclose(query, expected[0], atol=1e-6)
-    unknown = {"logit": None, "probability": None}
-    assert hits == [hit._asdict() | unknown for hit in open_collection(embedded).search(query, 10)]
+    assert_allclose(query.vector, expected[0], atol=1e-6)
+    fields = ("path", "similarity", "logit", "probability")
+    found = open_collection(embedded).search(query, 10)
+    assert hits == [{name: getattr(hit, name) for name in fields} for hit in found]
+    assert {hit["logit"] for hit in hits} == {hit["probability"] for hit in hits} == {None}
     assert other["path"] != star
 
 
 STAR = str(IMAGES_PATH / "red_star.png")
+IMAGES_PATH_NAMES = sorted(map(str, IMAGES_PATH.iterdir()))
 
 
 @pytest.mark.parametrize(
@@ -159,14 +146,15 @@ def test_only_one_text_has_probabilities(
     assert result.exit_code == 0, result.stderr
     first, header, *rows = result.stdout.splitlines()
     assert first == f"query: {title}"
-    assert header.split() == ["path", "similarity", *(["logit", "probability"] if one_text else [])]
-    assert [len(row.split()) for row in rows] == [4 if one_text else 2] * 3
+    assert header.split() == [*(["probability"] if one_text else []), "similarity", "path"]
+    assert [len(re.split(r" {2,}", row.strip())) for row in rows] == [3 if one_text else 2] * 3
     text = page.read_text(encoding="utf-8")
     assert f"<title>{title}</title>" in text
-    assert text.count("logit") == (3 if one_text else 0)
+    assert f"<h1>{title}</h1><p>{embedded} · demo, int8</p>" in text
     hits = json.loads(run("search", embedded, *query, "-k", "3", "--json").stdout)["results"]
-    shown = [f"{hit['probability' if one_text else 'similarity']:.3g}" for hit in hits]
-    assert re.findall(r"<b>(.*?)</b>", text) == shown
+    shown = [format_percent(hit["probability"]) if one_text else f"{hit['similarity']:.3f}" for hit in hits]
+    assert re.findall(r"<b>(.*?)</b>", text) == [html.escape(score) for score in shown]
+    assert text.count("%</b>") == (3 if one_text else 0)
     for hit in hits:
         assert list(hit) == ["path", "similarity", "logit", "probability"]
         assert (hit["logit"] is None, hit["probability"] is None) == (not one_text, not one_text)
@@ -176,6 +164,13 @@ def test_query_that_cancels_out_is_refused(embedded: Path) -> None:
     assert_error(run("search", embedded, "a star", "--minus", "a star"), 1, "cancel out")
     with pytest.raises(SiglipOnnxError, match="The query is zero"):
         encode_query(siglip_onnx.load("demo"), [])
+    with pytest.raises(SiglipOnnxError, match="weights are too large"):
+        encode_query(siglip_onnx.load("demo"), [Term(1e308, "a"), Term(-1e308, "a")])
+
+
+def test_gallery_of_paths_that_are_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "a.png").as_uri() in render_gallery("", "", [Group("", [Tile("a.png", "1")])])
 
 
 def test_gallery_shows_thumbnails_and_escapes_names(small_bundle: Path, tmp_path: Path) -> None:
@@ -214,6 +209,19 @@ def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path
     assert run("search", tmp_path / "out", "a", "--model", small_bundle, "--variant", "int8").exit_code == 1
 
 
+def test_model_that_only_a_folder_names_is_not_downloaded(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
+    facts = json.loads((copy / "job.json").read_text())
+    (copy / "job.json").write_text(json.dumps(facts | {"model": "somebody/model"}))
+    message = "was embedded with somebody/model, which is not in the cache. It is not downloaded, because only that"
+    assert_error(run("search", copy, "a star"), 4, message)
+    assert_error(run("search", copy, "a star", "--offline"), 4, "offline mode is on (--offline or HF_HUB_OFFLINE)")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert_error(run("search", copy, "a star"), 4, "offline mode is on (--offline or HF_HUB_OFFLINE)")
+
+
 def test_search_reports_unfinished_shards(embedded: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
     (copy / "receipts" / "000001.json").unlink()
@@ -234,20 +242,80 @@ def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
             '"a red hat"; to add up several texts, give each with --text.',
         ),
         ([embedded, "a", "hat", "--image", STAR], 2, '"a hat"'),
-        ([tmp_path / "empty", "a"], 1, "holds no vectors; create them with: siglip-onnx embed"),
-        ([tmp_path / "nowhere", "a"], 1, "holds no vectors"),
+        ([tmp_path / "empty", "a"], 1, "holds neither images nor vectors; give a folder of images, or one that"),
+        ([tmp_path / "nowhere", "a", "--model", "/nowhere"], 1, "nowhere does not exist; give a folder of images, or"),
+        ([STAR, "a"], 1, "red_star.png is a file; give a folder of images"),
+        ([embedded, "--image", STAR, "--min-probability", "0.5"], 2, "--min-probability is for a search for one text"),
+        ([embedded, "--image", "-", "--minus-image", "-"], 2, "- is given twice"),
+        ([embedded, "a", "--index", tmp_path / "index"], 2, "holds vectors; --index is for a folder of images"),
         ([embedded, "--image", tmp_path / "none.png"], 1, "does not exist"),
     ):
         assert_error(run("search", *arguments), code, message)
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+def test_collection_takes_texts_images_and_vectors(embedded: Path) -> None:
+    collection, model = siglip_onnx.open_collection(str(embedded)), siglip_onnx.load("demo")
+    star = Path(STAR)
+    text, image = model.encode_texts(["six eggs"])[0], model.encode_images(star)[0]
+    by_text = collection.search("six eggs", 3)
+    assert by_text == collection.search(text, 3) == collection.search(Query(text, one_text=True), 3)
+    assert by_text[0].path == str(IMAGES_PATH / "six_eggs.png")
+    (match,) = model.classify(by_text[0].path, ["six eggs"])
+    assert by_text[0].probability == pytest.approx(match.probability, abs=1e-4)
+    without = [hit._replace(logit=None, probability=None) for hit in by_text]
+    assert collection.search(Query(text, one_text=False), 3) == without
+    likeness = Query(image, one_text=False)
+    for query in (star, star.read_bytes(), {"bytes": star.read_bytes()}, Image.open(star)):
+        hits = collection.search(query, 2)
+        assert hits == collection.search(likeness, 2), query
+        assert (hits[0].path, hits[0].logit, hits[0].probability) == (STAR, None, None)
+    longer = collection.search(5 * image, 2)
+    assert [hit.path for hit in longer] == [hit.path for hit in hits]
+    assert longer[0].similarity == pytest.approx(1, abs=1e-6)
+    assert longer[0].probability is None
+    assert collection.search(["six eggs", star, text], 3) == [by_text, collection.search(likeness, 3), by_text]
+    assert collection.search(np.array([text, text]), 3) == [by_text, by_text]
+    assert collection.search(text.astype(np.float64), np.int64(3)) == by_text
+    assert collection.search([], 3) == []
+    assert len(collection.search("six eggs")) == 10
+
+
+def test_vectors_rows_and_paths_of_a_collection_belong_together(embedded: Path) -> None:
+    collection = siglip_onnx.open_collection(embedded)
+    assert collection.vectors.shape == (len(collection), 128) == (len(IMAGES_PATH_NAMES), 128)
+    assert sorted(collection.paths) == IMAGES_PATH_NAMES
+    assert [row.path for row in collection.rows] == collection.paths
+    assert_array_equal(collection.vectors, collection.model.encode_images(collection.paths))
+    assert repr(collection).endswith(f"{len(collection)} vectors of {collection.model.embedding_space})")
+
+
+def test_collection_refuses_queries_and_models_that_do_not_fit(
+    embedded: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    collection = siglip_onnx.open_collection(embedded)
+    nan = np.full(128, np.nan, np.float32)
+    for query in (np.zeros(128, np.float32), nan, np.ones(3, np.float32), np.ones((2, 3)), np.ones((2, 2, 128))):
+        with pytest.raises(OptionError, match="A query vector has shape"):
+            collection.search(query, 3)
+    for k in (0, -1, 1.5, True, "3", None):
+        with pytest.raises(OptionError, match="expected a whole number above 0"):
+            collection.search("a", k)  # type: ignore[call-overload]
+    with pytest.raises(JobError, match="they cannot be compared"):
+        siglip_onnx.open_collection(embedded, small_bundle).search("a")
+    with pytest.raises(JobError, match="they cannot be compared"):
+        siglip_onnx.open_collection(embedded, siglip_onnx.load(small_bundle)).search("a")
+    write_job(tmp_path / "job", unit_vectors(3))
+    with pytest.raises(ModelNotFoundError, match=r"open_collection\(path, model=...\)"):
+        siglip_onnx.open_collection(tmp_path / "job").search("a")
+    with pytest.raises(FileNotFoundError):
+        siglip_onnx.open_collection(tmp_path / "nowhere")
+
+
 TEXT = "a red star"
 
 
-def run_example(script: str, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, EXAMPLES / script, out, TEXT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
+def run_store(store: str, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_example(EXAMPLES / f"search_{store}.py", out, TEXT, *arguments, folder=out.parent)
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
@@ -269,7 +337,7 @@ def test_store_returns_the_exact_top_ten(store: str, stored: Path) -> None:
     pytest.importorskip(store, reason=f"{store} is not installed; it is part of the extra [dev]")
     query = siglip_onnx.load("demo").encode_texts([TEXT])[0]
     expected = open_collection(stored).search(query, 10)
-    result = run_example(f"search_{store}.py", stored)
+    result = run_store(store, stored)
     assert result.returncode == 0, result.stderr
     scores, paths = zip(*(line.split("  ") for line in result.stdout.splitlines()), strict=True)
     assert list(paths) == [hit.path for hit in expected]
@@ -281,7 +349,7 @@ def test_store_returns_the_exact_top_ten(store: str, stored: Path) -> None:
 @pytest.mark.parametrize("store", ["duckdb", "lancedb", "faiss"])
 def test_store_refuses_another_model(store: str, stored: Path, small_bundle: Path) -> None:
     pytest.importorskip(store, reason=f"{store} is not installed; it is part of the extra [dev]")
-    result = run_example(f"search_{store}.py", stored, str(small_bundle))
+    result = run_store(store, stored, str(small_bundle))
     assert result.returncode == 1
     assert "was embedded with demo, variant int8; give that model" in result.stderr
 
@@ -289,13 +357,13 @@ def test_store_refuses_another_model(store: str, stored: Path, small_bundle: Pat
 @pytest.mark.parametrize("stored", ["float16"], indirect=True)
 def test_lancedb_imports_a_folder_again_after_it_changed(stored: Path) -> None:
     pytest.importorskip("lancedb", reason="lancedb is not installed; it is part of the extra [dev]")
-    first = run_example("search_lancedb.py", stored)
-    assert run_example("search_lancedb.py", stored).stdout == first.stdout != ""
+    first = run_store("lancedb", stored)
+    assert run_store("lancedb", stored).stdout == first.stdout != ""
     best = first.stdout.splitlines()[0].partition("  ")[2]
     Path(best).unlink()
     options = ("--layout", "parquet", "--shard-size", "4", "--model", "demo", "--prune")
     facts = open_collection(stored).job.facts
     assert run("embed", stored.parent / "images", "--out", stored, *options, "--dtype", facts.dtype).exit_code == 3
-    remaining = run_example("search_lancedb.py", stored)
+    remaining = run_store("lancedb", stored)
     assert best not in remaining.stdout
     assert os.fspath(stored.parent / "images") in remaining.stdout

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,9 +42,9 @@ def test_table_is_exact_and_wide_characters_align(small_bundle: Path) -> None:
     assert result.stdout == (
         f"{RED_STAR}\n"
         "text     logit  probability  relative\n"
-        "a cat     2.00        0.881     0.971\n"
-        "赤い丸   -1.50        0.182    0.0293\n"
-        "é       -12.25     4.79e-06  6.29e-07\n"
+        "a cat     2.00       88.1 %    97.1 %\n"
+        "赤い丸   -1.50       18.2 %     2.9 %\n"
+        "é       -12.25      < 0.1 %   < 0.1 %\n"
     )
 
 
@@ -67,7 +69,7 @@ def test_csv_has_a_line_per_image_and_text(small_bundle: Path, tmp_path: Path) -
     texts.write_text("\ufeffa, b\n\n  赤い丸  \nc\n", encoding="utf-8")
     result = run("classify", RED_STAR, RED_STAR, "--csv", "--model", small_bundle, "--texts-file", texts)
     rows = list(csv.reader(io.StringIO(result.stdout)))
-    assert rows[0] == ["image", "text", "logit", "probability", "relative"]
+    assert rows[0] == ["image", "text", "logit", "probability", "relative", "error"]
     assert [row[:2] for row in rows[1:]] == [[RED_STAR, text] for text in ("a, b", "赤い丸", "c")] * 2
     assert float(rows[1][2]) == 2.0
 
@@ -77,6 +79,7 @@ def test_threshold_bias_and_template_ensemble(small_bundle: Path) -> None:
     templates = ["a {}", "my {}."]
     result = run(*arguments, "--template", templates[0], "--template", templates[1], "--logit-bias", "3.5")
     expected = siglip_onnx.load(small_bundle).classify(RED_STAR, ["cat", "dog"], template=templates, logit_bias=3.5)
+    expected.sort(key=lambda match: -match.logit)
     assert json.loads(result.stdout)["results"][0]["matches"] == [match._asdict() for match in expected]
     assert json.loads(run(*arguments, "--threshold", "1").stdout)["results"][0]["matches"] == []
 
@@ -89,8 +92,8 @@ def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, mon
         assert session._path.name.startswith("vision")
         return real(session)
 
-    real = LazySession.load
-    monkeypatch.setattr(LazySession, "load", vision_only)
+    real = LazySession._load
+    monkeypatch.setattr(LazySession, "_load", vision_only)
     monkeypatch.setattr("siglip_onnx.text_tower.Tokenizer", None)
     second = run(*arguments, "--cache", tmp_path / "cache")  # the name of version 0.1
     assert second.exit_code == 0
@@ -105,8 +108,11 @@ def test_cached_texts_need_no_text_tower(small_bundle: Path, tmp_path: Path, mon
 def test_demo_model_answers_and_says_what_it_knows() -> None:
     result = run("classify", RED_STAR, "--text", "a red star", "--text", "a blue circle")
     assert result.exit_code == 0
-    assert result.stderr.startswith("Using the demo model, which knows only colored shapes")
-    assert result.stderr.count("\n") == 1
+    first, second = result.stderr.splitlines()
+    assert first.startswith("Using the demo model, which knows only colored shapes")
+    assert second == (
+        "For photographs: siglip-onnx models pull siglip2-base-patch16-224, then --model siglip2-base-patch16-224"
+    )
 
 
 def test_model_from_the_environment(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +156,20 @@ def test_unreadable_images_do_not_stop_the_others(small_bundle: Path, tmp_path: 
         (["classify", RED_STAR, "--text", "a", "--threads", "100000"], 2, "1<=x<=512"),
         (["classify", RED_STAR, "--text", "a", "--threshold", "2"], 2, "0<=x<=1"),
         (["classify", RED_STAR, "--text", "a", "--logit-bias", "nan"], 1, "logit_bias is nan"),
+        (["classify", RED_STAR, "--text", "a", "--threshold", "nan"], 2, "'nan' is not a finite number"),
+        (["classify", RED_STAR, "--text", "a", "--max-megapixels", "nan"], 2, "'nan' is not a finite number"),
+        (["web", "--host", "a..b", "--port", "0"], 1, "a..b port 0 cannot be listened on"),
+        pytest.param(["compile", "demo", "--labels", Path(RED_STAR).parent.parent / "texts.txt", "--logit-bias", "nan",
+                      "-o", "/nowhere/x.onnx"], 1, "logit_bias is nan", marks=pytest.mark.export),
         (["embed", RED_STAR, "--text", "a", "--out", "x.npy"], 2, "Give either images, or texts"),
+        (["classify", "/nowhere.png", "--text", "a", "--model", "/nowhere"], 1, "/nowhere.png does not exist"),
+        (["classify", "/nowhere/*.png", "--text", "a"], 1, "No file matches '/nowhere/*.png'"),
+        (["classify", "@/nowhere", "--text", "a"], 1, "The list /nowhere cannot be read: No such file"),
+        (["classify", "-", "-", "--text", "a"], 2, "- is given twice, but stdin has one image"),
+        (["embed", "nofolder", "--out", "x", "--model", "/nowhere"], 1, "nofolder does not exist; give an image, or a"),
+        (["embed", IMAGES_PATH, "nofolder", "--out", "x"], 1, "nofolder does not exist; give an image, or a folder"),
+        (["embed", IMAGES_PATH, RED_STAR, "--out", "x"], 2, "Give either single images, or folders and lists"),
+        (["embed", "none.txt", "--out", "x", "--model", "/nowhere"], 1, "The list none.txt cannot be read: No such"),
         (["embed", RED_STAR, "--out", "/nowhere/x.npy"], 1, "/nowhere is not a folder; create it first"),
         (["info", "--model", "/nowhere"], 4, "Model '/nowhere' was not found"),
         pytest.param(["export", "/nowhere", "never"], 4, "/nowhere does not exist; expected a checkpoint folder",
@@ -183,7 +202,7 @@ def test_real_processes_end_with_one_message(arguments: list[str | bytes], exit_
     assert message in found.stderr
     assert found.stdout == ""
     assert "Traceback" not in found.stderr
-    assert len(found.stderr.splitlines()) == 2
+    assert len(found.stderr.splitlines()) == 3  # two about the demo model
 
 
 def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
@@ -198,6 +217,62 @@ def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
             error = process.communicate(timeout=60)[1]
         assert process.returncode in (130, -signal.SIGINT)  # the latter while Python itself still starts
         assert "terminate called" not in error
+
+
+@pytest.mark.parametrize("words", [["classify", "images", "--text", "a"], ["embed", "images", "--out", "vectors"]])
+def test_a_second_interrupt_ends_at_once(words: list[str], small_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(300):
+        shutil.copy(RED_STAR, tmp_path / "images" / f"{number}.png")
+    for delay, pause in ((0.5, 0.0), (1.0, 0.01), (1.5, 0.1)):
+        with subprocess.Popen(
+            command(*words, "--model", small_bundle), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        ) as process:  # fmt: skip
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause)
+            process.send_signal(signal.SIGINT)
+            error = process.communicate(timeout=60)[1]
+        assert process.returncode in (130, -signal.SIGINT, 0)  # 0: it was done before
+        assert not [word for word in ("terminate called", "Traceback", "Fatal", "ignored") if word in error], error
+
+
+def test_a_second_interrupt_while_threads_end() -> None:
+    """The first Ctrl-C ends the command; Python then waits for a thread, until the second one."""
+    code = """
+import signal, threading, time
+from siglip_onnx import cli
+@cli.main.command("wait")
+def wait():
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("ready", flush=True)
+    time.sleep(60)
+cli.load_command = lambda name: wait
+cli.main(["wait"])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a background job ignores it
+    ) as process:  # fmt: skip
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "siglip-onnx: interrupted\n"
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == 130
+
+
+def test_only_messages_about_texts_are_shown_once() -> None:
+    assert run("models", "list").exit_code == 0  # sets up the log
+    (handler,) = logging.getLogger("siglip_onnx").handlers
+    for name, passed in (("siglip_onnx.web.server", [True, True]), ("siglip_onnx.text.tokenizer", [True, False])):
+        record = logging.LogRecord(name, logging.WARNING, "", 0, "the same", None, None)
+        assert [bool(handler.filter(record)) for _ in range(2)] == passed
 
 
 def test_output_that_cannot_be_written(small_bundle: Path) -> None:
@@ -232,7 +307,7 @@ def test_texts_files(small_bundle: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_bytes("a\x0cb\r\n赤\u2028い\n".encode())
     document = json.loads(run("classify", RED_STAR, "--json", "--model", small_bundle, "--texts-file", texts).stdout)
-    assert [match["text"] for match in document["results"][0]["matches"]] == ["a\x0cb", "赤\u2028い"]
+    assert sorted(match["text"] for match in document["results"][0]["matches"]) == ["a\x0cb", "赤\u2028い"]
     texts.write_text("\n \n")
     assert "contains no text" in run("classify", RED_STAR, "--texts-file", texts).stderr
     texts.write_bytes("赤".encode("shift_jis"))

@@ -2,6 +2,8 @@
 
 import ast
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +35,11 @@ def test_summary_of_the_table_is_that_of_the_command(name: str) -> None:
 
 def test_every_file_of_a_command_is_in_the_table() -> None:
     with_command = {
-        path.stem
+        path.stem.removesuffix("_")  # of `import`, a keyword
         for path in FOLDER.glob("*.py")
-        if any(text in path.read_text(encoding="utf-8") for text in ("\n@click.command(", "\n@click.group()"))
+        if any(text in path.read_text(encoding="utf-8") for text in ("\n@click.command(", "\n@click.group("))
     }
-    assert with_command | {"bench"} == set(COMMANDS)
+    assert with_command - {"__init_"} == set(COMMANDS)
 
 
 def test_summaries_are_whole_on_80_columns() -> None:
@@ -54,6 +56,107 @@ def test_summaries_are_whole_on_80_columns() -> None:
 def test_summaries_of_subcommands_are_whole_on_80_columns(name: str) -> None:
     text = CliRunner().invoke(main, [name, "--help"], terminal_width=80).stdout
     assert "..." not in text.split("Commands:")[1]
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Return every command and group by the words that run it, without the program's name."""
+    commands: dict[str, click.Command] = {"": main}
+    for name in COMMANDS:
+        commands[name] = command = load_command(name)
+        if isinstance(command, click.Group):
+            commands |= {f"{name} {child}": command.commands[child] for child in command.commands}
+    return {words: command for words, command in commands.items() if not command.hidden}
+
+
+ALL_COMMANDS = all_commands()
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_help_has_sections_and_two_examples_that_fit_and_parse(words: str) -> None:
+    text = CliRunner().invoke(main, [*words.split(), "--help"], terminal_width=80).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\nOptions:\n" in text
+    examples = [line.strip() for line in text.partition("\nExamples:\n")[2].splitlines()]
+    assert len(examples) >= 2
+    for example in examples:
+        arguments = shlex.split(re.split(r" [|>] ", example[example.index("siglip-onnx") :])[0])[1:]
+        assert example.count("siglip-onnx") == 1
+        assert f"{' '.join(arguments)} ".startswith(f"{words} ".lstrip())
+        command: click.Command = main
+        while isinstance(command, click.Group):
+            name, command, arguments = command.resolve_command(click.Context(command), arguments)
+            if name == "bench" and arguments[0] not in ("run", "compare", "report"):
+                arguments = ["run", *arguments]
+        with command.make_context(name, arguments) as context:
+            assert context.args == []
+
+
+def test_one_name_for_one_thing() -> None:
+    """Texts from a file, a model, a variant and a folder have the same option everywhere; old names are aliases."""
+    name_classes = ("evaluate", "calibrate", "fit")  # with --labels, which is no list of texts
+    commands = [command for words, command in ALL_COMMANDS.items() if words not in name_classes]
+    options = {param.opts[0]: param for command in commands for param in command.params}
+    assert not {"--texts", "--labels", "--precision", "--cache"} & set(options)
+    for words in (
+        "verify",
+        "bench run",
+        "compile",
+        "evaluate",
+        "info",
+        "classify",
+        "embed",
+        "search",
+        "duplicates",
+        "web",
+    ):
+        assert "--model" in [name for param in ALL_COMMANDS[words].params for name in param.opts], words
+    for words, alias in (
+        ("verify", "--texts"), ("bench run", "--texts"), ("compile", "--labels"), ("export", "--precision"),
+        ("import", "--precision"),
+    ):  # fmt: skip
+        assert alias in [name for param in ALL_COMMANDS[words].params for name in param.opts]
+        assert f"{alias} " not in CliRunner().invoke(main, [*words.split(), "--help"]).stdout
+
+
+def test_a_model_is_an_argument_or_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = CliRunner()
+    assert runner.invoke(main, ["info", "demo"]).stdout == runner.invoke(main, ["info", "--model", "demo"]).stdout
+    both = runner.invoke(main, ["info", "demo", "--model", "demo"])
+    assert (both.exit_code, "There are two models, one of them with --model" in both.stderr) == (2, True)
+    data = runner.invoke(main, ["evaluate", "--model", "demo", "/nowhere"])
+    assert data.stderr == runner.invoke(main, ["evaluate", "demo", "/nowhere"]).stderr != ""
+    assert "Missing argument 'DATA'" in runner.invoke(main, ["evaluate", "demo"]).stderr
+    none = runner.invoke(main, ["verify"])
+    assert (none.exit_code, "Missing argument 'MODEL'" in none.stderr) == (2, True)
+    monkeypatch.setenv("SIGLIP_ONNX_MODEL", "/nowhere")
+    assert "Model '/nowhere' was not found" in runner.invoke(main, ["verify"]).stderr
+    assert runner.invoke(main, ["info", "demo"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("siglip-onnx cl", {"plain,classify"}),
+        ("siglip-onnx classify a.jpg --model siglip2-base-patch16-2", {"plain,siglip2-base-patch16-224"}),
+        ("siglip-onnx info de", {"plain,demo", "dir,de"}),
+        ("siglip-onnx models pull siglip-so400m-patch14-3", {"plain,siglip-so400m-patch14-384"}),
+        ("siglip-onnx search photos --vari", {"plain,--variant"}),
+        ("siglip-onnx search photos --variant f", {"plain,fp32", "plain,fp16"}),
+        ("siglip-onnx classify phot", {"file,phot"}),
+    ],
+)  # fmt: skip
+def test_shells_complete_commands_options_and_models(words: str, expected: set[str]) -> None:
+    variables = {
+        "_SIGLIP_ONNX_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    code = "from siglip_onnx.cli import main; main(prog_name='siglip-onnx')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | variables, check=False
+    )
+    assert done.stderr == ""
+    assert expected <= set(done.stdout.split())
 
 
 def test_few_functions_import() -> None:
@@ -124,7 +227,7 @@ def test_closed_and_full_streams(tmp_path: Path, redirection: str, arguments: li
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
     if "full" not in redirection and "|" not in redirection:
-        assert done.returncode == code
+        assert done.returncode == (1 if ">&-" in redirection.split() else code), "results are not lost silently"
 
 
 def test_errors_of_a_file_are_not_errors_of_a_text(tmp_path: Path) -> None:

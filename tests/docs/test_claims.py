@@ -79,12 +79,15 @@ def test_plots_of_the_documents_are_those_of_the_results() -> None:
 
     from siglip_onnx.bench.schema import read_document
 
-    expected = fingerprint(read_document(ROOT / "benchmarks/results/base_multilingual.json"))
+    results = ROOT / "benchmarks/results"
+    suite = fingerprint(read_document(results / "base_multilingual.json").to_json())
+    of_models = fingerprint(json.dumps(json.loads((results / "models.json").read_text(encoding="utf-8"))))
     plots = ROOT / "docs/plots"
     drawn = sorted(plots.glob("*.svg"))
     assert [path.stem for path in drawn] == sorted(path.stem for path in plots.glob("*.png"))
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     for path in drawn:
+        expected = of_models if path.stem == "checkpoints" else suite
         assert expected in path.read_text(encoding="utf-8"), "run: make report"
 
 
@@ -102,6 +105,19 @@ def test_parity_of_the_readme_is_that_of_the_results() -> None:
     assert all(one["layers"] == [12, 12] for name, one in checkpoints.items() if "-base-" in name)
 
 
+def test_quality_of_explanations_is_that_of_the_results() -> None:
+    results = json.loads((ROOT / "benchmarks/results/explain.json").read_text(encoding="utf-8"))
+    text = " ".join((ROOT / "docs/cli.md").read_text(encoding="utf-8").split())
+    found = [f"{results['found'][language]:.1%}".replace("%", " %") for language in ("en", "ja")]
+    assert f"On {results['cases']} drawn images of two objects" in text
+    assert f"in {found[0]} of the cases in English, {found[1]} in Japanese" in text
+    time = results["time"]
+    assert f"{time['num_runs']} runs for one text" in text
+    seconds, cpus = time["explain_s"]["median"], results["machine"]["threads"]
+    assert f"an explanation takes {seconds:.1f} s on {cpus} CPUs (median of {time['repeats']})" in text
+    assert f"{time['ratio']:.2f} times as long as its {time['num_runs']} runs alone" in text
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
     for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
@@ -111,3 +127,17 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 def test_changelog_and_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", siglip_onnx.__version__)
     assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").startswith("# Changelog")
+
+
+def test_few_shot_figures_are_those_of_the_results() -> None:
+    results = json.loads((ROOT / "benchmarks/results/few_shot_demo.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/fit.md").read_text(encoding="utf-8")
+    for row in results["rows"]:
+        fit, above = (
+            [100 * row[key][part] for part in ("value", "low", "high")] for key in ("fit", "fit_minus_zero_shot")
+        )
+        shown = "{:.1f} ({:.1f} to {:.1f})".format(*fit), "{:+.1f} ({:+.1f} to {:+.1f})".format(*above)
+        (line,) = (line for line in page.splitlines() if f"| {shown[0]} |" in line)
+        assert f"| {row['shots']} | {100 * row['zero_shot']['value']:.1f} |" in line
+        assert f"| {shown[1]} |" in line
+        assert row["fit_minus_zero_shot"]["high"] >= 0  # not below zero-shot, with any number of images

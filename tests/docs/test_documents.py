@@ -3,7 +3,8 @@
 Comments in a document: ``<!-- not run: REASON -->`` above a block leaves it out, ``<!-- needs: LIBRARY -->`` skips it
 where that library is not installed, ``<!-- run by: TEST -->`` names another test that runs the document's blocks.
 The blocks run in order in one folder that looks like a checkout; Python blocks share their names. In an output ``...``
-stands for any text, and floats may differ as CPUs differ.
+stands for any text, and floats may differ as CPUs differ. ``UPDATE_DOCUMENTS=1 pytest tests/docs`` writes the real
+outputs into the documents, except where one has ``...``; read the difference before you commit it.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^>]+) -->\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
 OUTPUTS = ("text", "json", "csv")
 # Commands that need the network, minutes, or Ctrl-C; their blocks must say so.
-NOT_HERE = re.compile(r"^\s*(?:\w+=\S+ )?(?:curl|git|make|pip|ray|siglip-onnx (?:web|export|models pull))\b", re.M)
+NOT_HERE = re.compile(
+    r"^\s*(?:\w+=\S+ )?(?:curl|git|make|pip|ray|siglip-onnx (?:web|export|import|models (?:pull|push)))\b", re.M
+)
 FLOAT = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+")
 
 
@@ -68,8 +71,13 @@ def test_blocks_of_document(document: Path, tmp_path: Path, monkeypatch: pytest.
             continue
         where = f"{document.name}:{block.line}"
         output = run_python(block.code, names, where) if block.language == "python" else run_shell(block.code, where)
-        if block.output is not None:
-            assert same(block.output, output), f"{where} shows\n{block.output}\nbut the output is\n{output}"
+        if block.output is None:
+            continue
+        if "UPDATE_DOCUMENTS" in os.environ and "..." not in block.output:
+            text = text.replace(f"\n{block.output}```\n", f"\n{output.rstrip()}\n```\n", 1)
+            document.write_text(text, encoding="utf-8")
+        elif not same(block.output, output):
+            pytest.fail(f"{where} shows\n{block.output}\nbut the output is\n{output}")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +105,7 @@ def test_blocks_are_found_with_marks_and_outputs() -> None:
 
 def make_checkout(folder: Path) -> None:
     """Link what a checkout has and the model ``MODEL``, and put images where the documents name some."""
-    for name in ("siglip_onnx", "examples", "benchmarks", "docs"):
+    for name in ("siglip_onnx", "examples", "benchmarks", "docs", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "MODEL").symlink_to(ROOT / "siglip_onnx/demo/bundle")
     (folder / "photos").mkdir()

@@ -17,7 +17,7 @@ def write_layouts(checkpoint: Path, folder: Path) -> dict[str, Path]:
     """Write a checkpoint of each layout that a command of the page names."""
     import numpy as np
     from safetensors.numpy import save_file
-    from support import layouts
+    from support import checkpoints, layouts
 
     open_clip, archive, adapter = folder / "open_clip", folder / "archive.npz", folder / "adapter"
     reference = layouts.make_wide_checkpoint(open_clip)
@@ -29,7 +29,11 @@ def write_layouts(checkpoint: Path, folder: Path) -> dict[str, Path]:
     layer = "base_model.model.vision_model.post_layernorm.bias"
     save_file({layer: np.zeros(64, np.float32)}, adapter / "adapter_model.safetensors")
     layouts.write_json(adapter / "adapter_config.json", {"peft_type": "LORA", "lora_alpha": 8})
-    return {"OPEN_CLIP": open_clip, "BIG_VISION.npz": archive, "ADAPTER": adapter}
+    labels = ("a cat", "a dog", "a bird")
+    classifier = checkpoints.make_classifier(
+        checkpoint, folder / "classifier", labels=labels, problem_type="single_label_classification"
+    )
+    return {"OPEN_CLIP": open_clip, "BIG_VISION.npz": archive, "ADAPTER": adapter, "CLASSIFIER": classifier}
 
 
 @pytest.mark.slow
@@ -37,13 +41,14 @@ def test_commands_run(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     paths = {
         "CHECKPOINT": small_checkpoint,
+        "ONNX_FOLDER": BUNDLE_PATH,
         "IMAGES": IMAGES_PATH,
         "LABELS": BUNDLE_PATH.parent / "texts.txt",
         "photo.jpg": IMAGES_PATH / "red_star.png",
         "spiece.model": small_checkpoint / "spiece.model",
     } | write_layouts(small_checkpoint, tmp_path / "layouts")
     commands = re.findall(r"^siglip-onnx (.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 15
+    assert len(commands) == 22
     for command in commands:
         arguments = [str(paths.get(word, word)) for word in shlex.split(command, comments=True)]
         result = run(*arguments)

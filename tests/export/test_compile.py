@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from support.checkpoints import make_naflex_checkpoint
+from support.commands import assert_error
+from support.examples import EXAMPLES, run_example
 
 import siglip_onnx
 from siglip_onnx.classifier import Classifier, ClassifierFacts
@@ -26,7 +28,7 @@ from siglip_onnx.export.pipeline import export_bundle
 
 LABELS = ["a cat", "赤い丸", "two dogs", "0 eggs"]
 TEMPLATES = ["{}", "a photo of {}."]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "compiled_classifier.py"
+EXAMPLE = EXAMPLES / "compiled_classifier.py"
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +118,7 @@ def test_the_example_runs_without_this_package(small_bundle: Path, tmp_path: Pat
     clear = tmp_path / "clear.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 4), np.uint8)).save(clear)
     for path in (image, clear):
-        output = subprocess.check_output([sys.executable, EXAMPLE, tmp_path / "c.onnx", path], text=True)
+        output = run_example(EXAMPLE, tmp_path / "c.onnx", path).stdout
         expected = [f"{match.text}: {match.probability:.3g}" for match in model.classify(path, LABELS)]
         assert output.splitlines() == expected
     white, black = (
@@ -145,3 +147,35 @@ def test_compile_refuses_what_cannot_be_compiled(
     assert not out.exists()
     with pytest.raises(BundleError, match="is not a compiled classifier of this version"):
         Classifier(small_bundle / "onnx" / "vision_model.onnx")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    path = tmp_path_factory.mktemp("compiled") / "c.onnx"
+    compile_classifier(siglip_onnx.load("demo"), ["a red star", "six eggs"], path)
+    return onnx.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": []}, {"labels": [1, 2]}, {"labels": "ab"}, {"labels": None}, {"labels": ["a"]},
+        {"labels": ["a"] * 3},
+        {"image_std": [1.0]}, {"image_std": [0.0, 0.0, 0.0]}, {"image_mean": "abc"}, {"image_mean": [1e308, 0.0, 0.0]},
+        {"rescale_factor": math.nan}, {"rescale_factor": -1.0}, {"rescale_factor": "1"}, {"input": "int3"},
+        {"variant": [1]}, {"model": 5}, {"resample": 99}, {"resample": "x"}, {"height": 0}, {"width": True},
+        {"problem_type": "foo", "format": "siglip_onnx.classifier/2"}, {"format": "siglip_onnx.classifier/2"},
+        "[" * 100_000,
+        "5", "", "NaN",
+    ],
+)  # fmt: skip
+def test_changed_metadata_is_one_message(change: Any, compiled: onnx.ModelProto, tmp_path: Path) -> None:
+    entry = next(entry for entry in compiled.metadata_props if entry.key == "siglip_onnx")
+    original = entry.value
+    try:
+        entry.value = change if isinstance(change, str) else json.dumps(json.loads(original) | change)
+        (tmp_path / "c.onnx").write_bytes(compiled.SerializeToString())
+    finally:
+        entry.value = original
+    result = run("classify", IMAGES_PATH / "red_star.png", "--model", tmp_path / "c.onnx")
+    assert_error(result, 4, "siglip-onnx compile")

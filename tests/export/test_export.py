@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.checkpoints import make_checkpoint, make_naflex_checkpoint
+from support.commands import assert_error, run
 from transformers import SiglipImageProcessor, SiglipModel
 
 import siglip_onnx
+from siglip_onnx.bundle.manifest import SUFFIXES
 from siglip_onnx.errors import AccuracyError, BundleError, CheckpointError, SiglipOnnxError
+from siglip_onnx.export.checkpoint import CheckedWeights
 from siglip_onnx.export.int8 import quantize_columns, quantize_rows
 from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.export.sources.tensor import release_pages
+from siglip_onnx.verify.samples import sample_images
 
 
 @pytest.fixture
@@ -99,9 +105,11 @@ def test_fp32_is_not_shipped_unless_requested(small_checkpoint: Path, tmp_path: 
     (variant,) = export_bundle(small_checkpoint, tmp_path / "out", precisions=["int8"])
     assert variant.name == "int8"
     names = {path.name for path in (tmp_path / "out" / "onnx").iterdir()}
-    assert names == {f"{tower}_model_quantized.onnx{end}" for tower in ("vision", "text") for end in ("", ".data")}
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"config.json", "manifest.json", "onnx", "preprocessor_config.json", "tokenizer.json"}
+    assert names == {f"{tower}_model_quantized.onnx{end}" for tower in ("vision", "text") for end in ("", "_data")}
+    files = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert files == {
+        "config.json", "manifest.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
     assert siglip_onnx.load(tmp_path / "out").bundle.verify_files() == []
 
 
@@ -110,6 +118,75 @@ def test_export_is_reproducible(small_checkpoint: Path, small_bundle: Path, tmp_
     for path in small_bundle.rglob("*"):
         if path.is_file() and path.name != "manifest.json":
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(small_bundle)).read_bytes(), path
+
+
+def test_the_vocabulary_is_never_in_memory_as_a_whole(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of rows give the same files as one block, and the table is not read in any other way."""
+    export_bundle(small_checkpoint, tmp_path / "whole", precisions=SUFFIXES)
+    read = CheckedWeights.__getitem__
+
+    def checked_read(weights: CheckedWeights, name: str) -> Any:
+        assert "token_embedding" not in name
+        return read(weights, name)
+
+    monkeypatch.setattr(CheckedWeights, "__getitem__", checked_read)
+    monkeypatch.setattr("siglip_onnx.export.checkpoint.ROWS_AT_ONCE", 37)
+    export_bundle(small_checkpoint, tmp_path / "blocks", precisions=SUFFIXES)
+    for path in (tmp_path / "whole" / "onnx").iterdir():
+        assert path.read_bytes() == (tmp_path / "blocks" / "onnx" / path.name).read_bytes(), path.name
+
+
+def test_damage_in_any_block_of_the_vocabulary_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "text_model.embeddings.token_embedding.weight"
+    weights = load_file(copy / "model.safetensors")
+    weights[name][-1, -1] = torch.nan
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("siglip_onnx.export.checkpoint.ROWS_AT_ONCE", 37)
+    with pytest.raises(CheckpointError, match=f"{name}' holds NaN or infinity"):
+        export_bundle(copy, copy / "out", precisions=["int8"])
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="Unix")
+def test_pages_of_a_mapped_file_are_released(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 256, 64 * 2**20, np.uint8)
+    content.tofile(tmp_path / "data")
+    mapped = np.memmap(tmp_path / "data", np.uint8, mode="r")
+    rows = mapped[4096:].view(np.float32).reshape(-1, 1024)
+    assert_array_equal(mapped, content)
+    before = resident_bytes()
+    release_pages(rows)
+    assert before - resident_bytes() > 50 * 2**20
+    assert_array_equal(mapped, content)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_progress_moves_within_the_steps(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Every calibration input, every compared input and every large weight is reported."""
+    steps: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(step: str, done: int, total: int) -> None:
+        steps.setdefault(step, []).append((done, total))
+
+    export_bundle(small_checkpoint, tmp_path / "out", precisions=["int8"], progress=progress)
+    num_images = len(sample_images())
+    for step in ("vision tower, calibrating", "vision tower, checking", "int8 vision tower, comparing"):
+        assert steps[step] == [(number, num_images) for number in range(1, num_images + 1)]
+    assert steps["text tower, writing weights"]
+
+
+def test_precisions_are_separated_by_commas_or_repeated(small_checkpoint: Path, tmp_path: Path) -> None:
+    for number, options in enumerate((["int8,fp16"], ["fp16, int8", "int8"])):
+        out = tmp_path / str(number)
+        arguments = [word for option in options for word in ("--precision", option)]
+        assert run("export", small_checkpoint, out, *arguments).exit_code == 0
+        assert set(siglip_onnx.load(out).bundle.manifest.variants) == {"int8", "fp16"}
+    result = run("export", small_checkpoint, tmp_path / "out", "--precision", "int8,fp8")
+    assert_error(result, 2, "'fp8' is not one of")
 
 
 def test_existing_folder_is_kept_unless_overwritten(small_checkpoint: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from support.checkpoints import make_checkpoint, make_naflex_checkpoint
 from transformers import SiglipModel
 
 import siglip_onnx
-from siglip_onnx.bundle.manifest import TOWERS, graph_path
+from siglip_onnx.bundle.manifest import graph_path
 from siglip_onnx.cli import main
+from siglip_onnx.config import TOWERS
 from siglip_onnx.errors import AccuracyError
 from siglip_onnx.export.calibration import Calibration, prepare_inputs
 from siglip_onnx.export.checkpoint import open_checkpoint

@@ -19,6 +19,7 @@ from support.layouts import Arrays, assert_embeddings_of, big_vision_arrays, wei
 from siglip_onnx.errors import CheckpointError
 from siglip_onnx.export.checkpoint import open_checkpoint
 from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.export.sources.archive import Archive
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,17 @@ def test_other_arrays_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "golden.npz", images=np.zeros(3))
     with pytest.raises(CheckpointError, match="has no array img/embedding/kernel, expected a checkpoint of big_vision"):
         open_checkpoint(tmp_path / "golden.npz")
+
+
+def test_a_member_that_declares_no_bytes_is_not_unpacked(tmp_path: Path) -> None:
+    """Its head is at most what was asked for, as zlib takes 0 for no limit."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", bytes(1_000_000))
+    declared = (1_000_000).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(declared, bytes(4)))
+    opened = Archive(path)
+    assert opened.size("x.npy") == 0
+    assert len(opened.head("x.npy", 100)) == 100
+    with pytest.raises(CheckpointError, match="has 1 bytes, expected 0"):
+        opened.read("x.npy")

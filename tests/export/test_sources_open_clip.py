@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from numpy.testing import assert_array_equal
 from PIL import Image
 from safetensors.numpy import save_file
@@ -17,6 +20,7 @@ from support.layouts import (
     OPEN_CLIP_CONFIG,
     assert_embeddings_of,
     make_wide_checkpoint,
+    make_wide_naflex_checkpoint,
     open_clip_weights,
     weights_of,
     write_json,
@@ -26,7 +30,7 @@ import siglip_onnx
 from siglip_onnx.errors import CheckpointError
 from siglip_onnx.export.checkpoint import open_checkpoint
 from siglip_onnx.export.pipeline import export_bundle
-from siglip_onnx.export.tokenizer import write_tokenizer
+from siglip_onnx.export.tokenizer import OPEN_CLIP_CLEANING, write_tokenizer
 from siglip_onnx.text.tokenizer import Tokenizer
 
 
@@ -57,6 +61,33 @@ def test_open_clip(open_clip: Path, reference: Path, tmp_path: Path, image: Imag
     assert model.bundle.preprocessor.resample == 3
 
 
+@pytest.mark.parametrize("settings", [{"image_size": 40}, {"image_size": 32, "image_seq_len": 25}])
+def test_naflex_model_of_open_clip(tmp_path: Path, image: Image.Image, settings: dict[str, int]) -> None:
+    reference = make_wide_naflex_checkpoint(tmp_path / "reference")
+    folder = tmp_path / "open_clip"
+    folder.mkdir()
+    save_file(open_clip_weights(reference), folder / "open_clip_model.safetensors")
+    shutil.copy(reference / "spiece.model", folder)
+    config = copy.deepcopy(OPEN_CLIP_CONFIG)
+    edit(config, "vision", timm_model_name="naflexvit_base_patch16_siglip", **settings)
+    edit(config, "text", act_kwargs={"approximate": "tanh"}, width=48)
+    write_json(folder / "open_clip_config.json", config)
+    models = []
+    for source in (reference, folder):
+        export_bundle(source, tmp_path / f"{source.name}_bundle", precisions=["fp32"])
+        models.append(siglip_onnx.load(tmp_path / f"{source.name}_bundle"))
+    expected, model = models
+    assert model.bundle.config == expected.bundle.config
+    assert model.bundle.preprocessor == expected.bundle.preprocessor
+    assert_array_equal(model.encode_images(image), expected.encode_images(image))
+    assert_array_equal(model.encode_texts(["a red circle"]), expected.encode_texts(["a red circle"]))
+    del config["model_cfg"]["vision_cfg"]["image_size"]
+    config["model_cfg"]["vision_cfg"].pop("image_seq_len", None)
+    write_json(folder / "open_clip_config.json", config)
+    with pytest.raises(CheckpointError, match="max_num_patches None"):
+        open_checkpoint(folder)
+
+
 def test_texts_are_cleaned_as_open_clip_does(open_clip: Path, reference: Path, tmp_path: Path) -> None:
     export_bundle(open_clip, tmp_path / "out", precisions=["fp32"])
     export_bundle(reference, tmp_path / "plain", precisions=["fp32"])
@@ -71,6 +102,20 @@ def test_texts_are_cleaned_as_open_clip_does(open_clip: Path, reference: Path, t
         ("赤い、丸", "赤い、丸"),
     ):
         assert_array_equal(model.tokenize([text]), plain.tokenize([cleaned]), err_msg=text)
+
+
+@pytest.mark.parametrize("cleaning", ["lower", "canonicalize"])
+def test_capital_sigma_is_lowered_as_by_python(cleaning: str) -> None:
+    """Σ becomes ς at the end of a word, and σ elsewhere; the letters of the texts are those that the rule names."""
+    steps = OPEN_CLIP_CLEANING[cleaning]
+    document = {"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]}}
+    normalizer = {"type": "Sequence", "normalizers": steps}
+    cleaner = tokenizers.Tokenizer.from_str(json.dumps(document | {"normalizer": normalizer})).normalizer
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("ΣΣΣΑaO·\u0301\u0345ªʰ犬1"), rng.integers(1, 8))) for _ in range(2000)]
+    for word in ["ΟΔΟΣ", "ΣΟΦΟΣ ΑΣ", "Σ", "ΑΣ.", *words]:
+        expected = "".join(letter for letter in word if letter not in string.punctuation).lower()
+        assert cleaner.normalize_str(word).replace(".", "") == expected, word
 
 
 def test_the_published_tokenizer_follows_the_cleaning(tmp_path: Path) -> None:
@@ -173,7 +218,8 @@ def edit(document: dict[str, Any], part: str, **values: Any) -> None:
     [
         (lambda d: edit(d, "vision", timm_model_name=None), "is of a CLIP model of open_clip"),
         (lambda d: edit(d, "vision", timm_model_name="vit_base_patch16_siglip_gap_224"), "vision tower 'vit_base_patc"),
-        (lambda d: edit(d, "vision", timm_model_name="naflexvit_base_patch16_siglip"), "expected a trunk of SigLIP"),
+        (lambda d: edit(d, "vision", timm_model_name="naflexvit_base_patch16_siglip"), "lacks the weight .*embeds"),
+        (lambda d: edit(d, "vision", timm_model_name="naflexvit_base_patch16_map"), "expected a trunk of SigLIP"),
         (lambda d: edit(d, "text", hf_model_name="facebook/nllb-200"), "text tower 'facebook/nllb-200'"),
         (lambda d: edit(d, "text", pool_type="argmax"), "text_cfg.pool_type 'argmax', expected 'last'"),
         (lambda d: edit(d, "text", no_causal_mask=False), "text_cfg.no_causal_mask False, expected True"),

@@ -19,6 +19,7 @@ import siglip_onnx
 from siglip_onnx.errors import CheckpointError
 from siglip_onnx.export.checkpoint import open_checkpoint
 from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.export.sources.peft import _merge
 
 Q = "vision_model.encoder.layers.0.self_attn.q_proj"
 FC = "text_model.encoder.layers.1.mlp.fc1"
@@ -176,3 +177,8 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has neither adapter_model\.safetensors nor adapter_model\.bin"):
         export_bundle(adapter, tmp_path / "out", base=other)
+
+
+def test_adapter_without_tensors_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="has no tensors, so it would change nothing"):
+        _merge({}, {}, {}, Path("adapter"))

@@ -13,7 +13,14 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from safetensors.numpy import save_file
 from support.checkpoints import make_checkpoint, make_naflex_checkpoint
-from support.layouts import assert_embeddings_of, read_json, weights_of, write_json, write_transformers5
+from support.layouts import (
+    SAVED_BY_TRANSFORMERS_5,
+    assert_embeddings_of,
+    read_json,
+    weights_of,
+    write_json,
+    write_transformers5,
+)
 
 import siglip_onnx
 from siglip_onnx.errors import CheckpointError
@@ -37,6 +44,17 @@ def test_transformers_5(transformers5: Path, small_checkpoint: Path, tmp_path: P
     assert siglip_onnx.load(tmp_path / "out").bundle.preprocessor.resample == 2
 
 
+def test_files_that_transformers_5_wrote(tmp_path: Path) -> None:
+    """Logits equal those that transformers 5.23 computed itself, on its own pixels and ids; see its README.md."""
+    export_bundle(SAVED_BY_TRANSFORMERS_5, tmp_path / "out", precisions=["fp32"])
+    model = siglip_onnx.load(tmp_path / "out")
+    expected = np.load(SAVED_BY_TRANSFORMERS_5 / "expected.npz")
+    assert_array_equal(model.tokenize(["a red star", "六つの卵"]), expected["input_ids"])
+    images = model.vision.session.embed({"pixel_values": expected["pixel_values"]})
+    texts = model.text.session.embed({"input_ids": expected["input_ids"].astype(np.int64)})
+    np.testing.assert_allclose(model.logits(images, texts), expected["logits"], atol=1e-5)
+
+
 def test_naflex_of_transformers_5(tmp_path: Path) -> None:
     plain = make_naflex_checkpoint(tmp_path / "naflex")
     with open_checkpoint(write_transformers5(plain, tmp_path / "v5")) as checkpoint, open_checkpoint(plain) as expected:
@@ -46,8 +64,12 @@ def test_naflex_of_transformers_5(tmp_path: Path) -> None:
 
 
 def test_configs_of_transformers_4_are_copied(small_checkpoint: Path, small_bundle: Path) -> None:
-    for name in ("config.json", "preprocessor_config.json"):
-        assert (small_bundle / name).read_bytes() == (small_checkpoint / name).read_bytes()
+    assert (small_bundle / "preprocessor_config.json").read_bytes() == (
+        small_checkpoint / "preprocessor_config.json"
+    ).read_bytes()
+    config = read_json(small_bundle / "config.json")
+    assert config.pop("transformers.js_config") == {"use_external_data_format": True}
+    assert config == read_json(small_checkpoint / "config.json")
 
 
 def test_nested_settings_come_before_flat_ones_as_in_transformers(transformers5: Path, tmp_path: Path) -> None:
@@ -72,14 +94,7 @@ def edited(checkpoint: Path, folder: Path, change: Callable[[dict[str, Any]], ob
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(architectures=["SiglipForImageClassification"]), "is of an image classifier"),
-        (lambda d: d.update(model_type="siglip_vision_model"), r"single tower \(model_type 'siglip_vision_model'\)"),
-        (lambda d: d.update(model_type="siglip2_text_model"), "is of a single tower"),
         (lambda d: d.update(model_type="clip"), "is of a CLIP model"),
-        (
-            lambda d: d.update(model_type="paligemma", vision_config={"model_type": "siglip_vision_model"}),
-            r"vision-language model \(model_type 'paligemma'\)",
-        ),
         (lambda d: (d.clear(), d.update(architecture="vit_base_patch16_siglip_224")), "single tower of timm"),
         (lambda d: d.update(quantization={"group_size": 64, "bits": 4}), "is of quantized MLX weights"),
         (lambda d: d.update(quantization_config={"quant_method": "gptq"}), "is of quantized weights"),
@@ -94,6 +109,20 @@ def test_other_models_are_named(
     with pytest.raises(CheckpointError, match=message):
         export_bundle(edited(transformers5, tmp_path / "copy", change), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_weights_of_mlx_have_their_channels_last(small_checkpoint: Path, tmp_path: Path, image: Image.Image) -> None:
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "mlx"))
+    weights = weights_of(copy)
+    name = "vision_model.embeddings.patch_embedding.weight"
+    channels_last = np.ascontiguousarray(weights[name].transpose(0, 2, 3, 1))
+    save_file(weights | {name: channels_last}, copy / "model.safetensors", {"format": "mlx"})
+    lines: list[str] = []
+    export_bundle(copy, tmp_path / "out", precisions=["fp32"], report=lines.append)
+    assert any("has the weights of MLX" in line for line in lines)
+    assert_embeddings_of(small_checkpoint, tmp_path / "out", image)
+    with pytest.raises(CheckpointError, match="has the layout of MLX, which transformers cannot load"):
+        export_bundle(copy, tmp_path / "traced", exporter="optimum")
 
 
 def test_gguf_is_named(tmp_path: Path) -> None:

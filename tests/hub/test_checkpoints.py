@@ -1,12 +1,14 @@
+import json
 import math
 from pathlib import Path
 
 import onnx
 import pytest
+from support.commands import run
 
 import describe_checkpoints
-from siglip_onnx.bundle.manifest import TOWERS, graph_path
-from siglip_onnx.config import read_config
+from siglip_onnx.bundle.manifest import graph_path
+from siglip_onnx.config import TOWERS, read_config
 from siglip_onnx.export.checkpoint import expected_shapes
 from siglip_onnx.hub.published import PUBLISHED
 
@@ -21,12 +23,13 @@ PARAMETERS = {
     "siglip2-large-patch16-256": 882,
     "siglip2-so400m-patch16-256": 1136,
     "siglip2-giant-opt-patch16-256": 1870,
+    "medsiglip-448": 878.3,
 }
 
 
 def test_published_checkpoints_are_listed_once() -> None:
     names = [checkpoint.name for checkpoint in PUBLISHED]
-    assert len(names) == len(set(names)) == 27
+    assert len(names) == len(set(names)) == 28
     assert [checkpoint.family for checkpoint in PUBLISHED].count("SigLIP") == 10
 
 
@@ -39,8 +42,39 @@ def test_shapes_fit_together(checkpoint: describe_checkpoints.PublishedCheckpoin
         assert millions == pytest.approx(PARAMETERS[checkpoint.name], rel=0.01)
 
 
+def test_known_checkpoints_fit_80_columns() -> None:
+    result = run("models", "list", "--known")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if line.startswith("siglip-base-patch16-256-multilingual"))
+    assert row.split() == ["siglip-base-patch16-256-multilingual", "256", "100+", "373", "75.1*", "44.1*"]
+    assert "compared with the others" in result.stderr
+
+
+def test_json_of_known_checkpoints_has_everything() -> None:
+    known = {row["model"]: row for row in json.loads(run("models", "list", "--known", "--json").stdout)["known"]}
+    row = known["siglip2-so400m-patch14-384"]
+    assert row.pop("sizes_mb")["int8"] == {"vision": 430.8, "text": 711.2}
+    accuracy = {"imagenet": 84.1, "xm3600_text_to_image": 48.4, "xm3600_image_to_text": 57.5}
+    assert row == {
+        "model": "siglip2-so400m-patch14-384",
+        "family": "SigLIP 2",
+        "picture": "384 pixels",
+        "repository": "google/siglip2-so400m-patch14-384",
+        "image_size": 384,
+        "patch_size": 14,
+        "text_length": 64,
+        "embedding_dim": 1152,
+        "languages": "more than 100",
+        "accuracy": accuracy | {"protocol": "SigLIP 2 paper"},
+        "advice": "high accuracy, on a GPU or a fast CPU",
+    }
+    assert (known["medsiglip-448"]["family"], known["medsiglip-448"]["accuracy"]) == ("MedSigLIP", None)
+
+
 @pytest.mark.slow
 def test_page_of_checkpoints_is_generated_from_the_table() -> None:
+    assert describe_checkpoints.SIZES.read_text(encoding="utf-8") == describe_checkpoints.sizes()
     assert describe_checkpoints.DOCUMENT.read_text(encoding="utf-8") == describe_checkpoints.document()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,23 @@ import siglip_onnx
 from siglip_onnx import demo
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
 from siglip_onnx.errors import BundleError, CacheError, CheckpointError, DownloadError, ModelNotFoundError
-from siglip_onnx.hub.cache import cached_models, stale_entries
+from siglip_onnx.hub import cache
+from siglip_onnx.hub import pull as hub_pull
+from siglip_onnx.hub.cache import CachedModel, cached_models, find_cached, stale_entries
 from siglip_onnx.hub.names import parse_hub_name
 
 NAME = "someone/tiny-siglip"
-WEIGHTS = "onnx/vision_model_quantized.onnx.data"
+STAR = demo.IMAGES_PATH / "red_star.png"
+WEIGHTS = "onnx/vision_model_quantized.onnx_data"
+FOREIGN_MANIFESTS = {
+    "web application": b'{"name": "a web application", "start_url": "/"}',
+    "another format": b'{"format": "another/1", "variants": {}}',
+    "list": b"[]",
+    "not JSON": b"Manifest-Version: 1.0\n",
+    "not UTF-8": b"\xff\xfe\x00",
+    "empty": b"",
+    "nested": b"[" * 100_000,
+}
 
 
 @pytest.fixture
@@ -45,7 +58,7 @@ def test_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bundl
     assert folder.name == commit
     assert verify_folder(folder) == []
     assert set(open_bundle(folder).manifest.variants) == {"int8"}
-    assert hub.requests["onnx/vision_model.onnx.data"] == 0, "fp32 was not requested"
+    assert hub.requests["onnx/vision_model.onnx_data"] == 0, "fp32 was not requested"
     before = hub.requests.total()
     embedding = siglip_onnx.load(NAME).encode_texts(["a"])
     assert (embedding == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
@@ -83,6 +96,21 @@ def test_pulling_a_variant_keeps_the_cached_ones(hub: Hub, small_bundle: Path) -
     assert set(open_bundle(cached_models()[0].folder).manifest.variants) == {"int8", "fp32"}
 
 
+def test_variant_whose_files_were_deleted_from_the_cache_is_downloaded_again(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    assert run("models", "pull", NAME, "--variant", "fp32", "--variant", "int8").exit_code == 0
+    folder = cached_models()[0].folder
+    for name in open_bundle(folder).manifest.variants["fp32"].files:
+        (folder / name).unlink()
+    assert siglip_onnx.load(NAME).variant == "int8"
+    assert siglip_onnx.load(NAME, variant="fp32").variant == "fp32"
+    assert set(open_bundle(folder).manifest.variants) == {"int8", "fp32"}
+    assert not stale_entries(), "nothing was damaged"
+    assert run("models", "strip", NAME, "--keep", "int8").exit_code == 0
+    assert run("models", "check", NAME).exit_code == 0
+    assert siglip_onnx.load(NAME, variant="fp32").variant == "fp32"
+
+
 def test_branch_of_a_cached_commit_is_known_offline_and_can_be_removed(hub: Hub, small_bundle: Path) -> None:
     commit = hub.add(NAME, small_bundle)
     siglip_onnx.load(f"{NAME}@{commit}")
@@ -91,6 +119,64 @@ def test_branch_of_a_cached_commit_is_known_offline_and_can_be_removed(hub: Hub,
     assert siglip_onnx.load(f"{NAME}@v1", variant="fp32", offline=True).variant == "fp32"
     assert run("models", "rm", f"{NAME}@v1").exit_code == 0
     assert cached_models() == []
+
+
+def test_short_branch_is_not_the_beginning_of_a_commit(hub: Hub, small_bundle: Path) -> None:
+    """A tag "1" would be the beginning of one of 16 commits."""
+    commit = hub.add(NAME, small_bundle)
+    siglip_onnx.load(NAME)
+    assert find_cached(NAME, commit[:7]) == find_cached(NAME, commit) == find_cached(NAME, None)
+    for revision in (commit[0], commit[:6]):
+        assert find_cached(NAME, revision) is None
+        with pytest.raises(DownloadError, match="no such revision on the Hub"):
+            siglip_onnx.load(f"{NAME}@{revision}")
+        with pytest.raises(ModelNotFoundError, match=f"has no revision {revision} in the cache"):
+            cache.remove(NAME, revision)
+    assert cache.remove(NAME, commit[:7]) > 0
+
+
+def test_ambiguous_commit_is_not_removed(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    first = cached_by_loading(NAME)
+    second = replace(first, revision=first.revision[:39] + ("0" if first.revision[39] != "0" else "1"), asked="v2")
+    shutil.copytree(first.folder, second.folder)
+    cache.write_record(second)
+    with pytest.raises(ModelNotFoundError, match="2 revisions in the cache that begin with"):
+        cache.remove(NAME, first.revision[:12])
+    assert first.folder.is_dir() and second.folder.is_dir()  # noqa: PT018
+    cache.remove(NAME, "v2")
+    assert first.folder.is_dir() and not second.folder.exists()  # noqa: PT018
+
+
+def test_model_without_a_revision_stays_that_of_the_default_branch(hub: Hub, small_bundle: Path) -> None:
+    hub.add(NAME, small_bundle)
+    first = cached_by_loading(NAME)
+    hub.add(NAME, small_bundle, **{"README.md": b"another commit"})
+    other = cached_by_loading(f"{NAME}@v1")
+    assert other.revision != first.revision
+    assert find_cached(NAME, None) == find_cached(NAME, "main") == first
+    hub.requests.clear()
+    siglip_onnx.load(NAME)
+    assert not hub.requests
+    assert run("models", "pull", NAME).exit_code == 0  # the default branch has moved to the commit of v1
+    for revision in (None, "main", "v1"):
+        found = find_cached(NAME, revision)
+        assert found is not None
+        assert (found.revision, found.asked, found.also) == (other.revision, "v1", ("",))
+    hub.add(NAME, small_bundle)  # as a tag of the first commit answers
+    assert run("models", "pull", f"{NAME}@{first.revision}").exit_code == 0
+    assert find_cached(NAME, None) == found
+    again = find_cached(NAME, first.revision)
+    assert again is not None
+    assert (again.revision, again.asked, again.also) == (first.revision, first.revision, ())
+
+
+def cached_by_loading(name: str) -> CachedModel:
+    siglip_onnx.load(name)
+    repository, _, revision = name.partition("@")
+    found = find_cached(repository, revision or None)
+    assert found is not None
+    return found
 
 
 def test_revisions(hub: Hub, small_bundle: Path) -> None:
@@ -104,6 +190,31 @@ def test_revisions(hub: Hub, small_bundle: Path) -> None:
         siglip_onnx.load(f"{NAME}@v2")
     with pytest.raises(DownloadError, match="is not on the Hub, or requires a login"):
         siglip_onnx.load("someone/nothing")
+
+
+@pytest.mark.export
+def test_classifier_and_single_tower_need_no_files_of_a_text_tower(
+    hub: Hub, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    from support.checkpoints import make_classifier, make_single_tower
+
+    labels = ("a", "b", "c")
+    classifier = make_classifier(
+        small_checkpoint, tmp_path / "c", labels=labels, problem_type="single_label_classification"
+    )
+    hub.add("someone/classifier", classifier)
+    hub.add("someone/text", make_single_tower(small_checkpoint, tmp_path / "t", "text"))
+    assert [match.text for match in siglip_onnx.load("someone/classifier").classify(STAR)] == list(labels)
+    assert siglip_onnx.load("someone/text").encode_texts(["a"]).shape == (1, 64)
+    listed = json.loads(run("models", "list", "--json").stdout)["models"]
+    assert [(row["kind"], row["model_kind"]) for row in listed] == [
+        ("checkpoint", "classifier"),
+        ("checkpoint", "text"),
+    ]
+    (classifier / "preprocessor_config.json").unlink()
+    hub.add("someone/classifier2", classifier)
+    assert_error(run("models", "pull", "someone/classifier2"), 4, "it has no preprocessor_config.json")
+    assert hub.requests["model.safetensors"] == 2, "no weights were downloaded"
 
 
 def test_pulled_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: Path, small_bundle: Path) -> None:
@@ -120,6 +231,32 @@ def test_pulled_checkpoint_is_exported_in_the_cache(hub: Hub, small_checkpoint: 
     assert (source["checkpoint"], source["revision"]) == ("google/siglip2-base-patch16-224", commit)
     assert (model.encode_texts(["a"]) == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
     assert stale_entries() == []
+
+
+def test_checkpoint_beside_a_manifest_of_another_program_is_exported(
+    hub: Hub, small_checkpoint: Path, small_bundle: Path
+) -> None:
+    hub.add(NAME, small_checkpoint, **{"manifest.json": FOREIGN_MANIFESTS["web application"]})
+    done = run("models", "pull", NAME, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["kind"] == "checkpoint"
+    model = siglip_onnx.load(NAME)
+    assert model.bundle.manifest.source["checkpoint"] == NAME
+    assert (model.encode_texts(["a"]) == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
+    hub.requests.clear()
+    siglip_onnx.load(NAME)
+    assert not hub.requests
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("content", FOREIGN_MANIFESTS.values(), ids=FOREIGN_MANIFESTS)
+def test_manifest_of_another_program_makes_no_bundle(hub: Hub, small_bundle: Path, content: bytes) -> None:
+    hub.add(NAME, small_bundle, **{"manifest.json": content})
+    assert_error(
+        run("models", "pull", NAME), 4, "neither a model of siglip_onnx nor a SigLIP checkpoint: it has no model"
+    )
+    assert hub.requests[WEIGHTS] == 0
+    assert cached_models() == []
 
 
 @pytest.mark.export
@@ -144,6 +281,9 @@ def test_layouts_are_chosen_by_the_files(hub: Hub, small_checkpoint: Path, small
         model, expected = siglip_onnx.load(name), siglip_onnx.load(small_bundle)
         assert (model.encode_texts(["a"]) == expected.encode_texts(["a"])).all(), name
 
+    hub.add("someone/saved", layouts.SAVED_BY_TRANSFORMERS_5)
+    assert siglip_onnx.load("someone/saved").bundle.manifest.logit_scale == 3.0
+
     reference = layouts.make_wide_checkpoint(tmp_path / "reference")
     both = Path(shutil.copytree(reference, tmp_path / "both"))
     save_file(layouts.open_clip_weights(reference), both / "open_clip_model.safetensors")
@@ -151,7 +291,7 @@ def test_layouts_are_chosen_by_the_files(hub: Hub, small_checkpoint: Path, small
     hub.add("someone/both", both)
     source = siglip_onnx.load("someone/both").bundle.manifest.source
     assert (source["layout"], source["checkpoint"]) == ("open_clip", "someone/both")
-    assert hub.requests["model.safetensors"] == 1, "that of v5"
+    assert hub.requests["model.safetensors"] == 2, "those of transformers 5"
 
 
 @pytest.mark.export
@@ -225,7 +365,7 @@ def test_damaged_model_in_the_cache_is_downloaded_again_once(hub: Hub, small_bun
 def test_folder_of_a_user_is_never_changed(hub: Hub, copy: Path) -> None:
     damage(copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    with pytest.raises(BundleError, match=r"vision_model_quantized\.onnx\.data: sha256"):
+    with pytest.raises(BundleError, match=r"vision_model_quantized\.onnx_data: sha256"):
         siglip_onnx.load(copy)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert hub.requests.total() == 0
@@ -347,3 +487,16 @@ def wait_for(condition: object) -> None:
             return
         threading.Event().wait(0.05)
     pytest.fail("it did not happen within 30 s")
+
+
+def test_checkpoint_may_be_called_bundle(hub: Hub, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def export(checkpoint: Path, out: Path, *_: object) -> None:
+        called.append(((checkpoint / "config.json").is_file(), out.exists()))
+        raise BundleError("the test ends here")
+
+    monkeypatch.setattr(hub_pull, "_run_export", export)
+    hub.add("someone/bundle", small_checkpoint)
+    assert_error(run("models", "pull", "someone/bundle"), 4, "the test ends here")
+    assert called == [(True, False)]

@@ -1,7 +1,11 @@
 """A malicious Hub or proxy with paths, wrong names and endless files: nothing outside the cache is touched."""
 
+import contextlib
 import hashlib
 import json
+import resource
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +31,15 @@ class HostileHandler(hub_server._Handler):
     facts: dict[str, Any] = {}  # noqa: RUF012 - set per test
     sizes: dict[str, Any] = {}  # noqa: RUF012
     endless: set[str] = set()  # noqa: RUF012
+    answer: tuple[bytes, dict[str, str]] | None = None  # instead of the description of a repository
+    slow = ""  # what arrives byte by byte: "headers", "answer", or the name of a file
     chunked = True
     sent_bytes = 0
 
     def _send(self, status: int, body: bytes, *arguments: Any, **options: Any) -> None:
+        if self.path.startswith("/api/") and self.answer is not None:
+            super()._send(status, *self.answer)
+            return
         if self.path.startswith("/api/") and status == 200:
             document = json.loads(body) | self.facts
             for sibling in document["siblings"] if self.sizes else ():
@@ -38,6 +47,21 @@ class HostileHandler(hub_server._Handler):
                     sibling["size"] = self.sizes[sibling["rfilename"]]
             body = json.dumps(document).encode()
         super()._send(status, body, *arguments, **options)
+
+    def _answer(self, *, with_body: bool) -> None:
+        if self.slow in ("headers", "answer") or (self.slow and self.path.endswith(f"/{self.slow}")):
+            self._trickle()
+        else:
+            super()._answer(with_body=with_body)
+
+    def _trickle(self) -> None:
+        self.close_connection = True
+        in_headers = self.slow == "headers"
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"" if in_headers else b"Content-Length: 1000\r\n\r\n"))
+        with contextlib.suppress(OSError):  # the client closes the connection
+            while self.slow:
+                self.wfile.write(b"a: b\r\n" if in_headers else b" ")
+                time.sleep(0.05)
 
     def _send_file(self, file: str, content: bytes, headers: dict[str, str]) -> None:
         if file not in self.endless:
@@ -100,7 +124,7 @@ def test_revision_is_not_a_path(hub: Hub, handler: Handler, small_bundle: Path, 
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-@pytest.mark.parametrize("file", ["config.json", "onnx/vision_model_quantized.onnx.data"])
+@pytest.mark.parametrize("file", ["config.json", "onnx/vision_model_quantized.onnx_data"])
 def test_download_stops_at_promised_size(
     hub: Hub, handler: Handler, small_bundle: Path, file: str, chunked: bool
 ) -> None:
@@ -223,3 +247,46 @@ def test_a_record_of_something_else_is_not_a_model(hub: Hub, revision: str) -> N
     (folder / f"{revision}.json").write_text(json.dumps(record))
     assert cached_models() == []
     assert hub.requests.total() == 0
+
+
+def test_large_answer_is_refused(hub: Hub, handler: Handler, small_bundle: Path) -> None:
+    """A compressed answer of 200 kB that stands for 200 MB of blanks."""
+    hub.add(NAME, small_bundle)
+    compressor = zlib.compressobj(wbits=31)
+    body = compressor.compress(b'{"siblings": [')
+    body += b"".join(compressor.compress(b" " * 10_000_000) for _ in range(20)) + compressor.flush()
+    assert len(body) < 300_000
+    handler.answer = body, {"Content-Encoding": "gzip"}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DownloadError, match=f"answer about {NAME} is larger than the 20,000,000 bytes"):
+        look_up(NAME, None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000, "kB"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"[]", b'{"sha": 1e', b"[" * 100_000, b'{"siblings": [7]}', b"\xff", b'{"siblings": [{"rfilename": null}]}',
+     b'{"siblings": [{"rfilename": "a", "lfs": {}}]}'],
+    ids=lambda answer: repr(answer[:40]),
+)  # fmt: skip
+def test_answer_that_describes_nothing_is_an_error(hub: Hub, handler: Handler, answer: bytes) -> None:
+    hub.put(NAME, {})
+    handler.answer = answer, {}
+    with pytest.raises(DownloadError, match=f"answer about {NAME} cannot be read"):
+        look_up(NAME, None)
+
+
+@pytest.mark.parametrize("slow", ["headers", "answer", "config.json"])
+def test_slow_hub_is_given_up(
+    hub: Hub, handler: Handler, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """One byte after the other, each well within the client's timeout; nobody else has to wait for the lock."""
+    hub.add(NAME, small_bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_STALL_S", 0.5)
+        patch.setattr(download, "_LEAST_BYTES_PER_S", 1e9)
+        handler.slow = slow
+        with pytest.raises(DownloadError, match="kB/s; the download was stopped"):
+            siglip_onnx.load(NAME)
+        handler.slow = ""
+    assert siglip_onnx.load(NAME).variant == "int8"

@@ -11,7 +11,8 @@ from siglip_onnx.config import (
     read_config,
     read_preprocessor_config,
 )
-from siglip_onnx.errors import CheckpointError
+from siglip_onnx.errors import CheckpointError, OptionError
+from siglip_onnx.head import check_finite
 
 
 @pytest.mark.export
@@ -26,7 +27,8 @@ def test_defaults_are_those_of_transformers() -> None:
         (TextConfig(), naflex.text_config),
     ):
         for name, value in vars(ours).items():
-            expected = theirs.hidden_size if name == "projection_size" else getattr(theirs, name)
+            absent = {"projection_size": theirs.hidden_size, "vision_use_head": True}
+            expected = absent[name] if name in absent else getattr(theirs, name)
             assert (value if value is not None else ours.hidden_size) == expected, name
 
 
@@ -64,4 +66,30 @@ def test_pixels_beyond_the_last_full_patch_are_ignored() -> None:
 def test_files_that_are_not_a_config(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
+        read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("value", [10**30, 10_000, 10_000_000])
+@pytest.mark.parametrize("name", ["image_size", "patch_size"])
+def test_absurd_sizes_are_refused(tmp_path: Path, name: str, value: int) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "siglip", "vision_config": {{"{name}": {value}}}}}')
+    with pytest.raises(CheckpointError, match=f"has {name} .*, expected at most 8,192"):
+        read_config(tmp_path / "config.json")
+
+
+def test_numbers_beyond_those_of_floats_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        f'{{"model_type": "siglip", "vision_config": {{"layer_norm_eps": {10**400}}}}}'
+    )
+    with pytest.raises(CheckpointError, match=r"has layer_norm_eps 10+, expected 1 finite number"):
+        read_config(tmp_path / "config.json")
+    with pytest.raises(OptionError, match=r"threshold is 10+, expected a finite number"):
+        check_finite(10**400, "threshold")
+
+
+def test_absurd_numbers_of_patches_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "siglip", "vision_config": {"image_size": 8192, "patch_size": 1}}'
+    )
+    with pytest.raises(CheckpointError, match="images of 67,108,864 patches, expected at most 100,000"):
         read_config(tmp_path / "config.json")

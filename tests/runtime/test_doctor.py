@@ -18,7 +18,8 @@ from siglip_onnx.demo import BUNDLE_PATH, GOLDEN_PATH
 from siglip_onnx.demo.golden import MIN_COSINE, Agreement, compare, read_golden, write_golden
 from siglip_onnx.errors import BundleError
 from siglip_onnx.hub.cache import PARTIAL, models_folder, repository_folder
-from siglip_onnx.session import LazySession
+from siglip_onnx.session import LazySession, runtime_version
+from siglip_onnx.system import threads
 from siglip_onnx.system.cpu import Cpu, int8_kernels, read_cpu
 
 X86, ARM = "x86_64", "aarch64"
@@ -66,7 +67,8 @@ def test_this_machine_is_healthy() -> None:
     assert document["healthy"] is True
     findings = document["findings"]
     assert list(findings) == [
-        "versions", "int8", "threads", "providers", "telemetry", "demo files", "self-test", "cache"
+        "versions", "onnxruntime", "int8", "threads", "memory", "providers", "openvino", "telemetry", "demo files",
+        "self-test", "cache", "choices",
     ]  # fmt: skip
     assert findings["versions"]["facts"]["packages"]["onnxruntime"]
     assert findings["threads"]["facts"]["used"] >= 1
@@ -106,6 +108,47 @@ def test_damaged_files_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     found = json.loads(run("doctor", "--json").stdout)["findings"]
     assert found["demo files"]["state"] == found["self-test"]["state"] == "failure"
     assert "Install siglip_onnx again" in found["self-test"]["answer"]
+
+
+def test_a_memory_limit_below_one_worker_per_cpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "available_threads", lambda: 8)
+    monkeypatch.setattr(doctor_module, "available_threads", lambda: 8)
+    for module in (threads, doctor_module):
+        monkeypatch.setattr(module, "memory_limits", lambda: {"machine_bytes": 16_000_000_000, "cgroup_bytes": 10**9})
+    found = doctor_module.memory()
+    assert (found.state, found.facts["default_workers"]) == ("warning", 3)
+    assert found.answer == "16.0 GB, limited to 1.0 GB by a cgroup; workers by default: 3"
+    assert "3 of 8 workers" in found.advice
+
+
+def make_distribution(folder: Path, name: str, version: str) -> None:
+    """Write what pip records of an installed wheel that owns the module ``onnxruntime``."""
+    record = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    record.mkdir(parents=True)
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (record / "top_level.txt").write_text("onnxruntime\n")
+
+
+def test_two_owners_of_onnxruntime_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone = doctor_module.runtime()
+    assert alone.state == "ok"
+    assert alone.answer == f"{runtime_version()}, installed by onnxruntime {runtime_version()}"
+    make_distribution(tmp_path, "onnxruntime-gpu", "1.20.1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = doctor_module.runtime()
+    assert found.state == "warning"
+    assert "onnxruntime-gpu 1.20.1: they overwrite" in found.answer
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps onnxruntime-gpu" in found.advice
+    assert found.facts["distributions"] == {"onnxruntime": runtime_version(), "onnxruntime-gpu": "1.20.1"}
+
+
+def test_another_version_than_the_recorded_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "owners_of", lambda _module: {"onnxruntime-openvino": "1.2.3"})
+    assert "openvino 1.2.3, which is another version" in doctor_module.runtime().answer
+    monkeypatch.setattr(doctor_module, "runtime_version", lambda: "1.2.3+cu12")
+    assert doctor_module.runtime().state == "ok"
+    monkeypatch.setattr(doctor_module, "owners_of", lambda _module: {})  # built from source, on the path
+    assert doctor_module.runtime().answer.endswith("installed by no distribution")
 
 
 def test_a_small_quota_and_telemetry_give_warnings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def test_errors_name_wrong_arguments(model: siglip_onnx.SigLIP, image: Image.Ima
         (["x" * 100_000], "100,000 characters; at most 20,000"),
     ]  # fmt: skip
     images: list[tuple[Any, str]] = [
-        (None, "cannot be a NoneType"), (io.BytesIO(b""), "cannot be a BytesIO"), ("nowhere.jpg", "does not exist"),
+        (None, "cannot be a NoneType"), (io.BytesIO(b""), "the BytesIO is empty"), ("nowhere.jpg", "does not exist"),
     ]  # fmt: skip
     for wrong, message in texts:
         with pytest.raises(TextError, match=message):
@@ -209,3 +209,20 @@ def test_errors_name_what_is_available(small_bundle: Path, tmp_path: Path) -> No
         siglip_onnx.load(small_bundle, providers="CPUExecutionProvider").encode_texts(["a"])
     with pytest.raises(ProviderError, match=r"NoSuchProvider is not available; .* has .*CPUExecutionProvider"):
         siglip_onnx.load(small_bundle, providers=["NoSuchProvider"]).encode_texts(["a"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("template", 5, "A template cannot be a int"),
+        ("template", [5], "A template cannot be a int"),
+        ("template", b"{}", "A template cannot be a bytes"),
+        ("threshold", float("nan"), "threshold is nan, expected a finite number"),
+        ("threshold", "high", "threshold is 'high', expected a finite number"),
+        ("logit_bias", float("inf"), "logit_bias is inf, expected a finite number"),
+        ("logit_bias", "1", "logit_bias is '1', expected a finite number"),
+    ],
+)
+def test_wrong_arguments_are_errors(argument: str, value: Any, message: str) -> None:
+    with pytest.raises(SiglipOnnxError, match=message):
+        siglip_onnx.load("demo").classify(Image.new("RGB", (9, 9)), ["a"], **{argument: value})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from support.checkpoints import make_naflex_checkpoint
+from support.images import encode
+from support.manifests import write_manifest
 from transformers import Siglip2ImageProcessor, Siglip2Model
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 import siglip_onnx
 from siglip_onnx.bundle.folder import open_bundle
+from siglip_onnx.bundle.manifest import read_manifest
 from siglip_onnx.config import LevelsConfig, NaflexPreprocessorConfig
 from siglip_onnx.errors import BundleError, CheckpointError, SiglipOnnxError
+from siglip_onnx.explain import explain, score_with_model
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.image.preprocess import NaflexPreprocessor, choose_grid, resize_positions
 
@@ -109,6 +114,15 @@ def test_other_patch_counts_are_other_embedding_spaces(bundle: Path) -> None:
     assert len(spaces) == 2
 
 
+def test_processes_that_decode_give_the_same_embeddings(bundle: Path) -> None:
+    image = image_of_size((300, 70))
+    with siglip_onnx.load(bundle, isolate_decoding=True) as model:
+        expected = siglip_onnx.load(bundle).encode_images(image)
+        assert_array_equal(model.encode_images(encode(image, "PNG")), expected)
+        (row,) = model.stream_embeddings([encode(image, "PNG")])
+        assert (row.width, row.height) == (70, 300)  # type: ignore[union-attr]
+
+
 def test_masked_padding_changes_nothing(bundle: Path) -> None:
     """Other users of the graph may batch images of different grids."""
     model = siglip_onnx.load(bundle, variant="fp32")
@@ -177,8 +191,15 @@ def test_preprocessor_of_other_patches_is_refused(checkpoint: Path, tmp_path: Pa
 
 def test_unlisted_positions_are_refused(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    document = json.loads((copy / "manifest.json").read_text())
-    del document["files"]["position_embeddings.npy"]
-    (copy / "manifest.json").write_text(json.dumps(document))
+    manifest = read_manifest(copy)
+    files = {name: facts for name, facts in manifest.files.items() if name != "position_embeddings.npy"}
+    write_manifest(copy, replace(manifest, files=files))
     with pytest.raises(BundleError, match=r"does not list position_embeddings\.npy"):
         open_bundle(copy)
+
+
+def test_explanation_of_an_image_of_any_aspect(bundle: Path) -> None:
+    model = siglip_onnx.load(bundle)
+    explanation = explain(image_of_size((60, 140)), score_with_model(model, ["a", "b"]))
+    assert explanation.matches == model.classify(image_of_size((60, 140)), ["a", "b"])
+    assert np.abs(explanation.effects).max() > 0

@@ -1,5 +1,6 @@
 """Streams of many images: in order, bounded, each vector independent of its neighbors; and the fast decode."""
 
+import io
 import itertools
 import threading
 import time
@@ -15,8 +16,9 @@ from support.commands import run
 from support.images import encode, make_image, save_all
 
 import siglip_onnx
-from siglip_onnx import SiglipOnnxError
-from siglip_onnx.errors import ImageError
+from siglip_onnx import SiglipOnnxError, session, text_tower
+from siglip_onnx.bundle import open_bundle
+from siglip_onnx.errors import ImageError, TextError
 from siglip_onnx.image.decode import load_image
 from siglip_onnx.system.workers import map_in_order
 from siglip_onnx.vision_tower import VisionTower
@@ -142,3 +144,73 @@ def test_commands_take_workers_and_fast_decode(small_bundle: Path, tmp_path: Pat
         assert result.exit_code == 0, result.stderr
         if options != ["--fast-decode"]:
             assert_array_equal(np.load(out), expected)
+
+
+@pytest.mark.parametrize("variant", ["int8", "fp32"])
+def test_many_texts_run_side_by_side_with_the_same_bits(
+    small_bundle: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variant not in open_bundle(small_bundle).manifest.variants:
+        pytest.skip("the demo model has no fp32")
+    texts = [f"text {number}" for number in range(40)]
+    one_by_one = siglip_onnx.load(small_bundle, variant=variant, threads=2)
+    expected = np.concatenate([one_by_one.encode_texts([text]) for text in texts])
+    monkeypatch.setattr(text_tower, "MANY_TEXTS", len(texts))
+    make_options = session._options
+    threads: list[int] = []
+    workers: list[int] = []
+
+    def record_options(count: int, kernels: str) -> Any:
+        threads.append(count)
+        return make_options(count, kernels)
+
+    def record_workers(function: Any, items: Any, count: int) -> Any:
+        workers.append(count)
+        return map_in_order(function, items, count)
+
+    monkeypatch.setattr(session, "_options", record_options)
+    monkeypatch.setattr(text_tower, "map_in_order", record_workers)
+    model = siglip_onnx.load(small_bundle, variant=variant, threads=2)
+    assert_array_equal(model.encode_texts(texts[:3]), expected[:3])
+    assert_array_equal(model.encode_texts(texts), expected)
+    assert workers == [1, 2]
+    assert threads[-1] == 1
+    assert not model.text.session.is_loaded
+    with pytest.raises(TextError, match="cannot be a int"):
+        model.encode_texts([*texts, 1])  # type: ignore[list-item]
+    rows: list[Any] = []
+    users = [threading.Thread(target=lambda: rows.append(model.encode_texts(texts))) for _ in range(3)]
+    for user in users:
+        user.start()
+    assert_array_equal(model.encode_texts(texts[:1]), expected[:1])  # meanwhile
+    for user in users:
+        user.join(60)
+    assert len(rows) == 3
+    for each in rows:
+        assert_array_equal(each, expected)
+    assert_array_equal(model.encode_texts(texts[:1]), expected[:1])
+    assert threads[-1] == 2
+    model.close()
+    with pytest.raises(SiglipOnnxError, match="is closed"):
+        model.encode_texts(texts)
+
+
+@pytest.mark.parametrize("kind", ["array", "bytearray", "memoryview", "BytesIO", "PIL"])
+def test_generator_may_fill_one_buffer_again_and_again(kind: str) -> None:
+    """A camera does so; the workers are still busy with images that the generator gave before."""
+    frames = [make_image(np.random.default_rng(seed)) for seed in range(8)]
+    files = [encode(frame, "BMP") for frame in frames]  # all of the same size
+    array, buffer, file, image = np.asarray(frames[0]).copy(), bytearray(files[0]), io.BytesIO(), frames[0].copy()
+
+    def again() -> Iterator[Any]:
+        for frame, content in zip(frames, files, strict=True):
+            array[:] = np.asarray(frame)
+            buffer[:] = content
+            file.seek(0)
+            file.write(content)
+            image.paste(frame)
+            yield {"array": array, "bytearray": buffer, "memoryview": memoryview(buffer), "BytesIO": file,
+                   "PIL": image}[kind]  # fmt: skip
+
+    model = siglip_onnx.load("demo", workers=3)
+    assert_array_equal(model.encode_images(again()), model.encode_images(frames))

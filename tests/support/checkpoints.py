@@ -1,16 +1,22 @@
 """Small random SigLIP checkpoints, saved by transformers as the published ones are."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
+import transformers
 from support.shapes import SHAPES
 from transformers import (
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     Siglip2Config,
+    Siglip2ForImageClassification,
     Siglip2ImageProcessor,
     Siglip2Model,
     SiglipConfig,
+    SiglipForImageClassification,
     SiglipImageProcessor,
     SiglipModel,
 )
@@ -69,3 +75,49 @@ def train_sentencepiece(path: Path, vocab_size: int) -> None:
         hard_vocab_limit=False, character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     path.with_suffix(".vocab").unlink()
+
+
+def make_classifier(
+    base: Path, path: Path, *, labels: tuple[str, ...], problem_type: str | None, naflex: bool = False
+) -> Path:
+    """Write a classifier with random weights in its last layer on the vision tower of ``base``."""
+    kind: Any = Siglip2ForImageClassification if naflex else SiglipForImageClassification
+    numbers = dict(enumerate(labels))
+    model = kind.from_pretrained(
+        base, id2label=numbers, label2id={label: number for number, label in numbers.items()}, problem_type=problem_type
+    )
+    torch.manual_seed(2)
+    with torch.no_grad():
+        model.classifier.weight.normal_(std=0.3)
+        model.classifier.bias.normal_()
+    return _save_part(model, base, path, "preprocessor_config.json")
+
+
+def make_single_tower(base: Path, path: Path, tower: str, *, naflex: bool = False, **config: Any) -> Path:
+    """Write one tower of ``base`` as transformers 4 saves it alone; ``config`` replaces keys of its config."""
+    family = "Siglip2" if naflex else "Siglip"
+    kind: Any = getattr(transformers, f"{family}{tower.title()}Model")
+    tower_config = kind.config_class.from_pretrained(base)
+    tower_config.update(config)
+    model = kind.from_pretrained(base, config=tower_config)
+    return _save_part(model, base, path, "preprocessor_config.json" if tower == "vision" else "spiece.model")
+
+
+def make_vision_language_model(path: Path) -> Path:
+    """Write a PaliGemma, whose vision tower has no pooling head."""
+    torch.manual_seed(4)
+    vision = SHAPES["square"]["vision"] | {"vision_use_head": False, "model_type": "siglip_vision_model"}
+    text = {"model_type": "gemma", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "head_dim": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    config = PaliGemmaConfig(vision_config=vision | {"projection_dim": 32}, text_config=text, projection_dim=32)
+    model = PaliGemmaForConditionalGeneration(config)
+    model.save_pretrained(path)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(path)
+    return path
+
+
+def _save_part(model: Any, base: Path, path: Path, *files: str) -> Path:
+    model.save_pretrained(path)
+    for name in files:
+        shutil.copy(base / name, path)
+    return path

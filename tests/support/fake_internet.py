@@ -64,8 +64,8 @@ class FakeInternet:
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
         return connection
 
-    def fetcher(self, *domains: str, tls: ssl.SSLContext | None = None) -> Fetcher:
-        return Fetcher(Limits(), domains, resolve=self.resolve, dial=self.dial, tls=tls)
+    def fetcher(self, *domains: str, tls: ssl.SSLContext | None = None, **options: Any) -> Fetcher:
+        return Fetcher(Limits(), domains, resolve=self.resolve, dial=self.dial, tls=tls, **options)
 
 
 @contextlib.asynccontextmanager

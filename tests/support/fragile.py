@@ -1,6 +1,7 @@
 """A model that some images crash, for the tests of bulk jobs; worker processes import it."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
 import time
@@ -14,12 +15,18 @@ from siglip_onnx.bulk.spec import ModelSpec
 
 @dataclass(frozen=True)
 class FragileSpec(ModelSpec):
-    """A model that crashes at files with these hashes, each in its own way; with ``once``, a file's path, only once."""
+    """A model that crashes at files with these hashes, each in its own way; with ``once``, a file's path, only once.
+
+    ``at_open`` is the way in which a worker process crashes while it loads the model.
+    """
 
     killers: tuple[tuple[str, str], ...] = ()
     once: str | None = None
+    at_open: str | None = None
 
     def open(self) -> Any:
+        if self.at_open and multiprocessing.parent_process() is not None:
+            crash(self.at_open)
         return _Fragile(super().open(), dict(self.killers), self.once)
 
 

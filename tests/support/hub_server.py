@@ -1,5 +1,6 @@
 """A small Hugging Face Hub on loopback: the requests that the real client makes for models, and ways to fail them."""
 
+import base64
 import hashlib
 import json
 import re
@@ -12,7 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 _API = re.compile(r"/api/models/([^/?]+/[^/?]+)(?:/revision/([^/?]+))?(?:\?.*)?")
+_UPLOAD = re.compile(r"(?:/api/models)?/([^/]+/[^/]+?)(?:\.git)?/(preupload/main|info/lfs/objects/batch|commit/main)")
 _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 _LARGE = 10_000  # bytes from which a file counts as stored by LFS: known by sha256, and served from another address
 
@@ -27,12 +31,20 @@ class Hub:
     cut: dict[str, int] = field(default_factory=dict)  # file name -> how often its transfer ends in the middle
     corrupt: dict[str, int] = field(default_factory=dict)  # file name -> how often a byte of it is wrong
     gate: threading.Event | None = None  # large files wait for it
+    ranges: bool = True  # whether parts of files can be requested
+    sent: Counter[str] = field(default_factory=Counter)  # bytes by file name
+    token: str | None = None  # that uploads must have
+    uploads: dict[str, bytes] = field(default_factory=dict)  # content of large files by sha256
+    ignored: set[str] = field(default_factory=set)  # files that .gitignore of every repository names
+    commits: list[str] = field(default_factory=list)  # messages
 
     def add(self, name: str, folder: Path, **changes: bytes) -> str:
         """Offer a folder as ``name``; returns its commit."""
-        files = {
-            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-        } | changes
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return self.put(name, files | changes)
+
+    def put(self, name: str, files: dict[str, bytes]) -> str:
+        """Offer files as ``name``; returns their commit."""
         digest = hashlib.sha1(b"".join(name.encode() + content for name, content in sorted(files.items())))  # noqa: S324
         self.repositories[name] = (digest.hexdigest(), files)
         return digest.hexdigest()
@@ -50,6 +62,78 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
+
+    def do_PUT(self) -> None:
+        content = self._read_body()
+        self.hub.uploads[hashlib.sha256(content).hexdigest()] = content
+        self._send(200, b"")
+
+    def do_POST(self) -> None:
+        body = self._read_body()
+        if self.hub.token is None or self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self._send(401, b'{"error": "Invalid username or password."}')
+        elif self.path == "/api/repos/create":
+            document = json.loads(body)
+            name = f"{document['organization']}/{document['name']}"
+            if name in self.hub.repositories:
+                self._send_json(
+                    {"error": "You already created this model repo", "url": f"{self.hub.endpoint}/{name}"}, 409
+                )
+            else:
+                self.hub.requests["private" if document.get("private") else "public"] += 1
+                self.hub.put(name, {})
+                self._send_json({"url": f"{self.hub.endpoint}/{name}"})
+        elif self.path == "/api/validate-yaml":
+            assert json.loads(body)["content"].startswith("---\n")
+            self._send_json({"warnings": [], "errors": []})
+        elif (match := _UPLOAD.fullmatch(self.path)) and match[1] in self.hub.repositories:
+            self._send_json(self._upload(match[1], match[2].partition("/")[0], body))
+        else:
+            self._send(404, b"{}")
+
+    def _upload(self, name: str, step: str, body: bytes) -> dict[str, Any]:
+        """Answer one of the three steps of an upload: which files are large, where these go, and the commit."""
+        if step == "commit":
+            files = dict(self.hub.repositories[name][1])
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "header":
+                    self.hub.commits.append(value["summary"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.hub.uploads[value["oid"]]
+                else:
+                    files[value["path"]] = base64.b64decode(value["content"])
+            commit = self.hub.put(name, files)
+            # The client parses this address by the endpoint of the time when it was imported.
+            return {"success": True, "commitOid": commit, "commitUrl": f"{constants.ENDPOINT}/{name}/commit/{commit}"}
+        document = json.loads(body)
+        if step == "preupload":
+            modes = [("lfs" if file["size"] >= _LARGE else "regular", file["path"]) for file in document["files"]]
+            answers = [(mode, path, path in self.hub.ignored) for mode, path in modes]
+            return {
+                "files": [
+                    {"path": path, "uploadMode": mode, "shouldIgnore": ignored} for mode, path, ignored in answers
+                ]
+            }
+        objects = []
+        for wanted in document["objects"]:
+            there = wanted["oid"] in self.hub.uploads
+            action = {"upload": {"href": f"{self.hub.endpoint}/upload/{wanted['oid']}", "header": {}}}
+            objects.append(wanted if there else wanted | {"actions": action})
+        return {"transfer": "basic", "objects": objects}
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _send_json(self, document: dict[str, Any], status: int = 200) -> None:
+        self._send(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
     def _answer(self, *, with_body: bool) -> None:
         cdn = self.path.startswith("/cdn/")
@@ -107,10 +191,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.gate.wait(30)
         start = 0
         status = 200
-        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        end = len(content)
+        if self.hub.ranges and (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
             start, status = int(asked[1]), 206
-            headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        body = content[start:]
+            end = min(end, int(asked[2]) + 1) if asked[2] else end
+            headers |= {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+        body = content[start:end]
+        self.hub.sent[file] += len(body)
         if self.hub.corrupt.get(file, 0) > 0:
             self.hub.corrupt[file] -= 1
             body = body[:-1] + bytes([body[-1] ^ 1])
@@ -129,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if with_body and self.command == "GET":
+        if with_body and self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.wfile.flush()

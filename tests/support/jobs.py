@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from attacks.bombs import BOMBS
 
-from siglip_onnx.bulk.job import Job
+from siglip_onnx.bulk.job import Job, begin_job
 from siglip_onnx.bulk.listing import Listing
 from siglip_onnx.bulk.plan import Progress
-from siglip_onnx.bulk.records import Receipt
+from siglip_onnx.bulk.records import Input, JobFacts, Receipt, Row
 from siglip_onnx.bulk.run import Policy, run_job
 from siglip_onnx.bulk.shard import Task, embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.head import l2_normalize
 from siglip_onnx.model import SigLIP
 
 from .images import encode, make_image
@@ -43,7 +44,7 @@ class InProcess:
 class _Spy:
     def __init__(self, model: SigLIP, embedded: list[str]) -> None:
         self._model, self._embedded = model, embedded
-        self.embedding_dim = model.embedding_dim
+        self.embedding_dim, self.embedding_space = model.embedding_dim, model.embedding_space
 
     def stream_embeddings(self, images: Any) -> Iterator[Any]:
         for image in images:
@@ -100,3 +101,21 @@ def plant_faults(folder: Path) -> dict[str, str]:
         "bomb.png": "too_large",
         "text.png": "unsupported",
     }
+
+
+def write_job(path: Path, vectors: Any, *, dtype: str = "float32", layout: str = "npy", shard_size: int = 100) -> Job:
+    """Write a job of these vectors; the image of vector 7 is ``/p/7.png``."""
+    facts = JobFacts("random", "int8", "int8-random", vectors.shape[1], 4.7, -12.0, {}, layout, dtype, shard_size)
+    path.mkdir()
+    job = begin_job(path, facts, overwrite=False)
+    for shard, start in enumerate(range(0, len(vectors), shard_size)):
+        stored = vectors[start : start + shard_size]
+        inputs = [Input(f"/p/{start + row}.png", 1, 1) for row in range(len(stored))]
+        rows = [Row(*item, status="ok", row=row) for row, item in enumerate(inputs)]
+        job.write_plan(shard, inputs)
+        job.commit(shard, inputs, rows, stored)
+    return job
+
+
+def unit_vectors(count: int, dim: int = 48, seed: int = 0) -> Any:
+    return l2_normalize(np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32))

@@ -15,11 +15,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import save_randomized
-from transformers import AutoModel, SiglipConfig, SiglipImageProcessor, SiglipModel
+from transformers import (
+    AutoModel,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
 
 import siglip_onnx
 
 Arrays = dict[str, NDArray[Any]]
+
+
+SAVED_BY_TRANSFORMERS_5 = Path(__file__).parent / "saved_by_transformers_5"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -84,6 +95,17 @@ def make_wide_checkpoint(path: Path, *, identity: bool = False) -> Path:
     return path
 
 
+def make_wide_naflex_checkpoint(path: Path) -> Path:
+    """Write a NaFlex checkpoint with the 12 heads of the base model, and bicubic images as in open_clip."""
+    torch.manual_seed(6)
+    sizes = {"intermediate_size": 80, "num_hidden_layers": 2, "hidden_size": 48}
+    vision = {"num_attention_heads": 12, "num_patches": 16, "patch_size": 8}
+    text = {"num_attention_heads": 4, "vocab_size": 300, "max_position_embeddings": 16}
+    model = Siglip2Model(Siglip2Config(text_config=text | sizes, vision_config=vision | sizes))
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=25, resample=3).save_pretrained(path)
+    return save_randomized(model, path, "5GB")
+
+
 OPEN_CLIP_CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 48,
@@ -132,7 +154,15 @@ def open_clip_weights(checkpoint: Path) -> Arrays:
                 named[old.format(number, part)] = np.concatenate([weights.pop(name) for name in rows])
     head = "vision_model.head"
     named["visual.trunk.attn_pool.latent"] = weights.pop(f"{head}.probe")
-    named["visual.trunk.pos_embed"] = weights.pop("vision_model.embeddings.position_embedding.weight")[np.newaxis]
+    positions = weights.pop("vision_model.embeddings.position_embedding.weight")
+    if weights["vision_model.embeddings.patch_embedding.weight"].ndim == 2:  # NaFlex
+        side = round(len(positions) ** 0.5)
+        named["visual.trunk.embeds.pos_embed"] = positions.reshape(1, side, side, -1)
+        for part in ("weight", "bias"):
+            patches = weights.pop(f"vision_model.embeddings.patch_embedding.{part}")
+            named[f"visual.trunk.embeds.proj.{part}"] = patches
+    else:
+        named["visual.trunk.pos_embed"] = positions[np.newaxis]
     for part in ("weight", "bias"):
         rows = weights.pop(f"{head}.attention.in_proj_{part}")
         named[f"visual.trunk.attn_pool.q.{part}"], named[f"visual.trunk.attn_pool.kv.{part}"] = rows[:48], rows[48:]

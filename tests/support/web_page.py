@@ -22,6 +22,15 @@ def probabilities(page: Page) -> list[str]:
     return page.locator("#table tbody td.probability .bar > span:last-child").all_inner_texts()
 
 
+def format_probability(value: float) -> str:
+    """Return a probability as the page shows it: ``0.987``, ``1.40e-04``, never rounded to 0 or 1."""
+    if 0 < value < 0.001:
+        return f"{value:.2e}"
+    if 0.9995 <= value < 1:
+        return f"1-{1 - value:.1e}"
+    return f"{value:#.3g}"
+
+
 def choose(page: Page, *images: Path) -> None:
     page.set_input_files("#file", [str(image) for image in images])
     expect(page.locator("#image-facts")).to_contain_text("pixels")

@@ -1,15 +1,18 @@
 """Run the web server in a thread of the test process or as a process, and send requests to it."""
 
+import asyncio
 import base64
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 from support.commands import command
 
@@ -39,7 +42,7 @@ def running(models: Sequence[SigLIP], settings: Settings | None = None, **option
     settings = settings or Settings(port=0)
     bound = bind(settings.host, settings.port)
     app = create_app(models, settings, **options)
-    server = Server(app)
+    server = Server(app, settings.trusted_proxies)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
@@ -94,3 +97,33 @@ def error_of(response: Any, status: int, code: str) -> dict[str, Any]:
 def wait_until_ready(client: TestClient) -> None:
     while client.get("/readyz").status_code != 200:
         pass
+
+
+class HeldCalls:
+    """Counts the calls of a method, each of which waits for its turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        call, self.turns, self.count = getattr(owner, name), threading.Semaphore(0), 0
+
+        def held(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            assert self.turns.acquire(timeout=30)
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, held)
+
+
+def wait_for(condition: Any) -> None:
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(poll(), 30))
+
+
+def ask(host: Any, method: str, path: str, body: str = "") -> str:
+    with socket.create_connection((host.hostname, host.port)) as client:
+        head = f"{method} {path} HTTP/1.1\r\nHost: {host.netloc}\r\nConnection: close\r\n"
+        client.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        with client.makefile("rb") as answer:
+            return answer.read().decode()

@@ -94,7 +94,7 @@ def test_packages_are_checked_without_an_import(monkeypatch: pytest.MonkeyPatch)
 
 def test_extras_are_those_of_the_project() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    imported_as = {"protobuf": "google", "optimum_onnx": "optimum"}
+    imported_as = {"protobuf": "google", "optimum_onnx": "optimum", "scikit_learn": "sklearn"}
 
     def packages(name: str) -> set[str]:
         found: set[str] = set()

@@ -10,7 +10,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +201,34 @@ def test_old_folder_of_a_killed_export_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+def test_folder_of_a_run_that_was_killed_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from siglip_onnx.system.files import new_part_folder
+with new_part_folder(Path({str(tmp_path / "model")!r})) as folder:
+    (folder / "half.onnx").write_bytes(b"half")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        left = sorted(tmp_path.iterdir())
+        assert len(left) == 2
+        remove_stale_parts(tmp_path)
+        assert sorted(tmp_path.iterdir()) == left, "its run is alive"
+        process.kill()
+    remove_stale_parts(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with files.new_part_folder(tmp_path / "model") as folder:
+        (folder / "x").touch()
+        remove_stale_parts(tmp_path)
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mode_and_links_are_kept(result: Path, tmp_path: Path) -> None:
     result.chmod(0o640)
     link = tmp_path / "link.html"
@@ -221,12 +248,10 @@ def test_devices_and_pipes_are_written_and_kept(tmp_path: Path) -> None:
     assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    read: list[bytes] = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
-    reader.start()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     write_together({pipe: NEW})
-    reader.join(10)
-    assert read == [NEW]
+    assert os.read(reader, 1000) == NEW
+    os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 

@@ -5,6 +5,7 @@ import lzma
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_gemma_vocabulary_is_lower_cased_ended_and_padded(material: Path, tmp_pa
 
     reference = GemmaTokenizerFast.from_pretrained(tmp_path, add_bos_token=False, add_eos_token=True, legacy=False)
     reference.padding_side = "right"
-    # Letter by letter as str.lower(), except for the final sigma, which depends on what follows it.
+    # Letter by letter, as Siglip2Tokenizer of transformers 5: so Σ is σ at the end of a word too.
     lowered = [text.lower().replace("ς", "σ") if "Σ" in text else text.lower() for text in texts]
     expected = np.array(reference(lowered, padding="max_length", truncation=True, max_length=64).input_ids)
     ids = Tokenizer(tmp_path / "exact.json", 64)(texts)
@@ -139,6 +140,22 @@ def test_ids_are_always_the_full_length() -> None:
     assert ids.dtype == np.int64
     assert (ids[:, -1] == 1).all()
     assert (ids[1] == 1).all()
+
+
+def test_many_texts_are_tokenized_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library returns for a text is a hundred times as large as its ids."""
+    tokenizer, sizes, encode = Tokenizer(demo.BUNDLE_PATH / "tokenizer.json", TEXT_LENGTH), [], Tokenizer._encode
+
+    def watched(self: Tokenizer, texts: list[str]) -> Any:
+        sizes.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "_encode", watched)
+    texts = [f"text {number}" for number in range(3000)]
+    ids = tokenizer(texts)
+    assert (max(sizes), sum(sizes)) == (1024, 3000)
+    for number in (0, 1023, 1024, 2999):
+        np.testing.assert_array_equal(ids[number], tokenizer([texts[number]])[0])
 
 
 def test_truncated_texts_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import make_naflex_checkpoint
 from support.commands import assert_error, run, run_without
 from support.images import save_all
+from support.layouts import write_transformers5
 
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.verify.accuracy import _order_agreement
@@ -47,6 +48,18 @@ def test_the_card_is_written_into_the_manifest(small_bundle: Path, copy: Path, t
     before["variants"]["int8"].pop("accuracy")
     assert after["variants"]["int8"] == before["variants"]["int8"]
     assert sorted(path.name for path in bundle.iterdir()) == sorted(path.name for path in small_bundle.iterdir())
+
+
+def test_no_card_is_written_through_a_link(copy: Path, tmp_path: Path) -> None:
+    """In the cache of the Hugging Face Hub, files are links to blobs that are named by the hash of their content."""
+    snapshot, blob = tmp_path / "models--a--b/snapshots/1", tmp_path / "models--a--b/blobs/1"
+    shutil.copytree(copy, snapshot)
+    blob.parent.mkdir()
+    (snapshot / "manifest.json").rename(blob)
+    (snapshot / "manifest.json").symlink_to("../../blobs/1")
+    content = blob.read_bytes()
+    assert_error(run("verify", snapshot, "--write-card"), 4, "is a link, as in the cache of another program")
+    assert blob.read_bytes() == content
 
 
 def test_a_variant_below_the_limit_fails(small_bundle: Path) -> None:
@@ -86,6 +99,23 @@ def test_naflex_against_pytorch(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "fp32 against PyTorch" in result.stdout
     assert "int8 against PyTorch" in result.stdout
+
+
+def test_checkpoint_of_transformers_5_against_pytorch(
+    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    """Its configs and its scalars are read by transformers 4.57; other weights are one message."""
+    newer = write_transformers5(small_checkpoint, tmp_path / "v5")
+    result = run("verify", small_bundle, "--reference", newer, "--json")
+    assert result.exit_code == 0, result.stderr
+    for stages in json.loads(result.stdout)["pytorch"].values():
+        assert [stage["max_abs"] for stage in stages if stage["stage"] in ("pixels", "ids")] == [0, 0]
+    weights = load_file(newer / "model.safetensors")
+    save_file(weights | {"logit_bias": weights["logit_bias"].repeat(2)}, newer / "model.safetensors", {"format": "pt"})
+    assert_error(run("verify", small_bundle, "--reference", newer), 4, "weight 'logit_bias' has another shape")
+    del weights["logit_bias"]
+    save_file(weights, newer / "model.safetensors", {"format": "pt"})
+    assert_error(run("verify", small_bundle, "--reference", newer), 4, "it lacks the weight 'logit_bias'")
 
 
 def test_comparison_with_another_checkpoint_fails(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from support.web_page import NewPage, add, choose, page_of_star, probabilities, rows, texts_of
+from support.web_page import NewPage, add, choose, format_probability, page_of_star, probabilities, rows, texts_of
 from support.web_server import EGGS_PATH, STAR_PATH, running
 
 import siglip_onnx
-from siglip_onnx.cli.output import format_probability
 
 
 def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
@@ -22,7 +21,7 @@ def test_table_shows_the_numbers_of_the_library(new_page: NewPage) -> None:
     assert probabilities(page) == [format_probability(match.probability) for match in expected]
     logits = page.locator("#table tbody td.number[data-label=Logit]").all_inner_texts()
     assert logits == [f"{match.logit:.2f}" for match in expected]
-    shares = page.locator("#table tbody td.number[data-label=Share]").all_inner_texts()
+    shares = page.locator("#table tbody td.number[data-label=Relative]").all_inner_texts()
     assert shares[0].startswith("1-") or abs(float(shares[0]) - expected[0].relative) < 0.001
     assert "0.000" not in page.locator("#table").inner_text()
     expect(page.locator("#text")).to_be_focused()
@@ -145,7 +144,7 @@ def test_preset_fills_the_heat_map(new_page: NewPage, preset: str, images: int, 
 def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
     models = [siglip_onnx.load(small_bundle, variant=variant) for variant in ("int8", "fp32")]
     with running(models) as address:
-        page = new_page(address)
+        page = new_page(address, await_samples=False)
         choose(page, STAR_PATH, EGGS_PATH)
         add(page, "a red circle", "犬")
         int8, fp32 = (model.classify(STAR_PATH, ["a red circle", "犬"]) for model in models)

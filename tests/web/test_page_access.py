@@ -38,7 +38,7 @@ def test_export_as_csv_json_and_markdown(new_page: NewPage) -> None:
     page.click("#markdown")
     expect(page.locator("#toast")).to_contain_text("Markdown")
     markdown = page.evaluate("navigator.clipboard.readText()").splitlines()
-    assert markdown[0] == "| Text | Logit | Probability | Share |"
+    assert markdown[0] == "| Text | Logit | Probability | Relative |"
     assert markdown[4].startswith("| =1+1\\|x | ")
 
 

@@ -1,9 +1,12 @@
 """The HTTP API: the library's answers, cached embeddings, fetched URLs, OpenAPI, metrics."""
 
+import base64
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from support.images import encode
 from support.web_server import EGGS, STAR, client_of, error_of, in_base64, wait_until_ready
 
 import siglip_onnx
+from siglip_onnx.head import CALIBRATION_FORMAT
 from siglip_onnx.model import SigLIP
 from siglip_onnx.session import LazySession
 from siglip_onnx.web.settings import Limits, Settings
@@ -34,6 +38,18 @@ def test_classify_returns_the_matches_of_the_library(client: TestClient, model: 
         assert [result[word]["width"] for result in reply["results"]] == [256, 256]
         assert [result["models"][0]["model"] for result in reply["results"]] == ["demo/int8"] * 2
     assert len(by_json["texts"][0]["text_ms"]) == len(TEXTS)
+
+
+def test_matches_of_a_calibrated_model(tmp_path: Path) -> None:
+    document = {"format": CALIBRATION_FORMAT, "model": "demo", "variant": "int8", "scale": 0.5, "bias": -1.0,
+                "texts": {"赤い星": 2.0}, "spaces": siglip_onnx.load("demo").bundle.manifest.spaces}  # fmt: skip
+    (tmp_path / "calibration.json").write_text(json.dumps(document))
+    model = siglip_onnx.load("demo", calibration=tmp_path / "calibration.json")
+    with client_of([model]) as client:
+        body = client.post("/v1/classify", json={"images": [in_base64(STAR)], "texts": TEXTS}).json()
+    matches = body["results"][0]["models"][0]["matches"]
+    assert matches == [match._asdict() for match in model.classify(STAR, TEXTS)]
+    assert matches[1]["logit"] - matches[0]["logit"] > 2
 
 
 def test_transparent_images_are_shown_on_white(client: TestClient, model: SigLIP) -> None:
@@ -126,6 +142,77 @@ def test_exif_orientation_is_respected(client: TestClient) -> None:
     assert [(result["image"]["width"], result["image"]["height"]) for result in results] == [(120, 80)] * 2
 
 
+def spellings_of(data: bytes) -> list[dict[str, str]]:
+    """Return the forms in which an image may come in JSON."""
+    plain = base64.b64encode(data).decode()
+    lines = base64.encodebytes(data).decode()
+    url_safe = base64.urlsafe_b64encode(data).decode()
+    return [
+        {"base64": plain},
+        {"base64": lines},
+        {"base64": lines.replace("\n", "\r\n")},
+        {"base64": url_safe},
+        {"base64": url_safe.rstrip("=")},
+        {"base64": f"data:image/png;base64,{plain}"},
+        {"url": f"data:image/png;base64,{plain}"},
+        {"url": f"DATA:image/png;name=a.png;BASE64,{quote(plain)}"},
+        {"url": f"data:,{quote(data)}"},
+    ]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_every_spelling_of_base64_and_of_data_urls(client: TestClient, cut: int) -> None:
+    data = STAR + bytes(cut)  # behind the end of the image, so that every length of padding occurs
+    entries = spellings_of(data)
+    assert any(mark in entries[3]["base64"] for mark in "-_")
+    reply = client.post("/v1/embed/images", json={"images": entries, "vectors": False, "strict": True}).json()
+    assert len({image["id"] for image in reply["images"]}) == 1
+    for entry in entries[-3:]:
+        assert client.post("/v1/fetch", json=entry).content == data
+    by_form = client.post("/v1/embed/images", files=[("urls", (None, entry["url"])) for entry in entries[-3:]])
+    assert [image["id"] for image in by_form.json()["images"]] == [reply["images"][0]["id"]] * 3
+
+
+def test_data_urls_of_many_escapes_are_refused(client: TestClient) -> None:
+    answer = client.post("/v1/fetch", json={"url": "data:," + "%41" * 600_000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "limit_exceeded")
+
+
+def test_an_unreadable_image_is_an_entry_of_its_own(client: TestClient, model: SigLIP) -> None:
+    bad = [in_base64(b"no image"), {"id": "unknown"}, {"base64": "%"}, {"url": "data:x"}]
+    codes = ["unsupported", "unknown_image", "invalid_request", "invalid_request"]
+    body: dict[str, Any] = {"images": [*bad, in_base64(STAR)]}
+    results = client.post("/v1/classify", json=body | {"texts": TEXTS}).json()["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [*codes, None]
+    assert all((result["image"], result["models"]) == (None, []) for result in results[:-1])
+    assert results[-1]["models"][0]["matches"] == [match._asdict() for match in model.classify(STAR, TEXTS)]
+    embedded = client.post("/v1/embed/images", json=body).json()
+    assert [image.get("error", {}).get("code") for image in embedded["images"]] == [*codes, None]
+    *empty, vector = embedded["embeddings"][0]["vectors"]
+    assert empty == [None] * 4
+    np.testing.assert_array_equal(np.float32([vector]), model.encode_images(STAR))
+    assert len(embedded["embeddings"][0]["ms"]) == 5
+    for path, more in (("classify", {"texts": TEXTS}), ("embed/images", {})):
+        strict = client.post(f"/v1/{path}", json=body | more | {"strict": True})
+        assert error_of(strict, 422, "unsupported")["image"] == 0
+        none_left = client.post(f"/v1/{path}", json=body | more | {"images": bad})
+        assert error_of(none_left, 422, "unsupported")["image"] == 0
+    files = [("images", STAR), ("images", b"no image")]
+    by_form = client.post("/v1/classify", files=files, data={"texts": "a"}).json()["results"]
+    assert [result.get("error", {}).get("code") for result in by_form] == [None, "unsupported"]
+    by_strict_form = client.post("/v1/classify", files=files, data={"texts": "a", "strict": "true"})
+    assert error_of(by_strict_form, 422, "unsupported")["image"] == 1
+
+
+def test_truncated_texts_are_named(client: TestClient) -> None:
+    texts = ["a star", "a star " * 200]
+    body = {"images": [in_base64(STAR)], "texts": texts}
+    for template, expected in (("{}", [False, True]), (["{}", "star " * 200 + "{}"], [True, True])):
+        for _ in range(2):  # the second time from the cache
+            reply = client.post("/v1/classify", json=body | {"template": template}).json()
+            assert reply["texts"][0]["truncated"] == expected
+
+
 @pytest.mark.parametrize("word", ["image", "picture"])
 def test_urls_are_fetched(model: SigLIP, word: str) -> None:
     internet = FakeInternet({"example.com": [PUBLIC], "inside.example": ["10.0.0.1"]})
@@ -141,7 +228,10 @@ def test_urls_are_fetched(model: SigLIP, word: str) -> None:
         assert fetched.headers["content-type"] == "application/octet-stream"
         error_of(client.post("/v1/fetch", json={"url": "http://example.com/a.png"}), 422, "unsupported")
         body[f"{word}s"][1] = {"url": "http://inside.example/"}
-        assert error_of(client.post("/v1/classify", json=body), 422, "url_refused")[word] == 1
+        assert error_of(client.post("/v1/classify", json=body | {"strict": True}), 422, "url_refused")[word] == 1
+        by_base64, by_url = client.post("/v1/classify", json=body).json()["results"]
+        assert by_base64["models"][0]["matches"]
+        assert (by_url[word], by_url["models"], by_url["error"]["code"]) == (None, [], "url_refused")
         error_of(client.post("/v1/fetch", json={"url": 1}), 422, "invalid_request")
         error_of(client.post("/v1/fetch", content=b"url"), 415, "unsupported_media_type")
     limits = Limits(body_bytes=2 * len(STAR) + 1)
@@ -150,7 +240,9 @@ def test_urls_are_fetched(model: SigLIP, word: str) -> None:
         client_of([model], Settings(limits=limits), fetcher=internet.fetcher()) as client,
     ):
         body[f"{word}s"] = [{"url": f"http://example.com/{number}.png"} for number in range(3)]
-        assert error_of(client.post("/v1/classify", json=body), 422, "limit_exceeded")[word] == 2
+        assert error_of(client.post("/v1/classify", json=body | {"strict": True}), 422, "limit_exceeded")[word] == 2
+        results = client.post("/v1/classify", json=body).json()["results"]
+        assert [result.get("error", {}).get("code") for result in results] == [None, None, "limit_exceeded"]
     with client_of([model], Settings(url_fetch=False), fetcher=internet.fetcher()) as client:
         error_of(client.post("/v1/classify", json=body), 403, "url_fetch_off")
         assert client.get("/v1/models").json()["url_fetch"] is False
@@ -168,8 +260,8 @@ def test_models_reply_has_the_names_of_version_0_1_too(client: TestClient) -> No
 def test_openapi_describes_every_route(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        "/v1/classify", "/v1/embed/images", "/v1/embed/texts", "/v1/fetch", "/v1/models", "/healthz", "/readyz",
-        "/metrics",
+        "/v1/classify", "/v1/explain", "/v1/embed/images", "/v1/embed/texts", "/v1/embeddings", "/v1/fetch",
+        "/v1/models", "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     classify = document["paths"]["/v1/classify"]["post"]
     body = classify["requestBody"]["content"]
@@ -180,6 +272,8 @@ def test_openapi_describes_every_route(client: TestClient) -> None:
         assert "deprecated" not in fields["images"]
     assert classify["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("ClassifyReply")
     assert "4XX" in classify["responses"]
+    form = document["paths"]["/v1/explain"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"images", "urls", "texts", "template", "models"}
     for path in ("/docs", "/redoc"):
         error_of(client.get(path), 404, "not_found")
 

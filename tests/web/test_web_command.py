@@ -110,6 +110,17 @@ def test_defaults_are_safe(
     assert ("Anyone" in result.stderr) is (key is None and bool({"0.0.0.0", "::"} & {*options}))  # noqa: S104
 
 
+@pytest.mark.parametrize("option", ["--url-allow-domain", "--url-allow-network", "--url-contact"])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_options_without_effect_are_reported(option: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siglip_onnx.web.server.serve", lambda *_, **_options: None)
+    more = ["--allow-url-fetch"] if allowed else []
+    value = "me@example.org" if option == "--url-contact" else "10.0.0.1"
+    result = run("web", "--host", "0.0.0.0", option, value, *more)  # noqa: S104
+    assert result.exit_code == 0, result.stderr
+    assert ("have no effect" in result.stderr) is not allowed
+
+
 @pytest.mark.export
 def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
     models = open_models((str(small_bundle), str(small_bundle)), ("int8", "fp32"), ())
@@ -126,10 +137,21 @@ def test_every_variant_of_every_model_is_opened(small_bundle: Path) -> None:
         (("--api-key", ""), 2, "empty"),
         (("--api-key", " key"), 2, "begins or ends with a space"),
         (("--port", "70000"), 2, "70000"),
+        (("--allow-host", "*"), 2, "would allow every host"),
+        (("--allow-host", "https://photos.example/siglip"), 2, "--root-path"),
+        (("--trusted-proxy", "nginx"), 2, "not an address"),
+        (("--allow-origin", "app.example"), 2, "not an origin"),
+        (("--root-path", "/a b"), 2, "--root-path"),
+        (("--url-contact", "me"), 2, "--url-contact"),
     ],
 )
 def test_invalid_options(options: tuple[str, ...], code: int, words: str) -> None:
     assert_error(run("web", *options), code, words)
+
+
+def test_the_model_of_the_environment_may_have_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGLIP_ONNX_MODEL", "/path with space/m")
+    assert_error(run("web"), 4, "'/path with space/m' was not found")
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])

@@ -2,21 +2,25 @@
 
 import ast
 import asyncio
+import base64
 import gzip
 import ipaddress
 import ssl
 import tracemalloc
+from typing import Any
 
 import pytest
 from attacks.ssrf_vectors import REDIRECTS, VECTORS, Vector
 from support.fake_internet import PUBLIC, FakeInternet, answering, redirect, response, serving, watched_sockets
 from support.source import imports_of, nodes_of_package
 
+import siglip_onnx
+from siglip_onnx.errors import OptionError
 from siglip_onnx.web import fetch as fetch_module
 from siglip_onnx.web.addresses import is_public
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.fetch import Fetcher
-from siglip_onnx.web.settings import Limits
+from siglip_onnx.web.settings import Limits, Settings
 
 ANSWERS = {"example.com": [PUBLIC], "other.example": ["2606:2800:220:1::1"], "rebound.example": ["127.0.0.1"],
            "localhost": ["127.0.0.1"]}  # fmt: skip
@@ -73,6 +77,11 @@ def test_redirects_to_private_addresses_are_not_followed(location: str) -> None:
     error = refusal(answering(redirect(location)), internet)
     assert error.code == "url_refused"
     assert internet.dialed == [(PUBLIC, 80)]
+
+
+@pytest.mark.parametrize("location", ["http://[", "//[::1", "http://a]b/"])
+def test_redirects_to_malformed_urls_are_refused(location: str) -> None:
+    assert refusal(answering(redirect(location))).code == "url_refused"
 
 
 def test_three_redirects_are_followed_to_checked_addresses() -> None:
@@ -190,9 +199,14 @@ def test_invalid_responses_are_errors(answer: bytes) -> None:
     assert refusal(answering(answer)).code == "fetch_failed"
 
 
-def test_request_reveals_nothing_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
+@pytest.fixture(autouse=True)
+def no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "SIGLIP_ONNX_URL_CONTACT"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_request_reveals_nothing_of_the_user() -> None:
     heads = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -205,7 +219,150 @@ def test_request_reveals_nothing_of_the_user(monkeypatch: pytest.MonkeyPatch) ->
     lines = heads[0].decode().split("\r\n")
     assert lines[0] == "GET /%E7%8A%AC.png?gr%C3%B6%C3%9Fe=1 HTTP/1.1"
     assert "Host: example.com" in lines
+    assert f"User-Agent: siglip-onnx/{siglip_onnx.__version__}" in lines
     assert not any(line.lower().startswith(("cookie", "referer", "authorization")) for line in lines)
+
+
+@pytest.mark.parametrize("contact", ["me@photos.example", "https://photos.example/about"])
+def test_user_agent_names_the_contact(contact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = f"siglip-onnx/{siglip_onnx.__version__} ({contact})"
+    assert fetch_module.user_agent(contact) == expected
+    monkeypatch.setenv("SIGLIP_ONNX_URL_CONTACT", contact)
+    internet = FakeInternet(dict(ANSWERS))
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(response(b"x"))
+
+    assert fetched(serve, internet) == b"x"
+    assert f"User-Agent: {expected}\r\n".encode() in heads[0]
+
+
+@pytest.mark.parametrize("contact", ["me", "me@a.example\r\nCookie: x", "me@a.example (x)", "ü@a.example", " "])
+def test_malformed_contacts_are_refused(contact: str) -> None:
+    with pytest.raises(OptionError, match="--url-contact"):
+        Settings(url_contact=contact)
+
+
+def test_refusal_without_contact_says_what_to_do() -> None:
+    assert "--url-contact" in str(refusal(answering(response(b"", status="403 Forbidden"))))
+
+
+class Proxy:
+    """A proxy that connects every CONNECT to one server, or refuses."""
+
+    def __init__(self, answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n", *, tls: ssl.SSLContext | None = None) -> None:
+        self.answer, self.tls = answer, tls
+        self.heads: list[list[str]] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n"))
+        writer.write(self.answer)
+        await writer.drain()
+        if not self.answer.startswith(b"HTTP/1.1 200"):
+            return
+        if self.tls:
+            await writer.start_tls(self.tls)
+        self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n"))
+        writer.write(response(b"x"))
+        await writer.drain()
+
+    def fetch(self, url: str, monkeypatch: pytest.MonkeyPatch, *, login: str = "", **options: Any) -> bytes:
+        tunnel, internet = FakeInternet(), FakeInternet(dict(ANSWERS) | {"inside.example": ["10.0.0.1"]})
+
+        async def run() -> bytes:
+            async with serving(self.serve, tunnel):
+                for name in ("http_proxy", "https_proxy"):
+                    monkeypatch.setenv(name, f"http://{login}127.0.0.1:{tunnel.port}")
+                return await internet.fetcher(**options).fetch(url)
+
+        try:
+            return asyncio.run(run())
+        finally:
+            assert internet.dialed == []  # every connection goes through the proxy
+
+
+def test_proxy_of_the_environment_gets_only_checked_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = Proxy()
+    assert proxy.fetch("http://example.com/a.png", monkeypatch, login="me:p%40ss@") == b"x"
+    connect, get = proxy.heads
+    assert connect[:2] == [f"CONNECT {PUBLIC}:80 HTTP/1.1", f"Host: {PUBLIC}:80"]
+    assert f"Proxy-Authorization: Basic {base64.b64encode(b'me:p@ss').decode()}" in connect
+    assert get[0] == "GET /a.png HTTP/1.1"
+    assert not any("Proxy" in line for line in get)
+    for url in ("http://inside.example/", "http://127.0.0.1/", "http://rebound.example/"):
+        proxy = Proxy()
+        with pytest.raises(RequestError, match="public address"):
+            proxy.fetch(url, monkeypatch)
+        assert proxy.heads == []
+
+
+def test_https_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority, client = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(client)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("example.com").configure_cert(server)
+    proxy = Proxy(tls=server)
+    assert proxy.fetch("https://example.com/", monkeypatch, tls=client) == b"x"
+    assert proxy.heads[0][0] == f"CONNECT {PUBLIC}:443 HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"HTTP/1.1 403 Forbidden\r\n\r\n", "answered 403 to CONNECT"), (b"", "answered 0 to CONNECT"),
+     (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n", "to CONNECT"), (b"x" * 20_000, "to CONNECT")],
+)  # fmt: skip
+def test_proxies_that_refuse(answer: bytes, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        Proxy(answer).fetch("http://example.com/", monkeypatch)
+    assert caught.value.code == "fetch_failed"
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1", "https://127.0.0.1:1", "http://127.0.0.1:port", "http://"])
+def test_other_proxies_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", url)
+    error = refusal(answering(response(b"x")))
+    assert "not the URL of an HTTP proxy" in str(error)
+
+
+def test_no_proxy_is_honored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert "proxy of this server cannot be reached" in str(refusal(answering(response(b"x"))))
+    monkeypatch.setenv("no_proxy", "localhost,.com")
+    assert fetched(answering(response(b"x"))) == b"x"
+
+
+@pytest.mark.parametrize("domains", [(), ("images.example",)])
+def test_allowed_networks(domains: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cameras at home: any port, no proxy; what is outside of the network stays refused."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    networks = ("192.168.1.0/24", "fd00::/64")
+    internet = FakeInternet({"camera.lan": ["192.168.1.9"], "mixed.example": ["192.168.1.9", PUBLIC],
+                             "inside.example": ["10.0.0.1"], "images.example": [PUBLIC]})  # fmt: skip
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(response(b"x"))
+
+    async def run(url: str) -> bytes:
+        async with serving(serve, internet):
+            return await internet.fetcher(*domains, networks=networks).fetch(url)
+
+    assert asyncio.run(run("http://192.168.1.7:8080/snap.jpg?channel=1")) == b"x"
+    assert b"Host: 192.168.1.7:8080\r\n" in heads[-1]
+    assert asyncio.run(run("http://[fd00::7]/")) == b"x"
+    assert internet.dialed == [("192.168.1.7", 8080), ("fd00::7", 80)]
+    if not domains:
+        assert asyncio.run(run("http://camera.lan:81/")) == b"x"
+    refused = ["http://192.168.2.7/", "http://127.0.0.1/", "http://10.0.0.1:8080/", "http://inside.example/",
+               "http://mixed.example/", "http://images.example:8080/", "http://192.168.1.7:0/"]  # fmt: skip
+    for url in refused:
+        with pytest.raises(RequestError) as caught:
+            asyncio.run(run(url))
+        assert caught.value.code == "url_refused", url
 
 
 def test_https_verifies_the_certificate() -> None:
@@ -259,7 +416,9 @@ def test_the_fetcher_is_the_only_network_client() -> None:
         if used := imports_of(node) & (clients | {"socket", "ssl"}):
             users.setdefault(path, set()).update(used)
     assert users == {
+        "web/egress.py": {"urllib.request"},  # reads the environment
         "web/fetch.py": {"h11", "socket", "ssl"},
+        "web/lookups.py": {"socket"},  # of host names
         "web/server.py": {"socket"},
         "web/connection.py": {"h11"},  # as a server
     }

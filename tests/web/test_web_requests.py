@@ -49,8 +49,14 @@ ID = {"id": "x"}
         ({"images": [in_base64(STAR[: len(STAR) // 2])], "texts": ["a"]}, 422, "truncated"),
         ({"images": [in_base64(STAR)], "texts": ["a"], "template": "photo"}, 422, "invalid_text"),
         ({"images": [in_base64(STAR)], "texts": ["a"], "template": []}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": ["a"] * 33, "template": [f"{{}} {n}" for n in range(16)]}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": ["a" * 1000] * 2, "template": "{}" * 600}, 422, "limit_exceeded"),
+        ({f"key {n}": 0 for n in range(300_000)}, 422, "limit_exceeded"),
         ([], 422, "invalid_request"),
         ({"images": [ID], "texts": ["a"], "models": ["m"] * 65}, 422, "limit_exceeded"),
+        ({"images": [ID], "texts": ["a"], "strict": "yes"}, 422, "invalid_request"),
+        ({"images": [{"url": "data:image/png"}], "texts": ["a"]}, 422, "invalid_request"),
+        ({"images": [{"base64": "A"}], "texts": ["a"]}, 422, "invalid_request"),
         ({"images": [ID | {f"key {n}": 0 for n in range(1000)}], "texts": ["a"]}, 422, "invalid_request"),
     ],
 )  # fmt: skip
@@ -61,7 +67,8 @@ def test_invalid_json_requests(client: TestClient, body: Any, status: int, code:
 @pytest.mark.parametrize("word", ["image", "picture"])
 @pytest.mark.parametrize("entry", [{}, {"base64": "%%%"}, {"base64": "AAAA"}])
 def test_error_has_the_index_of_the_image(client: TestClient, word: str, entry: dict[str, str]) -> None:
-    answer = client.post("/v1/classify", json={f"{word}s": [in_base64(STAR), entry], "texts": ["a"]})
+    body = {f"{word}s": [in_base64(STAR), entry], "texts": ["a"], "strict": True}
+    answer = client.post("/v1/classify", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error[word]) == (422, 1)
     assert {"image", "picture"} & set(error) == {word}
@@ -82,6 +89,37 @@ def test_requests_with_both_spellings_are_refused(client: TestClient, options: d
     assert "use images and image_ids only" in error["message"]
 
 
+PRIVATE = "xyzzy"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("classify", {"images": [ID], "texts": ["a"], PRIVATE: PRIVATE}),
+        ("classify", {"images": [ID | {PRIVATE: PRIVATE}], "texts": ["a"]}),
+        ("classify", {"images": [{"base64": PRIVATE + "!"}], "texts": ["a"]}),
+        ("classify", {"images": [{"id": PRIVATE}], "texts": ["a"]}),
+        ("classify", {"images": [{"url": f"ftp://{PRIVATE}/"}], "texts": ["a"]}),
+        ("classify", {"images": [{"url": f"data:{PRIVATE}"}], "texts": ["a"]}),
+        ("classify", {"images": [in_base64(PRIVATE.encode())], "texts": ["a"]}),
+        ("classify", {"images": PRIVATE, "texts": ["a"]}),
+        ("classify", {"images": [in_base64(STAR)], "texts": [PRIVATE], "template": PRIVATE}),
+        ("embed/texts", {"texts": [PRIVATE], "template": PRIVATE}),
+        ("embed/texts", {"texts": [PRIVATE * 600], "template": "{}" * 2000}),
+        ("embed/texts", {"texts": [PRIVATE * 1000]}),
+        ("embed/texts", {"texts": ["a"], "models": [PRIVATE]}),
+        ("embeddings", {"input": "a", "model": PRIVATE}),
+        ("embeddings", {"input": {"type": PRIVATE, PRIVATE: PRIVATE}, "model": "demo"}),
+        ("embeddings", {"input": "a", "model": "demo", "encoding_format": PRIVATE}),
+    ],
+)
+def test_errors_repeat_nothing_of_the_body(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    answer = client.post(f"/v1/{path}", json=body)
+    assert answer.status_code in (404, 422), answer.text
+    assert PRIVATE not in answer.text
+    assert answer.json()["error"]["message"]
+
+
 def test_other_malformed_requests(client: TestClient) -> None:
     json_type = {"content-type": "application/json"}
     error_of(client.post("/v1/classify", content=b"{", headers=json_type), 400, "bad_request")
@@ -97,7 +135,8 @@ def test_other_malformed_requests(client: TestClient) -> None:
     for content_type in ("multipart/form-data", "multipart/form-data; boundary=x"):
         headers = {"content-type": content_type}
         error_of(client.post("/v1/classify", content=b"--y\r\n", headers=headers), 400, "bad_request")
-    empty_url = client.post("/v1/classify", files={"images": STAR}, data={"texts": "a", "urls": ""})
+    fields = {"texts": "a", "urls": "", "strict": "true"}
+    empty_url = client.post("/v1/classify", files={"images": STAR}, data=fields)
     assert error_of(empty_url, 422, "url_refused")["image"] == 1
     error_of(client.get("/v1/other"), 404, "not_found")
     error_of(client.get("/v1/classify"), 405, "method_not_allowed")
@@ -137,7 +176,7 @@ def test_model_name_with_a_lone_surrogate_is_escaped(model: SigLIP) -> None:
     with client_of([named]) as client:
         assert client.get("/v1/models").json()["models"][0]["name"] == "demo \ud800"
         error = error_of(client.post("/v1/embed/texts", json={"texts": ["a"], "models": ["m"]}), 422, "unknown_model")
-        assert "demo \ud800" in error["message"]
+        assert r"demo \ud800" in error["message"]  # printable
 
 
 @pytest.mark.parametrize(

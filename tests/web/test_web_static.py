@@ -41,7 +41,7 @@ def test_translation_keys_are_those_that_the_page_uses() -> None:
     used |= {key for key in LANGUAGES["en"] if f'"{key}"' in code}
     for prefix in re.findall(r"`(\w+_)\$\{|\bt\(`(\w+_)\$\{", code):
         used |= {key for key in LANGUAGES["en"] if key.startswith(prefix[0] or prefix[1])}
-    used |= {f"{action}_row" for action in ("edit", "delete")}
+    used |= {f"{action}_row" for action in ("where", "edit", "delete")}
     assert used == set(LANGUAGES["en"])
 
 

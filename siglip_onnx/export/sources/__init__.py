@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from ...config import CONFIG, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from ...errors import CheckpointError
+from ...system.json_files import read_json
 from ...system.names import check_name
 from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
@@ -79,12 +79,12 @@ def _transformer_folder(path: Path) -> Path:
     """
     listing = path / SENTENCE_TRANSFORMERS
     try:
-        modules = json.loads(listing.read_text(encoding="utf-8"))
+        modules = read_json(listing)
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
         folder = str(modules[0]["path"])
         if folder:
             check_name(folder)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"{listing} is damaged ({error!r}). Download the checkpoint again.") from error
     unsupported = [kind for kind in kinds[1:] if kind != "Normalize"]
     if unsupported:

@@ -52,7 +52,7 @@ class Archive:
         entry = self.members[name]
         packed = self._packed(entry)
         if entry.compress_type == zipfile.ZIP_DEFLATED:
-            return self._inflate(packed, min(size, entry.file_size))[:size].tobytes()
+            return self._inflate(packed, size).tobytes()
         return packed[:size].tobytes()
 
     def read(self, name: str) -> NDArray[np.uint8]:
@@ -90,6 +90,7 @@ class Archive:
         return int(entry.header_offset + 30 + name_size + extra_size)
 
     def _inflate(self, packed: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        """Return at most ``size`` bytes, which must be above 0: zlib takes 0 for any number."""
         try:
             inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed.data, size)
         except zlib.error as error:

@@ -44,7 +44,7 @@ def open_big_vision(request: Request) -> Source:
         raise CheckpointError(
             f"{path} has no array {_PATCHES}, expected a checkpoint of big_vision with both towers of a SigLIP."
         )
-    if request.tokenizer is None:
+    if request.tokenizer is None and request.needs_tokenizer():
         rows = tensors[_TOKENS].check_dimensions(2).shape[0]
         raise CheckpointError(
             f"{path} has no tokenizer; give the one of its {rows:,} pieces with --tokenizer FILE, a {SENTENCEPIECE} or "

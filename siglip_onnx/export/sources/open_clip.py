@@ -6,6 +6,7 @@ Sources: ``open_clip/model.py``, ``tokenizer.py`` and ``push_to_hf_hub.py`` of o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...config import (
     CONFIG,
+    NAFLEX,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     RESAMPLE_FILTERS,
@@ -36,7 +38,8 @@ _ANCHORS = (_TRUNK, "text.transformer.")
 _BUFFERS = ("attn_mask",)  # not weights
 _NUM_HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
 _TRUNK_NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)(?:\..*)?")
-_TANH_TRUNK = re.compile(r"vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt_patch16)")
+_NAFLEX_TRUNK = re.compile(r"naflexvit_(base|so400m)_patch(\d+)_siglip(?:\..*)?")
+_TANH_TRUNK = re.compile(r"vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt_patch16)|naflexvit_")
 # Settings that the exported computation needs, and others that do not change it. A setting that is in neither is
 # refused unless it is off.
 _NEEDED: dict[str, Json] = {
@@ -45,8 +48,8 @@ _NEEDED: dict[str, Json] = {
 }
 _HARMLESS = {
     "model_cfg": "embed_dim init_logit_bias init_logit_scale custom_text vision_cfg text_cfg",
-    "vision_cfg": "image_size timm_model_name timm_model_pretrained timm_proj_bias timm_drop timm_drop_path "
-    "patch_dropout",
+    "vision_cfg": "image_size image_seq_len timm_model_name timm_model_pretrained timm_proj_bias timm_drop "
+    "timm_drop_path patch_dropout",
     "text_cfg": "context_length vocab_size hf_tokenizer_name tokenizer_kwargs width heads layers mlp_ratio proj_bias "
     "proj_type norm_kwargs act_kwargs pad_id eos_id hf_model_pretrained hf_proj_type hf_pooler_type",
 }
@@ -91,7 +94,7 @@ def open_open_clip(request: Request) -> Source:
     tensors.check_all_used(weight_files[0], _BUFFERS)
     cleaning = _read_cleaning(text, path)
     tokenizer = find_tokenizer(folder, (TOKENIZER, SENTENCEPIECE)) or request.tokenizer
-    if tokenizer is None:
+    if tokenizer is None and request.needs_tokenizer():
         raise CheckpointError(
             f"{folder} has no {TOKENIZER}. Download that of {text.get('hf_tokenizer_name')!r}, which {path.name} "
             "names, and give it with --tokenizer FILE."
@@ -102,7 +105,7 @@ def open_open_clip(request: Request) -> Source:
         config_path=path,
         config=config,
         preprocessor_path=path,
-        preprocessor=_read_preprocessor(document, config["vision_config"]["image_size"], path),
+        preprocessor=_read_preprocessor(document, config["vision_config"], vision, path),
         tensors=named,
         weight_files=weight_files,
         tokenizer=tokenizer,
@@ -133,11 +136,11 @@ def _match_trunk(vision: Json, text: Json, path: Path) -> re.Match[str]:
         raise CheckpointError(
             f"{path} is of a CLIP model of open_clip: vision_cfg has no timm_model_name. {TWO_TOWERS} of SigLIP."
         )
-    match = _TRUNK_NAME.fullmatch(str(name))
+    match = _TRUNK_NAME.fullmatch(str(name)) or _NAFLEX_TRUNK.fullmatch(str(name))
     if match is None:
         raise CheckpointError(
-            f"{path} has the vision tower {name!r}; expected a trunk of SigLIP with a fixed size, such as "
-            "'vit_base_patch16_siglip_224'. Export the checkpoint in the layout of transformers."
+            f"{path} has the vision tower {name!r}; expected a trunk of SigLIP, such as 'vit_base_patch16_siglip_224' "
+            "or 'naflexvit_base_patch16_siglip'. Export the checkpoint in the layout of transformers."
         )
     return match
 
@@ -156,20 +159,24 @@ def _check_settings(settings: Json, part: str, path: Path) -> None:
 
 def _read_config(tensors: Tensors, vision: Json, text: Json, trunk: re.Match[str], path: Path) -> Json:
     """Return ``config.json``: sizes from the weights, the rest from open_clip's config and the trunk's name."""
-    patch = tensors[f"{_TRUNK}patch_embed.proj.weight"].check_dimensions(4)
+    is_naflex = trunk.re is _NAFLEX_TRUNK
+    if is_naflex:
+        patch = tensors[f"{_TRUNK}embeds.proj.weight"].check_dimensions(2)
+        grid = tensors[f"{_TRUNK}embeds.pos_embed"].check_dimensions(4).shape
+        sizes: Json = {"patch_size": math.isqrt(patch.shape[1] // 3), "num_patches": grid[1] * grid[2]}
+    else:
+        patch = tensors[f"{_TRUNK}patch_embed.proj.weight"].check_dimensions(4)
+        sizes = {"image_size": _image_size(vision), "patch_size": patch.shape[2]}
     tokens = tensors[f"{_TEXT}token_embedding.weight"].check_dimensions(2)
     text_norm, text_act = text.get("norm_kwargs") or {}, text.get("act_kwargs") or {}
     if not isinstance(text_norm, dict) or set(text_norm) - {"eps"} or not isinstance(text_act, dict) or (
         text_act not in ({}, {"approximate": "tanh"}, {"approximate": "none"})
     ):  # fmt: skip
         raise CheckpointError(f"{path} has norm_kwargs {text_norm!r} and act_kwargs {text_act!r}, which are unknown.")
-    image_size = vision.get("image_size")
-    if isinstance(image_size, list) and len(set(map(str, image_size))) == 1:
-        image_size = image_size[0]
     dim = patch.shape[0]
     return {
-        "architectures": ["SiglipModel"],
-        "model_type": SIGLIP,
+        "architectures": ["Siglip2Model" if is_naflex else "SiglipModel"],
+        "model_type": NAFLEX if is_naflex else SIGLIP,
         "vision_config": {
             "hidden_size": dim,
             "intermediate_size": tensors[f"{_TRUNK}blocks.0.mlp.fc1.weight"].check_dimensions(2).shape[0],
@@ -177,8 +184,7 @@ def _read_config(tensors: Tensors, vision: Json, text: Json, trunk: re.Match[str
             "num_attention_heads": _NUM_HEADS[trunk[1]],
             "hidden_act": "gelu_pytorch_tanh" if _TANH_TRUNK.match(trunk[0]) else "gelu",
             "layer_norm_eps": 1e-6,
-            "image_size": image_size,
-            "patch_size": patch.shape[2],
+            **sizes,
         },
         "text_config": {
             "hidden_size": tokens.shape[1],
@@ -196,6 +202,11 @@ def _read_config(tensors: Tensors, vision: Json, text: Json, trunk: re.Match[str
     }
 
 
+def _image_size(vision: Json) -> Any:
+    size = vision.get("image_size")
+    return size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size
+
+
 def _count_layers(tensors: Tensors, prefix: str) -> int:
     return len({name[len(prefix) :].partition(".")[0] for name in tensors if name.startswith(prefix)})
 
@@ -210,8 +221,11 @@ def _read_cleaning(text: Json, path: Path) -> str:
     return cleaning
 
 
-def _read_preprocessor(document: Json, image_size: Any, path: Path) -> Json:
-    """Return ``preprocessor_config.json``: open_clip's own filter and levels, and its squashing of the whole image."""
+def _read_preprocessor(document: Json, config: Json, vision: Json, path: Path) -> Json:
+    """Return ``preprocessor_config.json``: open_clip's own filter and levels.
+
+    The whole image is squashed; that of a NaFlex model is resized to whole patches, as by timm's ``ResizeToSequence``.
+    """
     settings = _part(document, path, "preprocess_cfg")
     if settings.get("resize_mode") != "squash":
         raise CheckpointError(
@@ -223,10 +237,18 @@ def _read_preprocessor(document: Json, image_size: Any, path: Path) -> Json:
         raise CheckpointError(
             f"{path} has interpolation {settings.get('interpolation')!r}, expected one of {', '.join(filters)}."
         )
+    if "num_patches" in config:
+        side = _image_size(vision)
+        length = vision.get("image_seq_len")
+        if length is None and isinstance(side, int):
+            length = (side // config["patch_size"]) ** 2
+        size: Json = {"patch_size": config["patch_size"], "max_num_patches": length}
+    else:
+        size = {"size": {"height": config["image_size"], "width": config["image_size"]}}
     return {
-        "image_processor_type": "SiglipImageProcessor",
+        "image_processor_type": "Siglip2ImageProcessor" if "num_patches" in config else "SiglipImageProcessor",
         "do_resize": True,
-        "size": {"height": image_size, "width": image_size},
+        **size,
         "resample": filters[str(settings["interpolation"])],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -238,9 +260,13 @@ def _read_preprocessor(document: Json, image_size: Any, path: Path) -> Json:
 
 def _vision_tensors(tensors: Tensors, layers: int) -> Iterator[tuple[str, Tensor]]:
     old, new = _TRUNK, "vision_model"
-    positions = tensors[f"{old}pos_embed"]
-    yield f"{new}.embeddings.position_embedding.weight", positions.row(0)
-    yield from _both(tensors, f"{old}patch_embed.proj", f"{new}.embeddings.patch_embedding")
+    if f"{old}embeds.proj.weight" in tensors:  # NaFlex: a linear layer, and a grid of positions
+        positions = tensors[f"{old}embeds.pos_embed"].check_dimensions(4)
+        yield f"{new}.embeddings.position_embedding.weight", positions.reshape(-1, positions.shape[-1])
+        yield from _both(tensors, f"{old}embeds.proj", f"{new}.embeddings.patch_embedding")
+    else:
+        yield f"{new}.embeddings.position_embedding.weight", tensors[f"{old}pos_embed"].row(0)
+        yield from _both(tensors, f"{old}patch_embed.proj", f"{new}.embeddings.patch_embedding")
     for number in range(layers):
         block, layer = f"{old}blocks.{number}", f"{new}.encoder.layers.{number}"
         yield from _both(tensors, f"{block}.norm1", f"{layer}.layer_norm1")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,8 @@ def _find_base(request: Request, settings: Json) -> Path:
 
 def _merge(base: Tensors, adapter: Tensors, settings: Json, path: Path) -> Tensors:
     """Return the weights of the base, those that the adapter changes merged when they are read."""
+    if not adapter:
+        raise CheckpointError(f"{path} has no tensors, so it would change nothing. Download the adapter again.")
     merged, layers = Tensors(base), dict[str, dict[str, Tensor]]()
     for name, tensor in adapter.items():
         if match := _PARTS.fullmatch(name):
@@ -130,6 +133,8 @@ def _merge(base: Tensors, adapter: Tensors, settings: Json, path: Path) -> Tenso
         weight = merged[f"{layer}.weight"]
         merged[f"{layer}.weight"] = _merge_weight(weight, parts, _alpha(settings, layer, path), settings, path)
         if "lora_B.bias" in parts:
+            if "lora_A" not in parts:
+                raise CheckpointError(f"{path} has lora_B.bias of {layer!r} without lora_A. Download it again.")
             bias, added = merged[f"{layer}.bias"], parts["lora_B.bias"]
             _check_shape(base, f"{layer}.bias", added.shape, path)
             scale = _scale(_alpha(settings, layer, path), parts["lora_A"].shape[0], settings)
@@ -195,7 +200,7 @@ def _alpha(settings: Json, layer: str, path: Path) -> float:
         if f".{layer}".endswith(f".{pattern}") or pattern == f"^{layer}":
             alpha = value
             break
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
         raise CheckpointError(f"{path} has lora_alpha {alpha!r}, expected a number.")
     return float(alpha)
 

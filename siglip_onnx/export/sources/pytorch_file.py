@@ -6,8 +6,9 @@ The interpreter knows only the operations and the few names of which such a file
 
 from __future__ import annotations
 
+import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from .archive import Archive
 from .tensor import DTYPES, Tensor, Tensors
 
 _MAX_PICKLE_BYTES = 50_000_000
+_MAX_OPERATIONS = 1_000_000  # of the pickle: about 20 for a tensor
+_MAX_SHARING = 4  # bytes of the tensors by bytes of their storages; tied weights are in the file once
 _STORAGES = {
     "torch.FloatStorage": ("F32", 4), "torch.HalfStorage": ("F16", 2), "torch.BFloat16Storage": ("BF16", 2),
     "torch.DoubleStorage": ("F64", 8), "torch.LongStorage": ("I64", 8), "torch.IntStorage": ("I32", 4),
     "torch.ShortStorage": ("I16", 2), "torch.CharStorage": ("I8", 1), "torch.ByteStorage": ("U8", 1),
     "torch.BoolStorage": ("BOOL", 1),
 }  # fmt: skip
+_ITEMSIZES = dict(_STORAGES.values())
 _DICT, _TENSOR, _PARAMETER = (
     "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
 )  # fmt: skip
@@ -70,7 +74,7 @@ def open_pytorch(path: Path) -> Tensors:
         if archive.size(pickles[0]) > _MAX_PICKLE_BYTES:
             raise ValueError("its data.pkl is too large")
         document = _Interpreter(archive, root).run(archive.read(pickles[0]).tobytes())
-        return _find_tensors(document)
+        return _find_tensors(document, archive)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} is not a plain weight file of PyTorch: {error}. Nothing in it was executed. Save the weights "
@@ -78,7 +82,7 @@ def open_pytorch(path: Path) -> Tensors:
         ) from error
 
 
-def _find_tensors(document: Any) -> Tensors:
+def _find_tensors(document: Any, archive: Archive) -> Tensors:
     for _depth in range(3):
         if not isinstance(document, dict):
             raise ValueError("it does not hold a dictionary")
@@ -86,11 +90,21 @@ def _find_tensors(document: Any) -> Tensors:
         if not wrapped:
             break
         document = wrapped[0]
-    return Tensors(
-        (name, Tensor(name, tensor.dtype, tensor.shape, tensor.read))
-        for name, tensor in document.items()
-        if isinstance(name, str) and isinstance(tensor, Tensor)
-    )
+    tensors = {name: item for name, item in document.items() if isinstance(name, str) and isinstance(item, Tensor)}
+    _check_sharing(tensors.values(), archive)
+    return Tensors((name, Tensor(name, item.dtype, item.shape, item.read)) for name, item in tensors.items())
+
+
+def _check_sharing(tensors: Collection[Tensor], archive: Archive) -> None:
+    """Check that tensors, each named by its storage, together are not much larger than these storages.
+
+    Raises:
+        ValueError: they are, so that a small file would take much memory.
+    """
+    size_bytes = sum(math.prod(tensor.shape) * _ITEMSIZES[tensor.dtype] for tensor in tensors)
+    stored_bytes = sum(archive.size(member) for member in {tensor.name for tensor in tensors})
+    if size_bytes > _MAX_SHARING * stored_bytes:
+        raise ValueError(f"its tensors of {size_bytes:,} bytes share storages of {stored_bytes:,} bytes")
 
 
 class _Interpreter:
@@ -129,7 +143,9 @@ class _Interpreter:
 
     def run(self, content: bytes) -> Any:
         """Return the object that the pickle describes."""
-        for opcode, argument, _position in pickletools.genops(content):
+        for number, (opcode, argument, _position) in enumerate(pickletools.genops(content)):
+            if number >= _MAX_OPERATIONS:
+                raise ValueError(f"its pickle has more than {_MAX_OPERATIONS:,} operations")
             if opcode.name == "STOP":
                 (document,) = self._stack
                 return document
@@ -207,6 +223,8 @@ class _Interpreter:
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if 0 not in shape and last >= storage.numel:
             raise ValueError("it has a tensor that reaches beyond its storage")
+        if math.prod(shape) > storage.numel:
+            raise ValueError(f"it has a tensor of shape {shape!r:.80}, whose storage holds only {storage.numel:,}")
 
         def read() -> NDArray[Any]:
             array = self._archive.read(storage.member).view(np.dtype(DTYPES[storage.dtype]))[offset:]

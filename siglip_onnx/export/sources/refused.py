@@ -8,34 +8,26 @@ from ...config import NAFLEX, SIGLIP
 from ...errors import CheckpointError
 from .source import TWO_TOWERS, Json
 
-_TOWERS = {f"{family}_{tower}_model" for family in (SIGLIP, NAFLEX) for tower in ("vision", "text")}
+EXPORTED = "both towers, one of them, or an image classifier"
 
 
 def refuse_config(document: Json, path: Path) -> None:
-    """Raise for a ``config.json`` of something other than a SigLIP with two towers, or of quantized weights.
+    """Raise for a ``config.json`` of something other than a SigLIP, or of quantized weights.
 
     Raises:
         CheckpointError: it says what the checkpoint is.
     """
     kind = _name_kind(document)
     if kind:
-        raise CheckpointError(f"{path} is of {kind}. {TWO_TOWERS}, in floating point.")
+        raise CheckpointError(f"{path} is of {kind}. Export a SigLIP in floating point: {EXPORTED}.")
 
 
 def _name_kind(document: Json) -> str | None:
-    """Return what a ``config.json`` describes if that is not a SigLIP with two towers in floating point."""
-    model_type, vision = str(document.get("model_type")), document.get("vision_config")
-    architectures = document.get("architectures")
-    architectures = architectures if isinstance(architectures, list) else []
-    classifiers = [name for name in architectures if str(name).endswith("ForImageClassification")]
-    in_vision = vision.get("model_type") if isinstance(vision, dict) else None
+    """Return what a ``config.json`` describes if that is not a SigLIP in floating point."""
+    model_type = str(document.get("model_type"))
     kinds = {
-        f"an image classifier ({classifiers[:1]})": bool(classifiers),
-        f"a single tower (model_type {model_type!r})": model_type in _TOWERS,
         f"a CLIP model (model_type {model_type!r}, expected {SIGLIP!r} or {NAFLEX!r})": "clip" in model_type
         and "siglip" not in model_type,
-        f"a vision-language model (model_type {model_type!r}) with a SigLIP vision tower": str(in_vision) in _TOWERS
-        and model_type not in (SIGLIP, NAFLEX),
         f"a single tower of timm ({document.get('architecture')!r})": "architecture" in document
         and "model_type" not in document,
         "quantized MLX weights": bool(document.get("quantization")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,36 @@ class Tensors(dict[str, Tensor]):
                 if found and (not prefix or prefix.endswith(".")):
                     return Tensors({key.removeprefix(prefix): tensor for key, tensor in self.items()})
         return self
+
+    def of_layer(self, layer: str) -> Tensors:
+        """Return only the tensors of one layer."""
+        return Tensors({name: self[name] for name in self if name.startswith(f"{layer}.")})
+
+    def of_tower(self, anchor: str, tower: str) -> Tensors:
+        """Return only the tensors of one tower, named below ``tower``, whatever precedes their names in the file.
+
+        Args:
+            anchor: the end of a name that only this tower has, such as ``embeddings.patch_embedding.weight``.
+            tower: what replaces the part before it, such as ``vision_model.``.
+
+        Raises:
+            CheckpointError: there is no such tower, or several.
+        """
+        starts = sorted(name.removesuffix(anchor) for name in self if f".{name}".endswith(f".{anchor}"))
+        if len(starts) != 1:
+            found = f"{len(starts)} towers, at {', '.join(map(repr, starts))}" if starts else f"no weight {anchor!r}"
+            raise CheckpointError(f"The checkpoint has {found}; expected one tower of a SigLIP. Download it again.")
+        (start,) = starts
+        return Tensors({tower + name.removeprefix(start): self[name] for name in self if name.startswith(start)})
+
+
+def release_pages(array: NDArray[Any]) -> None:
+    """Let the operating system take back the memory of a mapped file; pages are read again when they are used."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no such call
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def join_rows(tensors: Sequence[Tensor]) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ...config import PYTORCH_INDEX, PYTORCH_WEIGHTS, SHARD_INDEX, WEIGHTS
@@ -16,7 +19,7 @@ from ...system.files import open_regular
 from ...system.json_files import read_json_object
 from ...system.names import check_name, leaves_folder
 from .pytorch_file import open_pytorch
-from .tensor import Tensor, Tensors
+from .tensor import DTYPES, Tensor, Tensors
 
 INDEX_END = ".index.json"
 TRANSFORMERS_FILES = (WEIGHTS, SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX)
@@ -60,17 +63,22 @@ def open_weights(paths: Sequence[Path], opened: ExitStack) -> Tensors:
 def _open_safetensors(path: Path, opened: ExitStack) -> Tensors:
     try:
         open_regular(path).close()  # the library would wait for a pipe
-        file: Any = opened.enter_context(safe_open(path, framework="np"))
-        return Tensors({name: _describe(file, name) for name in file.keys()})  # noqa: SIM118 - no dict
+        file: Any = opened.enter_context(safe_open(path, framework="np"))  # checks the header
+        content = np.memmap(path, np.uint8, mode="r")
+        size = int(content[:8].view("<u8")[0])
+        header = json.loads(content[8 : 8 + size].tobytes())
+        data = content[8 + size :]
+        return Tensors({name: _describe(header[name], name, data) for name in file.keys()})  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be read as safetensors: {error}. Download the checkpoint again."
         ) from error
 
 
-def _describe(file: Any, name: str) -> Tensor:
-    header = file.get_slice(name)
-    return Tensor(name, header.get_dtype(), tuple(header.get_shape()), lambda: file.get_tensor(name))
+def _describe(header: dict[str, Any], name: str, data: NDArray[np.uint8]) -> Tensor:
+    """Return a tensor that is a view of the mapped file."""
+    dtype, shape, (start, end) = header["dtype"], tuple(header["shape"]), header["data_offsets"]
+    return Tensor(name, dtype, shape, lambda: data[start:end].view(DTYPES[dtype]).reshape(shape))
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

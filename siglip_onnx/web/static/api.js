@@ -2,6 +2,7 @@
 
 import { byId } from "./dom.js";
 import { hasText, t } from "./i18n.js";
+import { limitValues } from "./store.js";
 
 const MAX_ATTEMPTS = 4;
 let key = "";
@@ -9,7 +10,8 @@ let key = "";
 /** An error of the server, in the page's language if it has a text for its code. */
 export class ApiError extends Error {
   constructor(problem) {
-    super(hasText(`error_${problem.code}`) ? t(`error_${problem.code}`) : problem.message);
+    const values = { ...limitValues(), status: problem.status };
+    super(hasText(`error_${problem.code}`) ? t(`error_${problem.code}`, values) : (problem.message ?? problem.code));
     this.code = problem.code;
   }
 }
@@ -19,11 +21,12 @@ async function call(path, options = {}, attempts = MAX_ATTEMPTS) {
   let response;
   try {
     response = await fetch(path, { ...options, headers });
-  } catch {
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
     throw new ApiError({ code: "unreachable" });
   }
   if (response.ok) return response;
-  const { error } = await response.json().catch(() => ({ error: { code: "internal", message: response.statusText } }));
+  const { error } = await response.json().catch(() => ({ error: proxyProblem(response) }));
   if (response.status === 401 && attempts > 1) {
     await promptForKey();
     return call(path, options, attempts - 1);
@@ -35,6 +38,15 @@ async function call(path, options = {}, attempts = MAX_ATTEMPTS) {
   throw new ApiError(error);
 }
 
+/** Return the problem of an answer that is not from this server but from a proxy before it. */
+function proxyProblem({ status, statusText }) {
+  const code = status === 413 ? "proxy_too_large" : status >= 502 && status <= 504 ? "unreachable" : "proxy";
+  return { code, status, message: `${status} ${statusText}` };
+}
+
+/** Get a file of the page. */
+export const getFile = (path) => call(path);
+
 const post = (path, document) =>
   call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(document) });
 
@@ -45,21 +57,54 @@ export async function embedImage(blob) {
   const form = new FormData();
   form.append("images", blob);
   form.append("vectors", "false");
+  form.append("strict", "true");
   return (await call("v1/embed/images", { method: "POST", body: form })).json();
 }
 
 export const fetchImage = async (url) => (await post("v1/fetch", { url })).blob();
 
-/** Classify images by their ids; images that are no longer in the server's cache are sent again. */
+/** Classify images by their ids, by labels if there are no texts; images no longer in the server's cache are sent again. */
 export async function classify(images, texts, template) {
-  const send = async () =>
-    (await post("v1/classify", { images: images.map(({ id }) => ({ id })), texts, template })).json();
+  const about = { strict: true, ...(texts ? { texts, template } : {}) };
+  const send = async () => (await post("v1/classify", { images: images.map(({ id }) => ({ id })), ...about })).json();
   try {
     return await send();
   } catch (error) {
     if (error.code !== "unknown_image") throw error;
     for (const image of images) image.id = (await embedImage(image.blob)).images[0].id;
     return send();
+  }
+}
+
+/** Return a model's explanation of one text; onProgress gets the runs done and their total, and the signal stops them. */
+export async function explain(image, text, template, model, { signal, onProgress }) {
+  const form = new FormData();
+  form.append("images", image.blob);
+  form.append("texts", text);
+  if (template) form.append("template", template);
+  form.append("models", model);
+  const response = await call("v1/explain", { method: "POST", headers: { Accept: "application/x-ndjson" }, body: form, signal });
+  for await (const { done, total, result, error } of linesOf(response, signal)) {
+    if (error) throw new ApiError(error);
+    if (result) return result.models[0];
+    onProgress(done, total);
+  }
+  throw new ApiError({ code: "unreachable" });
+}
+
+/** Yield the documents of a reply that has one per line. */
+async function* linesOf(response, signal) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read().catch((error) => {
+      if (signal.aborted) throw error;
+      throw new ApiError({ code: "unreachable" });
+    });
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    yield* lines.map((line) => JSON.parse(line));
   }
 }
 

@@ -3,7 +3,9 @@
 import { byId } from "./dom.js";
 import { t } from "./i18n.js";
 import { addImages } from "./images.js";
+import { state } from "./store.js";
 
+const MOST_PIXELS = 16384; // of a side: the largest photo that the camera takes
 let stream = null;
 
 async function open() {
@@ -13,7 +15,7 @@ async function open() {
   // Browsers provide the camera only on https and localhost.
   if (!window.isSecureContext || !navigator.mediaDevices) return explain("camera_insecure");
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: MOST_PIXELS }, height: { ideal: MOST_PIXELS } } });
   } catch (error) {
     return explain({ NotAllowedError: "camera_denied", NotFoundError: "camera_none" }[error.name] ?? "camera_failed");
   }
@@ -30,6 +32,12 @@ function explain(key) {
   byId("video").hidden = byId("camera-take").hidden = key !== null;
   byId("capture-label").hidden = key === null;
   byId("capture").disabled = key === null;
+}
+
+/** Return a photo as PNG, or as JPEG of the same size in pixels if the PNG would be too large for the server. */
+async function encode(canvas) {
+  const blob = await canvas.convertToBlob({ type: "image/png" });
+  return blob.size <= state.limits.image_bytes ? blob : canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
 }
 
 function stop() {
@@ -49,7 +57,7 @@ export function startCamera(undo) {
     const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
     canvas.getContext("2d").drawImage(video, 0, 0);
     dialog.close();
-    canvas.convertToBlob({ type: "image/png" }).then((blob) => addImages([new File([blob], `${t("camera")}.png`, { type: blob.type })], { undo }));
+    encode(canvas).then((blob) => addImages([new File([blob], `${t("camera")}.${blob.type.split("/")[1]}`, { type: blob.type })], { undo }));
   };
   byId("capture").onchange = (event) => {
     dialog.close();

@@ -12,7 +12,8 @@ async function fill() {
   try {
     for (;;) {
       const image = currentImage();
-      const rows = state.rows.filter(({ results, problem }) => !results && !problem).slice(0, BATCH_SIZE);
+      const size = state.labels.length || Math.min(BATCH_SIZE, state.limits.texts); // a classifier answers with all labels at once
+      const rows = state.rows.filter(({ results, problem }) => !results && !problem).slice(0, size);
       if (!image?.id || !rows.length) return;
       await classifyRows(image, rows, state.template);
     }
@@ -25,20 +26,20 @@ async function classifyRows(image, rows, template) {
   const indices = new Map(rows.map((row, number) => [row.key, number]));
   const isCurrent = (row) => indices.has(row.key) && row.text === rows[indices.get(row.key)].text && state.template === template;
   try {
-    const reply = await classify([image], rows.map(({ text }) => text), template);
-    const results = rows.map((_, number) => resultsOf(reply, number));
+    const reply = await classify([image], state.labels.length ? null : rows.map(({ text }) => text), template);
+    const results = rows.map(({ text }, number) => resultsOf(reply, state.labels.length ? state.labels.indexOf(text) : number));
     updateRows(image.key, (row) => (isCurrent(row) ? { ...row, results: results[indices.get(row.key)] } : row));
   } catch (error) {
     updateRows(image.key, (row) => (isCurrent(row) ? { ...row, problem: error.message } : row));
   }
 }
 
-/** Return {model: {logit, ms}} of one text. */
+/** Return {model: {logit, ms, truncated}} of one text. */
 function resultsOf(reply, number) {
-  const times = new Map(reply.texts.map(({ model, text_ms: ms }) => [model, ms[number]]));
+  const texts = new Map(reply.texts.map(({ model, text_ms: ms, truncated }) => [model, { ms: ms[number], truncated: truncated[number] }]));
   const entries = reply.results[0].models.map(({ model, matches }) => [
     model,
-    { logit: matches[number].logit, ms: times.get(model) },
+    { logit: matches[number].logit, ...texts.get(model) },
   ]);
   return Object.fromEntries(entries);
 }

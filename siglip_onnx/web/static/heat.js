@@ -2,26 +2,32 @@
 
 import { classify } from "./api.js";
 import { byId, make } from "./dom.js";
-import { sigmoid, threeDigits } from "./format.js";
+import { shares, threeDigits } from "./format.js";
 import { t } from "./i18n.js";
 import { title } from "./images.js";
 import { listen, state } from "./store.js";
-import { shortName } from "./table.js";
+import { probabilityOf, shortName, shows } from "./table.js";
 import { notify } from "./toast.js";
 
 const IMAGES_AT_ONCE = 16;
 let results = null; // {images, texts, logits: {model: [[logit of text] of image]}}
 
-/** Compute and show the heat map, with at most as many texts as one request may have. */
+/** Compute and show the heat map, in requests of some images and at most as many texts as one may have. */
 export async function runHeat() {
   const images = state.images.filter(({ id }) => id);
-  const texts = state.rows.map(({ text }) => text).slice(0, state.limits.texts);
-  const logits = Object.fromEntries(state.models.map((model) => [model, []]));
+  const { labels, rows, limits } = state;
+  const texts = labels.length ? labels : rows.map(({ text }) => text);
+  const logits = Object.fromEntries(state.models.map((model) => [model, images.map(() => [])]));
+  const size = labels.length || limits.texts;
+  const count = Math.min(IMAGES_AT_ONCE, limits.images);
   try {
-    for (let start = 0; start < images.length; start += IMAGES_AT_ONCE) {
-      const reply = await classify(images.slice(start, start + IMAGES_AT_ONCE), texts, state.template);
-      for (const { models } of reply.results) {
-        for (const { model, matches } of models) logits[model].push(matches.map(({ logit }) => logit));
+    for (let start = 0; start < images.length; start += count) {
+      for (let first = 0; first < texts.length; first += size) {
+        const some = labels.length ? null : texts.slice(first, first + size);
+        const reply = await classify(images.slice(start, start + count), some, state.template);
+        reply.results.forEach(({ models }, number) => {
+          for (const { model, matches } of models) logits[model][start + number].push(...matches.map(({ logit }) => logit));
+        });
       }
     }
   } catch (error) {
@@ -51,15 +57,18 @@ function draw() {
 function row(image, logits) {
   const best = Math.max(...logits);
   const thumbnail = make("img", { src: image.url, alt: title(image.name) });
-  const cells = logits.map((logit) => {
-    const cell = make("td", { textContent: threeDigits(sigmoid(logit)), className: logit === best ? "best" : "" });
-    cell.style.setProperty("--p", sigmoid(logit)[0]);
+  const share = shares(logits);
+  const cells = logits.map((logit, number) => {
+    const probability = probabilityOf(logit, share[number]);
+    const cell = make("td", { textContent: threeDigits(probability), className: logit === best ? "best" : "" });
+    cell.style.setProperty("--p", probability[0]);
     return cell;
   });
   return make("tr", {}, make("th", { scope: "row" }, thumbnail), ...cells);
 }
 
 export function startHeat() {
+  byId("heat-part").hidden = !shows("probability");
   byId("heat-run").onclick = runHeat;
   byId("heat-model").onchange = draw;
   listen(draw);

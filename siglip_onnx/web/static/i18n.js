@@ -1,6 +1,8 @@
 // English and Japanese: chosen by the browser's settings, switchable, remembered.
 
+import { getFile } from "./api.js";
 import { byId } from "./dom.js";
+import { load, save } from "./storage.js";
 
 const LANGUAGES = ["en", "ja"];
 let texts = {};
@@ -14,14 +16,14 @@ export function t(key, values = {}) {
 export const hasText = (key) => key in texts;
 
 export function preferredLanguage() {
-  const saved = localStorage.getItem("language");
+  const saved = load("language");
   const tags = [saved, ...navigator.languages].filter(Boolean).map((tag) => tag.slice(0, 2));
   return tags.find((tag) => LANGUAGES.includes(tag)) ?? "en";
 }
 
 /** Load a language and set every text of the page. */
 export async function setLanguage(tag) {
-  texts = await (await fetch(`static/i18n/${tag}.json`)).json();
+  texts = await (await getFile(`static/i18n/${tag}.json`)).json();
   language = tag;
   document.documentElement.lang = tag;
   for (const element of document.querySelectorAll("[data-i18n]")) element.textContent = t(element.dataset.i18n);
@@ -33,7 +35,7 @@ export async function setLanguage(tag) {
   button.textContent = t("other_language");
   button.lang = other;
   button.onclick = () => {
-    localStorage.setItem("language", other);
+    save("language", other);
     document.dispatchEvent(new CustomEvent("languagechoice", { detail: other }));
   };
 }

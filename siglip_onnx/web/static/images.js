@@ -1,19 +1,21 @@
 // Image sources, the image shown, and the images of this tab.
 
-import { embedImage, fetchImage } from "./api.js";
+import { embedImage, fetchImage, getFile } from "./api.js";
 import { byId, make } from "./dom.js";
 import { milliseconds } from "./format.js";
 import { hasText, language, t } from "./i18n.js";
-import { changed, currentImage, drop, listen, newKey, setRows, show, state, newRow } from "./store.js";
+import { changed, currentImage, drop, limitValues, listen, newKey, setRows, show, state, newRow } from "./store.js";
 import { notify } from "./toast.js";
 
 const MAX_IMAGES = 64; // of this tab
 
 /** Add images to this tab, show the first, and embed each on the server. */
 export async function addImages(blobs, { quietly = false, undo, showFirst = true } = {}) {
-  const added = blobs.slice(0, MAX_IMAGES).map(register);
   const before = state.current;
+  const surplus = Math.max(0, state.images.length + blobs.length - MAX_IMAGES);
+  const added = blobs.slice(0, MAX_IMAGES).map(register);
   if (added.length && showFirst) showImage(added[0].key, { quietly, undo });
+  if (surplus) notify(t("too_many_images", { maximum: MAX_IMAGES, count: surplus }));
   for (const image of added) await load(image, before);
 }
 
@@ -30,7 +32,7 @@ function register(blob) {
 
 async function load(image, before) {
   try {
-    if (image.blob.size > state.limits.image_bytes) throw new Error(t("error_too_large"));
+    if (image.blob.size > state.limits.image_bytes) throw new Error(t("error_too_large", limitValues()));
     const reply = await embedImage(image.blob);
     const { id, width, height, decode_ms: decodeMs } = reply.images[0];
     const visionMs = reply.embeddings.map(({ ms }) => ms[0]).reduce((sum, ms) => sum + ms, 0);
@@ -50,16 +52,19 @@ export function showImage(key, { quietly = false, undo } = {}) {
   notify(t("table_cleared"), [t("add_same_texts"), addSameTexts], ...(undo ? [undo()] : []));
 }
 
+/** Return the file name in a URL; a data: URL has none. */
+const nameOf = (url) => (url.startsWith("data:") ? t("image") : new URL(url).pathname.split("/").pop() || url);
+
 /** Fetch an image through the server. */
 export async function addFromUrl(url, options) {
   const button = byId("url-form").querySelector("button");
   button.disabled = true;
   try {
     const blob = await fetchImage(url);
-    await addImages([new File([blob], new URL(url).pathname.split("/").pop() || url)], options);
+    await addImages([new File([blob], nameOf(url))], options);
     byId("url").value = "";
   } catch (error) {
-    notify(t("image_failed", { name: url, problem: error.message }));
+    notify(t("image_failed", { name: nameOf(url), problem: error.message }));
   } finally {
     button.disabled = false;
   }
@@ -71,7 +76,7 @@ export async function addSamples(names, options) {
   const missing = names.filter((name) => !find(name));
   const blobs = await Promise.all(
     missing.map(async (name) => {
-      const blob = await (await fetch(`samples/${name}`)).blob();
+      const blob = await (await getFile(`samples/${name}`)).blob();
       return new File([blob], name, { type: blob.type });
     }),
   );

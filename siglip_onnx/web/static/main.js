@@ -8,10 +8,12 @@ import { startHeat } from "./heat.js";
 import { preferredLanguage, setLanguage, t } from "./i18n.js";
 import { startImages } from "./images.js";
 import { startPresets } from "./presets.js";
-import { addTexts, canUndo, changed, listen, setRows, setTemplate, state, undo } from "./store.js";
+import { load, save } from "./storage.js";
+import { addTexts, canUndo, changed, listen, newRow, setRows, setTemplate, state, undo } from "./store.js";
 import { setUndoAction, startTable } from "./table.js";
 import { notify } from "./toast.js";
 import { startTransfer } from "./transfer.js";
+import { startWhere } from "./where.js";
 
 const THEMES = ["auto", "light", "dark"];
 const undoAction = () => [t("undo"), undo];
@@ -73,29 +75,44 @@ function startTools() {
 function startTheme() {
   const button = byId("theme");
   const apply = () => {
-    const theme = localStorage.getItem("theme") ?? "auto";
+    const theme = load("theme") ?? "auto";
     document.documentElement.dataset.theme = theme;
     button.textContent = t("theme", { theme: t(`theme_${theme}`) });
   };
   button.onclick = () => {
     const theme = document.documentElement.dataset.theme;
-    localStorage.setItem("theme", THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
+    save("theme", THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
     apply();
   };
   listen(apply);
 }
 
+/** Show the labels of classifiers in place of texts, the most likely first. */
+function startLabels({ labels, problem_type: problem }) {
+  if (!labels.length) return;
+  Object.assign(state, { labels, problem, sort: { by: "logit", down: true } });
+  for (const id of ["text-form", "presets", "options", "undo", "clear", "link", "explainer"]) byId(id).hidden = true;
+  for (const [id, key] of [["texts-heading", "labels"], ["waiting", "waiting_for_labels"]]) {
+    byId(id).dataset.i18n = key;
+    byId(id).textContent = t(key);
+  }
+  setRows(labels.map(newRow), { canBeUndone: false });
+}
+
 async function start() {
   await setLanguage(preferredLanguage());
+  byId("failed").remove();
   document.documentElement.classList.remove("loading");
   const { models, limits, url_fetch: canFetch, samples } = await getModels();
   state.models = models.map(({ id }) => id);
   state.limits = limits;
+  startLabels(models[0]);
   document.addEventListener("languagechoice", async (event) => {
     await setLanguage(event.detail);
     changed();
   });
   startTheme();
+  startWhere();
   startTable();
   startImages(samples, undoAction);
   startCamera(undoAction);
@@ -115,11 +132,12 @@ async function start() {
     const description = described?.name === "demo" ? t("description_demo") : described?.description;
     byId("description").textContent = description ? t("description", { description }) : "";
   });
+  byId("samples-part").hidden = !samples.length;
   await startPresets(samples);
   changed();
 }
 
 start().catch((error) => {
-  document.documentElement.classList.remove("loading");
-  notify(error.message);
+  if (document.documentElement.classList.contains("loading")) byId("failure").textContent = error.message;
+  else notify(error.message);
 });

@@ -1,5 +1,6 @@
 // Presets: the experiments of the package's examples.
 
+import { getFile } from "./api.js";
 import { byId, make } from "./dom.js";
 import { runHeat } from "./heat.js";
 import { language, t } from "./i18n.js";
@@ -7,7 +8,7 @@ import { addSamples } from "./images.js";
 import { newRow, setRows, setTemplate, state } from "./store.js";
 
 export async function startPresets(samples) {
-  const presets = await (await fetch("static/presets.json")).json();
+  const presets = await (await getFile("static/presets.json")).json();
   for (const [name, { images, texts }] of Object.entries(presets)) {
     if (!images.every((image) => samples.includes(image))) continue;
     const button = make("button", { type: "button", "data-i18n": `preset_${name}`, textContent: t(`preset_${name}`) });
@@ -22,4 +23,5 @@ export async function startPresets(samples) {
     };
     byId("presets").append(button);
   }
+  if (!byId("presets").querySelector("button")) byId("presets").hidden = true;
 }

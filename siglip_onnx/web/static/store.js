@@ -2,10 +2,12 @@
 
 export const state = {
   models: [], // ids
+  labels: [], // of classifiers, which take no texts
+  problem: "", // problem_type of classifiers
   limits: {},
   images: [], // {key, name, blob, url, id, width, height, decodeMs, visionMs, problem}
   current: null, // key of the image shown
-  rows: [], // {key, text, results: {model: {logit, ms}} or null, problem}
+  rows: [], // {key, text, results: {model: {logit, ms, truncated}} or null, problem}
   template: "{}",
   sort: { by: "added", down: false },
 };
@@ -72,7 +74,7 @@ export function show(key) {
   if (!first) {
     remember();
     tables.set(state.current, state.rows);
-    state.rows = tables.get(key) ?? [];
+    state.rows = tables.get(key) ?? state.labels.map(newRow);
   }
   state.current = key;
   changed();
@@ -95,3 +97,9 @@ export function updateRows(key, replace) {
   else if (tables.has(key)) tables.set(key, tables.get(key).map(replace));
   changed();
 }
+
+/** The limits of an image as the placeholders of texts. */
+export const limitValues = () => ({
+  megabytes: Math.floor(state.limits.image_bytes / 1e6),
+  megapixels: Math.floor(state.limits.image_pixels / 1e6),
+});

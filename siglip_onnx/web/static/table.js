@@ -6,9 +6,18 @@ import { milliseconds, shares, sigmoid, threeDigits } from "./format.js";
 import { t } from "./i18n.js";
 import { changed, listen, newRow, setRows, state } from "./store.js";
 import { notify } from "./toast.js";
+import { canShowWhere, isShown, toggleWhere } from "./where.js";
 
 const COLUMNS = ["text", "probability", "logit", "share", "ms"];
+const SINGLE = "single_label_classification";
+// Columns without a meaning for classifiers.
+const HIDDEN = { [SINGLE]: ["share", "ms"], multi_label_classification: ["share", "ms"], regression: ["probability", "share", "ms"] };
 let editing = null; // key of the row
+
+export const shows = (column) => !HIDDEN[state.problem]?.includes(column);
+
+/** Return a probability and its complement: the sigmoid of the logit, or the share if exactly one label is right. */
+export const probabilityOf = (logit, share) => (state.problem === SINGLE ? share : sigmoid(logit));
 
 export const shortName = (model) =>
   new Set(state.models.map((id) => id.split("/")[0])).size > 1 ? model : model.split("/").slice(1).join("/");
@@ -58,7 +67,9 @@ function drawHead() {
   }
   for (const button of row.querySelectorAll("button")) {
     const { by, down } = state.sort;
-    button.textContent = t(`column_${button.dataset.column}`);
+    const { column } = button.dataset;
+    button.textContent = t(column === "text" && state.labels.length ? "label" : `column_${column}`);
+    button.parentElement.hidden = !shows(column);
     button.parentElement.ariaSort = by !== button.dataset.column ? "none" : down ? "descending" : "ascending";
   }
   const [, model] = row.cells;
@@ -76,8 +87,7 @@ function lines(row, draw) {
   });
 }
 
-function bar({ logit }) {
-  const probability = sigmoid(logit);
+function bar(probability) {
   const fill = make("div", { className: "fill" });
   fill.style.setProperty("--p", probability[0]);
   return make(
@@ -92,7 +102,9 @@ function drawRow(row, shareOf) {
   const cell = (className, column, ...content) =>
     make("td", { role: "cell", className, "data-label": t(`column_${column}`) }, ...content);
   const element = make("tr", { role: "row", className: row.results ? "" : "pending", "data-key": row.key });
-  element.append(cell("text", "text", editing === row.key ? editor(row) : row.text));
+  const truncated = Object.values(row.results ?? {}).some((result) => result.truncated);
+  const note = truncated ? make("span", { className: "problem", textContent: t("truncated") }) : null;
+  element.append(cell("text", "text", ...(editing === row.key ? [editor(row)] : [row.text, note ? " " : "", note ?? ""])));
   if (row.problem) {
     const again = make("button", { type: "button", textContent: t("try_again"), onclick: () => retry(row.key) });
     const width = COLUMNS.length - 1 + (state.models.length > 1);
@@ -100,26 +112,32 @@ function drawRow(row, shareOf) {
   } else {
     if (state.models.length > 1) element.append(cell("model", "text", ...lines(row, (_, model) => shortName(model))));
     element.append(
-      cell("probability", "probability", ...lines(row, bar)),
+      cell("probability", "probability", ...lines(row, ({ logit }, model) => bar(probabilityOf(logit, shareOf[model].get(row.key))))),
       cell("number", "logit", ...lines(row, ({ logit }) => logit.toFixed(2))),
       cell("number", "share", ...lines(row, (_, model) => threeDigits(shareOf[model].get(row.key)))),
       cell("number", "ms", ...lines(row, ({ ms }) => (ms ? milliseconds(ms) : t("cached")))),
     );
+  }
+  for (const column of COLUMNS) {
+    if (!shows(column)) element.querySelector(`td[data-label="${t(`column_${column}`)}"]`)?.remove();
   }
   element.append(make("td", { role: "cell", className: "actions" }, ...actions(row)));
   return element;
 }
 
 function actions(row) {
-  const button = (action, onclick) =>
+  const button = (action, onclick, properties) =>
     make("button", {
       type: "button",
       textContent: t(action),
       onclick,
       "aria-label": t(`${action}_row`, { text: row.text }),
       "data-action": action,
+      ...properties,
     });
-  return [button("edit", () => edit(row.key)), button("delete", () => remove(row))];
+  const where = button("where", () => toggleWhere(row), { "aria-pressed": String(isShown(row)), disabled: !canShowWhere() });
+  if (state.labels.length) return [where];
+  return [where, button("edit", () => edit(row.key)), button("delete", () => remove(row))];
 }
 
 function edit(key) {
@@ -131,11 +149,16 @@ function edit(key) {
 }
 
 function editor(row) {
-  const input = make("input", { type: "text", value: row.text, "aria-label": t("edit_row", { text: row.text }), maxLength: state.limits.text_characters ?? 4096 });
+  const input = make("input", { type: "text", value: row.text, "aria-label": t("edit_row", { text: row.text }) });
   const finish = (save, focus) => {
     if (editing !== row.key) return;
     editing = null;
     const text = input.value.trim();
+    const maximum = state.limits.text_characters;
+    if (save && text.length > maximum) {
+      notify(t("text_too_long", { maximum }));
+      save = false;
+    }
     if (save && text && text !== row.text) {
       setRows(state.rows.map((other) => (other.key === row.key ? { ...newRow(text), key: row.key } : other)));
     } else changed();
@@ -168,7 +191,7 @@ export const setUndoAction = (action) => {
 };
 
 const rowElement = (key) => byId("table").querySelector(`tr[data-key="${key}"]`);
-const focusAction = (key, action) => rowElement(key)?.querySelector(`[data-action="${action}"]`)?.focus();
+const focusAction = (key, action, options) => rowElement(key)?.querySelector(`[data-action="${action}"]`)?.focus(options);
 
 export function drawTable() {
   const table = byId("table");
@@ -183,19 +206,19 @@ export function drawTable() {
   if (editing === null || !table.querySelector("td.text input")) {
     table.tBodies[0].replaceChildren(...sortedRows().map((row) => drawRow(row, shareOf)));
   }
-  if (position) focusAction(...position);
-  drawDifference();
+  if (position) focusAction(...position, { preventScroll: true });
+  drawDifference(shareOf);
 }
 
 /** Show the largest difference between the models' probabilities. */
-function drawDifference() {
-  const largest = state.rows.reduce((maximum, { results }) => {
-    const values = state.models.map((model) => results?.[model] && sigmoid(results[model].logit)[0]);
+function drawDifference(shareOf) {
+  const largest = state.rows.reduce((maximum, { key, results }) => {
+    const values = state.models.map((model) => results?.[model] && probabilityOf(results[model].logit, shareOf[model].get(key))[0]);
     if (values.length < 2 || values.includes(undefined) || values.includes(null)) return maximum;
     return Math.max(maximum, Math.max(...values) - Math.min(...values));
   }, -1);
   const note = byId("difference");
-  note.hidden = largest < 0;
+  note.hidden = largest < 0 || !shows("probability");
   if (largest >= 0) {
     const value = largest === 0 ? "0" : threeDigits([largest, 1 - largest]);
     note.textContent = t("difference", { models: state.models.map(shortName).join(", "), value });

@@ -1,14 +1,15 @@
 // Export the table as CSV, JSON and Markdown, and share its texts as a link.
 
 import { byId, make } from "./dom.js";
-import { sigmoid, threeDigits } from "./format.js";
+import { threeDigits } from "./format.js";
 import { t } from "./i18n.js";
 import { addTexts, currentImage, listen, setTemplate, state } from "./store.js";
-import { sharesOf, shortName, sortedRows } from "./table.js";
+import { probabilityOf, sharesOf, shortName, shows, sortedRows } from "./table.js";
 import { notify } from "./toast.js";
 
 const MAX_LINK_CHARACTERS = 8000;
 const FIELDS = ["text", "model", "logit", "probability", "relative", "ms"];
+const fields = () => FIELDS.filter((field) => shows(field === "relative" ? "share" : field));
 
 /** Return one record per text and model, in the order shown. */
 function records() {
@@ -16,7 +17,9 @@ function records() {
   return sortedRows().flatMap(({ key, text, results }) =>
     state.models.filter((model) => results?.[model]).map((model) => {
       const { logit, ms } = results[model];
-      return { text, model, logit, probability: sigmoid(logit)[0], relative: shareOf.get(model).get(key)[0], ms };
+      const share = shareOf.get(model).get(key);
+      const record = { text, model, logit, probability: probabilityOf(logit, share)[0], relative: share[0], ms };
+      return Object.fromEntries(fields().map((field) => [field, record[field]]));
     }),
   );
 }
@@ -30,7 +33,7 @@ function csvCell(value) {
 
 const toCsv = () =>
   // Without the byte order mark spreadsheets do not recognize UTF-8.
-  `\ufeff${[FIELDS, ...records().map((record) => FIELDS.map((field) => csvCell(record[field])))].map((row) => row.join(",")).join("\r\n")}\r\n`;
+  `\ufeff${[fields(), ...records().map((record) => fields().map((field) => csvCell(record[field])))].map((row) => row.join(",")).join("\r\n")}\r\n`;
 
 function toJson() {
   const { name, width, height } = currentImage() ?? {};
@@ -40,15 +43,15 @@ function toJson() {
 function toMarkdown() {
   const cell = (text) => text.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("\n", " ");
   const compare = state.models.length > 1;
-  const head = ["text", ...(compare ? ["model"] : []), "logit", "probability", "share"];
+  const head = ["text", ...(compare ? ["model"] : []), ...["logit", "probability", "share"].filter(shows)];
   const shareOf = new Map(state.models.map((model) => [model, sharesOf(state.rows, model)]));
   const body = sortedRows().flatMap(({ key, text, results }) =>
     state.models.filter((model) => results?.[model]).map((model) => [
       cell(text),
       ...(compare ? [cell(shortName(model))] : []),
       results[model].logit.toFixed(2),
-      threeDigits(sigmoid(results[model].logit)),
-      threeDigits(shareOf.get(model).get(key)),
+      ...(shows("probability") ? [threeDigits(probabilityOf(results[model].logit, shareOf.get(model).get(key)))] : []),
+      ...(shows("share") ? [threeDigits(shareOf.get(model).get(key))] : []),
     ]),
   );
   const line = (cells) => `| ${cells.join(" | ")} |`;
@@ -82,7 +85,7 @@ async function copy(text, message) {
 function toHash() {
   const parameters = new URLSearchParams(state.rows.map(({ text }) => ["text", text]));
   if (state.template !== "{}") parameters.set("template", state.template);
-  return state.rows.length ? `#${parameters}` : "";
+  return state.rows.length && !state.labels.length ? `#${parameters}` : "";
 }
 
 let written = "";
@@ -95,11 +98,14 @@ function writeAddress() {
 
 /** Add the texts of a link to the table. */
 function readAddress() {
-  if (location.hash === written) return;
+  if (location.hash === written || state.labels.length) return;
   const parameters = new URLSearchParams(location.hash.slice(1));
   const template = parameters.get("template");
   if (template?.includes("{}") && template !== state.template) setTemplate(template);
-  addTexts(parameters.getAll("text").map((text) => text.trim()).filter(Boolean).slice(0, state.limits.texts));
+  const texts = parameters.getAll("text").map((text) => text.trim()).filter(Boolean);
+  const maximum = state.limits.texts;
+  addTexts(texts.slice(0, maximum));
+  if (texts.length > maximum) notify(t("too_many_texts", { maximum, count: texts.length - maximum }));
 }
 
 export function startTransfer() {

@@ -1,0 +1,95 @@
+"""Decide which files a command may replace: those of its own kind, recognized by their content, never its inputs."""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from ..bench.schema import FORMAT as BENCHMARK_FORMAT
+from ..bulk.gallery import MARK as PAGE_MARK
+from ..classifier import FACTS
+from ..errors import SiglipOnnxError
+from ..explain import SOFTWARE
+from ..head import CALIBRATION_FORMAT
+from ..system.files import open_regular
+from .help import OUTPUT, section
+
+_HEAD_BYTES = 1_000_000
+overwrite_option = section(
+    OUTPUT, click.option("--overwrite", is_flag=True, help="Replace an existing file, also one of another kind.")
+)
+
+
+class Kind(NamedTuple):
+    """Files that a command writes: what they are called, how they begin, and what is found in their first bytes."""
+
+    name: str
+    begin: bytes
+    mark: bytes
+    everywhere: bool = False  # the mark may stand anywhere in the file
+
+
+PAGE = Kind("a page of siglip-onnx", b"<!doctype html>", PAGE_MARK.encode())
+CALIBRATION = Kind("a calibration", b"{", CALIBRATION_FORMAT.encode())
+MEASUREMENT = Kind("results of siglip-onnx bench", b"{", f'"{BENCHMARK_FORMAT}"'.encode())
+DRAWING = Kind("an image of siglip-onnx explain", b"\x89PNG\r\n\x1a\n", SOFTWARE.encode())
+# An entry of ONNX's metadata: the key after its tag and length, then the tag of the value.
+_ENTRY = b"\x0a" + bytes([len(FACTS)]) + FACTS.encode() + b"\x12"
+CLASSIFIER = Kind("a compiled classifier", b"\x08", _ENTRY, everywhere=True)
+VECTORS = Kind("vectors that siglip-onnx embed wrote", b"\x93NUMPY", b"")
+ROWS = Kind("rows that siglip-onnx embed wrote", b'{"row": ', b'"embedding_space": ')
+
+
+def check_output(
+    path: Path, kind: Kind, inputs: Iterable[Path | str | None], *, overwrite: bool, option: str = "--out"
+) -> None:
+    """Refuse to replace a file that is not of the kind that is written, unless it is to be overwritten, or an input.
+
+    A device or pipe is written to. Without a file there is nothing to replace.
+
+    Raises:
+        SiglipOnnxError: the file is of another kind, or is one of the inputs or in a folder that is one.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # the writing reports why
+        return
+    if not stat.S_ISREG(status.st_mode):
+        return
+    own = _is_own(path, kind)
+    for given in inputs:
+        used = None if given is None else Path(given)
+        if used is not None and _reads(used, path, own=own):
+            raise SiglipOnnxError(f"{path} is one of the files that are read; choose another name for {option}.")
+    if not own and not overwrite:
+        raise SiglipOnnxError(
+            f"{path} exists already and is not {kind.name}, so it is not replaced; choose another name for {option}, "
+            "or replace it: --overwrite"
+        )
+
+
+def _reads(used: Path, path: Path, *, own: bool) -> bool:
+    """Say whether a path is an input, or a file in a folder that is one, other than an earlier output."""
+    try:
+        return used.samefile(path) or (not own and used.is_dir() and path.resolve().is_relative_to(used.resolve()))
+    except (OSError, ValueError):  # a URL, a name on the Hub, or - for stdin
+        return False
+
+
+def _is_own(path: Path, kind: Kind) -> bool:
+    try:
+        with open_regular(path) as file:
+            head = file.read(_HEAD_BYTES)
+            if not head.startswith(kind.begin):
+                return False
+            if not kind.everywhere:
+                return kind.mark in head
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(kind.mark) >= 0
+    except (OSError, ValueError):
+        return False

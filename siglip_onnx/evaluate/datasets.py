@@ -1,0 +1,499 @@
+"""Read labelled or captioned images: a folder per class, CSV, JSON lines, COCO's JSON, webdataset archives, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from ..bulk.parquet import ParquetFile
+from ..errors import DataError
+from ..system.files import open_regular
+from ..system.json_files import read_json_object
+from .sources import Sample, file_sample, is_image_name, read_parquet, read_webdataset
+
+PATHS = ("path", "image", "file_name", "filename", "file", "filepath", "image_path", "image/key")
+LABELS = ("label", "labels", "class", "cls")
+CAPTIONS = ("captions", "caption", "text", "title", "txt")
+LANGUAGES = ("language", "lang")
+SEPARATOR = "|"  # between the labels of one image in CSV
+ANY_LANGUAGE = ""
+_CLASS_NAMES = "classnames.txt"  # beside the archives of CLIP_benchmark
+_MAX_JSON_BYTES = 500_000_000  # that of COCO has 144 MB
+_MAX_LINE_CHARACTERS = 10_000_000  # of a line of JSON, or a row of CSV
+_MAX_LABELS_BYTES = 100_000_000
+_MAX_DIGITS = 18  # of a label that is a number
+Key = str | int
+Keyed = tuple[Sample, tuple[Key, ...]]
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images with the classes that each belongs to; ``texts`` says in words what each class is."""
+
+    path: Path
+    samples: list[Sample]
+    texts: list[str]
+    multi_label: bool
+
+    def take(self, limit: int | None) -> LabeledImages:
+        """Return this with at most ``limit`` images, evenly spaced."""
+        return replace(self, samples=[self.samples[index] for index in evenly_spaced(len(self.samples), limit)])
+
+    def only(self, languages: Sequence[str]) -> LabeledImages:
+        """Refuse languages, which labels do not have.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(f"{self.path} has labels, not captions in {', '.join(languages)}; leave out --language.")
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images with captions: per language, a list of captions for each image, which may be empty."""
+
+    path: Path
+    samples: list[Sample]
+    captions: dict[str, list[list[str]]]
+
+    def take(self, limit: int | None) -> CaptionedImages:
+        """Return this with at most ``limit`` images, evenly spaced."""
+        chosen = evenly_spaced(len(self.samples), limit)
+        captions = {language: [rows[index] for index in chosen] for language, rows in self.captions.items()}
+        return replace(self, samples=[self.samples[index] for index in chosen], captions=captions)
+
+    def only(self, languages: Sequence[str]) -> CaptionedImages:
+        """Return this with the captions of some languages.
+
+        Raises:
+            DataError: a language has no captions.
+        """
+        for language in languages:
+            if language not in self.captions:
+                known = ", ".join(name for name in self.captions if name) or "captions without a language"
+                raise DataError(f"{self.path} has no captions in {language!r}; it has {known}.")
+        return replace(self, captions={language: self.captions[language] for language in languages})
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a data set is read.
+
+    Attributes:
+        labels: a file with the words for the classes, see :func:`read_labels`.
+        images: the folder of the images, by default that of the data set's file.
+        split: the split of COCO's JSON, all if empty.
+        multi_label: an image may belong to any number of classes, even if none in the set belongs to several.
+    """
+
+    labels: Path | None = None
+    images: Path | None = None
+    split: str = "test"
+    multi_label: bool = False
+
+
+def names_images(path: Path) -> bool:
+    """Say whether a data set names the files of its images, which may lie elsewhere, instead of holding them."""
+    return not path.is_dir() and path.suffix not in (".tar", ".parquet")
+
+
+def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages | CaptionedImages:
+    """Read a data set; its form follows from its suffix and from what it holds.
+
+    Raises:
+        DataError: it cannot be read, has no images, fewer than two classes, or labels without a class.
+        MissingExtraError: a Parquet file, and the extra [parquet] is not installed.
+    """
+    options = options or DataOptions()
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a folder with a folder per class, or a .csv, .jsonl, .json, .tar "
+                        "or .parquet file.")  # fmt: skip
+    archives = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+    tables = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    if archives:
+        return _from_archives(path, archives, options)
+    if tables:
+        return _from_parquet(path, tables, options)
+    if path.is_dir():
+        return _from_folders(path, options)
+    readers: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
+        ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines,
+    }  # fmt: skip
+    if path.suffix == ".json":
+        return _from_karpathy(path, options)
+    if path.suffix not in readers:
+        raise DataError(
+            f"{path} has the suffix {path.suffix!r}; expected a folder, or .csv, .jsonl, .json, .tar, .parquet."
+        )
+    return _from_rows(path, list(readers[path.suffix](path)), options)
+
+
+def read_labels(path: Path) -> list[str] | dict[str, str]:
+    """Return the words for classes: one class per line, or lines of ``name<TAB>words``.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or mixes both kinds of lines.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MAX_LABELS_BYTES + 1)
+        if len(content) > _MAX_LABELS_BYTES:
+            raise ValueError(f"it has more than {_MAX_LABELS_BYTES:,} bytes")
+        lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Give a UTF-8 file with one label per line.") from error
+    pairs = [line.split("\t", 1) for line in lines]
+    if not lines or len({len(pair) for pair in pairs}) > 1:
+        odd = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) == 1), "nothing")
+        raise DataError(
+            f"{path} has the line {odd!r:.100}; expected either one label per line, or name<TAB>words on each line."
+        )
+    if len(pairs[0]) == 1:
+        return [line.strip() for line in lines]
+    return {name.strip(): words.strip() for name, words in pairs}
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """Return at most ``limit`` of ``count`` positions, evenly spaced."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [number * count // limit for number in range(limit)]
+
+
+def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
+    folders = sorted((entry for entry in path.iterdir() if entry.is_dir()), key=lambda entry: _sort_key(entry.name))
+    keyed: list[Keyed] = [
+        (file_sample(file, str(file.relative_to(path))), (folder.name,))
+        for folder in folders
+        for file in sorted(folder.rglob("*"))
+        if is_image_name(file.name)
+    ]
+    if not keyed and any(is_image_name(entry.name) for entry in path.iterdir()):
+        raise DataError(
+            f"{path} has images, but no folder per class; move the images of each class to one of its name."
+        )
+    names = [folder.name for folder in folders]
+    labels = None if options.labels is None else read_labels(options.labels)
+    if labels is None:
+        texts = [name.replace("_", " ") for name in names]
+    elif isinstance(labels, dict):
+        texts = [labels.get(name, name.replace("_", " ")) for name in names]
+    elif set(names) <= set(labels):
+        names = texts = labels
+    elif all(name.isdecimal() and int(name) < len(labels) for name in names):
+        names, texts = [str(number) for number in range(len(labels))], labels
+    elif len(names) == len(labels):
+        texts = labels
+    else:
+        raise DataError(
+            f"{path} has {len(names)} folders, and {options.labels} has {len(labels)} labels that are not their names. "
+            "Write lines of folder<TAB>words."
+        )
+    return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
+
+
+def _sort_key(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() else (-1, name)
+
+
+def _from_rows(
+    path: Path, rows: Sequence[Mapping[str, Any]], options: DataOptions
+) -> LabeledImages | CaptionedImages:  # fmt: skip
+    base = options.images or path.parent
+    if not rows:
+        raise DataError(f"{path} has no rows; expected one per image.")
+    path_column = _column(rows[0], PATHS)
+    if path_column is None:
+        raise DataError(f"{path} has the columns {_names(rows[0])}; expected one of {', '.join(PATHS)}.")
+    if "image/key" in rows[0]:
+        return _from_crossmodal(path, rows, base)
+    label_column, caption_column = _column(rows[0], LABELS), _column(rows[0], CAPTIONS)
+    names: dict[str, list[Mapping[str, Any]]] = {}  # an image may have several rows
+    for number, row in enumerate(rows, 1):
+        name = row.get(path_column)
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}, row {number}: {path_column} is {name!r:.100}, expected the path of an image.")
+        names.setdefault(name, []).append(row)
+    samples = {name: file_sample(base / name, name) for name in names}
+    if label_column is not None:
+        keyed = [
+            (samples[name], tuple(key for row in group for key in _label_keys(row.get(label_column), path, name)))
+            for name, group in names.items()
+        ]
+        return _label(path, keyed, None, options)
+    if caption_column is None:
+        raise DataError(
+            f"{path} has the columns {_names(rows[0])}; expected labels ({', '.join(LABELS)}) or captions "
+            f"({', '.join(CAPTIONS)})."
+        )
+    language_column = _column(rows[0], LANGUAGES)
+    captions = _Captions()
+    for name, group in names.items():
+        captions.add(samples[name])
+        for row in group:
+            language = ANY_LANGUAGE if language_column is None else str(row.get(language_column) or "")
+            captions.extend(language, row.get(caption_column))
+    return captions.finish(path)
+
+
+class _Captions:
+    """Collects captions by language, image by image."""
+
+    def __init__(self) -> None:
+        self._samples: list[Sample] = []
+        self._captions: dict[str, list[list[str]]] = {}
+
+    def add(self, sample: Sample) -> None:
+        for rows in self._captions.values():
+            rows.append([])
+        self._samples.append(sample)
+
+    def extend(self, language: str, captions: object) -> None:
+        """Add captions to the last image: a str, or a list of them."""
+        texts = [captions] if isinstance(captions, str) else captions
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise DataError(
+                f"{self._samples[-1].name} has the caption {captions!r:.100}; expected a string or strings."
+            )
+        rows = self._captions.setdefault(language, [[] for _ in self._samples])
+        rows[-1].extend(text for text in texts if text.strip())
+
+    def finish(self, path: Path) -> CaptionedImages:
+        if not any(any(rows) for rows in self._captions.values()):
+            raise DataError(f"{path} has no captions; expected at least one for an image.")
+        return CaptionedImages(path, self._samples, self._captions)
+
+
+def _from_crossmodal(path: Path, rows: Sequence[Mapping[str, Any]], base: Path) -> CaptionedImages:
+    """Read ``captions.jsonl`` of Crossmodal-3600: each line an image's key, and per language ``{"caption": [...]}``."""
+    captions = _Captions()
+    for number, row in enumerate(rows, 1):
+        key = row.get("image/key")
+        if not isinstance(key, str) or not key:
+            raise DataError(f"{path}, row {number}: image/key is {key!r:.100}, expected the key of an image.")
+        captions.add(file_sample(base / f"{key}.jpg", key))
+        for language, value in row.items():
+            if isinstance(value, dict) and "caption" in value:
+                captions.extend(language, value["caption"])
+    return captions.finish(path)
+
+
+def _from_karpathy(path: Path, options: DataOptions) -> CaptionedImages:
+    """Read the JSON of Karpathy's splits of COCO and Flickr30k."""
+    try:
+        document = read_json_object(path, _MAX_JSON_BYTES)
+        entries = [
+            (str(Path(entry.get("filepath", "")) / entry["filename"]), [each["raw"] for each in entry["sentences"]])
+            for entry in document["images"]
+            if options.split in ("", entry["split"])
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be read as a captions file of Karpathy's splits: {error!r:.200}. Expected images with "
+            "filename, split and sentences."
+        ) from error
+    if not entries:
+        raise DataError(f"{path} has no images of the split {options.split!r}; choose another one with --split.")
+    captions = _Captions()
+    for name, texts in entries:
+        captions.add(file_sample((options.images or path.parent) / name, name))
+        captions.extend(ANY_LANGUAGE, texts)
+    return captions.finish(path)
+
+
+def _from_archives(path: Path, archives: Iterable[Path], options: DataOptions) -> LabeledImages | CaptionedImages:
+    pairs = [pair for archive in archives for pair in read_webdataset(archive)]
+    if pairs and "cls" in pairs[0][1]:
+        keyed = [(sample, _label_keys(_text(rest.get("cls"), sample), path, sample.name)) for sample, rest in pairs]
+        home = path if path.is_dir() else path.parent
+        names = [folder / _CLASS_NAMES for folder in (home, home.parent) if (folder / _CLASS_NAMES).is_file()]
+        if names and options.labels is None:
+            options = replace(options, labels=names[0])
+        return _label(path, keyed, None, options, are_positions=True)
+    captions = _Captions()
+    for sample, rest in pairs:
+        captions.add(sample)
+        captions.extend(ANY_LANGUAGE, _text(rest.get("txt"), sample).splitlines())
+    return captions.finish(path)
+
+
+def _text(content: bytes | None, sample: Sample) -> str:
+    if content is None:
+        raise DataError(f"{sample.name} has neither a label (.cls) nor a caption (.txt) beside it, as others have.")
+    return content.decode("utf-8", "replace").strip()
+
+
+def _from_parquet(path: Path, tables: Sequence[Path], options: DataOptions) -> LabeledImages | CaptionedImages:
+    pairs = [pair for table in tables for pair in read_parquet(table, (*LABELS, *CAPTIONS, *LANGUAGES))]
+    first: Mapping[str, Any] = pairs[0][1] if pairs else {}
+    label_column, caption_column = _column(first, LABELS), _column(first, CAPTIONS)
+    if label_column is not None:
+        keyed = [(sample, _label_keys(row.get(label_column), path, sample.name)) for sample, row in pairs]
+        names = ParquetFile(tables[0]).class_names(label_column)
+        return _label(path, keyed, names, options, are_positions=names is not None)
+    if caption_column is None:
+        raise DataError(
+            f"{path} has rows of {_names(first) or 'nothing'}; expected labels ({', '.join(LABELS)}) or captions "
+            f"({', '.join(CAPTIONS)})."
+        )
+    language_column = _column(first, LANGUAGES)
+    captions = _Captions()
+    for sample, row in pairs:
+        captions.add(sample)
+        language = ANY_LANGUAGE if language_column is None else str(row.get(language_column) or "")
+        captions.extend(language, row.get(caption_column))
+    return captions.finish(path)
+
+
+def _label(
+    path: Path, keyed: list[Keyed], names: list[str] | None, options: DataOptions, *, are_positions: bool = False
+) -> LabeledImages:
+    """Give the classes numbers and words: of the labels file, of the recorded names, or the labels themselves.
+
+    ``are_positions`` says that labels that are numbers are positions among the classes, and never their names.
+    """
+    labels: list[str] | dict[str, str] | None = None if options.labels is None else read_labels(options.labels)
+    if isinstance(labels, dict):
+        return _labeled(
+            path, keyed, {name: number for number, name in enumerate(labels)}, list(labels.values()), options
+        )
+    texts, keys = labels or names, {key for _, row in keyed for key in row}
+    if texts is None:
+        if any(_position(key) is not None for key in keys):
+            raise DataError(
+                f"{path} has labels that are numbers, such as {min(map(str, keys)):.100}; give their words with "
+                "--labels FILE, one class per line, that of 0 first."
+            )
+        texts = sorted(map(str, keys))
+    return _labeled(path, keyed, _class_numbers(path, keys, texts, are_positions=are_positions), texts, options)
+
+
+def _class_numbers(path: Path, keys: Iterable[Key], texts: Sequence[str], *, are_positions: bool) -> dict[Key, int]:
+    """Return the class of each label that has one; numbers are either all names of classes or all positions.
+
+    Raises:
+        DataError: they could be both.
+    """
+    by_name = {name: number for number, name in enumerate(texts)}
+    named = {key: by_name[str(key)] for key in keys if str(key) in by_name}
+    positions = {key: position for key in keys if (position := _position(key)) is not None}
+    placed = {key: position for key, position in positions.items() if 0 <= position < len(texts)}
+    words = {key: number for key, number in named.items() if key not in positions}
+    if are_positions or not positions.keys() <= named.keys():
+        return words | placed
+    if placed.keys() == positions.keys() and not placed.items() <= named.items():
+        raise DataError(
+            f"{path} has labels that are numbers, such as {min(map(str, positions))}, and may be names of classes or "
+            "their positions. Write the labels file with lines of name<TAB>words, one for each class."
+        )
+    return named
+
+
+def _position(key: Key) -> int | None:
+    """Return a label that is a number, also one that is written as text."""
+    if isinstance(key, int):
+        return key
+    return int(key) if key.isdecimal() and len(key) <= _MAX_DIGITS else None
+
+
+def _labeled(
+    path: Path, keyed: Sequence[Keyed], numbers: Mapping[Any, int], texts: Sequence[str], options: DataOptions
+) -> LabeledImages:  # fmt: skip
+    """Return the set with labels as numbers, after checking it."""
+    if not keyed:
+        raise DataError(f"{path} has no images; expected images in a folder per class, or a row for each image.")
+    samples = []
+    for sample, keys in keyed:
+        unknown = next((key for key in keys if key not in numbers and str(key) not in numbers), None)
+        if unknown is not None:
+            raise DataError(
+                f"{sample.name} has the label {unknown!r:.100}, which is not among the {len(texts)} known classes "
+                f"({', '.join(texts[:3]):.300}{', ...' if len(texts) > 3 else ''}). Add it to the labels file, or "
+                "remove the image."
+            )
+        chosen = {numbers[key] if key in numbers else numbers[str(key)] for key in keys}
+        samples.append(replace(sample, labels=tuple(sorted(chosen))))
+    if not texts:
+        raise DataError(f"{path} has {len(samples)} images without any label; expected a label for each, at least two.")
+    if len(texts) < 2:
+        only = f"one class, {texts[0]!r:.100}" if texts else "no labels"
+        raise DataError(f"{path} has {only}; expected at least two, one folder or label for each.")
+    multi_label = options.multi_label or any(len(sample.labels) != 1 for sample in samples)
+    return LabeledImages(path, samples, list(texts), multi_label)
+
+
+def _label_keys(value: object, path: Path, name: str) -> tuple[Key, ...]:
+    """Return the labels of one image: a number, a word, words separated by ``|``, or a list of these."""
+    return tuple(
+        key for each in (value if isinstance(value, list | tuple) else [value]) for key in _keys(each, path, name)
+    )
+
+
+def _keys(value: object, path: Path, name: str) -> list[Key]:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(f"{path}: {name} has the label {value!r:.100}; expected a word, a number, or a list of them.")
+    if isinstance(value, int):
+        return [value]
+    return [word for each in value.split(SEPARATOR) if (word := each.strip())]
+
+
+def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return f"{', '.join(map(str, row)):.300}"
+
+
+def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+            first = file.readline(_MAX_LINE_CHARACTERS)
+            file.seek(0)
+            delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
+            lines = _Lines(file)
+            for row in csv.DictReader(lines, delimiter=delimiter):
+                lines.num_characters = 0
+                yield row
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} cannot be read as CSV: {error}. Expected UTF-8 with a line of column names."
+        ) from error
+
+
+class _Lines:
+    """The lines of a file; those between two resets of ``num_characters``, such as a row of CSV, are bounded."""
+
+    def __init__(self, file: TextIOWrapper) -> None:
+        self._file = file
+        self.num_characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(_MAX_LINE_CHARACTERS + 1):
+            self.num_characters += len(line)
+            if self.num_characters > _MAX_LINE_CHARACTERS:
+                raise ValueError(f"a line or row has more than {_MAX_LINE_CHARACTERS:,} characters")
+            yield line
+
+
+def _read_json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    number = 0
+    try:
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
+            lines = _Lines(file)
+            for number, line in enumerate(lines, 1):  # noqa: B007 - the error names it
+                lines.num_characters = 0
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError("not an object")
+                    yield row
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}, line {number}: {error!s:.300}. Expected one JSON object per line, in UTF-8."
+        ) from error

@@ -1,0 +1,354 @@
+"""Evaluate variants of a model on one data set in one pass, with scores, their intervals, and differences to fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..bulk.plan import Progress
+from ..errors import DataError, SiglipOnnxError
+from ..head import Floats, sigmoid
+from ..image.decode import ImageReader
+from ..image.preprocess import Inputs
+from ..model import SigLIP
+from .datasets import ANY_LANGUAGE, CaptionedImages, LabeledImages
+from .metrics import (
+    RECALL_AT,
+    Doubles,
+    Reliability,
+    answer,
+    average_precision,
+    best_threshold,
+    bootstrap_mean,
+    confusion,
+    mean_per_class,
+    one_hot,
+    retrieve,
+)
+from .protocols import Protocol
+from .published import TOLERANCE, find_published
+from .store import Embedded, Store, embed_images, embed_texts, fingerprint
+
+REFERENCE = "fp32"
+CLASSIFICATION, MULTI_LABEL, RETRIEVAL = "classification", "multi-label classification", "retrieval"
+_ROWS = 4096  # of logits at the same time
+
+
+@dataclass
+class Scores:
+    """What one variant reached.
+
+    Attributes:
+        units: per score, the values ``(N,)`` whose mean is the score: of images, or of labels for average precision.
+        values: scores without such parts.
+        answers: what the variant answered, to compare with the reference's answers.
+        per_class: per kind of number, one for each class, nan without images.
+        confusion: images of each class (rows) by the class answered (columns).
+    """
+
+    units: dict[str, NDArray[Any]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    answers: NDArray[Any] = field(default_factory=lambda: np.empty(0))
+    per_class: dict[str, Doubles] = field(default_factory=dict)
+    confusion: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All variants on one data set."""
+
+    facts: dict[str, Any]
+    task: str
+    embedded: Embedded
+    classes: list[str]
+    class_sizes: list[int]
+    scores: dict[str, Scores]
+    errors: dict[str, str]
+
+    @property
+    def reference(self) -> str | None:
+        """The variant that the others are compared with."""
+        return REFERENCE if REFERENCE in self.scores else None
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the result as JSON: shares from 0 to 1, published scores in percent."""
+        return {
+            **self.facts,
+            "task": self.task,
+            "num_images": len(self.embedded.rows),
+            "errors": [{"image": name, "error": message} for name, message in self.errors.items()],
+            "num_classes": len(self.classes),
+            "reference": self.reference,
+            "variants": {name: self._describe(name, scores) for name, scores in self.scores.items()},
+            "published": self._published(),
+            "per_class": self.class_rows(),
+        }
+
+    def class_rows(self) -> list[dict[str, Any]]:
+        """Return what is known of each class: its images, and the numbers of each variant; null without images."""
+        return [
+            {"class": text, "images": self.class_sizes[number]}
+            | {
+                name: {key: _rounded(values[number]) for key, values in scores.per_class.items()}
+                for name, scores in self.scores.items()
+            }
+            for number, text in enumerate(self.classes)
+        ]
+
+    def _describe(self, name: str, scores: Scores) -> dict[str, Any]:
+        described: dict[str, Any] = {
+            "scores": {key: asdict(bootstrap_mean(units)) for key, units in scores.units.items()}
+            | {key: {"value": value} for key, value in scores.values.items()}
+        }
+        if self.reference is not None and name != self.reference:
+            expected = self.scores[self.reference]
+            described["difference"] = {
+                key: asdict(bootstrap_mean(units.astype(np.float64) - expected.units[key]))
+                for key, units in scores.units.items()
+            } | {key: {"value": value - expected.values[key]} for key, value in scores.values.items()}
+            described["agreement"] = float((scores.answers == expected.answers).mean())
+        return described
+
+    def _published(self) -> dict[str, Any]:
+        """Return the published scores of this checkpoint and protocol, for a whole data set that was named."""
+        benchmark, protocol = self.facts["benchmark"], self.facts["protocol"]["name"]
+        if benchmark is None or self.facts["limit"] is not None:
+            return {}
+        found = {}
+        for metric, score in find_published(self.facts["model"], benchmark, protocol).items():
+            measured = {
+                name: 100 * float(scores.units[key].mean())
+                for name, scores in self.scores.items()
+                if (key := metric if metric == "top1" else f"{metric}@1") in scores.units
+            }
+            if measured:
+                found[metric] = {
+                    "percent": score.value,
+                    "source": score.source,
+                    "tolerance": TOLERANCE,
+                    "measured": measured,
+                }
+        return found
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def evaluate(
+    models: Mapping[str, SigLIP],
+    data: LabeledImages | CaptionedImages,
+    protocol: Protocol,
+    *,
+    templates: Sequence[str] = ("{}",),
+    benchmark: str | None = None,
+    limit: int | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    workers: int = 1,
+) -> Evaluation:
+    """Evaluate variants of one model; each image is read and decoded once.
+
+    Args:
+        models: by the names of their variants.
+        data: the images with their labels or captions.
+        protocol: how images and texts are prepared.
+        templates: the prompts around the class names; not used for captions.
+        benchmark: the name of the data set, where published scores are known.
+        limit: use at most this number of images, evenly spaced.
+        folder: where embeddings are kept, so that the same call resumes after an interruption.
+        progress: is called as images are done.
+        workers: images that are processed at the same time.
+
+    Raises:
+        DataError: no image can be read, or ``folder`` holds another evaluation.
+        TextError: a class name or caption cannot be used.
+    """
+    chosen = data.take(limit)
+    labelled = isinstance(chosen, LabeledImages)
+    facts = _facts(models, data, protocol, templates, benchmark, limit)
+    texts, owners = ([], {}) if isinstance(chosen, LabeledImages) else _list_captions(chosen, protocol)
+    stamps = [f"{sample.name}\t{sample.stamp}" for sample in chosen.samples]
+    store = Store(
+        folder,
+        {key: facts[key] for key in ("model", "embedding_spaces", "limit")}
+        | {"protocol": protocol.name, "labelled": labelled, "preprocessing": _describe_reading(models)}
+        | {"providers": next(iter(models.values())).providers}
+        | {"images_sha256": fingerprint(stamps), "texts_sha256": fingerprint(texts)},
+    )
+
+    def prepare(model: SigLIP, image: Image.Image) -> Inputs:
+        return protocol.prepare(image, model.vision.preprocess, labelled=labelled)
+
+    names = protocol.class_texts(chosen.texts) if isinstance(chosen, LabeledImages) else []
+    written = protocol.templates(templates)
+    # Names and captions come first: a text that cannot be used must not waste a pass over the images.
+    if isinstance(chosen, LabeledImages):
+        classes = {name: model.encode_labels(names, template=written) for name, model in models.items()}
+    else:
+        captions = embed_texts(models, texts, store)
+    for model in models.values():
+        model.text.session.unload()  # only vision towers are needed from here on
+    embedded = embed_images(models, chosen.samples, prepare, store, progress or Progress(), workers)
+    errors = {chosen.samples[row].name: str(error) for row, error in embedded.errors.items()}
+    if isinstance(chosen, CaptionedImages):
+        scores = _score_captions(embedded, captions, owners)
+        return Evaluation(facts, RETRIEVAL, embedded, [], [], scores, errors)
+    labels = [chosen.samples[row].labels for row in embedded.rows]
+    truth = one_hot(labels, len(names))
+    score = _score_labels if chosen.multi_label else _score_classes
+    scores = {
+        name: score(model, embedded.embeddings[name], classes[name], names, truth) for name, model in models.items()
+    }
+    task = MULTI_LABEL if chosen.multi_label else CLASSIFICATION
+    return Evaluation(facts, task, embedded, chosen.texts, truth.sum(axis=0).tolist(), scores, errors)
+
+
+def _describe_reading(models: Mapping[str, SigLIP]) -> dict[str, Any]:
+    """Return what decides the pixels of an image besides its file, and whether it can be read."""
+    used = next(iter(models.values())).vision.reader
+    reader = used if isinstance(used, ImageReader) else used.reader
+    limits = asdict(reader.limits)
+    return {"allow_truncated": reader.allow_truncated, "background": reader.background, "limits": limits}
+
+
+def _facts(
+    models: Mapping[str, SigLIP],
+    data: LabeledImages | CaptionedImages,
+    protocol: Protocol,
+    templates: Sequence[str],
+    benchmark: str | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    first = next(iter(models.values()))
+    if any(model.bundle.path != first.bundle.path for model in models.values()):
+        raise SiglipOnnxError("Variants of different models cannot be evaluated together; give those of one model.")
+    labelled = isinstance(data, LabeledImages)
+    return {
+        "model": first.bundle.manifest.model_name,
+        "embedding_spaces": {name: model.embedding_space for name, model in models.items()},
+        "data": str(data.path),
+        "benchmark": benchmark,
+        "protocol": protocol.to_document(),
+        "templates": protocol.templates(templates) if labelled else [],
+        "calibration": None if first.calibration is None else first.calibration.data,
+        "limit": limit,
+    }
+
+
+def _logits(model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], start: int) -> Floats:
+    return model.logits(images[start : start + _ROWS], classes, logit_bias=model.biases(names))
+
+
+def _score_classes(
+    model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], truth: NDArray[np.bool_]
+) -> Scores:
+    right = truth.argmax(axis=1)
+    pairs, top, answers = Reliability(), Reliability(), []
+    for start in range(0, len(images), _ROWS):
+        logits = _logits(model, images, classes, names, start)
+        rows = slice(start, start + len(logits))
+        answers.append(answer(logits, right[rows]))
+        pairs.add(sigmoid(logits), truth[rows])
+        top.add(answers[-1].confidence, answers[-1].best == right[rows])
+    best, rank = (np.concatenate([getattr(part, key) for part in answers]) for key in ("best", "rank"))
+    hits = rank < 1
+    shares = mean_per_class(hits, right, len(names))
+    return Scores(
+        units={"top1": hits} | ({"top5": rank < 5} if len(names) > 5 else {}),
+        values={
+            "mean_per_class": float(np.nanmean(shares)),
+            "calibration_error": pairs.error,
+            "calibration_error_top1": top.error,
+        },
+        answers=best,
+        per_class={"recall": shares},
+        confusion=confusion(right, best, len(names)),
+    )
+
+
+def _score_labels(
+    model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], truth: NDArray[np.bool_]
+) -> Scores:
+    logits = np.concatenate([_logits(model, images, classes, names, start) for start in range(0, len(images), _ROWS)])
+    if not truth.any():
+        raise DataError("No image that can be read has a label; expected at least one.")
+    columns = range(len(names))
+    precision = np.array([average_precision(logits[:, column], truth[:, column]) for column in columns])
+    thresholds = np.array([best_threshold(logits[:, column], truth[:, column]) for column in columns])
+    reliability, said = Reliability(), logits >= 0
+    reliability.add(sigmoid(logits), truth)
+    right = int((said & truth).sum())
+    return Scores(
+        units={"mean_average_precision": precision[~np.isnan(precision)]},
+        values={
+            "f1": 2 * right / max(1, int(said.sum() + truth.sum())),
+            "calibration_error": reliability.error,
+        },
+        answers=said,
+        per_class={
+            "average_precision": precision,
+            "best_threshold": np.where(np.isfinite(thresholds[:, 0]), sigmoid(thresholds[:, 0]), np.nan),
+            "f1": np.where(np.isfinite(thresholds[:, 0]), thresholds[:, 1], np.nan),
+        },
+    )
+
+
+def _list_captions(
+    data: CaptionedImages, protocol: Protocol
+) -> tuple[list[str], dict[str, list[tuple[int, int]]]]:  # fmt: skip
+    """Return the captions to embed, each once, and per language pairs of caption and image, as positions."""
+    positions: dict[str, int] = {}
+    owners: dict[str, list[tuple[int, int]]] = {}
+    several = len(data.captions) > 1
+    for language, rows in data.captions.items():
+        owners[language] = [
+            (positions.setdefault(text, len(positions)), row)
+            for row, texts in enumerate(rows)
+            for text in (texts[:1] if protocol.first_caption and several else texts)
+        ]
+    return list(positions), owners
+
+
+def _score_captions(
+    embedded: Embedded, captions: Mapping[str, Floats], owners: Mapping[str, Sequence[tuple[int, int]]]
+) -> dict[str, Scores]:
+    """Score each language, and their mean; captions of images that cannot be read are left out.
+
+    Each unit belongs to an image and is scaled so that their mean is the recall over captions.
+    """
+    place = {row: number for number, row in enumerate(embedded.rows)}
+    num_images = len(embedded.rows)
+    scores = {}
+    for name, images in embedded.embeddings.items():
+        units: dict[str, NDArray[Any]] = {}
+        answers = []
+        languages: list[str] = []
+        for language, pairs in owners.items():
+            readable = np.array([(text, place[row]) for text, row in pairs if row in place], np.int64).reshape(-1, 2)
+            if not len(readable):
+                continue
+            languages.append(language)
+            owned = readable[:, 1]
+            result = retrieve(images, captions[name][readable[:, 0]], owned)
+            counts = np.bincount(owned, minlength=num_images)
+            answers += [result.best_texts[counts > 0], result.best_images]
+            prefix = f"{language}:" if language != ANY_LANGUAGE else ""
+            for k in RECALL_AT:
+                hits = np.bincount(owned, result.text_ranks < k, num_images) * (num_images / len(owned))
+                units[f"{prefix}text_to_image@{k}"] = hits
+                hits = ((result.image_ranks < k) & (counts > 0)) * (num_images / (counts > 0).sum())
+                units[f"{prefix}image_to_text@{k}"] = hits
+        if not languages:
+            raise DataError("No image that has a caption can be read; give the folder of the images with --images.")
+        if languages != [ANY_LANGUAGE]:
+            for key in [f"{way}@{k}" for k in RECALL_AT for way in ("text_to_image", "image_to_text")]:
+                units[key] = np.mean([units[f"{language}:{key}"] for language in languages], axis=0)
+        scores[name] = Scores(units=units, answers=np.concatenate(answers))
+    return scores

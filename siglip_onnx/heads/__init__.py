@@ -1,0 +1,1 @@
+"""Heads fitted to data: calibrated probabilities, few-shot classifiers, and scores of stored vectors."""

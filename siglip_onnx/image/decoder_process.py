@@ -1,0 +1,309 @@
+"""Decode images in a process of its own, under limits of memory, CPU and wall time, without files and network.
+
+:mod:`.decoder_pool` starts it. Messages are JSON after their length: to unpickle them would let a hijacked decoder run
+code in the parent. Pixels and files pass through shared memory, or after the messages where there is none.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import re
+import signal
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import IO, Any
+
+from ..errors import ImageError
+from ..options import ImageLimits
+from .decode import ImageReader, load_decoders
+from .openers import load_heic_opener
+from .preprocess import Fit, NaflexFit, SquashFit
+
+if sys.platform != "win32":
+    import resource
+
+Message = dict[str, Any]
+OUT_OF_MEMORY = 77  # exit code
+_LENGTH = struct.Struct(">I")
+_ORPHAN_SECONDS = 5.0  # after the time limit, which the parent enforces unless it has died
+_BYTES_PER_PIXEL, _OVERHEAD_BYTES = 32, 256_000_000
+_MAX_WALL_SECONDS = 240.0  # a bulk job ends a worker after 300
+_FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit)}
+# Modules that Pillow imports when it first needs them; later no file can be opened.
+_LATE_IMPORTS = (
+    *(f"PIL.{name}" for name in ("ExifTags", "ImageChops", "ImageCms", "ImageOps", "ImagePalette", "ImageSequence")),
+    *(f"encodings.{name}" for name in ("idna", "latin_1", "utf_16")),
+    "traceback",
+    "xml.etree.ElementTree",
+)
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """Limits of one image in a decoder process.
+
+    Attributes:
+        memory_bytes: address space beyond that of an idle decoder.
+        cpu_seconds: CPU time.
+        wall_seconds: time on the clock.
+    """
+
+    memory_bytes: int
+    cpu_seconds: int
+    wall_seconds: float
+
+    @classmethod
+    def of_images(cls, limits: ImageLimits) -> DecoderLimits:
+        """Return limits that every ordinary image within ``limits`` keeps.
+
+        JPEG 2000 and WebP take 20 to 25 bytes a pixel, and QOI, which Pillow decodes in Python, 4 seconds a megapixel.
+        """
+        cpu_seconds = 10 + limits.max_pixels // 1_000_000
+        memory_bytes = _OVERHEAD_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + limits.max_bytes
+        return cls(memory_bytes, cpu_seconds, min(2.0 * cpu_seconds, _MAX_WALL_SECONDS))
+
+
+def send(stream: IO[bytes], message: Message, data: bytes = b"") -> None:
+    """Write a message, and bytes after it."""
+    header = json.dumps(message).encode()
+    for part in (_LENGTH.pack(len(header)) + header, data):
+        view = memoryview(part)
+        while view:  # the stream has no buffer, and may write less
+            view = view[stream.write(view) :]
+
+
+def receive(stream: IO[bytes], max_bytes: int = 1 << 20) -> Message | None:
+    """Read a message, None at the end of the stream.
+
+    Raises:
+        ValueError: it is not a message, or has more than ``max_bytes``.
+    """
+    length = read_exactly(stream, _LENGTH.size)
+    if len(length) < _LENGTH.size:
+        return None
+    size = _LENGTH.unpack(length)[0]
+    if size > max_bytes:
+        raise ValueError(f"a message of {size:,} bytes")
+    header = read_exactly(stream, size)
+    if len(header) < size:
+        return None
+    message = json.loads(header)
+    if not isinstance(message, dict):
+        raise ValueError("a message that is not an object")
+    return message
+
+
+def read_exactly(stream: IO[bytes], size: int) -> bytes:
+    """Read ``size`` bytes, fewer only at the end of the stream."""
+    data = bytearray()
+    while len(data) < size and (part := stream.read(size - len(data))):
+        data += part
+    return bytes(data)
+
+
+def describe_fit(fit: Fit | None) -> Message | None:
+    """Return a fit as a part of a message."""
+    return None if fit is None else {"kind": type(fit).__name__, **asdict(fit)}
+
+
+def describe_reader(reader: ImageReader) -> Message:
+    """Return a reader as a part of a message."""
+    return {**asdict(reader), "draft_size": reader.draft_size and list(reader.draft_size)}
+
+
+def main() -> None:
+    """Decode the images that arrive on stdin until it is closed."""
+    requests = os.fdopen(0, "rb", buffering=0, closefd=False)
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a library prints must not mix with the replies
+    settings = receive(requests)
+    if settings is None:
+        return
+    decoder = _Decoder(settings, requests, replies)
+    send(replies, {"missing_limits": decoder.apply_limits()})
+    try:
+        while decoder.decode_next():
+            pass
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the parent has ended
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)  # an orderly end would need memory
+
+
+class _Decoder:
+    """Reads requests and writes replies."""
+
+    def __init__(self, settings: Message, requests: IO[bytes], replies: IO[bytes]) -> None:
+        self._reader = _make_reader(settings["reader"])
+        self._limits = DecoderLimits(**settings["limits"])
+        self._memory: int | None = settings["memory"]
+        self._max_output_bytes: int = 3 * self._reader.limits.max_pixels
+        self._requests, self._replies = requests, replies
+        self._logs = _CollectedLogs()
+
+    def apply_limits(self) -> list[str]:
+        """Load what an image may need, then limit this process; return the names of limits that cannot be set here."""
+        load_decoders()
+        load_heic_opener()
+        for name in _LATE_IMPORTS:
+            import_module(name)
+        logger = logging.getLogger("siglip_onnx")
+        logger.addHandler(self._logs)
+        logger.propagate = False
+        self._address_space = _AddressSpace(self._limits.memory_bytes)
+        return limit_process(self._limits, 0 if self._memory is None else self._max_output_bytes)
+
+    def decode_next(self) -> bool:
+        """Answer one request; return False at the end of the stream."""
+        request = receive(self._requests)
+        if request is None:
+            return False
+        data = self._read(request["bytes"])
+        with _timed(self._limits):
+            reply, pixels = self._decode(data, request)
+        reply["logs"] = self._logs.take()
+        if self._memory is None:
+            send(self._replies, reply, pixels)
+        else:
+            write_shared(self._memory, pixels)
+            send(self._replies, reply)
+        return True
+
+    def _read(self, size: int) -> bytes:
+        return read_exactly(self._requests, size) if self._memory is None else read_shared(self._memory, size)
+
+    def _decode(self, data: bytes, request: Message) -> tuple[Message, bytes]:
+        fit = request["fit"]
+        try:
+            decoded = self._reader.read_file(io.BytesIO(data), request["name"], _make_fit(fit))
+        except ImageError as error:
+            if _is_out_of_memory(error) or self._address_space.was_short():
+                raise MemoryError from error
+            return {"error": str(error), "status": error.status}, b""
+        reply = {"fitted": decoded.rgb.size, "size": decoded.size, "truncated": decoded.truncated}
+        return reply, decoded.rgb.tobytes()
+
+
+def read_shared(memory: int, size: int) -> bytes:
+    """Return the first bytes of shared memory, fewer if it has fewer."""
+    data = os.pread(memory, size, 0)
+    while len(data) < size and (part := os.pread(memory, size - len(data), len(data))):  # at most 2 GB at once
+        data += part
+    return data
+
+
+def write_shared(memory: int, data: bytes) -> None:
+    """Replace the first bytes of shared memory."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(memory, memoryview(data)[written:], written)
+
+
+def limit_process(limits: DecoderLimits, file_bytes: int) -> list[str]:
+    """Limit memory, files and the size of files of this process, for good; return what cannot be limited here.
+
+    Without further descriptors no file can be opened and no connection made.
+    """
+    if sys.platform == "win32":
+        return ["memory", "CPU time", "files", "network"]
+
+    def lower(kind: int, value: int) -> None:
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+    missing: list[str] = []
+    lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_FSIZE, file_bytes)
+    if sys.platform == "linux":
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        lower(resource.RLIMIT_AS, used + limits.memory_bytes)
+    else:  # macOS accepts the limit and ignores it
+        missing.append("memory")
+    lower(resource.RLIMIT_NOFILE, os.dup(2) + 1)  # this descriptor was the lowest free one
+    return missing
+
+
+@contextmanager
+def _timed(limits: DecoderLimits) -> Iterator[None]:
+    """Limit the CPU time of the block; end the process long after the time limit, in case its parent has died."""
+    if sys.platform == "win32":
+        yield
+        return
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    end = math.ceil(usage.ru_utime + usage.ru_stime) + limits.cpu_seconds
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
+    signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds + _ORPHAN_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _AddressSpace:
+    """Notices that memory became short: many decoders then say only that the file is damaged."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._status = None
+        if sys.platform == "linux":
+            self._status = os.open("/proc/self/status", os.O_RDONLY)  # later no file can be opened
+            self._short = self._peak_bytes() + memory_bytes // 2
+
+    def was_short(self) -> bool:
+        """Say whether this process has used more than half of its limit, now or at an earlier image."""
+        return self._status is not None and self._peak_bytes() > self._short
+
+    def _peak_bytes(self) -> int:
+        match = re.search(rb"VmPeak:\s*(\d+)", os.pread(self._status or 0, 4096, 0))
+        return 1024 * int(match[1]) if match else 0
+
+
+class _CollectedLogs(logging.Handler):
+    """Collects messages for the reply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self._records.append((record.levelno, record.getMessage()))
+
+    def take(self) -> list[tuple[int, str]]:
+        """Return and forget the messages."""
+        records, self._records = self._records, []
+        return records
+
+
+def _make_reader(document: Mapping[str, Any]) -> ImageReader:
+    values = dict(document)
+    values["limits"] = ImageLimits(**values["limits"])
+    values["draft_size"] = values["draft_size"] and tuple(values["draft_size"])
+    return ImageReader(**values)
+
+
+def _make_fit(document: Message | None) -> Fit | None:
+    if document is None:
+        return None
+    values = dict(document)
+    return _FITS[values.pop("kind")](**values)
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Say whether memory that could not be had is behind an error; some decoders say only that the file is damaged."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            return True
+        error = error.__cause__
+    return False

@@ -1,0 +1,84 @@
+"""Open image files with Pillow's decoders of some formats, and HEIC files with pillow-heif, whose extra is [heic]."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from typing import IO, Any
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ..errors import ImageError, MissingExtraError
+from ..system.extras import extra
+
+# Formats that Pillow reads only if an opener was registered, by a program or by this module.
+_REGISTERED = ("HEIF", "JXL")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_HEIF_BRANDS = (b"mif1", b"msf1")  # of which AVIF files may call themselves too
+_AVIF_BRANDS = (b"avif", b"avis")
+_MAX_BRANDS = 64
+
+
+def open_file(file: IO[bytes], formats: Sequence[str], name: str) -> ImageFile.ImageFile:
+    """Open a file as an image of one of these formats, or of a format of which an opener was registered with Pillow.
+
+    Does what ``PIL.Image.open`` does, except for Pillow's own limit of pixels, which is a global variable: the caller
+    checks the size.
+
+    Raises:
+        ImageError: it is a HEIC file, and pillow-heif is not installed.
+        UnidentifiedImageError: it is of no such format.
+    """
+    file.seek(0)
+    prefix = file.read(16)
+    Image.preinit()
+    if not all(format_ in Image.OPEN for format_ in formats):
+        Image.init()
+    for format_ in (*formats, *(name for name in _REGISTERED if name in Image.OPEN)):
+        factory, accept = Image.OPEN[format_]
+        # A string says why Pillow was built without this format.
+        if accept is not None and (not (accepted := accept(prefix)) or isinstance(accepted, str)):
+            continue
+        try:
+            file.seek(0)
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+            continue
+    if _is_heic(file) and "HEIF" not in Image.OPEN:
+        return _open_heic(file, name)
+    raise UnidentifiedImageError("no known format")
+
+
+def _is_heic(file: IO[bytes]) -> bool:
+    """Say whether a file begins with the box of an HEIF file, and is not AVIF."""
+    file.seek(0)
+    header = file.read(16)
+    if header[4:8] != b"ftyp":
+        return False
+    compatible = file.read(max(0, min(int.from_bytes(header[:4], "big") - 16, 4 * _MAX_BRANDS)))
+    brands = {header[8:12], *(compatible[start : start + 4] for start in range(0, len(compatible), 4))}
+    if header[8:12] in _HEIC_BRANDS:
+        return True
+    return header[8:12] in _HEIF_BRANDS and not brands.intersection(_AVIF_BRANDS)
+
+
+def _open_heic(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+    """Open a HEIC file without registering an opener, which would change what the whole program opens."""
+    opener, problem = load_heic_opener()
+    if problem:
+        raise ImageError(f"{name} is a HEIC image. {problem}", status="unsupported")
+    file.seek(0)
+    image: ImageFile.ImageFile = opener(file)
+    return image
+
+
+@functools.cache
+def load_heic_opener() -> tuple[Any, str]:
+    """Return pillow-heif's class of images, or what to install; a decoder process loads it while it can open files."""
+    try:
+        with extra("heic", "HEIC"):
+            from pillow_heif import HeifImageFile  # noqa: PLC0415 - an optional package
+    except MissingExtraError as error:
+        return None, str(error)
+    return HeifImageFile, ""

@@ -1,0 +1,48 @@
+"""Programs that PyInstaller and the like froze into one executable: their child processes are that executable too."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+
+from ..errors import SiglipOnnxError
+
+_supported: list[bool] = []
+
+
+def is_frozen() -> bool:
+    """Say whether this program is frozen."""
+    return bool(getattr(sys, "frozen", False))
+
+
+def support_processes() -> None:
+    """Run the work of multiprocessing's child processes, and end there; note that this program does so."""
+    _supported.append(True)
+    multiprocessing.freeze_support()
+
+
+def check_freeze_support() -> None:
+    """Check that a frozen program hands child processes their work; otherwise each would start the program again.
+
+    Raises:
+        SiglipOnnxError: it does not.
+    """
+    if is_frozen() and not _supported:
+        raise SiglipOnnxError(
+            "This program is frozen, and its child processes would start it again. Call siglip_onnx.freeze_support() "
+            'first in its main script, under: if __name__ == "__main__"'
+        )
+
+
+def interpreter() -> list[str]:
+    """Return the command of a Python with the same isolation (``-I``, ``-E``, ``-s``) as this one.
+
+    Raises:
+        SiglipOnnxError: this program is frozen and carries no Python to start.
+    """
+    if is_frozen():
+        raise SiglipOnnxError("A frozen program cannot do this. Use siglip_onnx as it is installed by pip.")
+    flags = sys.flags
+    if flags.isolated:
+        return [sys.executable, "-I"]
+    return [sys.executable, *(["-E"] if flags.ignore_environment else []), *(["-s"] if flags.no_user_site else [])]

@@ -1,0 +1,120 @@
+"""Refuse a tokenizer whose normalizer or post-processor could lengthen a text without bound, before it is loaded.
+
+The library applies normalizers even while it loads, to the added tokens. Thirty replacements of a character by two
+turn one character into a gigabyte.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MAX_GROWTH = 256.0  # characters per character; real tokenizers stay below 80, most of it for one Arabic ligature
+MAX_STEPS = 64
+MAX_PREPENDED = 100  # characters
+MAX_APPENDED = 100  # tokens
+_CHECKED = ("normalizer", "post_processor")
+# A key that may be one of these, before an array or object; in a vocabulary a number would follow. JSON may spell each
+# of its characters as an escape.
+_KEY = re.compile(r'("(?:[a-z_]|\\u00[4-7][0-9a-fA-F]){10,14}")[ \t\r\n]*:[ \t\r\n]*(?=[\[{])')
+
+
+def check_file(path: Path) -> None:
+    """Check a ``tokenizer.json``, without parsing its vocabulary.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it could lengthen a text too much, or is damaged where it says so.
+    """
+    for name, value in _find_values(path.read_text(encoding="utf-8")):
+        check_part(name, value)
+
+
+def check_part(name: str, value: Any) -> None:
+    """Check the value of ``normalizer`` or ``post_processor``.
+
+    Raises:
+        ValueError: it could lengthen a text too much.
+    """
+    if name == "normalizer":
+        steps = list(_steps(value))
+        if len(steps) > MAX_STEPS:
+            raise ValueError(f"a normalizer of {len(steps)} steps, expected at most {MAX_STEPS}")
+        growth = 1.0
+        for step in steps:
+            growth *= _growth(step)
+            if growth > MAX_GROWTH:
+                raise ValueError(f"a normalizer that makes texts {growth:,.0f} times as long")
+    elif _appended(value) > MAX_APPENDED:
+        raise ValueError(f"a post-processor that adds more than {MAX_APPENDED} tokens")
+
+
+def _find_values(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield what follows the keys to check, wherever they are: they may occur twice, and be spelled with escapes.
+
+    The time is proportional to the length of the text: keys are short, and values are not searched again for keys.
+    """
+    decoder = json.JSONDecoder()
+    match = _KEY.search(text)
+    while match:
+        name, end = json.loads(match[1]), match.end()
+        if name in _CHECKED:
+            value, end = decoder.raw_decode(text, end)
+            yield name, value
+        match = _KEY.search(text, end)
+
+
+def _steps(normalizer: Any) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a normalizer, in order."""
+    pending = [normalizer]
+    while pending:
+        step = pending.pop()
+        if not isinstance(step, dict):
+            continue
+        nested = step.get("normalizers")
+        if isinstance(nested, list):
+            pending.extend(reversed(nested))
+        else:
+            yield step
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """Return how much longer a step can make a text; those of Unicode alone do not add up, and count as 1."""
+    kind = step.get("type")
+    if kind == "Replace":
+        pattern, content = step.get("pattern"), len(step.get("content") or "")
+        literal = pattern.get("String") if isinstance(pattern, dict) else None
+        if literal:
+            return max(1.0, content / len(literal))
+        return 1.0 + content  # a regular expression may match between characters
+    if kind == "Prepend" and len(step.get("prepend") or "") > MAX_PREPENDED:
+        raise ValueError(f"a normalizer that prepends more than {MAX_PREPENDED} characters")
+    if kind == "Precompiled" and isinstance(step.get("precompiled_charsmap"), str):
+        return _longest_replacement(base64.b64decode(step["precompiled_charsmap"]))
+    return 1.0
+
+
+def _longest_replacement(charsmap: bytes) -> float:
+    """Return the length of the longest string in sentencepiece's table: strings that end with a zero, after a trie."""
+    if len(charsmap) < 4:
+        return 1.0
+    strings = charsmap[4 + struct.unpack("<I", charsmap[:4])[0] :]
+    return float(max(1, *(len(string.decode(errors="replace")) for string in strings.split(b"\0"))))
+
+
+def _appended(processor: Any) -> int:
+    """Return how many tokens and sequences the templates of a post-processor have."""
+    count, pending = 0, [processor]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            pending.extend(value for key, value in node.items() if key != "tokens")
+        elif isinstance(node, list):
+            count += len(node)
+            pending.extend(node if len(node) <= MAX_APPENDED else ())
+    return count

@@ -1,0 +1,308 @@
+"""Every layout of a data set gives the same images and labels; what cannot be used is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.drawn import NAMES_EN, draw_folders, write_csv, write_json_lines, write_tar
+
+from siglip_onnx.errors import DataError, ImageError
+from siglip_onnx.evaluate.datasets import CaptionedImages, DataOptions, LabeledImages, open_data, read_labels
+
+DEFAULTS = DataOptions()
+CAPTIONS = [("a red circle", "red"), ("a blue star", "blue"), ("丸", "まる")]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "set"
+    draw_folders(folder, 2)
+    return folder
+
+
+def labeled(path: Path, options: DataOptions = DEFAULTS) -> LabeledImages:
+    data = open_data(path, options)
+    assert isinstance(data, LabeledImages)
+    return data
+
+
+def captioned(path: Path, options: DataOptions = DEFAULTS) -> CaptionedImages:
+    data = open_data(path, options)
+    assert isinstance(data, CaptionedImages)
+    return data
+
+
+def in_layout(layout: str, drawn: Path, out: Path) -> tuple[Path, DataOptions]:
+    """Write the folder's images in another layout."""
+    paths = sorted(drawn.rglob("*.png"))
+    names = sorted(NAMES_EN)
+    rows = [(str(path.relative_to(drawn)), path.parent.name) for path in paths]
+    options = DataOptions(images=drawn)
+    (out / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    if layout == "csv":
+        return write_csv(out / "set.csv", ("path", "label"), rows), options
+    if layout == "tsv":
+        return write_csv(out / "set.tsv", ("filepath", "class"), rows, "\t"), options
+    if layout == "jsonl":
+        return write_json_lines(
+            out / "set.jsonl", [{"file_name": path, "label": label} for path, label in rows]
+        ), options
+    if layout == "numbers":
+        numbered = [{"image": path, "label": names.index(label)} for path, label in rows]
+        path = write_json_lines(out / "set.jsonl", numbered)
+        return path, DataOptions(images=drawn, labels=out / "names.txt")
+    if layout == "tar":
+        (out / "classnames.txt").write_text("\n".join(names), encoding="utf-8")
+        files = [
+            file
+            for number, path in enumerate(paths)
+            for file in (
+                (f"{number:03}.cls", str(names.index(path.parent.name)).encode()),
+                (f"{number:03}.png", path.read_bytes()),
+            )
+        ]
+        half = len(files) // 2
+        write_tar(out / "1.tar", files[half:])
+        write_tar(out / "0.tar", files[:half])
+        return out, DataOptions()
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    columns = [
+        {"image": {"bytes": path.read_bytes(), "path": path.name}, "label": names.index(path.parent.name)}
+        for path in paths
+    ]
+    pq.write_table(pa.Table.from_pylist(columns, schema=schema), out / "set.parquet", row_group_size=5)
+    return out / "set.parquet", DataOptions()
+
+
+@pytest.mark.parametrize("layout", ["csv", "tsv", "jsonl", "numbers", "tar", "parquet"])
+def test_every_layout_has_the_same_images_and_labels(layout: str, drawn: Path, tmp_path: Path) -> None:
+    expected = labeled(drawn)
+    data = labeled(*in_layout(layout, drawn, tmp_path))
+    assert data.texts == expected.texts == sorted(NAMES_EN)
+    assert [sample.labels for sample in data.samples] == [sample.labels for sample in expected.samples]
+    assert [sample.read() for sample in data.samples] == [sample.read() for sample in expected.samples]
+    assert len({sample.name for sample in data.samples}) == 16
+    assert not data.multi_label
+
+
+def test_labels_of_folders(drawn: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+
+    def texts(content: str) -> list[str]:
+        labels.write_text(content, encoding="utf-8")
+        return labeled(drawn, DataOptions(labels=labels)).texts
+
+    assert texts("a red star\t赤い星\n")[sorted(NAMES_EN).index("a red star")] == "赤い星"
+    assert texts("\n".join("ABCDEFGH")) == list("ABCDEFGH")  # as many as folders, in their order
+    more = [*NAMES_EN, "a cat"]
+    assert texts("\n".join(more)) == more
+    with pytest.raises(DataError, match=r"8 folders.*3 labels that are not their names"):
+        texts("x\ny\nz")
+
+
+def test_folders_with_numbers_are_in_the_order_of_the_labels(tmp_path: Path) -> None:
+    for number in (0, 2, 10):
+        (tmp_path / "set" / str(number)).mkdir(parents=True)
+        (tmp_path / "set" / str(number) / "x.png").touch()
+    (tmp_path / "labels.txt").write_text("\n".join(f"class {number}" for number in range(12)))
+    data = labeled(tmp_path / "set", DataOptions(labels=tmp_path / "labels.txt"))
+    assert [sample.labels for sample in data.samples] == [(0,), (2,), (10,)]
+    assert len(data.texts) == 12
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        (["1", "2", "3"], ["1", "2", "3"], ["1", "2", "3"]),  # 3 is no position
+        (["3", "1"], ["1", "3"], ["3", "1"]),
+        (["0", "2"], ["1", "2", "3"], ["1", "3"]),  # 0 is no name
+        (["0", "1", "cat"], ["a", "b", "cat"], ["a", "b", "cat"]),
+        (["007", "7"], ["7", "007"], ["007", "7"]),
+        (["0", "1"], ["0", "1"], ["0", "1"]),
+        (["1", "2"], ["1", "2", "3"], "such as 1, and may be names of classes or their positions"),
+        (["0", "3"], ["1", "2", "3"], "has the label '3', which is not among the 3 known classes"),
+    ],
+)
+def test_labels_that_are_numbers_are_all_names_or_all_positions(
+    labels: list[str], classes: list[str], expected: list[str] | str, tmp_path: Path
+) -> None:
+    path = write_csv(tmp_path / "x.csv", ("path", "label"), [(f"{n}.png", label) for n, label in enumerate(labels)])
+    options = DataOptions(labels=tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("\n".join(classes))
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            labeled(path, options)
+    else:
+        data = labeled(path, options)
+        assert [data.texts[sample.labels[0]] for sample in data.samples] == expected
+    words = [f"the {name}" for name in classes]
+    (tmp_path / "labels.txt").write_text("".join(f"{name}\tthe {name}\n" for name in classes))
+    if set(labels) <= set(classes):
+        data = labeled(path, options)
+        assert [data.texts[sample.labels[0]] for sample in data.samples] == [f"the {label}" for label in labels]
+        assert data.texts == words
+
+
+def test_numbers_of_archives_are_positions(tmp_path: Path) -> None:
+    members = [("a.png", b"1"), ("a.cls", b"1"), ("b.png", b"2"), ("b.cls", b"2")]
+    path = write_tar(tmp_path / "x.tar", members)
+    (tmp_path / "classnames.txt").write_text("1\n2\n3\n")
+    data = labeled(path)
+    assert [data.texts[sample.labels[0]] for sample in data.samples] == ["2", "3"]
+
+
+def test_images_with_several_labels(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", ("path", "labels"), [("a.png", "red|round"), ("b.png", "blue"), ("c.png", "")])
+    data = labeled(path)
+    assert data.multi_label
+    assert [[data.texts[number] for number in sample.labels] for sample in data.samples] == [
+        ["red", "round"], ["blue"], []
+    ]  # fmt: skip
+    rows = [("a.png", "red"), ("a.png", "round"), ("b.png", "blue")]
+    assert labeled(write_csv(path, ("path", "label"), rows)).samples[0].labels == (1, 2)
+    path = write_json_lines(tmp_path / "x.jsonl", [{"path": "a.png", "labels": ["red", "round"]}])
+    assert labeled(path).samples[0].labels == (0, 1)
+
+
+def karpathy(path: Path) -> Path:
+    entries = [
+        {"filepath": "val2014", "filename": f"{number}.jpg", "split": "val" if number == 2 else "test",
+         "sentences": [{"raw": text} for text in texts]}
+        for number, texts in enumerate(CAPTIONS)
+    ]  # fmt: skip
+    path.write_text(json.dumps({"images": entries, "dataset": "coco"}), encoding="utf-8")
+    return path
+
+
+def test_captions_of_coco(tmp_path: Path) -> None:
+    path = karpathy(tmp_path / "dataset_coco.json")
+    data = captioned(path)
+    assert [sample.name for sample in data.samples] == ["val2014/0.jpg", "val2014/1.jpg"]
+    assert data.captions == {"": [list(texts) for texts in CAPTIONS[:2]]}
+    assert len(captioned(path, DataOptions(split="")).samples) == 3
+    with pytest.raises(DataError, match="no images of the split 'train'"):
+        open_data(path, DataOptions(split="train"))
+
+
+def test_captions_of_crossmodal(tmp_path: Path) -> None:
+    rows = [
+        {"image/key": "0a", "image/locale": "cs", "en": {"caption": ["x", "y"], "caption/tokenized": []},
+         "ja": {"caption": ["あ"]}},
+        {"image/key": "0b", "image/locale": "en", "en": {"caption": ["z"]}},
+    ]  # fmt: skip
+    data = captioned(write_json_lines(tmp_path / "captions.jsonl", rows))
+    assert data.captions == {"en": [["x", "y"], ["z"]], "ja": [["あ"], []]}
+    assert [sample.name for sample in data.samples] == ["0a", "0b"]
+    assert data.only(["ja"]).captions == {"ja": [["あ"], []]}
+    with pytest.raises(DataError, match="no captions in 'fr'; it has en, ja"):
+        data.only(["fr"])
+
+
+def test_captions_in_tables_and_archives(tmp_path: Path) -> None:
+    rows = [("a.png", "en", "x"), ("a.png", "ja", "あ"), ("b.png", "en", "y"), ("a.png", "en", "x2")]
+    data = captioned(write_csv(tmp_path / "x.csv", ("image", "language", "caption"), rows))
+    assert data.captions == {"en": [["x", "x2"], ["y"]], "ja": [["あ"], []]}
+    path = write_json_lines(tmp_path / "x.jsonl", [{"path": "a.png", "captions": ["x", "x2"]}])
+    assert captioned(path).captions == {"": [["x", "x2"]]}
+    path = write_tar(tmp_path / "x.tar", [("a.png", b"1"), ("a.txt", b"x\nx2"), ("b.png", b"2"), ("b.txt", b"y")])
+    data = captioned(path)
+    assert data.captions == {"": [["x", "x2"], ["y"]]}
+    assert [sample.read() for sample in data.samples] == [b"1", b"2"]
+
+
+def test_a_limit_takes_evenly_spaced_images(drawn: Path, tmp_path: Path) -> None:
+    data = labeled(drawn)
+    assert len(data.take(None).samples) == len(data.take(99).samples) == 16
+    assert {sample.labels[0] for sample in data.take(8).samples} == set(range(8))
+    captions = captioned(karpathy(tmp_path / "x.json"), DataOptions(split="")).take(2)
+    assert captions.captions == {"": [["a red circle", "red"], ["a blue star", "blue"]]}
+
+
+def one_class(folder: Path) -> Path:
+    (folder / "set" / "only").mkdir(parents=True)
+    (folder / "set" / "only" / "x.png").touch()
+    return folder / "set"
+
+
+def empty_folders(folder: Path) -> Path:
+    for name in "ab":
+        (folder / "set" / name).mkdir(parents=True)
+    return folder / "set"
+
+
+def text_file(name: str, content: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_text(content, encoding="utf-8")
+        return folder / name
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (one_class, "has one class, 'only'; expected at least two"),
+        (empty_folders, "has no images"),
+        (lambda folder: folder / "none", "does not exist"),
+        (text_file("x.pdf", ""), "has the suffix '.pdf'"),
+        (text_file("x.csv", "a,b\n1,2\n"), "has the columns a, b; expected one of path"),
+        (text_file("x.csv", "path,size\nx.png,2\n"), "expected labels .* or captions"),
+        (text_file("x.csv", "path,label\n,2\n"), "row 1: path is ''"),
+        (text_file("x.csv", ""), "has no rows"),
+        (text_file("x.csv", "path,label\nx.png,0\ny.png,1\n"), "labels that are numbers, such as 0; .* --labels FILE"),
+        (text_file("x.jsonl", '{"path": "x", "label": "a"}\n{"path"'), "x.jsonl, line 2: "),
+        (text_file("x.jsonl", '{"path": "x", "label": "a"}\n[]'), "x.jsonl, line 2: not an object"),
+        (text_file("x.jsonl", '{"path": "x", "label": 1.5}'), r"x has the label 1.5; expected a word"),
+        (text_file("x.jsonl", '{"path": "x", "caption": 5}'), r"x has the caption 5"),
+        (text_file("x.jsonl", '{"path": "x", "caption": " "}'), "has no captions"),
+        (text_file("x.json", "[]"), "cannot be read as a captions file of Karpathy"),
+        (text_file("x.json", '{"images": [{"split": "test"}]}'), "cannot be read as a captions file of Karpathy"),
+        (text_file("x.tar", "not a tar archive"), "cannot be read as a tar archive"),
+        (text_file("x.parquet", "not Parquet"), "cannot be read as Parquet"),
+    ],
+)
+def test_what_cannot_be_used_is_named(write: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    if path.suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match=message):
+        open_data(path)
+
+
+def test_unknown_labels_are_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", ("path", "label"), [("a.png", "cat"), ("b.png", "dgo")])
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    with pytest.raises(
+        DataError, match=r"b.png has the label 'dgo', which is not among the 2 known classes \(cat, dog"
+    ):
+        open_data(path, DataOptions(labels=tmp_path / "labels.txt"))
+    write_csv(path, ("path", "label"), [("a.png", "0"), ("b.png", "2")])
+    with pytest.raises(DataError, match=r"b.png has the label '2'"):
+        open_data(path, DataOptions(labels=tmp_path / "labels.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "has the line 'nothing'"), (b"a\tb\nc\n", "has the line 'c'; expected either"), (b"\xff", "cannot be read")],
+)
+def test_files_of_labels(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_labels(tmp_path / "labels.txt")
+
+
+def test_an_archive_that_was_cut_later(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [("a.png", b"1" * 5000), ("a.cls", b"0"), ("b.png", b"2"), ("b.cls", b"1")])
+    (tmp_path / "classnames.txt").write_text("x\ny")
+    data = open_data(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ImageError, match="ends in the middle of an image"):
+        data.samples[0].read()

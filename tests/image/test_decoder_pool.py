@@ -1,0 +1,356 @@
+"""Decoding in processes of their own: the same pixels, limits that hold, and no process left behind."""
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.images import encode, make_image
+
+import siglip_onnx
+from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.errors import ImageError, SiglipOnnxError
+from siglip_onnx.image import ImageLimits, ImageReader, decoder_pool
+from siglip_onnx.image.decoder_pool import DecoderPool
+from siglip_onnx.image.decoder_process import DecoderLimits, limit_process
+from siglip_onnx.image.preprocess import NaflexFit, SquashFit
+
+STAR = IMAGES_PATH / "red_star.png"
+READER = ImageReader()
+FITS = [None, SquashFit(32, 48, 3), NaflexFit(16, 64, 2)]
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+# A QOI of 1 x N pixels, one byte each, which Pillow decodes slowly in Python.
+SLOW = b"qoif" + (4000).to_bytes(4, "big") + (4000).to_bytes(4, "big") + b"\4\0" + b"\xfe\1\2\3" * 16_000_000
+
+
+@pytest.fixture
+def pool() -> Iterator[DecoderPool]:
+    with contextlib.closing(DecoderPool(READER)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
+    """A pool on a system without shared memory."""
+
+    def refuse(_name: str) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(decoder_pool.os, "memfd_create", refuse, raising=False)
+    monkeypatch.setattr(decoder_pool, "_logged", set())
+    with contextlib.closing(DecoderPool(READER)) as pool:
+        yield pool
+
+
+def pids(pool: DecoderPool) -> list[int]:
+    return [decoder._process.pid for decoder in pool._running]
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    return False
+
+
+def wait_until(condition: object, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def assert_same(pool: DecoderPool, source: object) -> None:
+    for fit in FITS:
+        direct, isolated = (reader.read(source, fit) for reader in (READER, pool))  # type: ignore[arg-type]
+        assert np.array_equal(direct.rgb, isolated.rgb)
+        assert (direct.size, direct.truncated) == (isolated.size, isolated.truncated)
+
+
+def test_pixels_are_the_same(pool: DecoderPool, tmp_path: Path) -> None:
+    image = make_image(np.random.default_rng(1), (90, 41))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "\udcff 犬.jpg"
+    path.write_bytes(encode(image, "JPEG", exif=exif))
+    sources = [path, str(path), STAR.read_bytes(), image, np.asarray(image), encode(image.convert("RGBA"), "WEBP")]
+    sources += [encode(image.convert("I;16"), "PNG"), encode(image, "AVIF"), encode(image, "JPEG2000")]
+    for source in sources:
+        assert_same(pool, source)
+    assert len(pids(pool)) == 1
+
+
+def test_errors_are_the_same(pool: DecoderPool, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    sources = [
+        tmp_path / "text.jpg",
+        tmp_path / "empty.jpg",
+        tmp_path / "none.jpg",
+        tmp_path,
+        STAR.read_bytes()[:-400],
+        5,
+    ]
+    for source in sources:
+        with pytest.raises(ImageError) as direct:
+            READER.read(source)  # type: ignore[arg-type]
+        with pytest.raises(ImageError) as isolated:
+            pool.read(source)  # type: ignore[arg-type]
+        assert (str(isolated.value), isolated.value.status) == (str(direct.value), direct.value.status)
+
+
+def test_options_and_log_lines_pass(caplog: pytest.LogCaptureFixture) -> None:
+    reader = ImageReader(ImageLimits(max_pixels=5000), allow_truncated=True, background="red", draft_size=(8, 8))
+    with contextlib.closing(DecoderPool(reader)) as pool:
+        image = Image.new("RGBA", (50, 50))
+        assert pool.read(encode(image, "PNG")).rgb.getpixel((9, 9)) == (255, 0, 0)
+        assert pool.read(encode(image.convert("RGB"), "PNG")[:-30]).truncated
+        assert "is truncated; what is missing" in caplog.text
+        assert pool.read(encode(image.convert("RGB"), "JPEG")).size == (13, 13)
+        with pytest.raises(ImageError, match="more than the 5,000 allowed"):
+            pool.read(encode(Image.new("RGB", (100, 51)), "PNG"))
+
+
+def test_model_gives_the_same_vectors() -> None:
+    images = sorted(IMAGES_PATH.glob("*.png"))
+    direct = siglip_onnx.load("demo").encode_images(images)
+    with siglip_onnx.load("demo", workers=2, isolate_decoding=True) as model:
+        assert np.array_equal(model.encode_images(images), direct)
+        assert isinstance(model.vision.reader, DecoderPool)
+        running = pids(model.vision.reader)
+        assert 1 <= len(running) <= 2
+    assert not any(map(is_alive, running))
+
+
+def test_many_threads_share_few_processes() -> None:
+    data = STAR.read_bytes()
+    with contextlib.closing(DecoderPool(READER, 2)) as pool, ThreadPoolExecutor(8) as threads:
+        images = list(threads.map(lambda _: pool.read(data).rgb, range(60)))
+        assert len(pids(pool)) <= 2
+    assert all(np.array_equal(image, images[0]) for image in images)
+
+
+def test_without_shared_memory_pipes_are_used(piped: DecoderPool, caplog: pytest.LogCaptureFixture) -> None:
+    image = make_image(np.random.default_rng(1), (700, 500))
+    assert_same(piped, encode(image, "PNG"))
+    assert_same(piped, encode(image, "PNG", compress_level=0))  # a megabyte
+    assert caplog.text.count("through pipes instead of shared memory (Function not implemented)") == 1
+    with pytest.raises(ImageError, match="not a readable image"):
+        piped.read(b"no image")
+
+
+def test_time_without_poll_is_limited_by_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(decoder_pool.select, "poll")
+    limits = DecoderLimits(1_000_000_000, cpu_seconds=100, wall_seconds=0.5)
+    with contextlib.closing(DecoderPool(READER, 1, limits)) as pool:
+        assert pool.read(STAR).size == (256, 256)
+        with pytest.raises(ImageError, match="takes more than 0 seconds to decode") as caught:
+            pool.read(SLOW)
+        assert caught.value.status == "too_large"
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (DecoderLimits(1_000_000_000, cpu_seconds=100, wall_seconds=0.5), "more than 0 seconds"),
+        (DecoderLimits(1_000_000_000, cpu_seconds=1, wall_seconds=100.0), "more than 1 seconds of CPU time"),
+        (DecoderLimits(20_000_000, cpu_seconds=100, wall_seconds=100.0), "more than 20,000,000 bytes of memory"),
+    ],
+)
+def test_image_beyond_a_limit_is_too_large_and_the_next_is_read(limits: DecoderLimits, reason: str) -> None:
+    with contextlib.closing(DecoderPool(READER, 1, limits)) as pool:
+        pool.read(STAR)
+        first = pids(pool)
+        with pytest.raises(ImageError, match=f"takes {reason}") as caught:
+            pool.read(SLOW)
+        assert caught.value.status == "too_large"
+        assert not is_alive(first[0])
+        assert_same(pool, STAR)
+
+
+@ON_LINUX
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_process_that_dies_between_images_is_replaced(pool: DecoderPool, number: int) -> None:
+    pool.read(STAR)
+    first = pids(pool)
+    os.kill(first[0], number)
+    assert_same(pool, STAR)
+    assert pids(pool) != first
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("number", "status", "reason"),
+    [(signal.SIGKILL, "too_large", "more memory than the system has"), (signal.SIGSEGV, "decode_error", "SIGSEGV")],
+)
+def test_image_that_kills_its_process_is_refused(pool: DecoderPool, number: int, status: str, reason: str) -> None:
+    pool.start()  # a process that has read no image before: the image is not tried again
+    with ThreadPoolExecutor(1) as threads:
+        result = threads.submit(pool.read, SLOW)
+        wait_until(lambda: not pool._idle)
+        time.sleep(0.5)
+        os.kill(pids(pool)[0], number)
+        with pytest.raises(ImageError, match=reason) as caught:
+            result.result()
+    assert caught.value.status == status
+    assert_same(pool, STAR)
+
+
+@ON_LINUX
+def test_decoder_can_open_no_file_and_no_connection() -> None:
+    code = """
+import os, socket
+from siglip_onnx.image.decoder_process import DecoderLimits, limit_process
+descriptor = os.open("/dev/null", os.O_RDONLY)
+os.dup2(descriptor, 40)  # a gap below
+print(limit_process(DecoderLimits(100_000_000, 1, 1.0), 1000))
+for attempt in (lambda: socket.socket(), lambda: open("/dev/null"), lambda: os.dup(0)):
+    try:
+        attempt()
+        print("opened")
+    except OSError as error:
+        print(error.errno)
+try:
+    bytearray(200_000_000)
+except MemoryError:
+    print("no memory")
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines() == ["[]", "24", "24", "24", "no memory"]
+
+
+def test_missing_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert limit_process(DecoderLimits(1, 1, 1.0), 0) == ["memory", "CPU time", "files", "network"]
+
+
+def test_process_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for executable, problem in (("/nonexistent", "No such file"), ("/bin/false", "did not start \\(exit code 1\\)")):
+        monkeypatch.setattr(sys, "executable", executable)
+        with pytest.raises(SiglipOnnxError, match=f"{problem}.*--no-isolate-decoding"):
+            DecoderPool(READER).read(STAR)
+
+
+LEAVE = """
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for commands in the background
+from siglip_onnx.image.decode import ImageReader
+from siglip_onnx.image.decoder_pool import DecoderPool
+pool = DecoderPool(ImageReader())
+pool.read(sys.argv[1])
+print(next(iter(pool._running))._process.pid, flush=True)
+"""
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("sys.exit(0)", 0),
+        ("os._exit(0)", 0),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT),
+        ("pid = os.fork()\nif pid: os.waitpid(pid, 0); os._exit(0)\nelse: pool.read(sys.argv[1]); sys.exit(0)", 0),
+    ],
+)
+def test_no_process_is_left(end: str, code: int) -> None:
+    command = [sys.executable, "-c", LEAVE + end, STAR]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == code
+    assert "Exception ignored" not in process.stderr
+    wait_until(lambda: not is_alive(int(process.stdout)))
+
+
+@ON_LINUX
+def test_ctrl_c_during_an_image_ends_its_process() -> None:
+    code = LEAVE + "sys.stdin.buffer.read(1)\npool.read(sys.stdin.buffer.read())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, STAR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    decoder = int(process.stdout.readline())
+    process.stdin.write(b"." + SLOW)
+    process.stdin.close()
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+    assert not is_alive(decoder)
+    process.stdout.close()
+    assert process.stderr
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_pool_survives_fork(pool: DecoderPool) -> None:
+    pool.read(STAR)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            same = np.array_equal(pool.read(STAR).rgb, READER.read(STAR).rgb)
+            pool.close()
+            os._exit(0 if same else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    first = pids(pool)
+    assert_same(pool, STAR)
+    assert pids(pool) == first
+
+
+@ON_LINUX
+def test_shared_memory_of_a_large_image_is_returned(pool: DecoderPool) -> None:
+    pool.read(encode(Image.new("RGB", (4000, 2000)), "PNG"))
+    (decoder,) = pool._running
+    assert decoder._memory is not None
+    assert os.fstat(decoder._memory).st_size == 0
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    "reply", [b"\xff\xff\xff\xff", b"\0\0\0\2[]", b'\0\0\0\x14{"fitted": [9, 1e99]}', b"\0\0\0\1x"]
+)
+def test_hijacked_decoder_cannot_harm(pool: DecoderPool, reply: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.read(STAR)
+    (decoder,) = pool._running
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "_process", _Hijacked(decoder._process, reply))
+        with pytest.raises(ImageError, match="crashed its decoder"):
+            pool.read(STAR)
+    decoder._process.stdout.close()
+    assert_same(pool, STAR)
+
+
+class _Hijacked:
+    """A process with another reply."""
+
+    def __init__(self, process: subprocess.Popen[bytes], reply: bytes) -> None:
+        self._process = process
+        read, write = os.pipe()
+        os.write(write, reply)
+        os.close(write)
+        self.stdout = io.FileIO(read)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._process, name)
+
+
+def test_limits_of_ordinary_images() -> None:
+    limits = DecoderLimits.of_images(ImageLimits())
+    assert limits.wall_seconds < 300  # after which a bulk job ends a worker
+    assert limits.memory_bytes > 25 * ImageLimits().max_pixels
+
+
+def test_logs_nothing_by_default(pool: DecoderPool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="siglip_onnx"):
+        pool.read(STAR)
+    assert caplog.records == []

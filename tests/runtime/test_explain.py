@@ -1,0 +1,154 @@
+"""Occlusion finds the object that a text names, with every kind of model, several texts, and odd sizes."""
+
+import io
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from explain import share_found
+from PIL import Image, ImageDraw
+from support.commands import assert_error, run
+
+import siglip_onnx
+from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.explain import (
+    GRID,
+    Scorer,
+    draw_explanation,
+    explain,
+    explain_in_steps,
+    score_with_classifier,
+    score_with_model,
+)
+from siglip_onnx.head import match_texts
+
+STAR = IMAGES_PATH / "red_star.png"
+
+
+def test_the_strongest_place_lies_in_the_named_object() -> None:
+    assert min(share_found(25).values()) >= 0.92
+
+
+def test_one_text_takes_42_runs_and_several_share_the_first_pass() -> None:
+    model = siglip_onnx.load("demo")
+    image = model.vision.reader.read(STAR).rgb
+    texts = ["a red star", "六つの卵", "something blue"]
+    assert explain(image, score_with_model(model, texts[:1])).num_runs == 42
+    assert 42 <= explain(image, score_with_model(model, texts)).num_runs <= 42 + 2 * 16
+
+
+@pytest.mark.slow
+def test_the_strongest_place_lies_in_the_named_object_in_500_cases(full: bool) -> None:
+    if not full:
+        pytest.skip("minutes; run with --full")
+    assert min(share_found(500).values()) >= 0.95
+
+
+def scorer_of(answer: Callable[[Image.Image], np.ndarray], texts: list[str]) -> Scorer:
+    return Scorer(lambda image: image, answer, partial(match_texts, texts=texts), range(len(texts)))
+
+
+def test_effects_are_differences_of_logits_of_hidden_windows() -> None:
+    """Of a score that counts red pixels, the effect is where red is; that of the opposite score mirrors it."""
+    image = Image.new("RGB", (160, 96), "white")
+    ImageDraw.Draw(image).rectangle((100, 12, 119, 29), fill="red")
+
+    def answer(hidden: Image.Image) -> np.ndarray:
+        red = float((np.asarray(hidden)[..., 1] < 100).mean())
+        return np.array([red, -red, 1], np.float32)
+
+    explanation = explain(image, scorer_of(answer, ["red", "not red", "constant"]))
+    x, y = explanation.strongest(0)
+    assert 100 <= x * 160 <= 119
+    assert 12 <= y * 96 <= 29
+    assert explanation.effects[0].max() > 0 > explanation.effects[1].min()
+    assert not explanation.effects[2].any()
+    assert not explanation.effects[0][:, :4].any()  # far from the rectangle
+    assert explanation.matches[2].logit == 1
+
+
+def test_each_step_is_one_run_and_no_run_is_ahead() -> None:
+    runs = []
+
+    def answer(hidden: Image.Image) -> np.ndarray:
+        runs.append(hidden)
+        return np.array([np.asarray(hidden).mean()], np.float32)
+
+    scorer = scorer_of(answer, ["bright"])
+    steps = explain_in_steps(Image.open(STAR).convert("RGB"), scorer)
+    seen = []
+    for step in steps:
+        seen.append(step)
+        assert len(runs) == step.done
+    assert [step.done for step in seen] == list(range(1, 43))
+    assert {step.total for step in seen} == {42}
+    assert [step.explanation is not None for step in seen] == [False] * 41 + [True]
+    runs.clear()
+    steps = explain_in_steps(Image.open(STAR).convert("RGB"), scorer)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert len(runs) == 3
+
+
+def test_logits_are_those_of_classify_and_texts_do_not_depend_on_each_other() -> None:
+    model = siglip_onnx.load("demo")
+    image = model.vision.reader.read(STAR).rgb
+    texts = ["a red star", "卵が六つ"]
+    both = explain(image, score_with_model(model, texts))
+    assert both.matches == model.classify(STAR, texts)
+    for number, text in enumerate(texts):
+        alone = explain(image, score_with_model(model, [text]))
+        np.testing.assert_array_equal(alone.effects[0], both.effects[number])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (17, 9)])
+def test_odd_sizes(size: tuple[int, int]) -> None:
+    model = siglip_onnx.load("demo")
+    explanation = explain(Image.new("RGB", size, "red"), score_with_model(model, ["red"]))
+    assert np.isfinite(explanation.effects).all()
+    assert Image.open(io.BytesIO(draw_explanation(Image.new("RGB", size), explanation))).width > 0
+
+
+def test_command(tmp_path: Path) -> None:
+    result = run("explain", STAR, "--text", "a red star", "--text", "赤い星", "-o", tmp_path / "where.png", "--json")
+    document = json.loads(result.stdout)
+    assert document["method"] == "occlusion by blurred windows"
+    star, japanese = document["texts"]
+    assert (star["text"], japanese["text"]) == ("a red star", "赤い星")
+    effects = np.array(star["effects"])
+    assert effects.shape == (GRID, GRID)
+    row, column = np.unravel_index(effects.argmax(), effects.shape)
+    assert star["strongest"] == {"x": (column + 0.5) / GRID, "y": (row + 0.5) / GRID}
+    with Image.open(tmp_path / "where.png") as image:
+        assert image.width > 2 * 640
+    table = run("explain", STAR, "--text", "a red star").stdout
+    assert "raised by" in table
+    assert_error(run("explain", STAR), 2, "There are no texts to explain")
+    assert_error(run("explain", tmp_path / "missing.png", "--text", "a"), 1, "missing.png")
+    assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "none" / "x.png"), 1, "cannot be written")
+
+
+def test_compiled_classifiers(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir")
+    from siglip_onnx.classifier import Classifier
+
+    (tmp_path / "labels.txt").write_text("a red star\nsix eggs")
+    assert run("compile", "demo", "--labels", tmp_path / "labels.txt", "-o", tmp_path / "x.onnx").exit_code == 0
+    model, classifier = siglip_onnx.load("demo"), Classifier(tmp_path / "x.onnx")
+    image = model.vision.reader.read(STAR).rgb
+    texts = ["a red star", "six eggs"]
+    expected = explain(image, score_with_model(model, texts))
+    actual = explain(image, score_with_classifier(classifier, workers=2))
+    np.testing.assert_array_equal(actual.effects, expected.effects)
+    assert [match.text for match in actual.matches] == texts
+    document = json.loads(run("explain", STAR, "--model", tmp_path / "x.onnx", "--text", "six eggs", "--json").stdout)
+    assert [text["text"] for text in document["texts"]] == ["six eggs"]
+    assert document["texts"][0]["logit"] == pytest.approx(expected.matches[1].logit)
+    result = run("explain", STAR, "--model", tmp_path / "x.onnx", "--text", "a cat")
+    assert_error(result, 2, "has no label 'a cat'; it has a red star, six eggs")
+    result = run("explain", STAR, "--model", tmp_path / "x.onnx", "--template", "a {}")
+    assert_error(result, 2, "remove --template")

@@ -1,0 +1,67 @@
+"""Slow name servers: other lookups and addresses are answered, and a request that ends takes no other with it."""
+
+import asyncio
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from siglip_onnx.web.lookups import Lookups
+
+
+class SlowNames:
+    """A resolver that answers for hosts of ``slow`` only when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.answer = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", self.getaddrinfo)
+
+    def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+        self.asked.append(host)
+        if host.endswith(".slow"):
+            self.answer.wait(30)
+        if host.endswith(".none"):
+            raise socket.gaierror("no such host")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", port))] * 2
+
+
+def test_slow_lookups_delay_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, lookups = SlowNames(monkeypatch), Lookups(most=41)
+
+    async def ask() -> None:
+        slow = [asyncio.ensure_future(lookups.resolve(f"{number % 40}.slow", 80)) for number in range(120)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert await lookups.resolve("example.com", 80) == ["93.184.216.34"]
+        with pytest.raises(socket.gaierror):
+            await lookups.resolve("x.none", 443)
+        assert time.monotonic() - began < 5
+        for task in slow[:100]:
+            task.cancel()
+        await asyncio.gather(*slow[:100], return_exceptions=True)
+        names.answer.set()
+        assert await asyncio.gather(*slow[100:]) == [["93.184.216.34"]] * 20
+
+    asyncio.run(ask())
+    assert len(names.asked) == 42
+    assert not lookups._running
+
+
+def test_too_many_lookups_are_refused_and_addresses_need_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, lookups = SlowNames(monkeypatch), Lookups(most=3)
+
+    async def ask() -> None:
+        slow = [asyncio.ensure_future(lookups.resolve(f"{number}.slow", 80)) for number in range(3)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(OSError, match="too many lookups"):
+            await lookups.resolve("example.com", 80)
+        assert await lookups.resolve("93.184.216.34", 80) == ["93.184.216.34"]
+        assert await lookups.resolve("2606:2800:220:1::1", 80) == ["2606:2800:220:1::1"]
+        names.answer.set()
+        await asyncio.gather(*slow)
+        assert await lookups.resolve("example.com", 80) == ["93.184.216.34"]
+
+    asyncio.run(ask())
