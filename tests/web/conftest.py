@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -57,16 +58,21 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture
-def new_page(browser: Browser, address: str) -> Iterator[NewPage]:
+def stack() -> Iterator[ExitStack]:
+    """Enter servers here: pages opened later are closed before they stop, since a page may still ask its server."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def new_page(browser: Browser, address: str, stack: ExitStack) -> Iterator[NewPage]:
     """Open pages; at the end no request has left the server, and no script has failed or broken the policy."""
     from playwright.sync_api import expect
 
-    contexts, foreign_requests, complaints = [], [], []
+    foreign_requests, complaints = [], []
 
     def open_page(url: str = address, *, await_samples: bool = True, **options: Any) -> Page:
-        context = browser.new_context(**{"locale": "en-US"} | options)
-        contexts.append(context)
-        page = context.new_page()
+        page = stack.enter_context(browser.new_context(**{"locale": "en-US"} | options)).new_page()
         page.on(
             "request", lambda request: foreign_requests.append(request.url) if is_foreign(request.url, url) else None
         )
@@ -79,8 +85,6 @@ def new_page(browser: Browser, address: str) -> Iterator[NewPage]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
     assert foreign_requests == []
     assert complaints == []
 

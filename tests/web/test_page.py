@@ -1,6 +1,7 @@
 """The page in a headless Chromium: sources of images, the table, templates, presets, comparison of models."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -141,24 +142,24 @@ def test_preset_fills_the_heat_map(new_page: NewPage, preset: str, images: int, 
 
 
 @pytest.mark.export
-def test_variants_are_compared(new_page: NewPage, small_bundle: Path) -> None:
+def test_variants_are_compared(new_page: NewPage, stack: ExitStack, small_bundle: Path) -> None:
     models = [siglip_onnx.load(small_bundle, variant=variant) for variant in ("int8", "fp32")]
-    with running(models) as address:
-        page = new_page(address, await_samples=False)
-        choose(page, STAR_PATH, EGGS_PATH)
-        add(page, "a red circle", "犬")
-        int8, fp32 = (model.classify(STAR_PATH, ["a red circle", "犬"]) for model in models)
-        expected = [match.probability for pair in zip(int8, fp32, strict=True) for match in pair]
-        assert probabilities(page) == [format_probability(probability) for probability in expected]
-        assert page.locator("#table tbody td.model").first.inner_text().split()[-1] == "fp32"
-        largest = max(abs(one.probability - other.probability) for one, other in zip(int8, fp32, strict=True))
-        expect(page.locator("#difference")).to_contain_text(f"at most {format_probability(largest)}")
-        page.click("#heat-run")
-        expect(page.locator("#heat tbody tr")).to_have_count(2)
-        cell = page.locator("#heat tbody td").first
-        expect(cell).to_have_text(format_probability(int8[0].probability))
-        page.select_option("#heat-model", label="fp32")
-        expect(cell).to_have_text(format_probability(fp32[0].probability))
+    address = stack.enter_context(running(models))
+    page = new_page(address, await_samples=False)
+    choose(page, STAR_PATH, EGGS_PATH)
+    add(page, "a red circle", "犬")
+    int8, fp32 = (model.classify(STAR_PATH, ["a red circle", "犬"]) for model in models)
+    expected = [match.probability for pair in zip(int8, fp32, strict=True) for match in pair]
+    assert probabilities(page) == [format_probability(probability) for probability in expected]
+    assert page.locator("#table tbody td.model").first.inner_text().split()[-1] == "fp32"
+    largest = max(abs(one.probability - other.probability) for one, other in zip(int8, fp32, strict=True))
+    expect(page.locator("#difference")).to_contain_text(f"at most {format_probability(largest)}")
+    page.click("#heat-run")
+    expect(page.locator("#heat tbody tr")).to_have_count(2)
+    cell = page.locator("#heat tbody td").first
+    expect(cell).to_have_text(format_probability(int8[0].probability))
+    page.select_option("#heat-model", label="fp32")
+    expect(cell).to_have_text(format_probability(fp32[0].probability))
 
 
 PASTE = """async () => {

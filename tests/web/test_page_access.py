@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -161,12 +162,12 @@ def test_axe_reports_no_serious_violation(new_page: NewPage, language: str, sche
     assert serious_violations() == []
 
 
-def test_page_asks_for_the_api_key(new_page: NewPage) -> None:
-    with running([siglip_onnx.load("demo")], Settings(port=0, api_key="open")) as address:
-        page = new_page(address, await_samples=False)
-        expect(page.locator("#key-dialog")).to_be_visible()
-        page.fill("#key", "open")
-        page.keyboard.press("Enter")
-        expect(page.locator("#samples button")).not_to_have_count(0)
-        choose(page, STAR_PATH)
-        add(page, "a red star")
+def test_page_asks_for_the_api_key(new_page: NewPage, stack: ExitStack) -> None:
+    address = stack.enter_context(running([siglip_onnx.load("demo")], Settings(port=0, api_key="open")))
+    page = new_page(address, await_samples=False)
+    expect(page.locator("#key-dialog")).to_be_visible()
+    page.fill("#key", "open")
+    page.keyboard.press("Enter")
+    expect(page.locator("#samples button")).not_to_have_count(0)
+    choose(page, STAR_PATH)
+    add(page, "a red star")

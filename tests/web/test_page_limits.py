@@ -1,6 +1,7 @@
 """What the page does at its limits: blocked site data, large photos, long texts, many images, small screens."""
 
 import io
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,18 +53,18 @@ def test_photo_of_48_megapixels(new_page: NewPage, tmp_path: Path) -> None:
     add(page, "a red star")
 
 
-def test_photo_of_the_camera_is_not_reduced(new_page: NewPage) -> None:
+def test_photo_of_the_camera_is_not_reduced(new_page: NewPage, stack: ExitStack) -> None:
     """A photo whose PNG is too large for the server becomes a JPEG of the same number of pixels."""
     limits = Limits(image=replace(Limits().image, max_bytes=120_000))
-    with running([siglip_onnx.load("demo")], Settings(port=0, limits=limits)) as address:
-        for url, name in ((address, "Camera.jpeg"), (None, "Camera.png")):
-            page = new_page(url) if url else new_page()
-            page.click("#camera")
-            expect(page.locator("#camera-take")).to_be_visible()
-            while (size := page.evaluate("[video.videoWidth, video.videoHeight].join(' × ')")) == "0 × 0":
-                page.wait_for_timeout(50)
-            page.click("#camera-take")
-            expect(page.locator("#image-facts")).to_contain_text(f"{name} · {size} pixels")
+    address = stack.enter_context(running([siglip_onnx.load("demo")], Settings(port=0, limits=limits)))
+    for url, name in ((address, "Camera.jpeg"), (None, "Camera.png")):
+        page = new_page(url) if url else new_page()
+        page.click("#camera")
+        expect(page.locator("#camera-take")).to_be_visible()
+        while (size := page.evaluate("[video.videoWidth, video.videoHeight].join(' × ')")) == "0 × 0":
+            page.wait_for_timeout(50)
+        page.click("#camera-take")
+        expect(page.locator("#image-facts")).to_contain_text(f"{name} · {size} pixels")
 
 
 def test_truncated_texts_are_named(new_page: NewPage) -> None:
@@ -96,14 +97,16 @@ def test_images_that_the_tab_does_not_keep_are_counted(new_page: NewPage, tmp_pa
     expect(page.locator("#history button")).to_have_count(64)
 
 
-def test_requests_stay_within_the_limits_of_the_server(new_page: NewPage) -> None:
-    with running([siglip_onnx.load("demo")], Settings(port=0, limits=Limits(texts=4, images=2))) as address:
-        page = new_page(address)
-        page.locator("#presets button").first.click()  # six images and six texts
-        expect(page.locator("#heat tbody tr")).to_have_count(6)
-        expect(page.locator("#heat tbody td")).to_have_count(36)
-        expect(page.locator("#heat td.best")).to_have_count(6)
-        expect(rows(page)).to_have_count(6)
+def test_requests_stay_within_the_limits_of_the_server(new_page: NewPage, stack: ExitStack) -> None:
+    address = stack.enter_context(
+        running([siglip_onnx.load("demo")], Settings(port=0, limits=Limits(texts=4, images=2)))
+    )
+    page = new_page(address)
+    page.locator("#presets button").first.click()  # six images and six texts
+    expect(page.locator("#heat tbody tr")).to_have_count(6)
+    expect(page.locator("#heat tbody td")).to_have_count(36)
+    expect(page.locator("#heat td.best")).to_have_count(6)
+    expect(rows(page)).to_have_count(6)
 
 
 @pytest.mark.parametrize("language", ["en-US", "ja-JP"])
@@ -118,14 +121,14 @@ def test_text_field_is_in_sight_on_a_phone(new_page: NewPage, language: str) -> 
         expect(page.locator("#image-facts")).to_contain_text("256 × 256")
 
 
-def test_other_models_show_nothing_of_the_demo(new_page: NewPage) -> None:
+def test_other_models_show_nothing_of_the_demo(new_page: NewPage, stack: ExitStack) -> None:
     demo = siglip_onnx.load("demo")
     manifest = replace(demo.bundle.manifest, model_name="other", description="")
-    with running([SigLIP(replace(demo.bundle, manifest=manifest))]) as address:
-        page = new_page(address, await_samples=False)
-        expect(page.locator("#models")).to_have_text("other int8")
-        for part in ("#samples-part", "#presets"):
-            expect(page.locator(part)).to_be_hidden()
-        expect(page.locator("#description")).to_have_text("")
-        choose(page, STAR_PATH)
-        add(page, "a red star")
+    address = stack.enter_context(running([SigLIP(replace(demo.bundle, manifest=manifest))]))
+    page = new_page(address, await_samples=False)
+    expect(page.locator("#models")).to_have_text("other int8")
+    for part in ("#samples-part", "#presets"):
+        expect(page.locator(part)).to_be_hidden()
+    expect(page.locator("#description")).to_have_text("")
+    choose(page, STAR_PATH)
+    add(page, "a red star")

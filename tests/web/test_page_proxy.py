@@ -5,6 +5,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -88,16 +89,17 @@ class Nginx:
     ],
     ids=["default", "documented", "forwarded", "stripped", "kept"],
 )
-def test_page_behind_nginx(nginx: Nginx, new_page: NewPage, locations: str, path: str, settings: Settings) -> None:
-    with running([siglip_onnx.load("demo")], settings) as upstream:
-        port = nginx.start(locations, upstream)
-        page = new_page(f"http://photos.example:{port}{path}")
-        choose(page, STAR_PATH)
-        add(page, "a red star")
-        assert float(probabilities(page)[0]) > 0.5
-        page.locator("#samples button").first.click()
-        expect(page.locator("#history button")).to_have_count(2)
-        page.close()  # before the server: the page still asks it about the second image
+def test_page_behind_nginx(
+    nginx: Nginx, new_page: NewPage, stack: ExitStack, locations: str, path: str, settings: Settings
+) -> None:
+    upstream = stack.enter_context(running([siglip_onnx.load("demo")], settings))
+    port = nginx.start(locations, upstream)
+    page = new_page(f"http://photos.example:{port}{path}")
+    choose(page, STAR_PATH)
+    add(page, "a red star")
+    assert float(probabilities(page)[0]) > 0.5
+    page.locator("#samples button").first.click()
+    expect(page.locator("#history button")).to_have_count(2)
 
 
 def test_a_name_that_is_not_allowed(nginx: Nginx, browser: Browser) -> None:
@@ -111,12 +113,14 @@ def test_a_name_that_is_not_allowed(nginx: Nginx, browser: Browser) -> None:
     context.close()
 
 
-def test_an_image_that_the_proxy_refuses(nginx: Nginx, new_page: NewPage) -> None:
-    with running([siglip_onnx.load("demo")], Settings(port=0, allowed_hosts=("photos.example",))) as upstream:
-        port = nginx.start(DEFAULT, upstream, body_size="200")
-        page = new_page(f"http://photos.example:{port}/")
-        page.set_input_files("#file", str(STAR_PATH))
-        expect(page.locator("#toast")).to_contain_text("client_max_body_size")
+def test_an_image_that_the_proxy_refuses(nginx: Nginx, new_page: NewPage, stack: ExitStack) -> None:
+    upstream = stack.enter_context(
+        running([siglip_onnx.load("demo")], Settings(port=0, allowed_hosts=("photos.example",)))
+    )
+    port = nginx.start(DEFAULT, upstream, body_size="200")
+    page = new_page(f"http://photos.example:{port}/")
+    page.set_input_files("#file", str(STAR_PATH))
+    expect(page.locator("#toast")).to_contain_text("client_max_body_size")
 
 
 @pytest.mark.parametrize("missing", ["main.js", "dom.js", "i18n/en.json", "*"])

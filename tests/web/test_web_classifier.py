@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -134,41 +135,39 @@ def test_models_that_cannot_be_served(small_checkpoint: Path, tmp_path: Path) ->
         assert_error(run("web", "--model", tmp_path / tower, "--port", 0), 4, missing)
 
 
-def test_page_shows_labels(new_page: NewPage, classifier: FineTunedClassifier) -> None:
-    with running([classifier]) as address:
-        page = new_page(address, await_samples=False)
-        expect(page.locator("#texts-heading")).to_have_text("Labels")
-        for part in ("#text-form", "#presets", "#options", "#undo", "#clear", "#link", "#explainer"):
-            expect(page.locator(part)).to_be_hidden()
-        expect(page.locator("#waiting")).to_have_text("Choose an image to see which labels apply.")
-        for path in (STAR_PATH, EGGS_PATH):
-            page.set_input_files("#file", str(path))
-            expect(page.locator("#image")).to_have_attribute("alt", alt_of(path))
-            expect(rows(page)).to_have_count(len(classifier.labels))
-            expected = sorted(classifier.classify(path), key=lambda match: -match.logit)
-            assert texts_of(page) == [match.text for match in expected]
-            assert page.locator("td[data-label=Logit]").all_inner_texts() == [
-                f"{match.logit:.2f}" for match in expected
-            ]
-            if classifier.problem_type == REGRESSION:
-                expect(page.locator("#heat-part")).to_be_hidden()
-                assert probabilities(page) == []
-            else:
-                assert probabilities(page) == [format_probability(match.probability) for match in expected]
-        assert page.locator("td[data-label=Share], td[data-label=ms]").count() == 0
-        assert page.locator("td.actions button").count() == len(classifier.labels)
-        page.locator("[data-action=where]").last.click()
-        expect(page.locator("#where-map")).to_be_visible()
-        expect(page.locator("#where-text")).to_contain_text(f"“{texts_of(page)[-1]}”")
-        if classifier.problem_type != REGRESSION:
-            page.click("#heat-run")
-            cells = page.locator("#heat tbody tr").first.locator("td")
-            expect(cells).to_have_count(len(classifier.labels))
-            first = [format_probability(match.probability) for match in classifier.classify(STAR_PATH)]
-            assert cells.all_inner_texts() == first
-        page.click("#language")
-        expect(page.locator("#texts-heading")).to_have_text("ラベル")
-        assert "#text=" not in page.url
+def test_page_shows_labels(new_page: NewPage, stack: ExitStack, classifier: FineTunedClassifier) -> None:
+    address = stack.enter_context(running([classifier]))
+    page = new_page(address, await_samples=False)
+    expect(page.locator("#texts-heading")).to_have_text("Labels")
+    for part in ("#text-form", "#presets", "#options", "#undo", "#clear", "#link", "#explainer"):
+        expect(page.locator(part)).to_be_hidden()
+    expect(page.locator("#waiting")).to_have_text("Choose an image to see which labels apply.")
+    for path in (STAR_PATH, EGGS_PATH):
+        page.set_input_files("#file", str(path))
+        expect(page.locator("#image")).to_have_attribute("alt", alt_of(path))
+        expect(rows(page)).to_have_count(len(classifier.labels))
+        expected = sorted(classifier.classify(path), key=lambda match: -match.logit)
+        assert texts_of(page) == [match.text for match in expected]
+        assert page.locator("td[data-label=Logit]").all_inner_texts() == [f"{match.logit:.2f}" for match in expected]
+        if classifier.problem_type == REGRESSION:
+            expect(page.locator("#heat-part")).to_be_hidden()
+            assert probabilities(page) == []
+        else:
+            assert probabilities(page) == [format_probability(match.probability) for match in expected]
+    assert page.locator("td[data-label=Share], td[data-label=ms]").count() == 0
+    assert page.locator("td.actions button").count() == len(classifier.labels)
+    page.locator("[data-action=where]").last.click()
+    expect(page.locator("#where-map")).to_be_visible()
+    expect(page.locator("#where-text")).to_contain_text(f"“{texts_of(page)[-1]}”")
+    if classifier.problem_type != REGRESSION:
+        page.click("#heat-run")
+        cells = page.locator("#heat tbody tr").first.locator("td")
+        expect(cells).to_have_count(len(classifier.labels))
+        first = [format_probability(match.probability) for match in classifier.classify(STAR_PATH)]
+        assert cells.all_inner_texts() == first
+    page.click("#language")
+    expect(page.locator("#texts-heading")).to_have_text("ラベル")
+    assert "#text=" not in page.url
 
 
 def alt_of(path: Path) -> str:
@@ -176,7 +175,9 @@ def alt_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("options", [("--none-of-these", "None of these"), ("--multi-label",)], ids=["single", "multi"])
-def test_fitted_classifier_is_served(options: tuple[str, ...], new_page: NewPage, tmp_path: Path) -> None:
+def test_fitted_classifier_is_served(
+    options: tuple[str, ...], new_page: NewPage, stack: ExitStack, tmp_path: Path
+) -> None:
     """The file of fit, which has no embeddings: its labels in the command, in the API and on the page."""
     image = draw_folders(tmp_path / "set", 2, seed=1)[0]
     out = tmp_path / "classifier.onnx"
@@ -184,13 +185,13 @@ def test_fitted_classifier_is_served(options: tuple[str, ...], new_page: NewPage
     labels = [*sorted(NAMES_EN), *options[1:]]
     expected = Classifier(out).classify(image)
     assert [match.text for match in expected] == labels
-    with started("--model", str(out), cwd=tmp_path) as (_, url):
-        reply = httpx2.post(f"{url}v1/classify", files={"images": image.read_bytes()})
-        assert matches_of(reply) == [match._asdict() for match in expected]
-        page = new_page(url, await_samples=False)
-        page.set_input_files("#file", str(image))
-        expect(rows(page)).to_have_count(len(labels))
-        assert texts_of(page) == [match.text for match in sorted(expected, key=lambda match: -match.logit)]
+    _, url = stack.enter_context(started("--model", str(out), cwd=tmp_path))
+    reply = httpx2.post(f"{url}v1/classify", files={"images": image.read_bytes()})
+    assert matches_of(reply) == [match._asdict() for match in expected]
+    page = new_page(url, await_samples=False)
+    page.set_input_files("#file", str(image))
+    expect(rows(page)).to_have_count(len(labels))
+    assert texts_of(page) == [match.text for match in sorted(expected, key=lambda match: -match.logit)]
     with client_of(open_models([str(out)], (), ())) as client:
         (described,) = client.get("/v1/models").json()["models"]
         facts = (described["kind"], described["labels"], described["embedding_dim"], described["size_bytes"])
