@@ -13,7 +13,7 @@ from ..system.cache_dir import cache_folder
 from ..system.extras import is_installed
 from .job import ERRORS, FACTS, open_job
 from .listing import Listing, is_heic
-from .plan import Progress
+from .progress import Progress
 from .records import JobFacts
 from .run import Engine, Policy, read_errors, run_job
 from .spec import ModelSpec

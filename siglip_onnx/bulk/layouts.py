@@ -22,6 +22,7 @@ from .parquet_pages import read_footer, scan_column
 from .records import MAX_SHARD_SIZE, OK, Row
 
 _HEADER_BYTES = 128  # what numpy writes before small arrays
+_MAX_VALUE_BYTES = 8  # of a number in Parquet
 
 
 class Layout:
@@ -130,11 +131,14 @@ class ParquetLayout(_ArrowLayout):
     def _read_vectors(self, file: BufferedReader) -> Any:
         """Return the table of vectors, after its pages were checked: the folder may come from elsewhere."""
         footer = read_footer(file)
+        columns = [number for number, column in enumerate(footer.columns) if column.names[0] == "embedding"]
+        value_bytes = max((footer.columns[number].value_bytes for number in columns), default=0)
+        if value_bytes > _MAX_VALUE_BYTES:
+            raise ValueError(f"it has values of {value_bytes:,} bytes, expected numbers")
         num_values = sum(
             scan_column(file, footer, group, number).num_values
             for group in range(len(footer.row_groups))
-            for number, column in enumerate(footer.columns)
-            if column.names[0] == "embedding"
+            for number in columns
         )
         if num_values > MAX_SHARD_SIZE * self.embedding_dim:
             raise ValueError(f"it has {num_values:,} values, more than {MAX_SHARD_SIZE:,} vectors have")

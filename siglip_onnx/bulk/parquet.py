@@ -19,8 +19,10 @@ from .parquet_pages import MAX_FOOTER_BYTES, Pages, read_footer, scan_column
 _MAX_PARTS = 100_000  # row groups, or columns
 _FEW_ROWS, _BYTES_PER_ROW = 10_000, 20  # a compressed image and its label have more
 _BATCH_BYTES, _BATCH_ROWS = 32_000_000, 1024  # every value may be as large as a page: dictionaries repeat values
-_TEXT_GROWTH, _FEW_TEXT_BYTES = 20, 32_000_000
-_KEPT_ROWS, _KEPT_BYTES = 256, 128_000_000  # of images, for threads that read them slightly out of order
+_GROWTH = 20  # bytes of values by bytes of the file: texts are compressed, and a dictionary repeats values
+_FEW_TEXT_BYTES, _FEW_IMAGE_BYTES = 32_000_000, 256_000_000
+# Of images, for threads that read them slightly out of order; of a small file, only the first number of bytes.
+_KEPT_ROWS, _FEW_KEPT_BYTES, _KEPT_BYTES = 256, 32_000_000, 128_000_000
 _BUFFER_BYTES = 1_000_000
 
 
@@ -57,7 +59,9 @@ class ParquetFile:
         except self._errors as error:
             raise self._unreadable(error) from error
         self._starts = list(itertools.accumulate(counts, initial=0))
-        self._kept: LRUCache[int, tuple[Any]] = LRUCache(_KEPT_ROWS, _KEPT_BYTES)
+        self._kept: LRUCache[int, tuple[Any]] = LRUCache(
+            _KEPT_ROWS, min(_KEPT_BYTES, max(_FEW_KEPT_BYTES, self.size_bytes))
+        )
         self._next_row = 0
         self._ahead: Iterator[Any] | None = None  # the values from the next row on
         self._checked: dict[tuple[int, int], Pages] = {}
@@ -83,7 +87,7 @@ class ParquetFile:
         if not names:
             yield from ({} for _ in range(self._starts[-1]))
             return
-        allowed = num_bytes = max(_FEW_TEXT_BYTES, _TEXT_GROWTH * self.size_bytes)
+        allowed = num_bytes = max(_FEW_TEXT_BYTES, _GROWTH * self.size_bytes)
         try:
             for group in range(len(self._starts) - 1):
                 for batch in self._batches(group, names):
@@ -129,13 +133,19 @@ class ParquetFile:
 
     def _read_from(self, column: str, row: int) -> Iterator[Any]:
         """Yield the values of a column from a row on; of ``{bytes, path}``, as the library datasets has, the bytes."""
+        allowed = num_bytes = max(_FEW_IMAGE_BYTES, _GROWTH * self.size_bytes)
         for group in range(self._group(row), len(self._starts) - 1):
             place = self._starts[group]
             for batch in self._batches(group, [column]):
                 values = batch.column(0)
                 for number in range(max(0, row - place), len(values)):
                     value = values[number].as_py()
-                    yield value.get("bytes") if isinstance(value, dict) else value
+                    value = value.get("bytes") if isinstance(value, dict) else value
+                    num_bytes -= len(value) if isinstance(value, bytes) else 0
+                    if num_bytes < 0:
+                        raise ValueError(f"the images of the column {column:.100} have more than {allowed:,} bytes, in "
+                                         f"a file of {self.size_bytes:,} bytes")  # fmt: skip
+                    yield value
                 place += len(values)
 
     def _batches(self, group: int, names: list[str]) -> Iterator[Any]:

@@ -18,6 +18,7 @@ _FOOTER_SHARE, _SMALL_FOOTER_BYTES = 4, 1_000_000  # a larger footer may have a 
 # A page may have 20 times its compressed bytes, as texts may have; images do not compress.
 _SMALL_PAGE_BYTES, _PAGE_GROWTH, _MAX_PAGE_BYTES = 16_000_000, 20, 1_000_000_000
 _MAX_VALUES = 16_000_000  # of a page
+_FEW_VALUE_BYTES = 1_000_000  # of a fixed size, for which also a value that is absent takes memory
 _FEW_LIST_VALUES, _LIST_VALUES_PER_BYTE = 1_000_000, 4  # of a column with lists, whose levels are decoded at once
 _BYTES_PER_PAGE, _FEW_PAGES = 200, 1000
 _HEADER_BYTES = 32_768  # of a page; its statistics have at most 4 kB a value
@@ -94,7 +95,17 @@ def scan_column(file: BufferedReader, footer: Footer, group: int, number: int) -
     if pages.num_values > allowed:
         name = ".".join(footer.columns[number].names)
         raise ValueError(f"the column {name:.100} has {pages.num_values:,} values, at most {allowed:,} are allowed")
+    _check_fixed_size(footer, footer.columns[number], pages.num_values)
     return pages
+
+
+def _check_fixed_size(footer: Footer, column: Column, num_values: int) -> None:
+    """Check the size of values that are read at once: those of a list, or else one."""
+    size_bytes = column.value_bytes * (num_values if column.has_lists else 1)
+    allowed = max(_FEW_VALUE_BYTES, footer.size_bytes)
+    if size_bytes > allowed:
+        name = ".".join(column.names)
+        raise ValueError(f"values of the column {name:.100} have {size_bytes:,} bytes, at most {allowed:,} are allowed")
 
 
 def scan_pages(file: BufferedReader, start: int, length: int) -> Pages:

@@ -6,8 +6,7 @@ import hashlib
 import itertools
 import os
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
 
 from ..errors import ImageError, JobError
@@ -17,46 +16,12 @@ from ..system.workers import in_batches, map_in_order
 from .job import Job
 from .known_inputs import KnownInputs
 from .listing import Listing, read_content
-from .records import OK, Input, Receipt
+from .progress import Changes
+from .records import OK, Input
 
 _BATCH = 1000
 _Content = tuple[int | None, str]  # size and sha256
 _NO_SHARD = -1  # of inputs that are new in this listing
-
-
-@dataclass
-class Changes:
-    """How a listing differs from the plan. ``missing`` inputs stay in the plan unless it is pruned.
-
-    ``moved`` inputs are neither new nor missing: their content was found under a new path. ``unlisted`` inputs are not
-    missing: their files exist, and stay in the plan.
-    """
-
-    new: int = 0
-    changed: int = 0
-    missing: int = 0
-    listed: int = 0
-    moved: int = 0
-    unlisted: int = 0
-
-
-class Progress:
-    """Receives what happens during a job; this base class ignores it."""
-
-    def planned(self, changes: Changes, num_inputs: int, done: Mapping[str, int]) -> None:
-        """The plan is complete; ``done`` counts the inputs of each status that earlier runs committed."""
-
-    def image_started(self, index: int | None) -> None:
-        """An input of the shard was opened; None: all of them are done, and the shard is about to be committed."""
-
-    def image_done(self, status: str) -> None:
-        """An input has its row."""
-
-    def worker_died(self, lost: Mapping[str, int]) -> None:
-        """A worker died; what it had done of its shard, counted by status, must be done again."""
-
-    def shard_done(self, shard: int, receipt: Receipt, seconds: float) -> None:
-        """A shard was committed."""
 
 
 def update_plan(job: Job, listing: Listing, *, prune: bool) -> Changes:

@@ -13,7 +13,7 @@ from ..errors import JobError, SiglipOnnxError, first_line
 from ..system.extras import extra
 from ..system.threads import available_workers
 from .job import Job
-from .plan import Progress
+from .progress import Progress
 from .records import Receipt
 from .shard import Task
 from .spec import ModelSpec

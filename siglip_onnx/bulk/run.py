@@ -22,7 +22,8 @@ from ..system.json_files import to_json
 from ..system.threads import available_workers
 from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder
 from .listing import Listing
-from .plan import Changes, Progress, update_plan
+from .plan import update_plan
+from .progress import Changes, Progress
 from .records import OK, STATUSES, JobFacts, Receipt
 from .shard import Task
 from .spec import ModelSpec

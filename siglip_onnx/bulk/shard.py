@@ -17,7 +17,7 @@ from ..model import SigLIP
 from ..options import ImageLimits
 from .job import Job
 from .listing import read_content, stat_input
-from .plan import Progress
+from .progress import Progress
 from .records import CRASH, OK, Input, Receipt, Row
 
 Vector = NDArray[Any]

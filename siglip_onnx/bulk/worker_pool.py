@@ -20,7 +20,7 @@ from ..errors import JobError, SiglipOnnxError
 from ..system.frozen import check_freeze_support
 from ..system.interrupts import children_uninterrupted, interrupts_deferred
 from .job import open_job
-from .plan import Progress
+from .progress import Progress
 from .records import CRASH, Receipt
 from .shard import Task, check_model, embed_part, embed_shard, find_pending
 from .spec import ModelSpec

@@ -223,9 +223,11 @@ def _ask_model(
     logit_bias: float | None,
 ) -> tuple[Facts, Iterator[Answer]]:
     """Match each image with each text; an image that cannot be read gives its error."""
+    if not model.vision.session.copies_weights:
+        model.vision.session.preload()  # while the texts are embedded
     labels = model.encode_labels(texts, template=templates)
     bias = model.biases(texts) if logit_bias is None else logit_bias
-    model.text.session.unload()  # before the images, so that memory holds one tower
+    model.text.session.unload()  # before the images, so that memory holds the weights of one tower
     model.vision.session.preload()  # while the first image is decoded
 
     def match(name: str, result: EmbeddedImage | ImageError) -> Answer:

@@ -14,7 +14,7 @@ import click
 from .. import demo
 from ..bulk.index import is_job, newest_index, update_index
 from ..bulk.job import ERRORS, open_job
-from ..bulk.plan import Changes
+from ..bulk.progress import Changes
 from ..bulk.records import JobFacts
 from ..bulk.run import LocalEngine, read_errors
 from ..bulk.search import Collection, open_collection

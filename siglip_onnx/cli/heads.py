@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from ..bulk.records import JobFacts
 from ..errors import ImageError
-from ..heads.score import Scored, describe_scores, read_head
+from ..heads.score import describe_scores, read_head
 from .inputs import InputReader, list_images
 from .options import ModelChoice
 from .output import describe_error, describe_result, exit_code, format_table, print_csv, print_json, warn
+
+if TYPE_CHECKING:
+    from ..heads.stored import Scored
 
 
 def classify_with_head(path: Path, arguments: Sequence[str], choice: ModelChoice, format_: str | None) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-from wcwidth import wcswidth
 
 from ..bundle.manifest import read_manifest
 from ..demo import BUNDLE_PATH
@@ -212,6 +211,10 @@ def format_size(size_bytes: int) -> str:
 
 
 def _width(cell: str) -> int:
+    if cell.isascii() and cell.isprintable():
+        return len(cell)
+    from wcwidth import wcswidth  # noqa: PLC0415 - its tables take long to load, and most output is ASCII
+
     return int(wcswidth(cell))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import click
 
-from ..bulk.plan import Changes, Progress
+from ..bulk.progress import Changes, Progress
 from ..bulk.records import OK
 from .output import format_count
 

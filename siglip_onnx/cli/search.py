@@ -13,7 +13,8 @@ from ..bulk.gallery import Group, Tile, render_gallery
 from ..bulk.records import JobFacts
 from ..bulk.search import Hit, Term, encode_query, find_existing, is_one_text
 from ..errors import ImageError, printable
-from ..heads.score import read_head, search_by_head
+from ..heads.score import read_head
+from ..heads.stored import search_by_head
 from ..system.files import write_atomic
 from .folders import index_option, open_folder
 from .heads import print_scores

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..bulk.plan import Progress
+from ..bulk.progress import Progress
 from ..errors import DataError, SiglipOnnxError
 from ..head import Floats, sigmoid
 from ..image.decode import ImageReader

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..bulk.plan import Changes, Progress
+from ..bulk.progress import Changes, Progress
 from ..errors import DataError, ImageError, SiglipOnnxError
 from ..head import Floats
 from ..image.preprocess import Inputs

@@ -14,6 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from ..errors import BundleError, first_line
 from ..system.files import open_regular
 from ..system.names import check_name, leaves_folder
+from ..system.sizes import MAX_DIMENSIONS, bounded_product
 
 DOMAINS = {"", "ai.onnx", "com.microsoft"}  # of operators that onnxruntime itself has
 _MAX_GRAPH_BYTES = 2**31 - 1  # the limit of one protobuf file
@@ -81,9 +82,10 @@ def read_graph(path: Path) -> ForeignGraph:
     graph = ForeignGraph(path, model)
     _check_operators(graph)
     for tensor in _tensors(model):
-        elements = _count(path, tensor)
-        if not _is_external(tensor) and elements > _ELEMENTS_PER_BYTE * size:
-            raise _refusal(path, f"has a constant of {elements:,} elements in {size:,} bytes")
+        limit = _ELEMENTS_PER_BYTE * size
+        elements = _count(path, tensor, limit)
+        if not _is_external(tensor) and elements > limit:
+            raise _refusal(path, f"has a constant of at least {elements:,} elements in {size:,} bytes")
     _check_filled(graph)
     return graph
 
@@ -110,8 +112,9 @@ def check_weights(graph: ForeignGraph, folder: Path) -> None:
             length = int(facts.get("length", str(available - offset)))
         except ValueError as error:
             raise _refusal(graph.path, f"has offsets that are not numbers ({error})") from error
-        needed = _count(graph.path, tensor) / _ELEMENTS_PER_BYTE
-        if offset < 0 or length < 0 or offset + length > available or needed > length:
+        limit = _ELEMENTS_PER_BYTE * max(length, 0)
+        is_too_short = _count(graph.path, tensor, limit) > limit
+        if offset < 0 or length < 0 or offset + length > available or is_too_short:
             raise _refusal(
                 graph.path,
                 f"has the weight {tensor.name!r:.100} of {length:,} bytes at {offset:,} of {location}, which has only "
@@ -137,18 +140,18 @@ def _check_filled(graph: ForeignGraph) -> None:
     for node in _nodes(graph.model.graph):
         elements = _filled(node, [constants.get(name, []) for name in node.input])
         if elements > _MAX_FILLED:
-            raise _refusal(graph.path, f"fills a constant of {elements:,} elements")
+            raise _refusal(graph.path, f"fills a constant of at least {elements:,} elements")
 
 
 def _filled(node: NodeProto, inputs: Sequence[Sequence[float]]) -> int:
     """Return at least how many elements the output of a node has, as far as its constant inputs tell; 0 if unknown."""
     if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Resize", "Upsample"):
-        return math.prod(max(1, math.ceil(side)) for side in (inputs[-1] if inputs else ()))
+        return bounded_product([max(1, math.ceil(side)) for side in (inputs[-1] if inputs else ())], _MAX_FILLED)
     if node.op_type == "Pad":
         attribute = next((list(each.ints) for each in node.attribute if each.name == "pads"), [])
         pads = attribute or (inputs[1] if len(inputs) > 1 else [])
         sides = zip(pads, pads[len(pads) // 2 :], strict=False)
-        return math.prod(1 + max(0, int(before)) + max(0, int(after)) for before, after in sides)
+        return bounded_product([1 + max(0, int(before)) + max(0, int(after)) for before, after in sides], _MAX_FILLED)
     if node.op_type == "Range" and [len(each) for each in inputs] == [1, 1, 1]:
         (start,), (limit,), (delta,) = inputs
         return int(abs(limit - start) / abs(delta)) if delta else 0
@@ -176,10 +179,14 @@ def _constant_values(attribute: AttributeProto) -> list[float]:
 
 
 def _values(tensor: TensorProto) -> list[float]:
-    if tensor.data_type in _NUMBERS and not _is_external(tensor) and math.prod(tensor.dims) <= _MAX_SHAPE_LENGTH:
+    if tensor.data_type in _NUMBERS and not _is_external(tensor) and _is_small(tensor):
         with suppress(ValueError, TypeError):  # damaged, which onnxruntime reports
             return [float(value) for value in onnx.numpy_helper.to_array(tensor).ravel() if math.isfinite(value)]
     return []
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    return bounded_product(tensor.dims, _MAX_SHAPE_LENGTH) <= _MAX_SHAPE_LENGTH
 
 
 def _initializers(graph: GraphProto) -> Iterator[TensorProto]:
@@ -210,10 +217,13 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def _count(path: Path, tensor: TensorProto) -> int:
+def _count(path: Path, tensor: TensorProto, limit: int) -> int:
+    """Return the number of elements, or a number above ``limit``."""
+    if len(tensor.dims) > MAX_DIMENSIONS:
+        raise _refusal(path, f"has the constant {tensor.name!r:.100} of {len(tensor.dims):,} dimensions")
     if any(side < 0 for side in tensor.dims):
         raise _refusal(path, f"has the constant {tensor.name!r:.100} of shape {list(tensor.dims)!r:.100}")
-    return math.prod(tensor.dims)
+    return bounded_product(tensor.dims, limit)
 
 
 def _is_external(tensor: TensorProto) -> bool:

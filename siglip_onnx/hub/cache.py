@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from ..bundle.folder import folder_problems
 from ..bundle.manifest import MANIFEST
 from ..errors import CacheError, ModelNotFoundError, SiglipOnnxError
@@ -221,6 +219,8 @@ def locked(name: str) -> Iterator[None]:
     Raises:
         CacheError: the cache cannot be written.
     """
+    from filelock import FileLock  # noqa: PLC0415 - only to change the cache, which most runs do not
+
     with cache_errors():
         locks = models_folder().parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)

@@ -127,6 +127,11 @@ def look_up(name: str, revision: str | None) -> Repository:
             f"The Hub names {str(answer.sha)[:100]!r} as the revision of {name}, expected a commit of 40 hexadecimal "
             "digits. Nothing was downloaded; check HF_ENDPOINT and the network."
         )
+    if revision is not None and REVISION.fullmatch(revision) and answer.sha != revision:
+        raise DownloadError(
+            f"The Hub names {answer.sha} as the commit {revision} of {name}. Nothing was downloaded; check HF_ENDPOINT "
+            "and the network."
+        )
     return Repository(name, answer.sha, {file.rfilename: _remote_file(name, file) for file in answer.siblings})
 
 

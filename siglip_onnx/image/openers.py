@@ -30,12 +30,23 @@ def open_file(file: IO[bytes], formats: Sequence[str], name: str) -> ImageFile.I
         ImageError: it is a HEIC file, and pillow-heif is not installed.
         UnidentifiedImageError: it is of no such format.
     """
+    Image.preinit()  # loads the decoders of the most common formats, init those of all
+    image = _open_loaded(file, formats)
+    if image is None and not all(format_ in Image.OPEN for format_ in formats):
+        Image.init()
+        image = _open_loaded(file, formats)
+    if image is not None:
+        return image
+    if _is_heic(file) and "HEIF" not in Image.OPEN:
+        return _open_heic(file, name)
+    raise UnidentifiedImageError("no known format")
+
+
+def _open_loaded(file: IO[bytes], formats: Sequence[str]) -> ImageFile.ImageFile | None:
+    """Open a file with the decoders that are loaded; None if it is of none of their formats."""
     file.seek(0)
     prefix = file.read(16)
-    Image.preinit()
-    if not all(format_ in Image.OPEN for format_ in formats):
-        Image.init()
-    for format_ in (*formats, *(name for name in _REGISTERED if name in Image.OPEN)):
+    for format_ in (name for name in (*formats, *_REGISTERED) if name in Image.OPEN):
         factory, accept = Image.OPEN[format_]
         # A string says why Pillow was built without this format.
         if accept is not None and (not (accepted := accept(prefix)) or isinstance(accepted, str)):
@@ -45,9 +56,7 @@ def open_file(file: IO[bytes], formats: Sequence[str], name: str) -> ImageFile.I
             return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
             continue
-    if _is_heic(file) and "HEIF" not in Image.OPEN:
-        return _open_heic(file, name)
-    raise UnidentifiedImageError("no known format")
+    return None
 
 
 def _is_heic(file: IO[bytes]) -> bool:

@@ -105,6 +105,12 @@ class LazySession:
         return runs_on_cpu(self.providers)
 
     @property
+    def copies_weights(self) -> bool:
+        """Whether loading the graph takes memory for its weights; otherwise only running it does."""
+        quickly = self._few_runs and not self._num_bulk_users and platform.machine().lower() in _X86
+        return not quickly or self.providers != [CPU_PROVIDER]
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The graph's own metadata entries; the graph is loaded for them, see :meth:`load` for errors."""
         session = self.load()
@@ -229,8 +235,7 @@ class LazySession:
             return self._load_openvino(threads)
         kernels = _choose_kernels(self._exact_int8)
         options = _options(threads, kernels)
-        is_quick = self._few_runs and not self._num_bulk_users and platform.machine().lower() in _X86
-        if is_quick and providers == [CPU_PROVIDER]:
+        if not self.copies_weights:
             with contextlib.suppress(Exception):  # raised again by loading it in the usual way
                 session, self._quick_weights = _load_quickly(self._path, threads, kernels)
                 return session

@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..system.protobuf import Entry, read_fields, read_values, write_fields
+from ..system.sizes import MAX_DIMENSIONS
 
 _GRAPH = 7  # of ModelProto
 _NODE, _INITIALIZER, _INPUT = 1, 5, 11  # of GraphProto
@@ -116,7 +117,7 @@ def _parse(model: bytes, weights_name: bytes) -> Int8Graph:
         if external and (_DATA_TYPE, _INT8) in read_fields(tensor) and (name := read_values(tensor, _NAME)[0]) in used:
             shape = tuple(value for key, value in read_fields(tensor) if key == _DIMS and isinstance(value, int))
             weight = Weight(shape, int(external[b"offset"]), int(external[b"length"]))
-            if math.prod(shape) != weight.length:
+            if len(shape) > MAX_DIMENSIONS or math.prod(shape) != weight.length:
                 raise ValueError("a weight has the wrong size")
             weights[name.decode()] = weight
     if not weights:

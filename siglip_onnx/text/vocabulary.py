@@ -102,8 +102,7 @@ class PieceTable:
         """Return the ids of the pieces that have one of these hashes."""
         known = self._arrays["hashes"]
         rows = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-        ids: list[int] = np.unique(self._arrays["order"][rows[known[rows] == hashes]]).tolist()
-        return ids
+        return sorted(set(self._arrays["order"][rows[known[rows] == hashes]].tolist()))
 
     def _unigram(self, kept: Numbers) -> Any:
         """Return the Unigram model of some pieces; its ids are positions in ``kept``."""

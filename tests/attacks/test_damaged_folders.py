@@ -25,7 +25,7 @@ from support.jobs import embed
 
 import siglip_onnx
 from siglip_onnx.bench.schema import read_document
-from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.bulk.shard import embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH

@@ -72,6 +72,15 @@ def long_list(path: Path) -> Path:
     return parquet_of(path)(image=[IMAGE, IMAGE], label=labels)
 
 
+def large_values(path: Path, size: int, *, lists: bool = False) -> Path:
+    """Write absent values of a fixed size, for each of which pyarrow takes that much memory."""
+    import pyarrow as pa
+
+    values = pa.nulls(2000 if lists else 2, pa.binary(size))
+    labels = pa.ListArray.from_arrays([0, 1999, 2000], values) if lists else values
+    return parquet_of(path, store_schema=False)(image=[IMAGE, IMAGE], label=labels)
+
+
 def long_footer(path: Path) -> Path:
     path.write_bytes(b"PAR1" + bytes(1000) + (1 << 31).to_bytes(4, "little") + b"PAR1")
     return path
@@ -86,6 +95,14 @@ def long_footer(path: Path) -> Path:
         (prefixes, "more than 32,000,000 bytes"),
         (many_rows, r"it has 300,000 rows in [\d,]+ bytes, at most"),
         (long_list, r"has 2,000,001 values, at most"),
+        (
+            lambda path: large_values(path, 2_000_000),
+            "values of the column label have 2,000,000 bytes, at most",
+        ),
+        (
+            lambda path: large_values(path, 1000, lists=True),
+            r"values of the column label.* have 2,000,000 bytes",
+        ),
         (long_footer, "its footer has 2,147,483,648 bytes"),
     ],
 )
@@ -106,6 +123,14 @@ def test_an_image_that_is_a_bomb_is_an_error_of_that_image(tmp_path: Path) -> No
     data = open_data(big_page(tmp_path / "x.parquet"))
     with pytest.raises(ImageError, match=r"x.parquet cannot be read as Parquet: a page of .* at most 16,000,000"):
         data.samples[0].read()
+
+
+def test_an_image_that_a_dictionary_repeats_without_end_is_refused(tmp_path: Path) -> None:
+    image = IMAGE + bytes(12_000_000)
+    data = open_data(parquet_of(tmp_path / "x.parquet")(image=[image] * 100, label=["a", "b"] * 50))
+    assert data.samples[0].read() == data.samples[20].read() == image
+    with pytest.raises(ImageError, match=r"images of the column image have more than 256,000,000 bytes, in a file of"):
+        data.samples[99].read()
 
 
 def test_images_of_parquet_are_read_in_any_order(tmp_path: Path) -> None:
@@ -280,17 +305,22 @@ def test_damaged_data_sets_are_named(kind: str, tmp_path: Path) -> None:
         check(path)
 
 
-def test_parquet_bombs_in_folders_of_vectors_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["many", "large"])
+def test_parquet_bombs_in_folders_of_vectors_are_refused(kind: str, tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
-    values = pa.array(np.zeros(4 * 300_000, np.float32))
     (tmp_path / "parquet").mkdir()
     path = tmp_path / "parquet" / "000000.parquet"
-    parquet_of(path)(embedding=pa.FixedSizeListArray.from_arrays(values, 4))
+    if kind == "many":
+        column = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4 * 300_000, np.float32)), 4)
+    else:
+        column = pa.nulls(3, pa.binary(20))
+    parquet_of(path)(embedding=column)
     before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
     try:
         with pytest.raises(
-            JobError, match=r"has 1,200,000 values, more than 1,000 vectors have|1,200,000 values, at most"
+            JobError,
+            match=r"has 1,200,000 values, more than 1,000 vectors have|1,200,000 values, at most|values of 20 bytes",
         ):
             ParquetLayout(4, np.dtype(np.float32)).read(tmp_path, 0)
     finally:

@@ -22,7 +22,7 @@ from support.jobs import embed, rows_of, sha256_of, tree
 import siglip_onnx
 from siglip_onnx.bulk import worker_pool
 from siglip_onnx.bulk.job import Job
-from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine
 from siglip_onnx.bulk.shard import Task

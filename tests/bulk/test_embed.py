@@ -19,7 +19,7 @@ from support.jobs import SHARD_SIZE, SKIPPED, embed, plant_faults, rows_of, sha2
 import siglip_onnx
 from siglip_onnx.bulk.job import Job, open_job
 from siglip_onnx.bulk.listing import Listing
-from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.bulk.records import Receipt
 from siglip_onnx.bulk.run import LocalEngine, run_job
 from siglip_onnx.bulk.shard import Task, embed_shard

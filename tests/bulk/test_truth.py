@@ -14,7 +14,7 @@ from support.jobs import SHARD_SIZE, InProcess, embed, rows_of, sha256_of, tree,
 
 from siglip_onnx.bulk import shard as shard_module
 from siglip_onnx.bulk.job import Job, open_job
-from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.bulk.records import OK, Receipt
 from siglip_onnx.bulk.run import LocalEngine
 from siglip_onnx.bulk.search import open_collection

@@ -18,7 +18,7 @@ from support.commands import assert_error, run
 from support.drawn import NAMES_EN, NAMES_JA, draw_folders, write_csv, write_json_lines
 
 import siglip_onnx
-from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.evaluate import store
 from siglip_onnx.evaluate.datasets import open_data

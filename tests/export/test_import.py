@@ -245,6 +245,19 @@ def add_constant(model: onnx.ModelProto, *dims: int) -> None:
     model.graph.initializer.append(TensorProto(name="huge", dims=dims, data_type=TensorProto.FLOAT, raw_data=b"1234"))
 
 
+def add_weight(model: onnx.ModelProto, *dims: int) -> None:
+    """Add a weight beside the graph."""
+    weight = next(each for each in model.graph.initializer if each.external_data)
+    model.graph.initializer.append(weight)
+    del model.graph.initializer[-1].dims[:]
+    model.graph.initializer[-1].dims.extend(dims)
+
+
+def fill_by_attribute(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["filled"]))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["shape"], value_ints=[1 << 62] * 300_000))
+
+
 def fill_constant(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape"))
     model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["filled"]))
@@ -308,15 +321,26 @@ def grow_weight(model: onnx.ModelProto) -> None:
         (lambda model: add_operator(model, "ai.onnx.contrib"), "has the operator 'Steal' of 'ai.onnx.contrib'"),
         (add_inner_operator, "has the operator 'Steal' of 'evil'"),
         (lambda model: model.functions.append(onnx.FunctionProto(name="Steal", domain="evil")), "functions"),
-        (lambda model: add_constant(model, 1 << 20, 1 << 20), "has a constant of 1,099,511,627,776 elements"),
+        (lambda model: add_constant(model, 1 << 20, 1 << 20), "has a constant of at least 1,048,576 elements"),
+        (lambda model: add_constant(model, *[1 << 62] * 64), "has a constant of at least 4,611,686,018,427,387,904 el"),
+        (lambda model: add_constant(model, *[1 << 62] * 300_000), "has the constant 'huge' of 300,000 dimensions"),
+        (lambda model: add_weight(model, *[1 << 62] * 64), "has only"),
+        (lambda model: add_node(model, "ConstantOfShape", [1 << 62] * 100), "fills a constant of at least 4,611,686,"),
+        (fill_by_attribute, "fills a constant of at least 4,611,686,018,427,387,904 elements"),
         (lambda model: add_constant(model, -5), "of shape [-5]"),
-        (fill_constant, "fills a constant of 1,099,511,627,776 elements"),
+        (fill_constant, "fills a constant of at least 1,099,511,627,776 elements"),
         (add_loop, "has the operator 'Loop', which towers do not need"),
-        (lambda model: add_node(model, "ConstantOfShape", [1 << 40]), "fills a constant of 1,099,511,627,776"),
-        (lambda model: add_node(model, "Expand", 1.0, [1 << 20, 1 << 20]), "fills a constant of 1,099,511,627,776"),
-        (lambda model: add_node(model, "Tile", [1.0], [1 << 40]), "fills a constant of 1,099,511,627,776"),
-        (lambda model: add_node(model, "Range", 0, 1 << 40, 1), "fills a constant of 1,099,511,627,776"),
-        (lambda model: add_node(model, "Pad", [1.0], [1 << 39, 1 << 39]), "fills a constant of 1,099,511,627,777"),
+        (lambda model: add_node(model, "ConstantOfShape", [1 << 40]), "fills a constant of at least 1,099,511,6"),
+        (
+            lambda model: add_node(model, "Expand", 1.0, [1 << 20, 1 << 20]),
+            "fills a constant of at least 1,099,511,6",
+        ),
+        (lambda model: add_node(model, "Tile", [1.0], [1 << 40]), "fills a constant of at least 1,099,511,6"),
+        (lambda model: add_node(model, "Range", 0, 1 << 40, 1), "fills a constant of at least 1,099,511,6"),
+        (
+            lambda model: add_node(model, "Pad", [1.0], [1 << 39, 1 << 39]),
+            "fills a constant of at least 1,099,511,6",
+        ),
         (hide_size, "siglip-onnx models check"),
         (lambda model: model.graph.node[0].input.__setitem__(0, "nowhere"), "cannot be loaded"),
     ],

@@ -135,6 +135,14 @@ def tensor(storage: bytes, offset: int = 0, size: int = 16, stride: int = 1) -> 
     return b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tRs."
 
 
+def many_dimensions(count: int) -> bytes:
+    """Return a tensor whose sizes have a product that takes minutes to compute, and whose strides are 0."""
+    sizes = b"(\x8a\x08" + b"\xff" * 7 + b"\x7fq\x01" + b"h\x01" * (count - 1) + b"t"
+    strides = b"(K\x00q\x02" + b"h\x02" * (count - 1) + b"t"
+    arguments = storage() + b"K\x00" + sizes + strides + b"\x89}"
+    return b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tRs."
+
+
 def nested_key() -> bytes:
     """Return a dictionary whose key takes 2^60 steps to hash."""
     return b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"Ns."
@@ -168,6 +176,8 @@ def nested_key() -> bytes:
         (tensor(storage(), offset=-4, size=1), "not described by a storage"),
         (tensor(storage(), stride=-1), "not described by a storage"),
         (tensor(b"N"), "not described by a storage"),
+        (many_dimensions(20_000), "it has a tensor of 20,000 dimensions, expected at most 64"),
+        (b"\x80\x02\x8a\x09" + bytes(8) + b"\x01.", "it has a whole number of more than 64 bits"),
     ],
 )
 def test_hostile_pickles_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -21,7 +21,8 @@ from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import DataError
 from siglip_onnx.head import l2_normalize
 from siglip_onnx.heads import score
-from siglip_onnx.heads.score import ScoreHead, fold_linear, read_head, search_by_head, write_head
+from siglip_onnx.heads.score import ScoreHead, fold_linear, read_head, write_head
+from siglip_onnx.heads.stored import search_by_head
 
 STAR, EGGS = IMAGES_PATH / "red_star.png", IMAGES_PATH / "six_eggs.png"
 

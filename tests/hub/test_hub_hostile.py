@@ -107,6 +107,17 @@ def hub(handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield served
 
 
+def test_commit_is_not_replaced_by_another(hub: Hub, handler: Handler, small_bundle: Path) -> None:
+    """A branch or tag may look like the beginning of a commit, but not like a whole one."""
+    pinned = hub.add(NAME, small_bundle)
+    handler.facts = {"sha": COMMIT}
+    failed = run("models", "pull", f"{NAME}@{pinned}")
+    assert_error(failed, 4, f"The Hub names {COMMIT} as the commit {pinned} of {NAME}")
+    assert cached_models() == stale_entries() == []
+    handler.facts = {}
+    assert run("models", "pull", f"{NAME}@{pinned}").exit_code == 0
+
+
 @pytest.mark.parametrize(
     "sha",
     ["PHOTOS", "..", "../..", "../../../photos", ".", "", "main", COMMIT[:39], COMMIT + "0", COMMIT + "\n", None, 7,

@@ -13,7 +13,7 @@ from attacks.bombs import BOMBS
 
 from siglip_onnx.bulk.job import Job, begin_job
 from siglip_onnx.bulk.listing import Listing
-from siglip_onnx.bulk.plan import Progress
+from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.bulk.records import Input, JobFacts, Receipt, Row
 from siglip_onnx.bulk.run import Policy, run_job
 from siglip_onnx.bulk.shard import Task, embed_shard

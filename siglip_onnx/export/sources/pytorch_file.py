@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CheckpointError
+from ...system.sizes import MAX_DIMENSIONS
 from .archive import Archive
 from .tensor import DTYPES, Tensor, Tensors
 
 _MAX_PICKLE_BYTES = 50_000_000
 _MAX_OPERATIONS = 1_000_000  # of the pickle: about 20 for a tensor
+_MAX_INT = 2**63 - 1
 _MAX_SHARING = 4  # bytes of the tensors by bytes of their storages; tied weights are in the file once
 _STORAGES = {
     "torch.FloatStorage": ("F32", 4), "torch.HalfStorage": ("F16", 2), "torch.BFloat16Storage": ("BF16", 2),
@@ -150,6 +152,8 @@ class _Interpreter:
                 (document,) = self._stack
                 return document
             if opcode.name in _VALUES:
+                if type(argument) is int and abs(argument) > _MAX_INT:
+                    raise ValueError("it has a whole number of more than 64 bits")
                 self._stack.append(argument)
             elif opcode.name in _CONSTANTS:
                 self._stack.append(_CONSTANTS[opcode.name])
@@ -220,6 +224,8 @@ class _Interpreter:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError("it has a tensor that is not described by a storage, sizes and strides")
+        if len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"it has a tensor of {len(shape):,} dimensions, expected at most {MAX_DIMENSIONS}")
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if 0 not in shape and last >= storage.numel:
             raise ValueError("it has a tensor that reaches beyond its storage")
