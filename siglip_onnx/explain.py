@@ -34,6 +34,7 @@ _NUM_FINE = 16  # ... in the windows, of each text, over which the first pass fo
 _FINE_SHARE = 0.8  # of the fine windows in the result
 _BLUR = 0.25  # radius of the blur, of the longer side
 _MAX_PIXELS_DRAWN = 640  # of the longer side of a panel
+MAX_PANELS = 24  # of a drawing
 _RAISES, _LOWERS = (220, 30, 30), (30, 80, 230)
 _STRONGEST = 0.65  # opacity
 SOFTWARE = "siglip_onnx explain"  # in the drawing, by which an earlier one is recognized
@@ -255,15 +256,18 @@ def _combine(first: Floats, fine: Sequence[Window], drops: Floats) -> Floats:
 def draw_explanation(image: Image.Image, explanation: Explanation) -> bytes:
     """Return a PNG: for each text a panel with what raises its logit in red, what lowers it in blue, and the number.
 
-    The colors of a panel are relative to the text's own strongest effect, which is printed.
+    The colors of a panel are relative to the text's own strongest effect, which is printed. Of more than
+    :data:`MAX_PANELS` texts, those of the highest logits are drawn.
     """
-    panels = [_panel(image, explanation, number) for number in range(len(explanation.matches))]
+    logits = [match.logit for match in explanation.matches]
+    drawn = sorted(sorted(range(len(logits)), key=lambda number: -logits[number])[:MAX_PANELS])
+    panels = [_panel(image, explanation, number) for number in drawn]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     width, height = panels[0].size
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    for number, panel in enumerate(panels):
-        sheet.paste(panel, (number % columns * width, number // columns * height))
+    for place, panel in enumerate(panels):
+        sheet.paste(panel, (place % columns * width, place // columns * height))
     buffer = io.BytesIO()
     facts = PngInfo()
     facts.add_text("Software", SOFTWARE)

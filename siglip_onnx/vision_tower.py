@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from .bundle import Bundle
 from .bundle.manifest import FEATURES, POOLED
@@ -24,6 +25,7 @@ from .session import open_tower
 from .system.workers import in_batches, map_in_order
 
 Preprocessor = SquashPreprocessor | NaflexPreprocessor
+Prepared = tuple[Inputs, DecodedImage] | ImageError
 Run = Callable[[Mapping[str, NDArray[Any]]], Floats]  # of a batch
 RAISE, SKIP = "raise", "skip"  # what to do with an image that cannot be read
 _BATCH = 16
@@ -111,7 +113,7 @@ class VisionTower:
         """Yield for each image its embedding, or the error of one that cannot be read, in order.
 
         Images are read as they are needed, at most a few ahead; with several workers, those in memory are copied, so
-        that a generator may fill one buffer again and again, but a file must stay open and keep its name. On the CPU
+        that a generator may fill one buffer again and again or close a file, but a path must keep its file. On the CPU
         each is a run of its own, so that a vector never depends on its neighbors; on other providers images of fixed
         resolution run in batches.
 
@@ -189,27 +191,42 @@ class VisionTower:
     def _stream(
         self, images: ImageSource | Iterable[ImageSource], run: Run
     ) -> Iterator[ImageOutput | ImageError]:  # fmt: skip
-        def run_one(image: ImageSource) -> ImageOutput | ImageError:
+        def run_one(image: ImageSource | Prepared) -> ImageOutput | ImageError:
             prepared = self._try_prepare(image)
             if isinstance(prepared, ImageError):
                 return prepared
             return _output(run(prepared[0])[0], prepared[1])
 
-        sources = as_images(images)
-        if self.workers > 1 and not isinstance(sources, Sequence | np.ndarray):
-            sources = map(keep_content, sources)  # read ahead, while its generator may fill the same buffer again
+        sources: Iterable[ImageSource | Prepared] = as_images(images)
+        if self.workers > 1:
+            sources = self._keep_ahead(as_images(images))
         if self.batch_size == 1:
             return map_in_order(run_one, sources, self.workers)
         return self._stream_batches(sources, run)
 
-    def _stream_batches(self, images: Iterable[ImageSource], run: Run) -> Iterator[ImageOutput | ImageError]:
+    def _keep_ahead(self, images: Iterable[ImageSource]) -> Iterator[ImageSource | Prepared]:
+        """Yield images that are read ahead, such that what happens to them later has no effect.
+
+        A generator may fill one buffer again. Open files, also those that Pillow opened, are decoded here: only one
+        thread may read them, and their generator may close them or go on to the next frame.
+        """
+        is_stored = isinstance(images, Sequence | np.ndarray)
+        for image in images:
+            if isinstance(image, ImageFile.ImageFile) or (hasattr(image, "read") and not isinstance(image, io.BytesIO)):
+                yield self._try_prepare(image)
+            else:
+                yield image if is_stored and not hasattr(image, "read") else keep_content(image)
+
+    def _stream_batches(self, images: Iterable[ImageSource | Prepared], run: Run) -> Iterator[ImageOutput | ImageError]:
         for batch in in_batches(map_in_order(self._try_prepare, images, self.workers), self.batch_size):
             pixels = [result[0]["pixel_values"] for result in batch if not isinstance(result, ImageError)]
             rows = iter(run({"pixel_values": np.concatenate(pixels)}) if pixels else ())
             for result in batch:
                 yield result if isinstance(result, ImageError) else _output(next(rows), result[1])
 
-    def _try_prepare(self, image: ImageSource) -> tuple[Inputs, DecodedImage] | ImageError:
+    def _try_prepare(self, image: ImageSource | Prepared) -> Prepared:
+        if isinstance(image, tuple | ImageError):
+            return image
         try:
             decoded = self.reader.read(image, self.preprocess.fit)
         except ImageError as error:

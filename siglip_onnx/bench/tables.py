@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..errors import BenchmarkError
+from ..errors import BenchmarkError, printable
 from .machine import describe_briefly, describe_busy
 from .schema import END_TO_END, STAGES, TEXT, VISION, Document, Row
 from .statistics import Summary
@@ -97,19 +97,19 @@ def markdown(table: Table) -> str:
     """Return a table as Markdown."""
     header, rows = table
     lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(printable, line))} |" for line in lines)
 
 
 def document_markdown(document: Document) -> str:
     """Return every table of a document, and the notes that a reader needs to judge them."""
     parts = []
     for inputs in dict.fromkeys(row.inputs for row in document.rows):
-        parts += [f"## {inputs}", markdown(speed_table(document, inputs))]
+        parts += [f"## {printable(inputs)}", markdown(speed_table(document, inputs))]
         parts += [markdown(stage_table(document, inputs)), markdown(start_table(document, inputs))]
     if document.throughput:
         parts.append(markdown(throughput_table(document)))
-    parts += [f"* {name}: {reason}" for name, reason in document.absent.items()]
-    return "\n\n".join([f"# {document.model}", *parts, explain(document)])
+    parts += [printable(f"* {name}: {reason}") for name, reason in document.absent.items()]
+    return "\n\n".join([f"# {printable(document.model)}", *parts, explain(document)])
 
 
 def explain(document: Document) -> str:
@@ -122,7 +122,7 @@ def explain(document: Document) -> str:
         ) from error
     references = sorted({row.fidelity.reference for row in document.rows})
     unstable = '; "unstable" marks rounds whose medians differ by more than 10 %' if document.baseline is None else ""
-    return (
+    return printable(
         f"Single calls on distinct images, {rounds} rounds in alternating order, a fresh process for each. "
         f"Three values are min / median / p90{unstable}. Cosines "
         f"and logit errors compare the timed answers with {' and '.join(references)}. Start: from the start of the "

@@ -19,14 +19,13 @@ from ..bundle.integrity import FileFacts
 from ..errors import JobError, JobNotFoundError
 from ..image.convert import name_background
 from ..options import DROP, WHITE
-from ..system.files import open_regular, remove_own_files
+from ..system.files import follow_links, open_regular, remove_own_files
 from ..system.files import remove as remove_file
 from ..system.json_files import read_json_object, to_json
 from ..system.records import read_record
 from .layouts import LAYOUTS, Layout
 from .records import (
     FORMAT,
-    ROW_FIELDS,
     STATUSES,
     Input,
     JobFacts,
@@ -35,7 +34,7 @@ from .records import (
     damaged,
     inputs_from_bytes,
     inputs_to_bytes,
-    read_lines,
+    read_rows,
     rows_from_bytes,
     rows_to_bytes,
 )
@@ -186,10 +185,9 @@ class Job:
             # Inside a name the quotes would be escaped.
             position = content.find(b'"row": %d,' % row)
             start, end = content.rfind(b"\n", 0, position) + 1, content.find(b"\n", position)
-            line = read_lines(content[start:end] if position >= 0 else b"null", ROW_FIELDS, name)[0]
-            if line["row"] != row or not isinstance(line["path"], str):
+            found[row] = read_rows(content[start:end] if position >= 0 else b"null", name)[0]
+            if found[row].row != row:
                 raise damaged(name)
-            found[row] = Row(**line)
         return found
 
     def read_vectors(self, shard: int) -> NDArray[Any]:
@@ -281,12 +279,14 @@ def make_folder(path: Path) -> None:
         JobError: the path is a file, holds other files, or cannot be created.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        follow_links(path).mkdir(parents=True, exist_ok=True)
         other_names = {entry.name for entry in path.iterdir()} - {TEMPORARY, LOCK}
     except FileExistsError as error:
         raise JobError(f"{path} is a file; give the name of a folder as --out.") from error
     except OSError as error:
-        raise JobError(f"{path} cannot be created: {error.strerror}. Choose another place for --out.") from error
+        raise JobError(
+            f"{path} cannot be created: {error.strerror}. Choose another folder, or allow to write there."
+        ) from error
     if other_names and not (path / FACTS).exists():
         raise JobError(f"{path} is not empty and is not a job folder; choose another --out.")
 

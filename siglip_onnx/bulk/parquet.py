@@ -63,6 +63,9 @@ class ParquetFile:
             _KEPT_ROWS, min(_KEPT_BYTES, max(_FEW_KEPT_BYTES, self.size_bytes))
         )
         self._next_row = 0
+        self._ends: dict[int, tuple[int, DataError]] = {}  # of damaged row groups: the first unreadable row, and why
+        self._num_counted = 0  # rows whose images were counted
+        self._image_bytes_left = max(_FEW_IMAGE_BYTES, _GROWTH * self.size_bytes)
         self._ahead: Iterator[Any] | None = None  # the values from the next row on
         self._checked: dict[tuple[int, int], Pages] = {}
         self._lock = renewed_lock(self)
@@ -111,18 +114,35 @@ class ParquetFile:
             kept = self._kept.get(row)
             if kept is not None:
                 return kept[0]
+            end, problem = self._ends.get(self._group(row), (row + 1, None))
+            if problem is not None and row >= end:
+                raise problem
             try:
                 if self._ahead is None or not self._is_ahead(row):
                     self._next_row, self._ahead = row, self._read_from(column, row)
                 while True:
                     value = next(self._ahead)
-                    self._kept.put(self._next_row, (value,), len(value) if isinstance(value, bytes) else 0)
+                    size_bytes = len(value) if isinstance(value, bytes) else 0
+                    self._count(column, self._next_row, size_bytes)
+                    self._kept.put(self._next_row, (value,), size_bytes)
                     self._next_row += 1
                     if self._next_row > row:
                         return value
             except (*self._errors, StopIteration) as error:
                 self._ahead = None
-                raise self._unreadable(error) from error
+                problem = self._unreadable(error)
+                self._ends[self._group(self._next_row)] = self._next_row, problem
+                raise problem from error
+
+    def _count(self, column: str, row: int, size_bytes: int) -> None:
+        """Count the bytes of an image, once."""
+        if row < self._num_counted:
+            return
+        self._num_counted = row + 1
+        self._image_bytes_left -= size_bytes
+        if self._image_bytes_left < 0:
+            raise ValueError(f"the images of the column {column:.100} have more than {_GROWTH} times the "
+                             f"{self.size_bytes:,} bytes of the file")  # fmt: skip
 
     def _is_ahead(self, row: int) -> bool:
         """Say whether a row comes later in the row group that is being read."""
@@ -133,19 +153,13 @@ class ParquetFile:
 
     def _read_from(self, column: str, row: int) -> Iterator[Any]:
         """Yield the values of a column from a row on; of ``{bytes, path}``, as the library datasets has, the bytes."""
-        allowed = num_bytes = max(_FEW_IMAGE_BYTES, _GROWTH * self.size_bytes)
         for group in range(self._group(row), len(self._starts) - 1):
             place = self._starts[group]
             for batch in self._batches(group, [column]):
                 values = batch.column(0)
                 for number in range(max(0, row - place), len(values)):
                     value = values[number].as_py()
-                    value = value.get("bytes") if isinstance(value, dict) else value
-                    num_bytes -= len(value) if isinstance(value, bytes) else 0
-                    if num_bytes < 0:
-                        raise ValueError(f"the images of the column {column:.100} have more than {allowed:,} bytes, in "
-                                         f"a file of {self.size_bytes:,} bytes")  # fmt: skip
-                    yield value
+                    yield value.get("bytes") if isinstance(value, dict) else value
                 place += len(values)
 
     def _batches(self, group: int, names: list[str]) -> Iterator[Any]:

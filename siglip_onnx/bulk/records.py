@@ -158,15 +158,21 @@ def rows_to_bytes(rows: Iterable[Row]) -> bytes:
 
 def rows_from_bytes(content: bytes, name: str) -> list[Row]:
     """Read the content of a shard's rows; see :func:`read_lines`."""
+    rows = read_rows(content, name)
+    # The vectors of a shard are those of its rows with the status ok, in their order.
+    numbers = [row.row for row in rows if row.status == OK]
+    if numbers != list(range(len(numbers))) or any(row.row is not None for row in rows if row.status != OK):
+        raise damaged(name)
+    return rows
+
+
+def read_rows(content: bytes, name: str) -> list[Row]:
+    """Read some of a shard's rows; see :func:`read_lines`."""
     try:
         rows = [read_record(Row, line) for line in read_lines(content, ROW_FIELDS, name)]
     except ValueError as error:
         raise damaged(name) from error
     if not all(_is_input(row.input) and row.status in STATUSES for row in rows):
-        raise damaged(name)
-    # The vectors of a shard are those of its rows with the status ok, in their order.
-    numbers = [row.row for row in rows if row.status == OK]
-    if numbers != list(range(len(numbers))) or any(row.row is not None for row in rows if row.status != OK):
         raise damaged(name)
     return rows
 

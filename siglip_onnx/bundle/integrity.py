@@ -22,6 +22,7 @@ from .graph_files import weight_files
 
 MAX_FILES = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_SIZE_BYTES = 2**63 - 1
 _MAX_STAMP_BYTES = 1_000_000
 
 
@@ -36,10 +37,10 @@ class FileFacts:
         """Check both.
 
         Raises:
-            ValueError: a negative size, or a hash that is not 64 hexadecimal digits.
+            ValueError: a size that no file has, or a hash that is not 64 hexadecimal digits.
         """
-        if self.size_bytes < 0:
-            raise ValueError(f"size_bytes is {self.size_bytes}, expected at least 0")
+        if not 0 <= self.size_bytes <= _MAX_SIZE_BYTES:
+            raise ValueError(f"size_bytes is {self.size_bytes!r:.80}, expected the size of a file")
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"sha256 is {self.sha256!r:.80}, expected 64 hexadecimal digits")
 

@@ -39,6 +39,8 @@ SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "q4": "_q4", "qdq
 DEFAULT_ORDER = ("int8", "fp32", "fp16", "q4", "qdq")
 POOLED, FEATURES, LOGITS = "pooler_output", "last_hidden_state", "logits"  # outputs of graphs
 MANIFEST_HASH = "manifest_sha256"
+_OF_NUMBERS = ("_min", "_mean", "_max", "_agreement")  # ends of the names of numbers in an accuracy card
+_MAX_INT = 2**53  # that a float holds
 _NO_HASH = "0" * 64
 _HASH_LINE = re.compile(rf'"{MANIFEST_HASH}": "([0-9a-f]{{64}})"')
 _OLD_DESCRIPTION = "knows"  # the key of ``description`` in version 0.1
@@ -178,9 +180,14 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of ``manifest.json``; it contains its own hash, computed with zeros in place of the hash."""
         version = FORMAT_VERSIONS[0 if self.kind == DUAL else 1]
-        head = {"format": FORMAT, "format_version": version, MANIFEST_HASH: _NO_HASH}
-        text = to_json(head | asdict(self), indent=2) + "\n"
-        return text.replace(_NO_HASH, hashlib.sha256(text.encode()).hexdigest(), 1)
+        head = {"format": FORMAT, "format_version": version, MANIFEST_HASH: ""}
+        return to_hashed_json(head | asdict(self))
+
+
+def to_hashed_json(document: dict[str, Any]) -> str:
+    """Return the text of a manifest with its own hash, computed with zeros in place of the hash."""
+    text = to_json(document | {MANIFEST_HASH: _NO_HASH}, indent=2) + "\n"
+    return text.replace(_NO_HASH, hashlib.sha256(text.encode()).hexdigest(), 1)
 
 
 def embedding_space(variant: str, shared: Mapping[str, FileFacts], files: Mapping[str, FileFacts]) -> str:
@@ -266,6 +273,8 @@ def read_manifest(path: Path) -> Manifest:
             f"{' and '.join(map(str, FORMAT_VERSIONS))}. Upgrade siglip_onnx, or export the model again with "
             "this version."
         )
+    if problem := manifest_problem(manifest_path):
+        raise BundleError(f"{manifest_path} was changed or is damaged: {problem}. Export or download the model again.")
     try:
         manifest = read_record(Manifest, document, ignore_unknown=True)
         _check(manifest)
@@ -288,6 +297,8 @@ def _check(manifest: Manifest) -> None:
     for name, variant in variants.items():
         if missing := {graph_path(tower, name) for tower in manifest.towers} - variant.files.keys():
             raise ValueError(f"variant {name!r} does not list {', '.join(sorted(missing))}")
+        if not all(_is_number(value) for key, value in variant.accuracy.items() if key.endswith(_OF_NUMBERS)):
+            raise ValueError(f"the accuracy of variant {name!r} has values that are not numbers")
     needed = {VISION: PREPROCESSOR_CONFIG, TEXT: TOKENIZER}
     if missing := {CONFIG, *(needed[tower] for tower in manifest.towers)} - manifest.files.keys():
         raise ValueError(f"it does not list {', '.join(sorted(missing))}")
@@ -295,6 +306,10 @@ def _check(manifest: Manifest) -> None:
         check_names(files)
     _check_kind(manifest)
     _check_spaces(manifest)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) <= _MAX_INT)
 
 
 def _check_spaces(manifest: Manifest) -> None:

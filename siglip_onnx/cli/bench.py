@@ -17,6 +17,7 @@ from ..bench.timer import Limits
 from ..bundle.folder import Bundle, open_bundle
 from ..config import TEXT, VISION
 from ..demo import IMAGES_PATH
+from ..errors import printable
 from ..hub.choice import write_choice
 from ..hub.loading import find_model
 from ..system.files import write_atomic
@@ -285,7 +286,7 @@ def _choose(bundle: Bundle, variants: Sequence[str], min_cosine: float, seconds:
     click.echo(format_table(header, [_trial_row(trial, min_cosine) for trial in trials], left=2))
     click.echo(
         f"\nChosen: {choice.variant} with {choice.provider}, {choice.threads} threads for one image at a time, "
-        f"{choice.workers} workers for many. To undo it, delete {path}"
+        f"{choice.workers} workers for many. To undo it, delete {printable(path)}"
     )
 
 

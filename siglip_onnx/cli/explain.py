@@ -10,7 +10,7 @@ import click
 
 from ..classifier import Classifier, FineTunedClassifier
 from ..errors import OptionError
-from ..explain import Explanation, Scorer, draw_explanation, score_with_classifier, score_with_model
+from ..explain import MAX_PANELS, Explanation, Scorer, draw_explanation, score_with_classifier, score_with_model
 from ..explain import explain as explain_image
 from ..image.decoder_pool import open_reader
 from ..model import SigLIP
@@ -26,7 +26,7 @@ from .options import (
     template_option,
     text_options,
 )
-from .output import format_percent, format_table, print_json, writing
+from .output import format_percent, format_table, print_json, report, writing
 from .outputs import DRAWING, check_output, overwrite_option
 
 _MANY = 100  # runs, for the number of workers
@@ -46,7 +46,13 @@ NO_TEXTS = "There are no texts to explain; give --text TEXT or --texts-file FILE
 @text_options
 @template_option
 @calibration_option
-@click.option("--out", "-o", type=PATH, metavar="FILE.png", help="Draw the places over the image, a panel per text.")
+@click.option(
+    "--out",
+    "-o",
+    type=PATH,
+    metavar="FILE.png",
+    help="Draw the places over the image, a panel for each of the best 24 texts.",
+)
 @overwrite_option
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with the grid of each text.")
@@ -82,6 +88,8 @@ def explain(
     if out is not None:
         with writing(out):
             write_atomic(out, draw_explanation(rgb, explanation))
+        if len(explanation.matches) > MAX_PANELS:
+            report(f"{out} shows the {MAX_PANELS} texts of the highest logits, of {len(explanation.matches):,}.")
     if as_json:
         name = model.model_name if isinstance(model, Classifier) else model.bundle.manifest.model_name
         print_json({"image": image, "model": name, "variant": model.variant} | explanation.to_document())

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ..errors import TextError
+from ..errors import TextError, printable
 from ..evaluate.datasets import DataOptions, LabeledImages
 from ..evaluate.metrics import Bools, Doubles, bootstrap_mean, one_hot
 from ..heads.few_shot import FewShot, Head, fit_few_shot, hits, precisions
@@ -166,6 +166,6 @@ def _print(facts: dict[str, Any]) -> None:
     labels, images = format_count(len(facts["labels"]), "label"), format_count(facts["images"], "image")
     size = format_size(facts["size_bytes"])
     click.echo(
-        f"{facts['out']}: {labels} from {images}, strength {facts['strength']:g}, "
+        f"{printable(facts['out'])}: {labels} from {images}, strength {facts['strength']:g}, "
         f"text share {facts['text_share']:g}, {size}"
     )

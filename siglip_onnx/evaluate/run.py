@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ from .store import Embedded, Store, embed_images, embed_texts, fingerprint
 
 REFERENCE = "fp32"
 CLASSIFICATION, MULTI_LABEL, RETRIEVAL = "classification", "multi-label classification", "retrieval"
-_ROWS = 4096  # of logits at the same time
+_ROWS, _LOGITS = 4096, 8_000_000  # at the same time
+MAX_MATRIX = 2000  # classes up to which there is a confusion matrix, which nobody could read beyond
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Scores:
         values: scores without such parts.
         answers: what the variant answered, to compare with the reference's answers.
         per_class: per kind of number, one for each class, nan without images.
-        confusion: images of each class (rows) by the class answered (columns).
+        confusion: images of each class (rows) by the class answered (columns); None beyond :data:`MAX_MATRIX` classes.
     """
 
     units: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -175,11 +177,13 @@ def evaluate(
     facts = _facts(models, data, protocol, templates, benchmark, limit)
     texts, owners = ([], {}) if isinstance(chosen, LabeledImages) else _list_captions(chosen, protocol)
     stamps = [f"{sample.name}\t{sample.stamp}" for sample in chosen.samples]
+    paths = [os.path.abspath(sample.path) for sample in chosen.samples if sample.path is not None]  # noqa: PTH100
     store = Store(
         folder,
         {key: facts[key] for key in ("model", "embedding_spaces", "limit")}
         | {"protocol": protocol.name, "labelled": labelled, "preprocessing": _describe_reading(models)}
         | {"providers": next(iter(models.values())).providers}
+        | {"data": os.path.realpath(data.path), "image_paths_sha256": fingerprint(paths)}
         | {"images_sha256": fingerprint(stamps), "texts_sha256": fingerprint(texts)},
     )
 
@@ -201,13 +205,22 @@ def evaluate(
         scores = _score_captions(embedded, captions, owners)
         return Evaluation(facts, RETRIEVAL, embedded, [], [], scores, errors)
     labels = [chosen.samples[row].labels for row in embedded.rows]
-    truth = one_hot(labels, len(names))
-    score = _score_labels if chosen.multi_label else _score_classes
-    scores = {
-        name: score(model, embedded.embeddings[name], classes[name], names, truth) for name, model in models.items()
-    }
+    if chosen.multi_label:
+        truth = one_hot(labels, len(names))
+        sizes = truth.sum(axis=0)
+        scores = {
+            name: _score_labels(model, embedded.embeddings[name], classes[name], names, truth)
+            for name, model in models.items()
+        }
+    else:
+        right = np.array([min(each) for each in labels], np.int64)
+        sizes = np.bincount(right, minlength=len(names))
+        scores = {
+            name: _score_classes(model, embedded.embeddings[name], classes[name], names, right)
+            for name, model in models.items()
+        }
     task = MULTI_LABEL if chosen.multi_label else CLASSIFICATION
-    return Evaluation(facts, task, embedded, chosen.texts, truth.sum(axis=0).tolist(), scores, errors)
+    return Evaluation(facts, task, embedded, chosen.texts, sizes.tolist(), scores, errors)
 
 
 def _describe_reading(models: Mapping[str, SigLIP]) -> dict[str, Any]:
@@ -242,21 +255,24 @@ def _facts(
     }
 
 
-def _logits(model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], start: int) -> Floats:
-    return model.logits(images[start : start + _ROWS], classes, logit_bias=model.biases(names))
+def _logits(model: SigLIP, images: Floats, classes: Floats, names: Sequence[str]) -> Iterator[Floats]:
+    """Yield the logits of images and classes, some rows at a time."""
+    biases, rows = model.biases(names), max(1, min(_ROWS, _LOGITS // len(names)))
+    for start in range(0, len(images), rows):
+        yield model.logits(images[start : start + rows], classes, logit_bias=biases)
 
 
 def _score_classes(
-    model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], truth: NDArray[np.bool_]
+    model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], right: NDArray[np.int64]
 ) -> Scores:
-    right = truth.argmax(axis=1)
     pairs, top, answers = Reliability(), Reliability(), []
-    for start in range(0, len(images), _ROWS):
-        logits = _logits(model, images, classes, names, start)
-        rows = slice(start, start + len(logits))
-        answers.append(answer(logits, right[rows]))
-        pairs.add(sigmoid(logits), truth[rows])
-        top.add(answers[-1].confidence, answers[-1].best == right[rows])
+    start, numbers = 0, np.arange(len(names))
+    for logits in _logits(model, images, classes, names):
+        own = right[start : start + len(logits)]
+        start += len(logits)
+        answers.append(answer(logits, own))
+        pairs.add(sigmoid(logits), own[:, np.newaxis] == numbers)
+        top.add(answers[-1].confidence, answers[-1].best == own)
     best, rank = (np.concatenate([getattr(part, key) for part in answers]) for key in ("best", "rank"))
     hits = rank < 1
     shares = mean_per_class(hits, right, len(names))
@@ -269,14 +285,14 @@ def _score_classes(
         },
         answers=best,
         per_class={"recall": shares},
-        confusion=confusion(right, best, len(names)),
+        confusion=confusion(right, best, len(names)) if len(names) <= MAX_MATRIX else None,
     )
 
 
 def _score_labels(
     model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], truth: NDArray[np.bool_]
 ) -> Scores:
-    logits = np.concatenate([_logits(model, images, classes, names, start) for start in range(0, len(images), _ROWS)])
+    logits = np.concatenate(list(_logits(model, images, classes, names)))
     if not truth.any():
         raise DataError("No image that can be read has a label; expected at least one.")
     columns = range(len(names))

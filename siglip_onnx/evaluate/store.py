@@ -20,7 +20,7 @@ from ..errors import DataError, ImageError, SiglipOnnxError
 from ..head import Floats
 from ..image.preprocess import Inputs
 from ..model import SigLIP
-from ..system.files import open_regular, write_atomic
+from ..system.files import follow_links, open_regular, write_atomic
 from ..system.json_files import read_json_object, to_json
 from ..system.npy_files import NPY_ERRORS
 from ..system.workers import in_batches, map_in_order
@@ -69,7 +69,7 @@ class Store:
                 raise DataError(
                     f"{folder} is not empty and holds no evaluation, so nothing is written there; choose another --out."
                 )
-            (folder / _BLOCKS).mkdir(parents=True, exist_ok=True)
+            (follow_links(folder) / _BLOCKS).mkdir(parents=True, exist_ok=True)
             if known is None:
                 write_atomic(path, content.encode())
         except ValueError as error:

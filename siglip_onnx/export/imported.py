@@ -48,6 +48,7 @@ from ..hub.download import Repository, fetch, look_up
 from ..hub.names import OWNER, parse_hub_name
 from ..hub.published import PUBLISHED
 from ..hub.remote_head import NAMES, read_remote_head
+from ..system.files import open_regular
 from ..verify.accuracy import REFERENCE, Accuracy
 from .foreign_graph import ForeignGraph, check_weights, read_graph
 from .output import check_out, new_bundle_folder
@@ -59,6 +60,7 @@ from .trial import try_graphs
 Report = Callable[[str], None]
 CARD = "README.md"
 _INPUTS = {VISION: ("pixel_values", TensorProto.FLOAT), TEXT: ("input_ids", TensorProto.INT64)}
+_CARD_BYTES = 100_000  # of a card, whose front matter comes first
 _SMALL_FILES = (CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, CARD)
 _BASE = re.compile(r"^base_model:[ \t]*(?:\n\s*-\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
 
@@ -284,9 +286,11 @@ def _base_name(folder: ForeignFolder) -> str | None:
     """Return the name on the Hub of the checkpoint that the config, the card or the folder's own name tells."""
     stated = str(read_document(folder.path / CONFIG).get("_name_or_path", ""))
     card = folder.path / CARD
-    in_card = _BASE.search(card.read_text(encoding="utf-8", errors="replace")[:100_000]) if card.is_file() else None
-    if in_card is not None:
-        return in_card[1]
+    if card.is_file():
+        with open_regular(card) as file:
+            in_card = _BASE.search(file.read(_CARD_BYTES).decode(errors="replace"))
+        if in_card is not None:
+            return in_card[1]
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", stated, re.ASCII):
         return stated
     own = Path(folder.name).name.removesuffix("-ONNX")

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..bundle.folder import open_bundle
 from ..bundle.manifest import MANIFEST
 from ..errors import CheckpointError, SiglipOnnxError
-from ..system.files import new_part_folder, remove, remove_own_files, replace_folder
+from ..system.files import follow_links, new_part_folder, remove, remove_own_files, replace_folder
 
 
 def check_out(out: Path, checkpoint: Path, overwrite: bool) -> None:
@@ -76,7 +76,7 @@ def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
-    out = out.resolve()
+    out = follow_links(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with new_part_folder(out) as temporary:
         yield temporary

@@ -16,6 +16,9 @@ import tokenizers
 
 from ..config import SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG, read_document
 from ..errors import CheckpointError
+from ..system.files import read_small
+from ..system.json_files import read_json_object
+from ..text.growth import MAX_TOKENIZER_BYTES
 from ..text.vocabulary import PIECES, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
@@ -101,7 +104,7 @@ def _from_sentencepiece(path: Path) -> Json:
     proto: Any = sentencepiece_model_pb2  # generated at run time, so without types
     model = proto.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(read_small(path, MAX_TOKENIZER_BYTES))
     except Exception as error:  # protobuf's DecodeError has no public home
         raise CheckpointError(f"{path} is not a SentencePiece model: {error}. Download it again.") from error
     if model.trainer_spec.model_type != proto.TrainerSpec.UNIGRAM:
@@ -117,7 +120,7 @@ def _from_sentencepiece(path: Path) -> Json:
 
 def _from_fast_tokenizer(path: Path) -> Json:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json_object(path, MAX_TOKENIZER_BYTES)
         kind = document["model"]["type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -200,7 +203,7 @@ def _clean_as_open_clip(document: Json, path: Path, cleaning: str) -> Json:
     changes, such as ``</s>``, are dropped: no cleaned text contains them.
     """
     steps = OPEN_CLIP_CLEANING[cleaning]
-    published = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else {}
+    published = read_json_object(path, MAX_TOKENIZER_BYTES) if path.suffix == ".json" else {}
     following = _parts(published.get("normalizer"), "normalizers")
     if document["model"]["type"] == "Unigram":
         # The published Metaspace becomes a part of the normalizer; of the rest only the table changes letters.

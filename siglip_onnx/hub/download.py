@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -26,6 +26,7 @@ OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _LIBRARY: dict[str, Any] = {"library_name": "siglip_onnx", "library_version": __version__}
 _LARGEST_SIZE = 1 << 50
 _UNSIZED_BYTES = 50_000_000  # limit of a file whose size the Hub does not state; it states that of weights
+_TEXT_BYTES = {".json": 200_000_000, ".md": 10_000_000, ".txt": 10_000_000}  # limits: others read them whole
 _ANSWER_BYTES = 20_000_000  # limit of the list of a repository's files: about 100,000 files
 # The client's own timeout is for the time between two bytes. It passes files on in blocks of the first size.
 _BLOCK_BYTES = 10_485_760
@@ -122,17 +123,27 @@ def look_up(name: str, revision: str | None) -> Repository:
             raise DownloadError(
                 f"The Hub's answer about {name} cannot be read: {error!s:.200}. Check HF_ENDPOINT and the network."
             ) from error
-    if not isinstance(answer.sha, str) or not REVISION.fullmatch(answer.sha):
+    commit = check_commit(answer.sha, name)
+    if revision is not None and REVISION.fullmatch(revision) and commit != revision:
         raise DownloadError(
-            f"The Hub names {str(answer.sha)[:100]!r} as the revision of {name}, expected a commit of 40 hexadecimal "
-            "digits. Nothing was downloaded; check HF_ENDPOINT and the network."
+            f"The Hub names {commit} as the commit {revision} of {name}. Nothing was downloaded; check HF_ENDPOINT and "
+            "the network."
         )
-    if revision is not None and REVISION.fullmatch(revision) and answer.sha != revision:
+    return Repository(name, commit, {file.rfilename: _remote_file(name, file) for file in answer.siblings})
+
+
+def check_commit(commit: Any, name: str) -> str:
+    """Return what the Hub names as a commit of a repository.
+
+    Raises:
+        DownloadError: it is none.
+    """
+    if not isinstance(commit, str) or not REVISION.fullmatch(commit):
         raise DownloadError(
-            f"The Hub names {answer.sha} as the commit {revision} of {name}. Nothing was downloaded; check HF_ENDPOINT "
-            "and the network."
+            f"The Hub names {str(commit)[:100]!r} as the revision of {name}, expected a commit of 40 hexadecimal "
+            "digits. Check HF_ENDPOINT and the network."
         )
-    return Repository(name, answer.sha, {file.rfilename: _remote_file(name, file) for file in answer.siblings})
+    return commit
 
 
 def _remote_file(name: str, sibling: _Sibling) -> RemoteFile:
@@ -155,6 +166,12 @@ def fetch(repository: Repository, names: Iterable[str], folder: Path) -> None:
             raise DownloadError(
                 f"{repository.name} holds a file named {file.name[:200]!r}; expected letters, digits, '_', '-' and "
                 "'.' below the model's folder. It is not downloaded."
+            )
+        limit = _TEXT_BYTES.get(PurePosixPath(file.name).suffix, _LARGEST_SIZE)
+        if file.size_bytes is not None and file.size_bytes > limit:
+            raise DownloadError(
+                f"{file.name} of {repository.name} has {file.size_bytes:,} bytes, expected at most {limit:,} of such a "
+                "file. It is not downloaded."
             )
     missing = [file for file in requested if file_problem(file, folder)]
     _check_space(folder, sum(file.size_bytes or 0 for file in missing))

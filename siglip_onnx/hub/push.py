@@ -11,7 +11,7 @@ from ..bundle.folder import open_bundle, verify_folder
 from ..bundle.manifest import MANIFEST, read_manifest
 from ..errors import BundleError, DownloadError, UploadError, first_line
 from .card import CARD, MARK, model_card
-from .download import Repository, client, fetch, file_problem, is_offline, library, look_up
+from .download import Repository, check_commit, client, fetch, file_problem, is_offline, library, look_up
 from .pull import holds_bundle
 
 Report = Callable[[str], None]
@@ -62,7 +62,7 @@ def push(path: Path, name: str, *, private: bool, report: Report, overwrite: boo
         report(f"Uploading {len(contents)} files, {size_bytes / 1e6:,.1f} MB, to {name}")
         operations = [library().CommitOperationAdd(file, content) for file, content in contents.items()]
         commit: str = api.create_commit(name, operations, commit_message=f"Upload {bundle.manifest.model_name}").oid
-        pushed = look_up(name, commit)
+        pushed = look_up(name, check_commit(commit, name))
     except (DownloadError, UploadError):
         raise
     except Exception as error:  # the client's exceptions have no common base class
@@ -96,4 +96,4 @@ def _may_replace_card(repository: Repository) -> bool:
         return True
     with tempfile.TemporaryDirectory() as folder:
         fetch(repository, [CARD], Path(folder))
-        return MARK in (Path(folder) / CARD).read_text(encoding="utf-8", errors="replace")
+        return MARK in (Path(folder) / CARD).read_text(encoding="utf-8", errors="replace")  # `fetch` bounds its size

@@ -261,8 +261,7 @@ def keep_content(source: ImageSource) -> ImageSource:
         return source.getvalue()
     if isinstance(source, Mapping):
         return dict(source)
-    is_unread = isinstance(source, ImageFile.ImageFile) and bool(source.tile)  # decoded later, from its file
-    if isinstance(source, np.ndarray) or (isinstance(source, Image.Image) and not is_unread):
+    if isinstance(source, np.ndarray | Image.Image):
         return source.copy()
     return source
 

@@ -138,7 +138,7 @@ class LazySession:
         """Start loading in the background; an error is raised at the first use, not here."""
 
         def load() -> None:
-            with contextlib.suppress(SiglipOnnxError):  # the first use raises it again
+            with contextlib.suppress(Exception):  # the first use raises it again
                 self.load()
 
         if self.is_loaded:

@@ -22,6 +22,7 @@ if sys.platform != "win32":
 
 STALE_S = 86_400  # a temporary file this old belongs to a run that was killed
 _OPEN_DESCRIPTOR = re.compile(r"/dev/stdin|(/dev|/proc/self)/fd/\d+")
+_MAX_LINKS = 40  # as the kernel follows
 _LOCK = ".lock"  # beside a temporary folder
 _PART = re.compile(r"\.siglip_onnx-[0-9a-f]{32}\.part(\..*)?")
 
@@ -80,7 +81,7 @@ def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = Non
             return
         old = None
     # A link inside a folder of ours is replaced; one that a user made is followed.
-    target = path if part_dir is not None else Path(os.path.realpath(path))
+    target = path if part_dir is not None else follow_links(path)
     part = new_part(target) if part_dir is None else part_dir / uuid4().hex
     try:
         yield part
@@ -95,6 +96,29 @@ def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = Non
     if durable:
         with contextlib.suppress(OSError):  # some network file systems cannot; the file has its name already
             sync_folder(target.parent)
+
+
+def follow_links(path: Path) -> Path:
+    """Return the file or folder that a path of an output leads to, which need not exist.
+
+    Raises:
+        PermissionError: another user made a link in a folder in which everybody may, such as ``/tmp``. The kernel does
+            not follow such a link either, see ``fs.protected_symlinks``.
+    """
+    place = Path(os.path.abspath(path))  # noqa: PTH100 - keeps links
+    for _ in range(_MAX_LINKS):
+        try:
+            link = place.lstat()
+        except OSError:  # it does not exist, or its error comes when it is written
+            break
+        if not stat.S_ISLNK(link.st_mode):
+            break
+        folder = place.parent.stat()
+        is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+        if is_shared and link.st_uid not in (os.geteuid(), folder.st_uid):
+            raise _refusal(place, "it is a link of another user in a folder of everybody, and is not followed")
+        place = place.parent / place.readlink()
+    return Path(os.path.realpath(path))
 
 
 def open_regular(path: Path | str) -> BufferedReader:
@@ -113,6 +137,20 @@ def open_regular(path: Path | str) -> BufferedReader:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     kind = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
     raise OSError(errno.EINVAL, f"it is a {kind}, expected a regular file", str(path))
+
+
+def read_small(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file that may come from a stranger.
+
+    Raises:
+        OSError: the file cannot be read, or is not a regular file.
+        ValueError: it has more than ``max_bytes``.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    return content
 
 
 def open_list(path: Path) -> BufferedReader:

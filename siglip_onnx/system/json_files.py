@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .files import open_regular
+from .files import read_small
 
 MAX_JSON_BYTES = 10_000_000
 
@@ -26,10 +26,7 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Return the JSON value in ``path``; see :func:`read_json_object` for errors."""
-    with open_regular(path) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    content = read_small(path, max_bytes)
     try:
         return json.loads(content.decode("utf-8"))
     except RecursionError as error:

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..system.files import read_small
+
 MAX_GROWTH = 256.0  # characters per character; real tokenizers stay below 80, most of it for one Arabic ligature
 MAX_STEPS = 64
 MAX_PREPENDED = 100  # characters
+MAX_TOKENIZER_BYTES = 200_000_000  # five times the largest one known
 MAX_APPENDED = 100  # tokens
 _CHECKED = ("normalizer", "post_processor")
 # A key that may be one of these, before an array or object; in a vocabulary a number would follow. JSON may spell each
@@ -31,7 +34,7 @@ def check_file(path: Path) -> None:
         OSError: it cannot be read.
         ValueError: it could lengthen a text too much, or is damaged where it says so.
     """
-    for name, value in _find_values(path.read_text(encoding="utf-8")):
+    for name, value in _find_values(read_small(path, MAX_TOKENIZER_BYTES).decode()):
         check_part(name, value)
 
 

@@ -12,6 +12,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attacks.damage import Damage, damages, remove
-from support.commands import run
+from support.commands import assert_error, run
 from support.jobs import embed
 
 import siglip_onnx
@@ -28,6 +29,7 @@ from siglip_onnx.bench.schema import read_document
 from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.bulk.shard import embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
+from siglip_onnx.bundle.integrity import file_facts
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
 
@@ -179,6 +181,22 @@ def test_damaged_jobs(call: str, layout: str, jobs: Jobs, tmp_path: Path) -> Non
     outcomes = attack(jobs.folder / layout, tmp_path, checks[call], f"{call} {layout}",
                       skip=() if call in ("resume", "retry", "overwrite") else (".npy", ".parquet"))  # fmt: skip
     assert outcomes["right"] > PER_CALL / 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("sha256", []), ("sha256", {}), ("path", "\ud800"), ("path", 1), ("status", "fine"), ("row", 1)]
+)
+def test_rows_of_others_are_checked(key: str, value: object, jobs: Jobs, tmp_path: Path) -> None:
+    """A receipt that fits the rows does not make their values right."""
+    copy = Path(shutil.copytree(jobs.folder / "npy", tmp_path / "copy"))
+    path = copy / "rows" / "000000.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps(json.loads(first) | {key: value}) + "\n" + rest)
+    receipt = json.loads((copy / "receipts" / "000000.json").read_text())
+    receipt["files"]["rows/000000.jsonl"] = asdict(file_facts(path))
+    (copy / "receipts" / "000000.json").write_text(json.dumps(receipt))
+    for options in ((), ("--html", tmp_path / "page.html"), ("--json",)):
+        assert_error(run("search", copy, "a red star", "-k", 30, *options), 1, "000000.jsonl is damaged")
 
 
 @pytest.mark.parametrize("layout", ["npy", "parquet"])

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 from support.commands import assert_error, run
 from support.engines import ENGINES, Providers
-from support.manifests import with_hashes, write_manifest
+from support.manifests import with_hashes, write_document, write_manifest
 
 import siglip_onnx
 from siglip_onnx.bundle import integrity
@@ -91,7 +91,7 @@ def test_load_hashes_only_changed_files(copy: Path, monkeypatch: pytest.MonkeyPa
 def test_manifest_must_list_the_shared_files(copy: Path, name: str) -> None:
     document = json.loads((copy / "manifest.json").read_text())
     del document["files"][name]
-    (copy / "manifest.json").write_text(json.dumps(document))
+    write_document(copy, document)
     with pytest.raises(BundleError, match=f"does not list {name}"):
         open_bundle(copy)
 
@@ -136,10 +136,9 @@ def test_check_name_accepts_names_inside_the_folder(name: str) -> None:
     ],
 )
 def test_hostile_manifest_entries(copy: Path, key: str, value: object) -> None:
-    path = copy / "manifest.json"
-    document = json.loads(path.read_text())
+    document = json.loads((copy / "manifest.json").read_text())
     document["variants"]["int8"][key] = value
-    path.write_text(json.dumps(document))
+    write_document(copy, document)
     with pytest.raises(BundleError, match=r"manifest\.json is incomplete or damaged"):
         open_bundle(copy)
 
@@ -169,7 +168,7 @@ def edit_manifest_size(folder: Path, name: str, size_bytes: int) -> None:
     document = json.loads((folder / "manifest.json").read_text())
     if name in document["files"]:
         document["files"][name]["size_bytes"] = size_bytes
-        (folder / "manifest.json").write_text(json.dumps(document))
+        write_document(folder, document)
 
 
 def test_links_out_of_the_folder_are_refused_except_in_hub_snapshots(copy: Path, tmp_path: Path) -> None:

@@ -95,6 +95,20 @@ def test_results_are_reported_in_every_form(results: Path, option: str, sign: st
     assert sign in done.stdout.replace("| --- |", "|---|")
 
 
+@pytest.mark.parametrize("option", ["--markdown", None])
+def test_results_of_others_print_no_escapes(results: Path, tmp_path: Path, option: str | None) -> None:
+    content = (
+        results.read_text()
+        .replace("PyTorch fp32", "\\u001b[31mPyTorch\\n fp32")
+        .replace('"cpu": "', '"cpu": "\\u001b]0;x')
+    )
+    (tmp_path / "evil.json").write_text(content)
+    done = run("bench", "report", tmp_path / "evil.json", *([option] if option else []))
+    assert done.exit_code == 0, done.stderr
+    assert "\x1b" not in done.output
+    assert "\\x1b[31mPyTorch\\n fp32" in done.stdout
+
+
 def test_plots_are_drawn_for_both_backgrounds(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from click.testing import CliRunner

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.commands import assert_error, run
-from support.manifests import write_manifest
+from support.manifests import write_document, write_manifest
 
 import siglip_onnx
 from siglip_onnx.bundle import strip
@@ -27,7 +28,7 @@ def edit(bundle: Path, change: Callable[[Document], object]) -> None:
     manifest = bundle / "manifest.json"
     document = json.loads(manifest.read_text())
     change(document)
-    manifest.write_text(json.dumps(document))
+    write_document(bundle, document)
 
 
 def test_manifest_round_trip(small_bundle: Path) -> None:
@@ -36,6 +37,11 @@ def test_manifest_round_trip(small_bundle: Path) -> None:
     assert bundle.verify_files() == []
     assert bundle.manifest.logit_scale == 4.5
     assert bundle.manifest.logit_bias == -9.25
+
+
+def card_of(document: Document) -> Document:
+    card: Document = document["variants"]["int8"]["accuracy"]
+    return card
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,9 @@ def test_manifest_round_trip(small_bundle: Path) -> None:
         (lambda d: d["variants"].update(int3=d["variants"]["int8"]), "int3"),
         (lambda d: d["files"].update({"../x": {"size_bytes": 1, "sha256": "0" * 64}}), "outside the bundle"),
         (lambda d: d.update(variants=3), "incomplete or damaged"),
+        (lambda d: card_of(d).update(vision_cosine_min=None), "values that are not numbers"),
+        (lambda d: card_of(d).update(text_cosine_min=10**4000), "values that are not numbers"),
+        (lambda d: d["files"]["config.json"].update(size_bytes=10**4000), "expected the size of a file"),
     ],
 )
 def test_bad_manifests(copy: Path, change: Callable[[Document], object], message: str) -> None:
@@ -82,6 +91,16 @@ def test_manifest_of_version_0_1_opens_with_its_old_keys(copy: Path) -> None:
 def test_manifest_with_keys_of_a_newer_version_opens(copy: Path) -> None:
     edit(copy, lambda document: document.update(later="dual"))
     assert open_bundle(copy).manifest.model_name
+
+
+def test_changed_manifest_is_refused(copy: Path) -> None:
+    """A changed bias would change probabilities without a word."""
+    manifest = copy / "manifest.json"
+    changed = re.sub(r'"logit_bias": (-?[\d.]+)', r'"logit_bias": \g<1>1', manifest.read_text())
+    assert changed != manifest.read_text()
+    manifest.write_text(changed)
+    with pytest.raises(BundleError, match=r"manifest.json was changed or is damaged: sha256 .* Export or download"):
+        open_bundle(copy)
 
 
 def test_manifest_that_is_not_json(copy: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -278,9 +279,40 @@ def test_a_folder_of_another_evaluation_is_refused(drawn: Path, tmp_path: Path) 
     evaluated(drawn, "-o", tmp_path, "--limit", 8)
     evaluated(drawn, "-o", tmp_path, "--limit", 8, "--template", "a photo of {}")  # the same embeddings
     result = run("evaluate", "demo", drawn, "-o", tmp_path, "--limit", 9)
-    assert_error(result, 1, "holds another evaluation; different are: limit, images_sha256")
+    assert_error(result, 1, "holds another evaluation; different are: limit, image_paths_sha256, images_sha256")
     (tmp_path / "evaluation.json").write_text("{")
     assert_error(run("evaluate", "demo", drawn, "-o", tmp_path, "--limit", 8), 1, "is damaged")
+
+
+def test_images_of_another_folder_are_not_those_of_before(tmp_path: Path) -> None:
+    """Archives unpack files of the same names, sizes and times."""
+    for number, names in enumerate((("red_star", "six_eggs"), ("six_eggs", "red_star"))):
+        (tmp_path / str(number)).mkdir()
+        for place, name in zip("ab", names, strict=True):
+            path = tmp_path / str(number) / f"{place}.bmp"
+            Image.open(IMAGES_PATH / f"{name}.png").convert("RGB").resize((96, 96)).save(path)
+            os.utime(path, (0, 0))
+    data = tmp_path / "x.csv"
+    data.write_text("path,label\na.bmp,a red star\nb.bmp,six eggs\n")
+    out = tmp_path / "out"
+    evaluated(data, "--images", tmp_path / "0", "-o", out)
+    again = run("evaluate", "demo", data, "--images", tmp_path / "1", "-o", out)
+    assert_error(again, 1, "holds another evaluation; different are: image_paths_sha256")
+    copy = tmp_path / "copy" / "x.csv"
+    copy.parent.mkdir()
+    shutil.copy(data, copy)
+    again = run("evaluate", "demo", copy, "--images", tmp_path / "0", "-o", out)
+    assert_error(again, 1, "holds another evaluation; different are: data")
+
+
+def test_many_classes_have_no_confusion_matrix(tmp_path: Path) -> None:
+    """Its size is the square of their number."""
+    shutil.copy(IMAGES_PATH / "red_star.png", tmp_path / "a.png")
+    rows = [f"x{number}.png,label {number}" for number in range(3000)]
+    (tmp_path / "x.csv").write_text("\n".join(["path,label", "a.png,a red star", *rows]))
+    result = run("evaluate", "demo", tmp_path / "x.csv", "-o", tmp_path / "out", "--variant", "int8")
+    assert result.exit_code == 3, result.stderr
+    assert {path.name for path in (tmp_path / "out").glob("*.*")} == {"result.json", "per_class.csv", "evaluation.json"}
 
 
 def small_set(folder: Path) -> Path:

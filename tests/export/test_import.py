@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -372,6 +373,17 @@ def test_file_of_absurd_size_and_pipe_are_not_read(changed: Path, small_checkpoi
     os.mkfifo(changed / VISION)
     (tmp_path / "target").rmdir()
     assert_nothing_is_written(changed, small_checkpoint, tmp_path, "it is a pipe")
+
+
+def test_only_the_beginning_of_a_card_is_read(changed: Path, tmp_path: Path) -> None:
+    with (changed / "README.md").open("wb") as file:
+        file.truncate(500_000_000)
+    tracemalloc.start()
+    try:
+        assert_error(run("import", changed, tmp_path / "out"), 4, "does not say which checkpoint")
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_long_cards_are_searched_in_linear_time() -> None:

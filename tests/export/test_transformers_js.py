@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 from support.commands import assert_error, run
 from support.images import make_image
+from support.manifests import write_document
 
 import siglip_onnx
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
@@ -92,7 +93,7 @@ def test_script_of_the_model_card_runs_in_node(joined: Path, photo: Path, tmp_pa
         document = json.loads((bundle / "manifest.json").read_text())
         for variant in document["variants"].values():
             variant["files"] = {name: facts for name, facts in variant["files"].items() if "/model" not in name}
-        (bundle / "manifest.json").write_text(json.dumps(document))
+        write_document(bundle, document)
     card = model_card(open_bundle(bundle), "someone/model")
     (script,) = re.findall(r"^```js\n(.*?)^```$", card, re.M | re.S)
     local = f"import {{ env }} from '@huggingface/transformers';\nenv.localModelPath = {str(tmp_path)!r};\n"

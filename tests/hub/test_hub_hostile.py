@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import resource
 import time
 import zlib
@@ -169,6 +170,17 @@ def test_file_of_unknown_size_has_a_limit(
     with pytest.raises(DownloadError, match=r"config\.json of .* is larger than the 1,000,000 bytes"):
         siglip_onnx.load(NAME)
     assert handler.sent_bytes < 40_000_000
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "README.md"])
+def test_texts_of_absurd_size_are_not_downloaded(
+    hub: Hub, handler: Handler, small_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    hub.add(NAME, small_bundle, **{"README.md": b"# tiny"})
+    handler.sizes = {name: 5_000_000_000}
+    with pytest.raises(DownloadError, match=rf"{re.escape(name)} of {NAME} has 5,000,000,000 bytes, expected at most"):
+        fetch(look_up(NAME, None), [name], tmp_path)
+    assert not hub.sent[name]
 
 
 @pytest.mark.parametrize("size", [-1, "899", 1.5, 10**400, [], 2**60])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.commands import assert_error, run
 from support.hub_server import Hub, serve
+from support.manifests import write_document
 
 import siglip_onnx
 from siglip_onnx.bundle.folder import open_bundle
@@ -61,6 +62,13 @@ def test_card_of_a_person_is_kept(hub: Hub, copy: Path) -> None:
     assert pushed.exit_code == 0, pushed.stderr
     assert "is kept" in pushed.stderr
     assert hub.repositories[NAME][1]["README.md"] == b"My own words."
+
+
+def test_commit_that_is_no_commit_is_not_printed(hub: Hub, copy: Path) -> None:
+    hub.stated_commit = "\x1b]0;x\x07"
+    pushed = run("models", "push", copy, NAME)
+    assert_error(pushed, 4, r"The Hub names '\x1b]0;x\x07' as the revision of")
+    assert "\x1b]" not in pushed.output  # progress bars move the cursor
 
 
 def test_files_of_a_checkpoint_are_not_replaced(hub: Hub, copy: Path) -> None:
@@ -140,12 +148,12 @@ def test_card_has_no_markup_from_a_manifest(copy: Path) -> None:
     document = json.loads((copy / "manifest.json").read_text())
     document["description"] = "<script>x</script> [a](b) `c`\n# d"
     document["source"]["checkpoint"] = "evil\n---\n![](x)"
-    (copy / "manifest.json").write_text(json.dumps(document))
+    write_document(copy, document)
     card = model_card(open_bundle(copy), NAME)
     assert "<script" not in card
     assert "](" not in card
     assert card.count("\n---\n") == 1
     assert "base_model" not in card
     document["source"]["checkpoint"] = "google/siglip-base-patch16-224"
-    (copy / "manifest.json").write_text(json.dumps(document))
+    write_document(copy, document)
     assert "base_model: google/siglip-base-patch16-224\n" in model_card(open_bundle(copy), NAME)

@@ -16,6 +16,7 @@ import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.explain import (
     GRID,
+    Explanation,
     Scorer,
     draw_explanation,
     explain,
@@ -111,6 +112,27 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
     explanation = explain(Image.new("RGB", size, "red"), score_with_model(model, ["red"]))
     assert np.isfinite(explanation.effects).all()
     assert Image.open(io.BytesIO(draw_explanation(Image.new("RGB", size), explanation))).width > 0
+
+
+def test_drawing_shows_the_best_of_many_texts(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(200)]
+    (tmp_path / "texts").write_text("\n".join([*texts, "a red star"]))
+    result = run("explain", STAR, "--texts-file", tmp_path / "texts", "-o", tmp_path / "where.png")
+    assert result.exit_code == 0, result.stderr
+    assert "shows the 24 texts of the highest logits, of 201" in result.stderr
+    with Image.open(tmp_path / "where.png") as image:
+        assert (image.width, image.height) == (3 * 650, 8 * 700)
+
+
+def test_drawing_shows_the_best_texts_in_their_order() -> None:
+    rng = np.random.default_rng(0)
+    matches = match_texts(rng.normal(size=30), [f"text {number}" for number in range(30)])
+    effects = rng.normal(size=(30, GRID, GRID)).astype(np.float32)
+    worst = sorted(match.logit for match in matches)[:6]
+    best = [number for number, match in enumerate(matches) if match.logit not in worst]
+    few = Explanation([matches[number] for number in best], effects[best], 42)
+    image = Image.open(STAR).convert("RGB")
+    assert draw_explanation(image, Explanation(matches, effects, 42)) == draw_explanation(image, few)
 
 
 def test_command(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from PIL import Image
+from PIL import Image, ImageSequence
 from support.commands import run
 from support.images import encode, make_image, save_all
 
@@ -214,3 +214,39 @@ def test_generator_may_fill_one_buffer_again_and_again(kind: str) -> None:
 
     model = siglip_onnx.load("demo", workers=3)
     assert_array_equal(model.encode_images(again()), model.encode_images(frames))
+
+
+@pytest.mark.parametrize("format_", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_generator_may_go_on_to_the_next_frame(format_: str, tmp_path: Path) -> None:
+    """Pillow gives every frame of a file as the same object."""
+    frames = [make_image(np.random.default_rng(seed)) for seed in range(6)]
+    path = tmp_path / "frames"
+    frames[0].save(path, format_, save_all=True, append_images=frames[1:])
+    with Image.open(path) as image:
+        read = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+        expected = siglip_onnx.load("demo").encode_images(read)
+        model = siglip_onnx.load("demo", workers=3)
+        assert_array_equal(model.encode_images(ImageSequence.Iterator(image)), expected)
+
+
+@pytest.mark.parametrize("kind", ["PIL", "file"])
+def test_generator_may_close_its_files(kind: str, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed}.png" for seed in range(6)]
+    for seed, path in enumerate(paths):
+        make_image(np.random.default_rng(seed)).save(path)
+
+    def closed() -> Iterator[Any]:
+        for path in paths:
+            with Image.open(path) if kind == "PIL" else path.open("rb") as image:
+                yield image
+
+    model = siglip_onnx.load("demo", workers=3)
+    assert_array_equal(model.encode_images(closed()), model.encode_images(paths))
+
+
+def test_one_open_file_may_be_given_twice() -> None:
+    content = io.BytesIO(encode(make_image(np.random.default_rng(0)), "PNG"))
+    model = siglip_onnx.load("demo", workers=3)
+    expected = model.encode_images(content)
+    for image in (Image.open(content), content):
+        assert_array_equal(model.encode_images([image] * 6), np.repeat(expected, 6, axis=0))

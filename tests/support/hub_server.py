@@ -37,6 +37,7 @@ class Hub:
     uploads: dict[str, bytes] = field(default_factory=dict)  # content of large files by sha256
     ignored: set[str] = field(default_factory=set)  # files that .gitignore of every repository names
     commits: list[str] = field(default_factory=list)  # messages
+    stated_commit: str = ""  # instead of the commit of an upload
 
     def add(self, name: str, folder: Path, **changes: bytes) -> str:
         """Offer a folder as ``name``; returns its commit."""
@@ -105,6 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
             commit = self.hub.put(name, files)
             # The client parses this address by the endpoint of the time when it was imported.
+            commit = self.hub.stated_commit or commit
             return {"success": True, "commitOid": commit, "commitUrl": f"{constants.ENDPOINT}/{name}/commit/{commit}"}
         document = json.loads(body)
         if step == "preupload":

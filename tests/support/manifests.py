@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from siglip_onnx.bundle.integrity import file_facts
-from siglip_onnx.bundle.manifest import Manifest, embedding_space, read_manifest
+from siglip_onnx.bundle.manifest import Manifest, embedding_space, read_manifest, to_hashed_json
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -14,6 +15,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         for name, variant in manifest.variants.items()
     }
     (folder / "manifest.json").write_text(replace(manifest, variants=variants).to_json())
+
+
+def write_document(folder: Path, document: dict[str, Any]) -> None:
+    """Write the document of a manifest with its own hash."""
+    (folder / "manifest.json").write_text(to_hashed_json(document))
 
 
 def with_hashes(folder: Path) -> Manifest:

@@ -21,11 +21,13 @@ from support.source import nodes_of_package
 
 import siglip_onnx
 from siglip_onnx import demo
-from siglip_onnx.errors import TextError
+from siglip_onnx.bulk.job import make_folder
+from siglip_onnx.errors import JobError, TextError
 from siglip_onnx.system import files
 from siglip_onnx.system.files import (
     STALE_S,
     atomic_path,
+    follow_links,
     open_list,
     open_regular,
     remove,
@@ -360,3 +362,34 @@ def test_template_that_repeats_the_text_is_bounded() -> None:
     with pytest.raises(TextError, match=r"repeats the text 1,000,000 times"):
         fill_templates("{}" * 1_000_000, ["a" * 4096])
     assert fill_templates("{} or {}", ["a"]) == [["a or a"]]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can make files of another user")
+@pytest.mark.parametrize("kind", ["file", "dangling", "folder", "chain"])
+def test_link_of_another_user_in_a_shared_folder_is_not_followed(kind: str, tmp_path: Path) -> None:
+    """The kernel would refuse it too, if it were opened by its name."""
+    shared, home = tmp_path / "shared", tmp_path / "home"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    home.mkdir()
+    target = home / "profile"
+    if kind in ("file", "chain"):
+        target.write_bytes(OLD)
+    elif kind == "folder":
+        target.mkdir()
+    link = shared / "result"
+    link.symlink_to(target)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    place = link
+    if kind == "chain":
+        place = shared / "own"
+        place.symlink_to(link)
+    if kind == "folder":
+        with pytest.raises(JobError, match="link of another user"):
+            make_folder(place)
+    else:
+        with pytest.raises(PermissionError, match="link of another user in a folder of everybody"):
+            write_atomic(place, NEW)
+        assert (target.read_bytes() if target.exists() else None) == (None if kind == "dangling" else OLD)
+    os.chown(link, 0, 0, follow_symlinks=False)  # one's own link is followed
+    assert follow_links(place) == target
