@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..errors import JobError, SiglipOnnxError, first_line
 from ..system.extras import extra
+from ..system.files import part_name
 from ..system.threads import available_workers
 from .job import Job
 from .progress import Progress
@@ -91,7 +91,7 @@ class RayEngine:
         if len(nodes) == 1:
             return
         with writing(job.path):
-            mark = make_temporary(job.path.absolute()) / uuid.uuid4().hex
+            mark = make_temporary(job.path.absolute()) / part_name()
             mark.touch()
         candidates = [str(mark), str(Path(model.name).absolute())]
         candidates += [item.path for item in job.read_plan(job.shards()[0]) if item.size_bytes is not None][:1]

@@ -17,8 +17,8 @@ from ..system.files import remove_own_files, sync_folder, write_atomic
 _log = logging.getLogger(__name__)
 TEMPORARY = ".tmp"  # beside the final names, so that a rename moves no data
 LOCK = ".lock"
-# Half-written files, test files of a cluster, and the half-written index of version 0.1.
-TEMPORARY_FILES = r"[0-9a-f]{32}|index\.usearch"
+# Half-written files, and test files of a cluster.
+TEMPORARY_FILES = r"\.siglip_onnx-[0-9a-f]{32}\.part"
 
 _ERRORS_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 

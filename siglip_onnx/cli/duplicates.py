@@ -69,6 +69,8 @@ def duplicates(
         )
     summary = _summarize(groups)
     if html_path is not None:
+        copies = [copy.path for group in groups for copy in group]
+        check_output(html_path, PAGE, copies, overwrite=overwrite, option="--html")
         sections = [
             Group(
                 f"Group {number}: {format_count(len(group), 'image')}",

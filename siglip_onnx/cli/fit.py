@@ -74,8 +74,13 @@ def fit(
     check_output(out, CLASSIFIER, [data, test, images, labels, model], overwrite=overwrite)
     check_images_option([data] if test is None else [data, test])
     options = DataOptions(images=images, multi_label=multi_label)
-    chosen = read_label_sets(data, [] if labels is None else [f"={labels}"], options)[""]
-    check_output(out, CLASSIFIER, (sample.path for sample in chosen.samples), overwrite=overwrite)
+    label_files = [] if labels is None else [f"={labels}"]
+    chosen = read_label_sets(data, label_files, options)[""]
+    other = None if test is None else read_label_sets(test, label_files, options)[""]
+    if other is not None and other.texts != chosen.texts:
+        raise TextError(f"{test} has other classes than {data}; give the same ones, or --labels for both.")
+    samples = [*chosen.samples, *([] if other is None else other.samples)]
+    check_output(out, CLASSIFIER, (sample.path for sample in samples), overwrite=overwrite)
     texts = [*chosen.texts, *([] if none_of_these is None else [none_of_these])]
     opened = load(model, variant=variant, workers=available_workers())
     check_compilable(opened)
@@ -89,10 +94,7 @@ def fit(
     one_label = not chosen.multi_label
     fitted = fit_few_shot(vectors, truth, zero_shot, one_label=one_label)
     measured = _measure(fitted, truth, vectors, one_label=one_label)
-    if test is not None:
-        other = read_label_sets(test, [] if labels is None else [f"={labels}"], options)[""]
-        if other.texts != chosen.texts:
-            raise TextError(f"{test} has other classes than {data}; give the same ones, or --labels for both.")
+    if other is not None:
         test_vectors, test_truth, test_errors = embed_truth(opened, other)
         errors |= test_errors
         before, after = (head.logits(test_vectors) for head in (zero_shot, fitted.head))

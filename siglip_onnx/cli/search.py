@@ -170,6 +170,7 @@ def search(
         warn(f"{opened.collection.num_unfinished:,} shards are not embedded yet.")
     facts, title = opened.collection.job.facts, describe_query(query_terms)
     if html_path is not None:
+        check_output(html_path, PAGE, [hit.path for hit in hits], overwrite=overwrite, option="--html")
         tiles = [_tile(hit) for hit in hits]
         page = render_gallery(title, f"{folder} · {facts.model_name}, {facts.variant}", [Group("", tiles)])
         with writing(html_path, " Choose another place for --html."):

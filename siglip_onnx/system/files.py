@@ -82,7 +82,7 @@ def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = Non
         old = None
     # A link inside a folder of ours is replaced; one that a user made is followed.
     target = path if part_dir is not None else follow_links(path)
-    part = new_part(target) if part_dir is None else part_dir / uuid4().hex
+    part = new_part(target) if part_dir is None else part_dir / part_name()
     try:
         yield part
         if durable:
@@ -209,7 +209,12 @@ def _try_lock(descriptor: int) -> bool:
 def new_part(target: Path) -> Path:
     """Return an unused temporary name beside ``target``; old temporary files of killed runs are removed there."""
     _clear_stale_parts(target.parent)
-    return target.with_name(f".siglip_onnx-{uuid4().hex}.part{target.suffix}")
+    return target.with_name(part_name(target.suffix))
+
+
+def part_name(suffix: str = "") -> str:
+    """Return an unused name of a temporary file, which no other program would choose."""
+    return f".siglip_onnx-{uuid4().hex}.part{suffix}"
 
 
 def replace_folder(new: Path, target: Path) -> Path | None:

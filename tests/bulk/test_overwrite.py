@@ -16,6 +16,8 @@ from siglip_onnx.bulk.job import begin_job, open_job
 from siglip_onnx.errors import CheckpointError, SiglipOnnxError
 from siglip_onnx.export.pipeline import export_bundle
 
+HALF_WRITTEN = f".siglip_onnx-{'b' * 32}.part"
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
@@ -75,7 +77,7 @@ def test_a_folder_with_another_job_json_is_refused(images: Path, tmp_path: Path,
     out = tmp_path / "out"
     write(out / "job.json", content)
     for name in ("vectors/000000.npy", "metadata/a", "plan/000000.jsonl", "rows/a", "parquet/a", "summary.json",
-                 ".tmp/a", f".tmp/{'a' * 32}", "log.jsonl"):  # fmt: skip
+                 ".tmp/a", f".tmp/{HALF_WRITTEN}", "log.jsonl"):  # fmt: skip
         write(out / name)
     before = tree(out)
     for options in ([], ["--overwrite"]):
@@ -89,19 +91,28 @@ def test_a_run_that_is_refused_removes_nothing(images: Path, tmp_path: Path) -> 
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
     assert embed(images, out).exit_code == 0
-    write(out / ".tmp" / ("b" * 32), "half")
+    write(out / ".tmp" / HALF_WRITTEN, "half")
     before = tree(out)
     assert "variant" in embed(images, out, "--variant", "fp32").stderr
     assert "No images were found" in embed(empty, out, "--overwrite").stderr
     assert tree(out) == before
     other = tmp_path / "other"
-    write(other / ".tmp" / ("b" * 32))
+    write(other / ".tmp" / HALF_WRITTEN)
     write(other / "photo.jpg")
     before = tree(other)
     assert "is not empty and is not a job folder" in embed(images, other, "--overwrite").stderr
     assert tree(other) == before
     assert embed(images, out, "--overwrite").exit_code == 0
     assert not (out / ".tmp").exists(), "what a killed run left there is removed by a run that is accepted"
+
+
+def test_temporary_files_of_others_are_kept(images: Path, tmp_path: Path) -> None:
+    """Caches name files by their MD5, and call a folder ``.tmp``."""
+    theirs = tmp_path / "out" / ".tmp" / ("d" * 32)
+    write(theirs)
+    for options in ([], [], ["--overwrite"]):
+        assert embed(images, tmp_path / "out", *options).exit_code == 0
+        assert theirs.read_text() == "mine"
 
 
 def test_a_lock_file_of_the_users_is_not_emptied(images: Path, tmp_path: Path) -> None:

@@ -128,3 +128,23 @@ def test_images_that_a_list_names_are_never_replaced(command: str, tmp_path: Pat
     result = run(command, "demo", tmp_path / "list.csv", "-o", tmp_path / names[0], "--overwrite")
     assert_error(result, 1, "red_star.png is one of the files that are read")
     assert (tmp_path / names[0]).read_bytes() == (IMAGES_PATH / names[0]).read_bytes()
+
+
+def test_images_of_a_test_set_and_of_a_page_are_never_replaced(tmp_path: Path) -> None:
+    names, photos, train = ("red_star.png", "six_eggs.png"), tmp_path / "photos", tmp_path / "train"
+    photos.mkdir()
+    for name in names:
+        (train / name[:-4]).mkdir(parents=True)
+        for folder in (photos, train / name[:-4]):
+            shutil.copy(IMAGES_PATH / name, folder / name)
+    rows = [f"photos/{name},{name[:-4].replace('_', ' ')}" for name in names]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    assert run("embed", photos, "--out", tmp_path / "vectors").exit_code == 0
+    photo = photos / names[0]
+    for arguments in (
+        ("fit", "demo", train, "--test", tmp_path / "list.csv", "-o", photo),
+        ("search", tmp_path / "vectors", "a red star", "--html", photo),
+        ("duplicates", tmp_path / "vectors", "--threshold", "0", "--html", photo),
+    ):
+        assert_error(run(*arguments, "--overwrite"), 1, "red_star.png is one of the files that are read")
+        assert photo.read_bytes() == (IMAGES_PATH / names[0]).read_bytes()
