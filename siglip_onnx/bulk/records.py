@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from .. import demo
 from ..bundle.integrity import FileFacts
 from ..errors import ImageError, JobError
 from ..options import DROP
@@ -59,6 +60,20 @@ class JobFacts:
     def fingerprint(self) -> str:
         """Hash of the facts, by which a shard of this job is distinguished from one of another."""
         return hashlib.sha256(replace(self, model="").to_bytes()).hexdigest()
+
+    def name_model(self) -> str:
+        """Return the name or absolute path of the model.
+
+        Raises:
+            JobError: it is a relative path, which leads elsewhere from each folder: no job of ours has one.
+        """
+        name = self.model or self.model_name
+        if name != demo.NAME and not os.path.isabs(name) and os.path.isdir(name):  # noqa: PTH112, PTH117 - any text
+            raise JobError(
+                f"The vectors name their model {name!r:.200}, and the current folder has a folder of this name. If it "
+                "is the model and you trust it, name it yourself: --model ./FOLDER, or open_collection(..., model=...)."
+            )
+        return name
 
     @property
     def background(self) -> str:

@@ -154,7 +154,7 @@ class Collection:
         if not isinstance(model, SigLIP):
             try:
                 model = load(
-                    model or facts.model or facts.model_name,
+                    model or facts.name_model(),
                     variant=facts.variant,
                     background=facts.background,
                     offline=model is None,  # the folder may come from elsewhere: what it names is not downloaded

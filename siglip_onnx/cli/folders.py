@@ -98,7 +98,7 @@ def open_folder(context: click.Context, folder: Path, index: Path | None, given:
     choice = given
     if context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:
         if vectors is not None and not is_index:
-            choice = replace(choose_model(open_job(vectors).facts, given), model=given.model, offline=given.offline)
+            choice = choose_model(open_job(vectors).facts, given, is_named=True)
     elif vectors is not None:
         choice = choose_model(open_job(vectors).facts, given)
     choice = replace(choice, model=choice.model or demo.NAME)
@@ -111,12 +111,13 @@ def open_folder(context: click.Context, folder: Path, index: Path | None, given:
     return OpenFolder(open_collection(vectors or folder), choice, given, is_index, num_errors)
 
 
-def choose_model(facts: JobFacts, given: ModelChoice) -> ModelChoice:
+def choose_model(facts: JobFacts, given: ModelChoice, *, is_named: bool = False) -> ModelChoice:
     """Return the choice of the model that made vectors, for what the user left open.
 
-    A name that only the folder gives, which may come from elsewhere, is not downloaded.
+    ``is_named`` says that the user named it. A name that only the folder gives, which may come from elsewhere, is
+    not downloaded.
     """
-    patches, model = _PATCHES.search(facts.embedding_space), facts.model or facts.model_name
+    patches, model = _PATCHES.search(facts.embedding_space), given.model if is_named else facts.name_model()
     return replace(
         given,
         model=model,

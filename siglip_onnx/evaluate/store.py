@@ -20,7 +20,7 @@ from ..errors import DataError, ImageError, SiglipOnnxError
 from ..head import Floats
 from ..image.preprocess import Inputs
 from ..model import SigLIP
-from ..system.files import follow_links, open_regular, write_atomic
+from ..system.files import follow_links, is_part, open_regular, write_atomic
 from ..system.json_files import read_json_object, to_json
 from ..system.npy_files import NPY_ERRORS
 from ..system.workers import in_batches, map_in_order
@@ -65,13 +65,14 @@ class Store:
         path = folder / FACTS
         try:
             known = read_json_object(path) if path.exists() else None
-            if known is None and folder.exists() and any(folder.iterdir()):
+            if known is None and folder.exists() and not all(map(_is_left_over, folder.iterdir())):
                 raise DataError(
                     f"{folder} is not empty and holds no evaluation, so nothing is written there; choose another --out."
                 )
-            (follow_links(folder) / _BLOCKS).mkdir(parents=True, exist_ok=True)
+            follow_links(folder).mkdir(parents=True, exist_ok=True)
             if known is None:
                 write_atomic(path, content.encode())
+            (folder / _BLOCKS).mkdir(exist_ok=True)
         except ValueError as error:
             raise DataError(f"{path} is damaged: {error}. Choose another folder for --out.") from error
         except OSError as error:
@@ -225,6 +226,11 @@ def embed_texts(models: Mapping[str, SigLIP], texts: Sequence[str], store: Store
         for name in models:
             parts[name].append(arrays[f"embeddings_{name}"])
     return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def _is_left_over(entry: Path) -> bool:
+    """Say whether an entry is what a run leaves that ends before it has written its facts."""
+    return is_part(entry.name) or (entry.name == _BLOCKS and entry.is_dir() and not any(entry.iterdir()))
 
 
 def fingerprint(lines: Sequence[str]) -> str:

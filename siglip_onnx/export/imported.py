@@ -49,6 +49,7 @@ from ..hub.names import OWNER, parse_hub_name
 from ..hub.published import PUBLISHED
 from ..hub.remote_head import NAMES, read_remote_head
 from ..system.files import open_regular
+from ..system.names import find_outside
 from ..verify.accuracy import REFERENCE, Accuracy
 from .foreign_graph import ForeignGraph, check_weights, read_graph
 from .output import check_out, new_bundle_folder
@@ -61,6 +62,7 @@ Report = Callable[[str], None]
 CARD = "README.md"
 _INPUTS = {VISION: ("pixel_values", TensorProto.FLOAT), TEXT: ("input_ids", TensorProto.INT64)}
 _CARD_BYTES = 100_000  # of a card, whose front matter comes first
+_SUFFIXES = (".onnx", ".onnx_data", ".json", ".model", ".md")  # of files that are read
 _SMALL_FILES = (CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, CARD)
 _BASE = re.compile(r"^base_model:[ \t]*(?:\n\s*-\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
 
@@ -162,6 +164,8 @@ def _open_folder(source: str, report: Report) -> Iterator[ForeignFolder]:
     """Open a folder, or the repository of that name; what is downloaded is removed at the end, not after an error."""
     path = Path(source)
     if path.is_dir():
+        if (outside := find_outside(path, _SUFFIXES)) is not None:
+            raise BundleError(f"{outside} is a link that leads outside the folder. Copy the file there.")
         names = frozenset(file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
         yield ForeignFolder(path, path.resolve().name, None, names, lambda _names: None)
         return

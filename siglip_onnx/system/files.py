@@ -217,6 +217,11 @@ def part_name(suffix: str = "") -> str:
     return f".siglip_onnx-{uuid4().hex}.part{suffix}"
 
 
+def is_part(name: str) -> bool:
+    """Say whether a name is one of :func:`part_name`."""
+    return _PART.fullmatch(name) is not None
+
+
 def replace_folder(new: Path, target: Path) -> Path | None:
     """Rename the folder ``new`` to ``target``; return the new path of the folder that it replaced, None if none.
 

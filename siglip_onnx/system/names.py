@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
@@ -17,6 +19,16 @@ def check_name(name: str) -> None:
     leaves = not parts or ".." in parts or ".." in windows.parts
     if leaves or name.startswith("/") or windows.drive or windows.root or "\0" in name:
         raise ValueError(f"file {name!r} outside the bundle")
+
+
+def find_outside(folder: Path, suffixes: Collection[str]) -> Path | None:
+    """Return a file that is a link out of a folder, in it or in a folder inside it; None without one.
+
+    See :func:`leaves_folder`.
+    """
+    paths = chain(folder.glob("*"), folder.glob("*/*"))
+    files = (path for path in paths if path.suffix in suffixes and path.is_symlink())
+    return next((path for path in files if leaves_folder(folder, path)), None)
 
 
 def leaves_folder(folder: Path, path: Path) -> bool:

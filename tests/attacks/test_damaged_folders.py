@@ -31,7 +31,7 @@ from siglip_onnx.bulk.shard import embed_shard
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.bundle.integrity import file_facts
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
-from siglip_onnx.errors import SiglipOnnxError
+from siglip_onnx.errors import JobError, SiglipOnnxError
 
 PER_CALL = 24
 SECONDS = 90  # generous, because machines are shared; a read of a pipe would never end
@@ -197,6 +197,22 @@ def test_rows_of_others_are_checked(key: str, value: object, jobs: Jobs, tmp_pat
     (copy / "receipts" / "000000.json").write_text(json.dumps(receipt))
     for options in ((), ("--html", tmp_path / "page.html"), ("--json",)):
         assert_error(run("search", copy, "a red star", "-k", 30, *options), 1, "000000.jsonl is damaged")
+
+
+def test_a_model_beside_vectors_of_others_is_not_loaded(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graphs could take time and memory without limit; only the user names a folder."""
+    copy = Path(shutil.copytree(jobs.folder / "npy", tmp_path / "vectors"))
+    shutil.copytree(BUNDLE_PATH, tmp_path / "model")
+    facts = json.loads((copy / "job.json").read_text())
+    (copy / "job.json").write_text(json.dumps(facts | {"model": "model"}))
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("search", "vectors", "a red star"), ("search", "vectors", "a red star", "--json")):
+        assert_error(run(*arguments), 1, "The vectors name their model 'model', and the current folder has a folder")
+    with pytest.raises(JobError, match=r"open_collection\(\.\.\., model=\.\.\.\)"):
+        siglip_onnx.open_collection("vectors").search("a red star")
+    assert run("search", "vectors", "a red star", "--model", "./model").exit_code == 0
 
 
 @pytest.mark.parametrize("layout", ["npy", "parquet"])

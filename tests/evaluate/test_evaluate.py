@@ -1,6 +1,7 @@
 """Evaluation of drawn images: numbers equal an independent computation, one pass, resumed, bad images named."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -303,6 +304,21 @@ def test_images_of_another_folder_are_not_those_of_before(tmp_path: Path) -> Non
     shutil.copy(data, copy)
     again = run("evaluate", "demo", copy, "--images", tmp_path / "0", "-o", out)
     assert_error(again, 1, "holds another evaluation; different are: data")
+
+
+def test_a_run_that_a_full_disk_ended_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = small_set(tmp_path / "set"), tmp_path / "out"
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_atomic", fail)
+        assert_error(run("evaluate", "demo", data, "-o", out), 1, "cannot be written: No space left on device")
+    (out / f".siglip_onnx-{'a' * 32}.part").write_text("{")  # of a killed run
+    (out / "embeddings").mkdir(exist_ok=True)
+    evaluated(data, "-o", out)
+    assert (out / "result.json").exists()
 
 
 def test_many_classes_have_no_confusion_matrix(tmp_path: Path) -> None:

@@ -357,6 +357,13 @@ def test_hostile_graph_is_one_message_and_nothing_is_written(
     assert_nothing_is_written(changed, small_checkpoint, tmp_path, message)
 
 
+@pytest.mark.parametrize("name", [VISION, "config.json"])
+def test_links_out_of_the_folder_are_refused(changed: Path, small_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    shutil.move(changed / name, tmp_path / "elsewhere")
+    (changed / name).symlink_to(tmp_path / "elsewhere")
+    assert_nothing_is_written(changed, small_checkpoint, tmp_path, f"{name} is a link that leads outside the folder")
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x01" * 5000])
 def test_file_that_is_not_a_graph_is_one_message(
     changed: Path, small_checkpoint: Path, tmp_path: Path, content: bytes

@@ -175,6 +175,17 @@ def test_shards_stay_in_their_folder(small_checkpoint: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_files_stay_in_their_folder(small_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """A link in an archive of a stranger could make a bundle of private weights."""
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    if (copy / name).exists():
+        shutil.move(copy / name, tmp_path / name)
+    (copy / name).symlink_to(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name} is a link that leads outside the checkpoint"):
+        export_bundle(copy, tmp_path / "out")
+
+
 def test_truncated_weights(transformers5: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(transformers5, tmp_path / "copy"))
     content = (copy / "model.safetensors").read_bytes()

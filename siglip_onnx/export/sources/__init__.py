@@ -8,7 +8,7 @@ from pathlib import Path
 from ...config import CONFIG, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from ...errors import CheckpointError
 from ...system.json_files import read_json
-from ...system.names import check_name
+from ...system.names import check_name, find_outside
 from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
 from .open_clip import is_open_clip, open_open_clip
@@ -20,6 +20,7 @@ __all__ = ["Request", "Source", "open_source"]
 
 SENTENCE_TRANSFORMERS = "modules.json"
 NPZ = ".npz"
+_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", NPZ)  # of files that are read
 
 
 def open_source(request: Request) -> Source:
@@ -38,6 +39,8 @@ def open_source(request: Request) -> Source:
             f"{path} {problem}; expected a checkpoint folder with config.json and {WEIGHTS}, as on the Hugging Face "
             f"Hub, or an {NPZ} file of big_vision."
         )
+    if (outside := find_outside(path, _SUFFIXES)) is not None:
+        raise CheckpointError(f"{outside} is a link that leads outside the checkpoint. Copy the file there.")
     if (path / ADAPTER_CONFIG).exists():
         return open_peft(request, open_source)
     if request.base is not None:
