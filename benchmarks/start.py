@@ -3,9 +3,10 @@
     python benchmarks/start.py --bundle BUNDLE --image photo.jpg --before CHECKOUT
 
 CHECKOUT is a git worktree of the version to compare with; BUNDLE the export of a checkpoint, for example of the random
-one of suite.py. Each command is run in a fresh process; files are in memory from a first run. Writes
-benchmarks/results/start.json: of each command the seconds and the peak memory of both versions, and the ratio of the
-seconds of each pair of runs, with its median, minimum, and a 95 % interval of the median (bootstrap).
+one of suite.py. A version that cannot read it gets its own export with --before-bundle. Each command is run in a fresh
+process, with the package's bytecode; files are in memory from a first run. Writes benchmarks/results/start.json: of
+each command the seconds and the peak memory of both versions, and the ratio of the seconds of each pair of runs, with
+its median, minimum, and a 95 % interval of the median (bootstrap).
 """
 
 from __future__ import annotations
@@ -32,17 +33,30 @@ BEFORE, AFTER = "before", "after"
 @click.option("--bundle", type=click.Path(path_type=Path, exists=True), required=True, help="A model folder.")
 @click.option("--image", type=click.Path(path_type=Path, exists=True), required=True, help="A photograph.")
 @click.option("--before", type=click.Path(path_type=Path, exists=True), required=True, help="The other checkout.")
+@click.option("--before-bundle", type=click.Path(path_type=Path, exists=True), help="Default: BUNDLE.")
 @click.option("--pairs", type=click.IntRange(1), default=15, show_default=True, help="Runs of each command.")
 @click.option("--only", multiple=True, help="Part of the names of commands; repeat for more.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "start.json", show_default=True)
-def main(bundle: Path, image: Path, before: Path, pairs: int, only: tuple[str, ...], out: Path) -> None:
+def main(
+    bundle: Path,
+    image: Path,
+    before: Path,
+    before_bundle: Path | None,
+    pairs: int,
+    only: tuple[str, ...],
+    out: Path,
+) -> None:
     """Measure, and write."""
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as work:
-        commands = start_commands(bundle.absolute(), image.absolute(), Path(work))
+        versions = {BEFORE: (before, before_bundle or bundle), AFTER: (ROOT, bundle)}
+        commands = {
+            version: start_commands(used.absolute(), image.absolute(), Path(work) / version, checkout)
+            for version, (checkout, used) in versions.items()
+        }
         results = {
-            name: compare(arguments, {BEFORE: before, AFTER: ROOT}, pairs)
-            for name, arguments in commands.items()
+            name: compare([(checkout, commands[version][name]) for version, (checkout, _) in versions.items()], pairs)
+            for name in commands[AFTER]
             if not only or any(part in name for part in only)
         }
     write_results(out, {
@@ -54,19 +68,20 @@ def main(bundle: Path, image: Path, before: Path, pairs: int, only: tuple[str, .
     })  # fmt: skip
 
 
-def compare(arguments: Sequence[str], checkouts: dict[str, Path], pairs: int) -> dict[str, Any]:
+def compare(commands: Sequence[tuple[Path, Sequence[str]]], pairs: int) -> dict[str, Any]:
     """Run a command in both checkouts in turns; return their times and the ratios of the pairs."""
-    for checkout in checkouts.values():
+    runs: list[list[dict[str, float]]] = [[], []]  # of the checkouts, in their order
+    for checkout, arguments in commands:
         run_command(arguments, checkout)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for turn in range(pairs):
-        for name in checkouts if turn % 2 == 0 else reversed(checkouts):
-            runs[name].append(run_command(arguments, checkouts[name]))
-    facts: dict[str, Any] = {name: summarize_runs(runs[name]) for name in runs}
+        both = list(zip(runs, commands, strict=True))
+        for results, (checkout, arguments) in both if turn % 2 == 0 else reversed(both):
+            results.append(run_command(arguments, checkout))
+    facts: dict[str, Any] = dict(zip((BEFORE, AFTER), map(summarize_runs, runs), strict=True))
     for measure in ("seconds", "cpu_seconds"):
-        ratios = [new[measure] / old[measure] for old, new in zip(runs[BEFORE], runs[AFTER], strict=True)]
+        ratios = [new[measure] / old[measure] for old, new in zip(*runs, strict=True)]
         facts[f"ratio_of_{measure}"] = describe_ratios(ratios)
-        click.echo(f"{arguments[0]}: {measure} {facts[f'ratio_of_{measure}']}", err=True)
+        click.echo(f"{' '.join(arguments[:2])}: {measure} {facts[f'ratio_of_{measure}']}", err=True)
     return facts
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 from catalog import NUM_IMAGES, Catalog, choose_images, log, open_catalog, random_checkpoint
-from commands import measure_commands
+from commands import compile_package, measure_commands
 from limit import measure_limit
 from PIL import Image
 from result_files import RESULTS
@@ -83,6 +83,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Prepare, measure, write."""
+    compile_package()
     machine = describe_machine(("torch", "transformers", "torchao", "optimum-onnx", "openvino", "nncf"))
     folder = work / name
     checkpoint = checkpoint or random_checkpoint(folder / "checkpoint", spiece)

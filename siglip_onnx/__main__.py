@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 from .system.interrupts import interrupts_end_process
@@ -10,6 +11,8 @@ from .system.interrupts import interrupts_end_process
 def main() -> None:
     """Run the command line; Ctrl-C ends the process without a traceback before a command, within it and after it."""
     interrupts_end_process()
+    # The threads of numpy's OpenBLAS would compute nothing for the first 50 ms of each process, but occupy the CPUs.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     import_module("siglip_onnx.cli").main(prog_name="siglip-onnx")
 
 

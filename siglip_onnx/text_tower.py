@@ -98,6 +98,7 @@ class TextTower:
     def _load_tokenizer(self) -> Tokenizer:
         with self._lock:
             if self._tokenizer is None:
+                self.session.check_files()
                 self._tokenizer = Tokenizer(self._tokenizer_path, self._text_length, use_pieces=self._use_pieces)
         return self._tokenizer
 

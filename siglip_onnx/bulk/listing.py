@@ -163,7 +163,7 @@ class Listing:
             folders.append(_Folder(path, names))
 
     def _is_excluded(self, name: str, path: str, top: str, status: os.stat_result | None) -> bool:
-        if not self._filter.hidden and (_is_hidden(name, status) or name.lower() in _SYSTEM_FOLDERS):
+        if not self._filter.hidden and is_left_out(name, status):
             return True
         if not self._filter.exclude:
             return False
@@ -236,6 +236,11 @@ def _suffix(name: str) -> str:
 def is_heic(path: str) -> bool:
     """Say whether a file has the suffix of a HEIC image, which only the extra [heic] reads."""
     return _suffix(path) in HEIC_SUFFIXES
+
+
+def is_left_out(name: str, status: os.stat_result | None) -> bool:
+    """Say whether an entry is hidden, or trash, thumbnails or snapshots of a system, which hold no images of a user."""
+    return _is_hidden(name, status) or name.lower() in _SYSTEM_FOLDERS
 
 
 def _is_hidden(name: str, status: os.stat_result | None) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError
+from ..errors import BundleError, CacheError
 from ..system.cache_dir import cache_folder
 from ..system.files import open_regular, write_atomic
 from ..system.json_files import read_json_object
@@ -86,6 +86,32 @@ def _unlisted_weights(folder: Path, graph: str, listed: Collection[str]) -> str:
         return f"not an ONNX graph: {error}"
     unlisted = sorted(name for name in names if posixpath.normpath(posixpath.join(graph, "..", name)) not in listed)
     return f"its weights are in {unlisted[0]!r:.80}, which the manifest does not list for it" if unlisted else ""
+
+
+class OpenedFiles:
+    """The files of an opened model, whose later change is noticed before one of them is read."""
+
+    def __init__(self, folder: Path, files: Mapping[str, FileFacts]) -> None:
+        """Remember sizes and times of files as they are; ``files`` are all of them, with what they should be."""
+        self._folder, self._files = folder, files
+        self._stamps = self._read_stamps()
+
+    def check(self) -> None:
+        """Hash the files that were replaced or changed since.
+
+        Raises:
+            BundleError: one is no longer the same.
+        """
+        stamps = self._read_stamps()
+        for name, stamp in stamps.items():
+            if stamp != self._stamps[name] and (problem := find_problem(self._folder, name, self._files)):
+                raise BundleError(
+                    f"{self._folder / name} was replaced after the model was opened: {problem}. Load the model again."
+                )
+        self._stamps = stamps
+
+    def _read_stamps(self) -> dict[str, list[Any] | None]:
+        return {name: _stamp(self._folder / name, facts) for name, facts in self._files.items()}
 
 
 def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str]:

@@ -79,10 +79,11 @@ def calibrate_(
     evaluate, and by siglip_onnx.load(calibration=...). The errors shown are cross-validated: each image is judged by a
     calibration that was fitted without it.
     """
-    files = [argument.rpartition("=")[2] for argument in labels]
+    label_files = [_split_language(argument) for argument in labels]
+    files = [file for _, file in label_files]
     check_output(out, CALIBRATION, [data, images, model, *files], overwrite=overwrite)
     check_images_option([data])
-    sets = read_label_sets(data, labels, DataOptions(images=images, multi_label=multi_label), limit)
+    sets = read_label_sets(data, label_files, DataOptions(images=images, multi_label=multi_label), limit)
     if scope == LANGUAGE and sets.keys() == {""}:
         refuse_given(("scope",), "--per language is for labels of several languages: --labels en=FILE --labels ja=FILE")
     for each in sets.values():
@@ -119,20 +120,19 @@ def calibrate_(
 
 
 def read_label_sets(
-    data: Path, labels: Sequence[str], options: DataOptions, limit: int | None = None
+    data: Path, labels: Sequence[tuple[str, Path]], options: DataOptions, limit: int | None = None
 ) -> dict[str, LabeledImages]:
-    """Return the labelled images once per file of labels, by language, empty if it is not named.
+    """Return the labelled images once per file of labels, by its language, which may be empty.
 
     Raises:
         DataError: they are captions, or the files have different numbers of classes.
     """
     sets = {}
-    for argument in labels or ("",):
-        language, separator, file = argument.rpartition("=")
-        opened = open_data(data, replace(options, labels=Path(file) if file else None))
+    for language, file in labels or (("", None),):
+        opened = open_data(data, replace(options, labels=file))
         if not isinstance(opened, LabeledImages):
             raise DataError(f"{data} has captions; expected images with labels, for example a folder per class.")
-        if (language if separator else "") in sets:
+        if language in sets:
             raise DataError(f"--labels names the language {language!r} twice; give each its own: --labels ja=FILE.")
         warn_about_repeated(opened.texts)
         sets[language] = opened.take(limit)
@@ -140,6 +140,12 @@ def read_label_sets(
     if len(set(sizes.values())) > 1:
         raise DataError(f"The files of --labels have different numbers of classes: {sizes}; expected the same classes.")
     return sets
+
+
+def _split_language(argument: str) -> tuple[str, Path]:
+    """Return language and file of ``[LANGUAGE=]FILE``; the name of a file that exists may contain ``=``."""
+    language, separator, file = argument.partition("=")
+    return ("", Path(argument)) if not separator or Path(argument).is_file() else (language, Path(file))
 
 
 def check_images_option(data_sets: Sequence[Path]) -> None:

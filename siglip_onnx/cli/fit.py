@@ -74,7 +74,7 @@ def fit(
     check_output(out, CLASSIFIER, [data, test, images, labels, model], overwrite=overwrite)
     check_images_option([data] if test is None else [data, test])
     options = DataOptions(images=images, multi_label=multi_label)
-    label_files = [] if labels is None else [f"={labels}"]
+    label_files = [] if labels is None else [("", labels)]
     chosen = read_label_sets(data, label_files, options)[""]
     other = None if test is None else read_label_sets(test, label_files, options)[""]
     if other is not None and other.texts != chosen.texts:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from ..bulk.listing import Listing, is_left_out, status_of
 from ..bulk.parquet import ParquetFile
 from ..errors import DataError
 from ..system.files import open_regular
@@ -166,12 +169,9 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
-    folders = sorted((entry for entry in path.iterdir() if entry.is_dir()), key=lambda entry: _sort_key(entry.name))
+    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(folder.name))
     keyed: list[Keyed] = [
-        (file_sample(file, str(file.relative_to(path))), (folder.name,))
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if is_image_name(file.name)
+        (file_sample(path / name, name), (folder.name,)) for folder in folders for name in _names_below(path, folder)
     ]
     if not keyed and any(is_image_name(entry.name) for entry in path.iterdir()):
         raise DataError(
@@ -195,6 +195,17 @@ def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
             "Write lines of folder<TAB>words."
         )
     return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
+
+
+def _class_folders(path: Path) -> Iterator[Path]:
+    for entry in path.iterdir():
+        if entry.is_dir() and not is_left_out(entry.name, status_of(str(entry))):
+            yield entry
+
+
+def _names_below(path: Path, folder: Path) -> Iterator[str]:
+    """Yield the images of a folder, by their paths from ``path`` on."""
+    return (os.path.relpath(image.path, path) for image in Listing([folder]))
 
 
 def _sort_key(name: str) -> tuple[int, str]:
@@ -457,8 +468,17 @@ def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
             file.seek(0)
             delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
             lines = _Lines(file)
-            for row in csv.DictReader(lines, delimiter=delimiter):
+            rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+            columns = rows.fieldnames or ()
+            if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+                raise ValueError(f"it has several columns {repeated[0]!r:.100}")
+            for row in rows:
                 lines.num_characters = 0
+                if any(row.get(None, ())):
+                    raise ValueError(
+                        f"line {rows.line_num} has {len(columns) + len(row[None])} values for {len(columns)} columns; "
+                        "a text with commas needs quotes"
+                    )
                 yield row
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(

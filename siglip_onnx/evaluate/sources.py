@@ -118,6 +118,8 @@ def _group(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[Sample, Mappi
                 yield image, rest
             key, image, rest = member_key, None, {}
         if is_image_name(base):
+            if image is not None:
+                raise tarfile.ReadError(f"the images {image.name[-100:]} and {base:.100} are one sample")
             read = partial(_read_part, path, member.offset_data, member.size)
             image = Sample(f"{path.name}/{member.name}", read, f"{stamp}-{member.offset_data}")
         elif suffix.lower() in _TEXTS and member.size <= _MAX_TEXT_BYTES:

@@ -11,7 +11,7 @@ import logging
 import platform
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, graph_path
+from ..bundle.integrity import OpenedFiles
 from ..bundle.manifest import POOLED, data_path
 from ..errors import BundleError, OptionError, ProviderError, SiglipOnnxError, first_line
 from ..head import Floats, l2_normalize
@@ -67,6 +68,7 @@ class LazySession:
         workers: int = 1,
         exact_int8: bool | None = None,
         few_runs: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Keep the arguments; nothing is read before the first use.
 
@@ -80,13 +82,14 @@ class LazySession:
                 :func:`int8_saturates`. Weights within 7 bits never saturate and do not need them.
             few_runs: whether to load an int8 graph in the way of :mod:`.int8_graph`: sooner, for runs that take 5 to
                 30 % longer, with the same results.
+            check: called before the graph is read, each time; raises if it is not to be read.
         """
         self._path = path
         self._providers = providers
         self._threads = threads
         self._workers = workers
         self._exact_int8 = exact_int8
-        self._few_runs = few_runs
+        self._few_runs, self.check_files = few_runs, check
         self._num_bulk_users = 0  # in blocks of `one_thread_per_run`
         self._quick_weights: dict[str, Any] | None = None  # inputs of a graph that is loaded for few runs
         self._loaded: Any = None
@@ -128,7 +131,7 @@ class LazySession:
             ProviderError: a provider is not part of this onnxruntime, or refuses its options.
             MissingExtraError: OpenVINO is requested, but not installed.
             SiglipOnnxError: ``threads`` is out of range.
-            BundleError: the graph cannot be loaded, or its weights lie outside its folder.
+            BundleError: the graph cannot be loaded, its weights lie outside its folder, or the model was replaced.
             SiglipOnnxError: the session was closed.
         """
         with self._lock:
@@ -229,6 +232,7 @@ class LazySession:
         return self._loaded
 
     def _load(self) -> Any:
+        self.check_files()
         providers = _check_providers(self._providers)
         threads = 1 if self._num_bulk_users else _check_threads(self._threads)
         if OPENVINO in self.providers:
@@ -295,7 +299,7 @@ def _load_quickly(path: Path, threads: int, kernels: str) -> tuple[Any, dict[str
 
 def open_tower(bundle: Bundle, tower: str, variant: str, options: RuntimeOptions) -> LazySession:
     """Return the session of one tower, :data:`.VISION` or :data:`.TEXT`; its graph loads at first use."""
-    exact_int8 = options.exact_int8
+    exact_int8, files = options.exact_int8, bundle.manifest.variants[variant].files
     if exact_int8 is None and bundle.manifest.variants[variant].within_7_bits(tower):
         exact_int8 = False
     return LazySession(
@@ -305,6 +309,7 @@ def open_tower(bundle: Bundle, tower: str, variant: str, options: RuntimeOptions
         workers=options.workers,
         exact_int8=exact_int8,
         few_runs=options.few_runs and options.workers == 1,
+        check=OpenedFiles(bundle.path, {**bundle.manifest.files, **files}).check,
     )
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support.commands import assert_error, run
-from support.manifests import write_document, write_manifest
+from support.manifests import with_hashes, write_document, write_manifest
 
 import siglip_onnx
 from siglip_onnx.bundle import strip
 from siglip_onnx.bundle.folder import open_bundle, verify_folder
 from siglip_onnx.bundle.integrity import FileFacts, file_facts
 from siglip_onnx.bundle.manifest import embedding_space, read_manifest
-from siglip_onnx.demo import BUNDLE_PATH
+from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import BundleError
 from siglip_onnx.text.tokenizer import Tokenizer
 
@@ -254,3 +255,26 @@ def test_tokenizer_that_does_not_pad_to_the_tower(small_bundle: Path, tmp_path: 
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="cannot be read"):
         Tokenizer(tmp_path / "tokenizer.json", 64)
+
+
+@pytest.mark.parametrize("first", ["images", "texts"])
+def test_towers_of_two_models_are_never_mixed(small_bundle: Path, tmp_path: Path, first: str) -> None:
+    """A model that is replaced while a program has it open would give wrong numbers, and fill the label cache."""
+    live = Path(shutil.copytree(small_bundle, tmp_path / "live"))
+    other = Path(shutil.copytree(small_bundle, tmp_path / "other"))
+    for path in other.glob("onnx/*_data"):
+        numbers = np.frombuffer(path.read_bytes(), np.uint8).copy()
+        path.write_bytes((numbers ^ 1).tobytes())
+    write_manifest(other, with_hashes(other))
+    model = siglip_onnx.load(live, variant="fp32", label_cache=tmp_path / "cache")
+    image = IMAGES_PATH / "red_star.png"
+    vectors = model.encode_images(image) if first == "images" else model.encode_labels(["a"])
+    shutil.rmtree(live)
+    shutil.copytree(other, live)
+    with pytest.raises(BundleError, match=r"was replaced after the model was opened: sha256 .* Load the model again"):
+        model.classify(image, ["a", "b"])
+    shutil.rmtree(live)
+    shutil.copytree(small_bundle, live)  # the same files with other times
+    again = model.encode_images(image) if first == "images" else model.encode_labels(["a"])
+    np.testing.assert_array_equal(again, vectors)
+    assert len(model.classify(image, ["a", "b"])) == 2

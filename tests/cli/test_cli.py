@@ -380,3 +380,16 @@ def test_damaged_graph_is_one_message(copy: Path, monkeypatch: pytest.MonkeyPatc
     assert result.exit_code == 4
     assert result.stderr.count("siglip-onnx:") == 1
     assert "cannot be loaded" in result.stderr
+
+
+def test_threads_of_openblas_do_not_spin_at_the_start() -> None:
+    """They would take 50 ms of CPU time in every process; what the user has set stays."""
+    code = (
+        "import atexit, os; from siglip_onnx.__main__ import main; "
+        "atexit.register(lambda: print(os.environ['OPENBLAS_THREAD_TIMEOUT'])); main()"
+    )
+    for given, expected in (({}, "4"), ({"OPENBLAS_THREAD_TIMEOUT": "20"}, "20")):
+        command = [sys.executable, "-c", code, "--version"]
+        variables = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+        done = subprocess.run(command, env=variables | given, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == expected

@@ -22,8 +22,9 @@ from support.drawn import NAMES_EN, NAMES_JA, draw_folders, write_csv, write_jso
 import siglip_onnx
 from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.errors import DataError
 from siglip_onnx.evaluate import store
-from siglip_onnx.evaluate.datasets import open_data
+from siglip_onnx.evaluate.datasets import LabeledImages, open_data
 from siglip_onnx.evaluate.protocols import PROTOCOLS
 from siglip_onnx.evaluate.run import evaluate
 from siglip_onnx.image.decode import ImageReader
@@ -329,6 +330,36 @@ def test_many_classes_have_no_confusion_matrix(tmp_path: Path) -> None:
     result = run("evaluate", "demo", tmp_path / "x.csv", "-o", tmp_path / "out", "--variant", "int8")
     assert result.exit_code == 3, result.stderr
     assert {path.name for path in (tmp_path / "out").glob("*.*")} == {"result.json", "per_class.csv", "evaluation.json"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("path,caption\na.png,a red star, not a blue one\n", "line 2 has 3 values for 2 columns; a text with commas"),
+        ("path,label,label\na.png,a,b\n", "several columns 'label'"),
+        ('path,label\na.png,"a\nb.png,b\n', "unexpected end of data"),
+    ],
+)
+def test_csv_of_which_a_part_would_be_dropped_is_refused(content: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(DataError, match=rf"x.csv cannot be read as CSV: .*{problem}"):
+        open_data(tmp_path / "x.csv")
+
+
+def test_columns_without_names_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("path,label\na.png,a,\nb.png,b,,\n")
+    assert [sample.name for sample in open_data(tmp_path / "x.csv").samples] == ["a.png", "b.png"]
+
+
+def test_folders_of_programs_are_no_classes(tmp_path: Path) -> None:
+    data = small_set(tmp_path / "set")
+    for name in (".git", "@eaDir", ".ipynb_checkpoints", "red_star/@eaDir", "red_star/.thumbnails", "#recycle"):
+        (data / name).mkdir()
+        shutil.copy(IMAGES_PATH / "red_star.png", data / name / "y.png")
+    opened = open_data(data)
+    assert isinstance(opened, LabeledImages)
+    assert opened.texts == ["red star", "six eggs"]
+    assert [sample.name for sample in opened.samples] == ["red_star/x.png", "six_eggs/x.png"]
 
 
 def small_set(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Few-shot classifiers: the optimum is checked, more images help, none hurts, and the file runs like any classifier."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,9 @@ def test_data_that_cannot_be_fitted(tmp_path: Path) -> None:
     assert "1 label without images, which only the text describes: a cat" in result.stderr
     other = run("fit", "demo", tmp_path / "set", "--test", bad, "--labels", tmp_path / "labels.txt", *out)
     assert other.exit_code in (0, 3)
+    (tmp_path / "run=3").mkdir()
+    named = shutil.copy(tmp_path / "labels.txt", tmp_path / "run=3" / "labels.txt")
+    assert run("fit", "demo", tmp_path / "set", "--labels", named, *out).exit_code == 0
     (tmp_path / "set" / "a new class").mkdir()
     assert_error(run("fit", "demo", tmp_path / "set", "--test", bad, *out), 1, "has other classes than")
     with pytest.raises(DataError, match="images have no label or several"):
