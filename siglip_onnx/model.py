@@ -61,6 +61,7 @@ class SigLIP:
         self._options = options
         self.variant = choose_variant(bundle, options)
         self.calibration = None if options.calibration is None else self._read_calibration(options.calibration)
+        self._has_compared = False
         towers = bundle.manifest.towers
         self._vision = VisionTower(bundle, self.variant, options) if VISION in towers else None
         self._text = TextTower(bundle, self.variant, options) if TEXT in towers else None
@@ -203,7 +204,7 @@ class SigLIP:
             self.bundle.manifest.check_tower(tower)
         if not texts:
             raise TextError("There are no texts to compare with the image; give at least one.")
-        labels = self.text.embed_labels(texts, template)
+        labels = self.encode_labels(texts, template=template)
         bias = self.biases(texts) if logit_bias is None else logit_bias
         rows = self.logits(self.vision.embed(image), labels, logit_bias=bias)
         answers = [[match for match in match_texts(row, texts) if match.probability >= threshold] for row in rows]
@@ -258,6 +259,7 @@ class SigLIP:
         Raises:
             TextError: a template has no ``{}``, or a text cannot be tokenized.
         """
+        self._compare_templates([template] if isinstance(template, str) else list(template))
         return self.text.embed_labels(texts, template)
 
     def missing_labels(self, texts: Iterable[str], *, template: str | Sequence[str] = "{}") -> list[str]:
@@ -302,6 +304,17 @@ class SigLIP:
         if calibration.variant != self.variant:
             _log.info("%s was fitted to the variant %s, and is used for %s.", path, calibration.variant, self.variant)
         return calibration
+
+    def _compare_templates(self, templates: Sequence[str]) -> None:
+        """Log once if the calibration was fitted to other templates, whose logits are others."""
+        fitted = None if self.calibration is None else self.calibration.data.get("templates")
+        if isinstance(fitted, list) and fitted != templates and not self._has_compared:
+            self._has_compared = True
+            _log.warning(
+                "The calibration was fitted to texts in %s, and is used with %s, so that probabilities may be off.",
+                fitted,
+                templates,
+            )
 
     def preprocess(self, images: ImageSource | Iterable[ImageSource]) -> list[Inputs]:
         """Return the vision tower's inputs by name, one dictionary per image, each a batch of one.

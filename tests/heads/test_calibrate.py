@@ -172,6 +172,18 @@ def test_what_is_written(calibration: Path) -> None:
     assert all(quality["after"] < quality["before"] / 2 for quality in document["data"]["cross_validated"])
 
 
+def test_other_templates_than_the_fitted_ones_are_named_once(
+    calibration: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = siglip_onnx.load("demo", calibration=calibration)
+    model.encode_labels(["a red star"])
+    assert not caplog.messages
+    for _ in range(2):
+        model.classify(IMAGES_PATH / "red_star.png", ["a red star"], template="a photo of {}")
+    (message,) = caplog.messages
+    assert "fitted to texts in ['{}'], and is used with ['a photo of {}'], so that probabilities may be off" in message
+
+
 def test_everything_that_takes_a_calibration_agrees(drawn: Path, calibration: Path) -> None:
     image, texts = drawn / "held_out" / "a red star" / "0.png", ["a red star", "赤い星", "a cat"]
     plain = siglip_onnx.load("demo").classify(image, texts)
