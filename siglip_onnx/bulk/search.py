@@ -123,9 +123,10 @@ class Collection:
         self._model = model
         shards = job.shards()
         receipts = {shard: job.receipt(shard, read_files=False) for shard in shards}
-        self.shards = [shard for shard, receipt in receipts.items() if receipt is not None]
+        self._receipts = {shard: receipt for shard, receipt in receipts.items() if receipt is not None}
+        self.shards = list(self._receipts)
         self.num_unfinished = len(shards) - len(self.shards)
-        self.num_vectors = sum(receipt.counts.get("ok", 0) for receipt in receipts.values() if receipt is not None)
+        self.num_vectors = sum(receipt.counts.get("ok", 0) for receipt in self._receipts.values())
 
     def check_model(self, model: SigLIP) -> None:
         """Check that a model has the embedding space of the stored vectors.
@@ -169,12 +170,13 @@ class Collection:
         """All vectors as one array ``(N, D)`` in memory, float32 or float16, of length 1; their hashes are checked.
 
         Raises:
-            JobError: stored vectors cannot be read, are damaged, or hold NaN or infinity.
+            JobError: stored vectors cannot be read, are damaged, hold NaN or infinity, or were changed since opening.
         """
         for shard in self.shards:
             if self.job.receipt(shard, read_files=True) is None:
                 raise self._damaged(f"holds shard {shard}, whose files differ from its receipt")
         vectors = np.concatenate([self.job.read_vectors(shard) for shard in self.shards])
+        self._check_same(self.shards)
         self._check_count(len(vectors), "vectors")
         return vectors
 
@@ -186,8 +188,14 @@ class Collection:
             JobError: stored rows cannot be read.
         """
         rows = [row for shard in self.shards for row in self.job.read_rows(shard) if row.row is not None]
+        self._check_same(self.shards)
         self._check_count(len(rows), "rows of images")
         return rows
+
+    def _check_same(self, shards: Iterable[int]) -> None:
+        """Check that shards that were read are those that were opened, so that rows and vectors belong together."""
+        if any(self.job.receipt(shard, read_files=False) != self._receipts[shard] for shard in shards):
+            raise JobError(f"{self.job.path} was changed after it was opened. Open it again.")
 
     def _check_count(self, count: int, name: str) -> None:
         if count != self.num_vectors:
@@ -320,6 +328,7 @@ class Collection:
         similarities = vectors.astype(np.float64) @ query.vector.astype(np.float64)
         order = np.lexsort((candidates.rows, candidates.shards, -similarities))
         rows_of_hits = self._rows(candidates.shards[order], candidates.rows[order])
+        self._check_same(stored)
         probabilities = sigmoid(logits)
         return [
             (

@@ -367,3 +367,21 @@ def test_lancedb_imports_a_folder_again_after_it_changed(stored: Path) -> None:
     remaining = run_store("lancedb", stored)
     assert best not in remaining.stdout
     assert os.fspath(stored.parent / "images") in remaining.stdout
+
+
+def test_rows_and_vectors_are_of_one_state(tmp_path: Path) -> None:
+    """Another process may embed into the folder while it is open."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("red_star", "six_eggs"):
+        shutil.copy(IMAGES_PATH / f"{name}.png", images / f"{name}.png")
+    assert run("embed", images, "--out", out).exit_code == 0
+    for first, second in (("vectors", "paths"), ("paths", "vectors")):
+        collection = siglip_onnx.open_collection(out)
+        assert len(getattr(collection, first)) == 2
+        one = Image.open(images / "six_eggs.png").rotate(90 if first == "vectors" else 180)
+        one.save(images / "six_eggs.png")
+        assert run("embed", images, "--out", out).exit_code == 0
+        for call in (lambda: getattr(collection, second), lambda: collection.search("a red star")):  # noqa: B023
+            with pytest.raises(JobError, match=r"was changed after it was opened\. Open it again"):
+                call()
