@@ -278,6 +278,12 @@ def _read_head(
             f"{folder.name} does not say which checkpoint it was made from; its logit_scale and logit_bias are needed, "
             "which the towers do not hold. Name it: --checkpoint FOLDER_OR_NAME"
         )
+    if checkpoint is None and folder.revision is None:
+        raise CheckpointError(
+            f"{folder.name} says that it was made from {base!r:.200}, whose logit_scale and logit_bias are needed, and "
+            "are not read from the Hub, because only the folder names it. If you trust the name, give it: "
+            "--checkpoint NAME"
+        )
     hub_name = parse_hub_name(base)
     report(f"Reading logit_scale and logit_bias of {hub_name.name}")
     remote = read_remote_head(hub_name.name, hub_name.revision)

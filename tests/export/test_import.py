@@ -97,7 +97,10 @@ def test_head_comes_from_a_few_bytes_of_the_checkpoint_on_the_hub(
 ) -> None:
     commit = hub.add(BASE, small_checkpoint)
     (changed / "README.md").write_text(f"---\nbase_model: {BASE}\n---\n# tiny\n")
-    result = run("import", changed, tmp_path / "out")
+    refused = run("import", changed, tmp_path / "out")
+    assert_error(refused, 4, f"says that it was made from '{BASE}', whose logit_scale and logit_bias are needed")
+    assert not hub.requests, "only the user names what is read from the Hub"
+    result = run("import", changed, tmp_path / "out", "--checkpoint", BASE)
     assert result.exit_code == 0, result.stderr
     manifest = read_manifest(tmp_path / "out")
     assert (manifest.logit_scale, manifest.logit_bias) == (4.5, -9.25)
@@ -105,7 +108,8 @@ def test_head_comes_from_a_few_bytes_of_the_checkpoint_on_the_hub(
     size = (small_checkpoint / "model.safetensors").stat().st_size
     assert 0 < hub.sent["model.safetensors"] < size / 10
     hub.ranges = False
-    assert_error(run("import", changed, tmp_path / "out2"), 4, "larger than the 8 bytes")
+    failed = run("import", changed, tmp_path / "out2", "--checkpoint", BASE)
+    assert_error(failed, 4, "larger than the 8 bytes")
 
 
 def test_repository_of_the_hub_is_imported(hub: Hub, changed: Path, small_checkpoint: Path, tmp_path: Path) -> None:
