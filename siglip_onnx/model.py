@@ -259,8 +259,9 @@ class SigLIP:
         Raises:
             TextError: a template has no ``{}``, or a text cannot be tokenized.
         """
+        embeddings = self.text.embed_labels(texts, template)
         self._compare_templates([template] if isinstance(template, str) else list(template))
-        return self.text.embed_labels(texts, template)
+        return embeddings
 
     def missing_labels(self, texts: Iterable[str], *, template: str | Sequence[str] = "{}") -> list[str]:
         """Return the prompts that :meth:`encode_labels` would have to embed."""
