@@ -53,8 +53,8 @@ OTHERS = """\
 * `benchmarks/web.py`: the web server, and its overload ([results](../benchmarks/results/web.json))."""
 
 
-def benchmarks_page(document: Document) -> str:
-    """Return docs/benchmarks.md."""
+def benchmarks_page(document: Document, with_amx: Document) -> str:
+    """Return docs/benchmarks.md; ``with_amx`` was measured on a CPU with AMX."""
     settings = document.settings
     parts = [
         "# Benchmarks",
@@ -67,6 +67,11 @@ def benchmarks_page(document: Document) -> str:
         f"At least {settings['min_samples']} samples or {settings['min_seconds']:g} s for each stage over all rounds; "
         f"{settings['images']} images, {settings['texts']} texts. The whole run took {document.seconds:.0f} s.",
         *lead_sections(document),
+        "## On a CPU with AMX",
+        "A CPU with AMX computes bf16 much faster, and another engine and variant are the best there. The machine was "
+        "less steady, and the start was measured without the package's bytecode, which an installation has "
+        "([results](../benchmarks/results/base_multilingual_amx.json)).",
+        markdown(lead_table(with_amx)),
     ]
     for inputs in dict.fromkeys(row.inputs for row in document.rows):
         parts += [f"## Single images: {inputs}", markdown(speed_table(document, inputs)),

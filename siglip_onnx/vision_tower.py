@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
 from .bundle import Bundle
 from .bundle.manifest import FEATURES, POOLED
 from .config import VISION, NaflexPreprocessorConfig
 from .errors import BundleError, ImageError, OptionError
 from .head import Floats
-from .image.decode import DecodedImage, ImageSource, as_images, is_single_image, keep_content
+from .image.decode import DecodedImage, ImageSource, as_images, is_open_file, is_single_image, keep_content
 from .image.decoder_pool import DecoderPool, open_reader
 from .image.preprocess import Inputs, NaflexPreprocessor, SquashPreprocessor
 from .options import MAX_NUM_PATCHES, RuntimeOptions
@@ -212,10 +212,10 @@ class VisionTower:
         """
         is_stored = isinstance(images, Sequence | np.ndarray)
         for image in images:
-            if isinstance(image, ImageFile.ImageFile) or (hasattr(image, "read") and not isinstance(image, io.BytesIO)):
+            if is_open_file(image):
                 yield self._try_prepare(image)
             else:
-                yield image if is_stored and not hasattr(image, "read") else keep_content(image)
+                yield image if is_stored and not isinstance(image, io.BytesIO) else keep_content(image)
 
     def _stream_batches(self, images: Iterable[ImageSource | Prepared], run: Run) -> Iterator[ImageOutput | ImageError]:
         for batch in in_batches(map_in_order(self._try_prepare, images, self.workers), self.batch_size):

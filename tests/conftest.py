@@ -84,9 +84,10 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def _own_log_level() -> Iterator[None]:
-    """A server that a test starts in this process silences messages about texts; the next test needs them again."""
+    """A server that a test starts in this process silences messages; the next test needs them again."""
     yield
-    logging.getLogger("siglip_onnx.text").setLevel(logging.NOTSET)
+    for name in ("siglip_onnx.text", "siglip_onnx.image.decode"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def make_checkpoint(folder: Path, shape: str) -> Path:

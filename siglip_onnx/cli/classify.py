@@ -23,6 +23,7 @@ from .heads import classify_with_head
 from .help import OUTPUT, Command, section
 from .inputs import InputReader, find_missing, list_images, read_texts
 from .options import (
+    NAME,
     PATH,
     FiniteRange,
     ModelChoice,
@@ -72,7 +73,7 @@ class Answer(NamedTuple):
         'curl -s https://example.com/a.jpg | siglip-onnx classify - --text "a cat"',
     ),
 )
-@click.argument("images", type=click.Path(), nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", type=NAME, nargs=-1, required=True, metavar="IMAGE...")
 @text_options
 @template_option
 @click.option("--threshold", type=FiniteRange(0, 1), default=0.0, metavar="P",

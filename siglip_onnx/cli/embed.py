@@ -16,7 +16,7 @@ from ..system.json_files import to_json
 from .help import Command
 from .inputs import InputReader, find_missing, list_images, read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
-from .options import DECODING_OPTIONS, PATH, ModelChoice, json_option, model_options, refuse_given, text_options
+from .options import DECODING_OPTIONS, NAME, PATH, ModelChoice, json_option, model_options, refuse_given, text_options
 from .output import describe_error, exit_code, format_count, print_json, show, warn, writing
 from .outputs import ROWS, VECTORS, check_output
 
@@ -28,7 +28,7 @@ from .outputs import ROWS, VECTORS, check_output
         'siglip-onnx embed --text "a cat" --text "a dog" --out texts.npy',
     ),
 )
-@click.argument("images", type=click.Path(), nargs=-1, metavar="[IMAGE...|FOLDER|@LIST|-]")
+@click.argument("images", type=NAME, nargs=-1, metavar="[IMAGE...|FOLDER|@LIST|-]")
 @text_options
 @click.option(
     "--out",

@@ -18,6 +18,7 @@ from ..system.files import write_atomic
 from .help import Command
 from .inputs import find_missing, read_texts
 from .options import (
+    NAME,
     PATH,
     ModelChoice,
     calibration_option,
@@ -42,7 +43,7 @@ NO_TEXTS = "There are no texts to explain; give --text TEXT or --texts-file FILE
         "siglip-onnx explain photo.jpg --model classifier.onnx --json",
     ),
 )
-@click.argument("image", metavar="IMAGE")
+@click.argument("image", type=NAME, metavar="IMAGE")
 @text_options
 @template_option
 @calibration_option

@@ -66,13 +66,13 @@ MOST_CALIBRATION = 64  # images; more would hardly change the ranges, and all ar
 )
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Checkpoint that a LoRA adapter was trained on. Default: the folder that the adapter names, next to it.",
 )
 @click.option(
     "--tokenizer",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="A spiece.model or tokenizer.json, for a checkpoint without one: big_vision's and some of open_clip's.",
 )

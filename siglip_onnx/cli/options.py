@@ -27,7 +27,20 @@ from .output import report, report_demo_model
 
 MODEL_VARIABLE = "SIGLIP_ONNX_MODEL"
 MANY_INPUTS = 4
-PATH = click.Path(path_type=Path)
+
+
+class _Path(click.Path):
+    """A path; an empty text, which a shell makes of a variable without a value, is not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
+NAME = _Path()  # of a file or a folder, or a URL, a pattern, @LIST or -
 variant_option = click.option(
     "--variant", type=VariantName(), metavar="NAME", help="Variant: int8, fp32, ... Default: int8 if present."
 )

@@ -23,6 +23,7 @@ from .inputs import STDIN, InputReader, find_missing
 from .options import (
     DECODING_OPTIONS,
     MODEL_OPTIONS,
+    NAME,
     PATH,
     FiniteRange,
     ModelChoice,
@@ -62,10 +63,10 @@ OF_QUERIES = ("templates", "min_probability")  # options that --sort does not ha
 @section(
     "Query",
     click.option("--text", "texts", multiple=True, metavar="TEXT", help="Like this text; repeat for more."),
-    click.option("--image", "images", type=click.Path(), multiple=True, metavar="IMAGE",
+    click.option("--image", "images", type=NAME, multiple=True, metavar="IMAGE",
                  help="Like this image, a file, a URL, or - for stdin; repeat for more."),
     click.option("--minus", multiple=True, metavar="TEXT", help="Not like this text; repeat for more."),
-    click.option("--minus-image", type=click.Path(), multiple=True, metavar="IMAGE",
+    click.option("--minus-image", type=NAME, multiple=True, metavar="IMAGE",
                  help="Not like this image; repeat for more."),
     click.option("--term", "terms", type=(float, str), multiple=True, metavar="WEIGHT TEXT",
                  help="A text with a weight: above 1 counts more, below 1 less, below 0 against."),

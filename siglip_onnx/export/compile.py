@@ -6,7 +6,8 @@ see :class:`siglip_onnx.classifier.ClassifierFacts`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..errors import BundleError, SiglipOnnxError, TextError
 from ..head import check_bias
 from ..image.preprocess import normalized_levels
 from ..model import SigLIP
+from ..session import LazySession
 from ..system.files import atomic_path
 
 Doubles = NDArray[np.float64]
@@ -192,12 +194,14 @@ def _save(tower: ir.Model, out: Path) -> None:
     try:
         with atomic_path(out) as part:
             onnx.save(ir.to_proto(tower), part)
+            LazySession(part).load()  # a graph that cannot be loaded must not replace one that can
     except OSError as error:
         raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}. Choose another path.") from error
 
 
 def _add_head(graph: ir.Graph, weights: Doubles, scale: float, biases: Doubles | np.float64) -> None:
     """Add what ``head.py`` computes, in f64: normalize, compare with the labels, scale, shift."""
+    _free_names(graph, ("labels", "exp_logit_scale", "logit_bias", "embedding_axis", "logits", "probabilities"))
     tape = ir.tape.Tape()
     pooled = graph.outputs[0]
 
@@ -226,8 +230,20 @@ def _add_head(graph: ir.Graph, weights: Doubles, scale: float, biases: Doubles |
     graph.outputs[:] = [logits, probabilities]
 
 
+def _free_names(graph: ir.Graph, names: Collection[str]) -> None:
+    """Rename the values of a tower, which another exporter may have made, whose names are needed for new ones."""
+    inner = [output for node in graph for output in node.outputs]
+    values = {value.name: value for value in (*graph.initializers.values(), *inner)}
+    for name in names:
+        if name in values:
+            values[name].name = next(
+                other for number in itertools.count() if (other := f"tower.{number}.{name}") not in values
+            )
+
+
 def _take_uint8(graph: ir.Graph, preprocessor: PreprocessorConfig) -> None:
     """Put the normalization of pixels before the tower: u8 ``(N, H, W, 3)`` to f32 ``(N, 3, H, W)``."""
+    _free_names(graph, ("levels", "level_offsets", "normalized_pixel_values"))
     floats = graph.inputs[0]
     shape = ir.Shape(["batch", preprocessor.height, preprocessor.width, 3])
     pixels = ir.Value(name=floats.name, type=ir.TensorType(ir.DataType.UINT8), shape=shape)

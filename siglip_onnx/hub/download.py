@@ -342,6 +342,11 @@ def _check_space(folder: Path, size_bytes: int) -> None:
         )
 
 
+def _without_password(url: str) -> str:
+    """Return a URL without the name and password that it may contain."""
+    return re.sub(r"//[^/]*@", "//", url)
+
+
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
@@ -362,7 +367,7 @@ def _hub_errors(name: str) -> Iterator[None]:
         if kind == "RevisionNotFoundError":
             raise DownloadError(f"{name} has no such revision on the Hub: {reason}") from error
         if kind in _UNREACHABLE:
-            reason = f"{_endpoint() or 'the Hub'} cannot be reached"
+            reason = f"{_without_password(_endpoint() or 'the Hub')} cannot be reached"
         raise DownloadError(
             f"{name} could not be downloaded ({kind}: {reason}). The partial download is kept; run the command "
             "again to resume it, or check the network."

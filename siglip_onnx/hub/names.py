@@ -42,8 +42,10 @@ def parse_hub_name(name: str) -> HubName:
         ModelNotFoundError: not such a name.
     """
     known = [checkpoint.name for checkpoint in PUBLISHED]
-    if name.split("@", maxsplit=1)[0] in known:
-        name = f"{OWNER}/{name}"
+    if name.removeprefix(f"{OWNER}/").split("@", maxsplit=1)[0] in known:
+        match = _HUB_NAME.fullmatch(f"{OWNER}/{name.removeprefix(f'{OWNER}/')}")
+        if match is not None:
+            return HubName(match[1], match[2])
     match = _HUB_NAME.fullmatch(name)
     path = Path(name)
     # A mistyped path must not become a request to the network.

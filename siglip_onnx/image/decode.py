@@ -253,6 +253,12 @@ def is_single_image(images: ImageSource | Iterable[ImageSource]) -> TypeGuard[Im
     return isinstance(images, kinds) or hasattr(images, "__fspath__") or hasattr(images, "read")
 
 
+def is_open_file(source: ImageSource) -> bool:
+    """Say whether an image is a file that is open, also one that Pillow opened; only one thread may read it."""
+    is_file = hasattr(source, "read") and not isinstance(source, io.BytesIO)
+    return is_file or isinstance(source, ImageFile.ImageFile)
+
+
 def keep_content(source: ImageSource) -> ImageSource:
     """Return a copy of an image in memory that its owner could change, as a camera does that fills one buffer again."""
     if isinstance(source, bytearray | memoryview):

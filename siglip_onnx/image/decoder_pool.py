@@ -56,6 +56,7 @@ _BOOT = "import sys; sys.path[:] = {path!r}; from siglip_onnx.image.decoder_proc
 _ADVICE = "Check the limits of processes and memory, or decode without processes (--no-isolate-decoding)."
 _FROZEN_DECODER = "--siglip-onnx-decoder"  # the argument of a frozen program's decoder processes
 _log = logging.getLogger(__name__)
+_decode_log = logging.getLogger(ImageReader.__module__)  # that of the reader in the process
 _logged: set[str] = set()  # notes about this system, each of which is logged once
 
 
@@ -276,7 +277,7 @@ class _Decoder:
     def _result(self, reply: Message, file_bytes: int) -> DecodedImage:
         """Return the image of a reply, or raise its error; nothing in it is taken for granted."""
         for level, line in reply.get("logs", ()):
-            _log.log(int(level), "%s", str(line)[:_MAX_MESSAGE])
+            _decode_log.log(int(level), "%s", str(line)[:_MAX_MESSAGE])
         if "error" in reply:
             raise _image_error(reply)
         return self._read_image(reply, file_bytes)

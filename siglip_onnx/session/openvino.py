@@ -74,7 +74,7 @@ class OpenVinoSession:
         if is_static_int8 and (int8_saturates() if exact_int8 is None else exact_int8):
             properties |= _EXACT
         try:
-            self._compiled = openvino.Core().compile_model(model, DEVICE, properties | dict(settings))
+            self._compiled = _core().compile_model(model, DEVICE, properties | dict(settings))
         except Exception as error:
             if not settings:
                 raise _cannot_load(path, error) from error
@@ -105,6 +105,16 @@ class OpenVinoSession:
 
 
 @cache
+def _core() -> Any:
+    """Return the one runtime of this process.
+
+    Each sets up a stack for signals in its thread, and takes it down at its end. Two that end in the order of their
+    start would leave the freed stack of the first one in use, on which the next Ctrl-C crashes.
+    """
+    return openvino.Core()
+
+
+@cache
 def int8_saturates() -> bool:
     """Measure whether OpenVINO's products of int8 are wrong on this CPU, as those of x86 without VNNI are."""
     rows, depth = 4, 64
@@ -114,7 +124,7 @@ def int8_saturates() -> bool:
     weight = opset13.multiply(int8, opset13.constant(np.full((1, depth), 1 / 127, np.float32)))
     model = openvino.Model([opset13.matmul(levels, weight, False, False)], [x])
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
-    request = openvino.Core().compile_model(model, DEVICE, settings).create_infer_request()
+    request = _core().compile_model(model, DEVICE, settings).create_infer_request()
     sums = request.infer([np.ones((rows, depth), np.float32)])[0]
     return not np.allclose(sums, depth, rtol=0.05)
 
@@ -126,7 +136,7 @@ def version() -> str:
 
 def devices() -> list[str]:
     """Return the devices that OpenVINO has drivers for; models run on the CPU."""
-    return list(openvino.Core().available_devices)
+    return list(_core().available_devices)
 
 
 def _check_process() -> None:

@@ -21,10 +21,10 @@ MAX_STEPS = 64
 MAX_PREPENDED = 100  # characters
 MAX_TOKENIZER_BYTES = 200_000_000  # five times the largest one known
 MAX_APPENDED = 100  # tokens
-_CHECKED = ("normalizer", "post_processor")
+_CHECKED = ("normalizer", "post_processor", "truncation", "padding")
 # A key that may be one of these, before an array or object; in a vocabulary a number would follow. JSON may spell each
 # of its characters as an escape.
-_KEY = re.compile(r'("(?:[a-z_]|\\u00[4-7][0-9a-fA-F]){10,14}")[ \t\r\n]*:[ \t\r\n]*(?=[\[{])')
+_KEY = re.compile(r'("(?:[a-z_]|\\u00[4-7][0-9a-fA-F]){7,14}")[ \t\r\n]*:[ \t\r\n]*(?=[\[{])')
 
 
 def check_file(path: Path) -> None:
@@ -39,7 +39,7 @@ def check_file(path: Path) -> None:
 
 
 def check_part(name: str, value: Any) -> None:
-    """Check the value of ``normalizer`` or ``post_processor``.
+    """Check the value of one of :data:`_CHECKED`.
 
     Raises:
         ValueError: it could lengthen a text too much.
@@ -53,6 +53,12 @@ def check_part(name: str, value: Any) -> None:
             growth *= _growth(step)
             if growth > MAX_GROWTH:
                 raise ValueError(f"a normalizer that makes texts {growth:,.0f} times as long")
+    elif name == "truncation":
+        if isinstance(value, dict) and value.get("stride"):
+            raise ValueError("a truncation whose parts overlap: the library would make one of each few tokens")
+    elif name == "padding":
+        if isinstance(value, dict) and value.get("pad_to_multiple_of"):
+            raise ValueError("a padding to multiples, expected one to a fixed length")
     elif _appended(value) > MAX_APPENDED:
         raise ValueError(f"a post-processor that adds more than {MAX_APPENDED} tokens")
 

@@ -92,8 +92,9 @@ class Tokenizer:
         """Return the ids of each text, and whether it was truncated."""
         pieces = self._pieces  # another thread may set it to None
         if pieces is not None:
-            if pieces.suits(texts):
-                return [self._finish(ids, pieces.document) for ids in pieces.encode(texts)]
+            normalized = pieces.normalize(texts)
+            if normalized is not None:
+                return [self._finish(ids, pieces.document) for ids in pieces.encode(texts, normalized)]
             self._pieces = None  # from now on the whole model is used for all texts
         return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
 

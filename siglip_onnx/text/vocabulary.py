@@ -37,7 +37,8 @@ from ..errors import BundleError
 from .growth import check_part
 
 PIECES = "tokenizer_pieces.npz"
-FEW_CHARACTERS = 2_000
+FEW_CHARACTERS, _FEW_NORMALIZED = 2_000, 8_000
+_MAX_PIECE_CHARACTERS = 200  # of SigLIP's vocabularies at most 31
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Json = dict[str, Any]
@@ -63,19 +64,25 @@ class PieceTable:
             self._model: Json = self.document["model"]
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]
+            self._longest = int(self._arrays["longest"])
+            if not 0 < self._longest <= _MAX_PIECE_CHARACTERS:
+                raise ValueError(f"its longest piece has {self._longest} characters")
             self._required = self._find_required()
         except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} is damaged ({error!r}). Export or download the model again.") from error
 
-    def suits(self, texts: Sequence[str]) -> bool:
-        """Say whether the texts are short enough, and contain no special token, which the library would split off."""
-        return sum(map(len, texts)) <= FEW_CHARACTERS and not any(
-            token in text for token in self._special for text in texts
-        )
+    def normalize(self, texts: Sequence[str]) -> list[str] | None:
+        """Return the normalized texts; None if they are not few, which the whole vocabulary then tokenizes.
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, without the end token."""
+        That is also so if one contains a special token, which the library would split off.
+        """
+        if sum(map(len, texts)) > FEW_CHARACTERS or any(token in text for token in self._special for text in texts):
+            return None
         normalized = [self._bare.normalizer.normalize_str(text) for text in texts]
+        return normalized if sum(map(len, normalized)) <= _FEW_NORMALIZED else None
+
+    def encode(self, texts: Sequence[str], normalized: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without the end token; ``normalized`` is what :meth:`normalize` returned."""
         kept = np.unique(np.concatenate([self._required, *map(self._find, normalized)]))
         if self._model["type"] == "BPE":
             return [encoding.ids for encoding in self._tokenizer(self._bpe(kept)).encode_batch(list(texts))]
@@ -84,7 +91,7 @@ class PieceTable:
 
     def _find(self, text: str) -> Numbers:
         """Return the ids of all pieces that are substrings of ``text``."""
-        ids = self._look_up(hash_substrings(text, int(self._arrays["longest"])))
+        ids = self._look_up(hash_substrings(text, self._longest))
         return np.array([id_ for id_ in ids if self._piece(id_) in text], np.int64)
 
     def _find_required(self) -> Numbers:

@@ -108,8 +108,9 @@ def serve(models: Sequence[Served], settings: Settings, *, listening: Callable[[
         failures.append(error)
         server.should_exit = True
 
-    # The tokenizer's warnings quote texts, which must not be logged.
-    logging.getLogger("siglip_onnx.text").setLevel(logging.ERROR)
+    # The tokenizer's warnings quote texts, which must not be logged; those on images are as many as a client likes.
+    for name in ("siglip_onnx.text", "siglip_onnx.image.decode"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     server = Server(create_app(models, settings, on_failure=fail), settings.trusted_proxies)
     bound = bind(settings.host, settings.port)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes bodies

@@ -16,6 +16,7 @@ import pytest
 from attacks.mutate import mutate, mutate_json
 from support.drawn import write_json_lines, write_tar
 
+from siglip_onnx.bulk import parquet
 from siglip_onnx.bulk.layouts import ParquetLayout
 from siglip_onnx.errors import DataError, ImageError, JobError
 from siglip_onnx.evaluate import datasets
@@ -125,8 +126,11 @@ def test_an_image_that_is_a_bomb_is_an_error_of_that_image(tmp_path: Path) -> No
         data.samples[0].read()
 
 
-def test_an_image_that_a_dictionary_repeats_without_end_is_refused(tmp_path: Path) -> None:
-    image = IMAGE + bytes(12_000_000)
+def test_an_image_that_a_dictionary_repeats_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_FEW_IMAGE_BYTES", 2_560_000)
+    image = IMAGE + bytes(120_000)
     data = open_data(parquet_of(tmp_path / "x.parquet")(image=[image] * 100, label=["a", "b"] * 50))
     assert data.samples[0].read() == data.samples[20].read() == image
     for row in (99, 98, 40):

@@ -382,6 +382,17 @@ def test_damaged_graph_is_one_message(copy: Path, monkeypatch: pytest.MonkeyPatc
     assert "cannot be loaded" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("search", "", "a star"), ("classify", "", "--text", "a"), ("embed", "", "--out", "x"), ("duplicates", ""),
+     ("embed", ".", "--out", ""), ("search", ".", "--image", "")],
+    ids=str,
+)  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(arguments: tuple[str, ...]) -> None:
+    """A shell makes it of a variable that is not set."""
+    assert_error(run(*arguments), 2, "the path is empty")
+
+
 def test_threads_of_openblas_do_not_spin_at_the_start() -> None:
     """They would take 50 ms of CPU time in every process; what the user has set stays."""
     code = (

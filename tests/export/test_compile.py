@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
 from numpy.testing import assert_allclose, assert_array_equal
@@ -25,6 +26,7 @@ from siglip_onnx.errors import BundleError, TextError
 from siglip_onnx.export import compile as compile_module
 from siglip_onnx.export.compile import compile_classifier
 from siglip_onnx.export.pipeline import export_bundle
+from siglip_onnx.model import SigLIP
 
 LABELS = ["a cat", "赤い丸", "two dogs", "0 eggs"]
 TEMPLATES = ["{}", "a photo of {}."]
@@ -70,6 +72,29 @@ def test_the_graph_itself_gives_probabilities_and_takes_batches(
     assert_allclose(probabilities, siglip_onnx.sigmoid(logits), atol=1e-6)
     onnx.checker.check_model(onnx.load(tmp_path / "c.onnx"))
     assert [path.name for path in tmp_path.iterdir()] == ["c.onnx"]
+
+
+@pytest.mark.parametrize("uint8", [False, True])
+def test_names_of_a_foreign_tower_may_be_those_of_the_head(
+    small_bundle: Path, tmp_path: Path, uint8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, taken = (
+        compile_module._read_tower,
+        ["labels", "exp_logit_scale", "levels", "logits", "normalized_pixel_values"],
+    )
+
+    def read_renamed(model: SigLIP) -> ir.Model:
+        tower = read(model)
+        outputs = [node.outputs[0] for node in list(tower.graph)[:2]]
+        for name, value in zip(taken, [*list(tower.graph.initializers.values())[:3], *outputs], strict=True):
+            value.name = name
+        return tower
+
+    monkeypatch.setattr(compile_module, "_read_tower", read_renamed)
+    model = siglip_onnx.load(small_bundle)
+    compile_classifier(model, ["a", "b"], tmp_path / "c.onnx", uint8=uint8)
+    image = IMAGES_PATH / "red_star.png"
+    assert Classifier(tmp_path / "c.onnx").classify(image) == model.classify(image, ["a", "b"])
 
 
 def test_metadata_of_version_0_1_can_be_read() -> None:

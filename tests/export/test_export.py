@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.checkpoints import make_checkpoint, make_naflex_checkpoint
 from support.commands import assert_error, run
+from support.manifests import write_document
 from transformers import SiglipImageProcessor, SiglipModel
 
 import siglip_onnx
@@ -393,13 +394,13 @@ def test_a_kill_leaves_nothing_behind(small_checkpoint: Path, tmp_path: Path) ->
 
 def test_a_bundle_with_contradictory_files_is_refused(small_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
-    edit_json(copy / "manifest.json", lambda d: d.update(embedding_dim=7))
+    write_document(copy, json.loads((copy / "manifest.json").read_text()) | {"embedding_dim": 7})
     with pytest.raises(BundleError, match=r"7 dimensions, config\.json says 64"):
         siglip_onnx.load(copy)
-    edit_json(copy / "manifest.json", lambda d: d.update(embedding_dim=64, logit_scale=1000))
+    write_document(copy, json.loads((copy / "manifest.json").read_text()) | {"embedding_dim": 64, "logit_scale": 1000})
     with pytest.raises(BundleError, match="logit_scale is 1000"):
         siglip_onnx.load(copy)
-    edit_json(copy / "manifest.json", lambda d: d.update(logit_scale=4, accuracy=None))
+    write_document(copy, json.loads((copy / "manifest.json").read_text()) | {"logit_scale": 4})
     (copy / "tokenizer.json").unlink()
     with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
         siglip_onnx.load(copy)

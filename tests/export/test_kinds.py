@@ -25,6 +25,7 @@ from support.checkpoints import (
 )
 from support.commands import assert_error, run
 from support.layouts import big_vision_arrays, read_json, weights_of, write_json
+from support.manifests import write_document
 from transformers import PaliGemmaForConditionalGeneration
 
 import siglip_onnx
@@ -427,7 +428,7 @@ def test_bad_manifests_of_classifiers(animals: Path, tmp_path: Path, change: Cha
     copy = Path(shutil.copytree(animals, tmp_path / "copy"))
     manifest = read_json(copy / "manifest.json")
     change(manifest)
-    write_json(copy / "manifest.json", manifest)
+    write_document(copy, manifest)
     with pytest.raises(BundleError, match=message):
         open_bundle(copy)
 

@@ -113,6 +113,19 @@ def test_missing_library_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None
         LazySession(INT8_PROBE, providers=OPENVINO).load()
 
 
+def test_a_signal_after_models_were_closed_is_handled() -> None:
+    """Each runtime of OpenVINO sets up a stack for signals; that of one that has ended must not remain in use."""
+    code = (
+        "import os, signal, siglip_onnx\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('handled'))\n"
+        "models = [siglip_onnx.load('demo', providers=['OpenVINO'], variant='fp32') for _ in range(2)]\n"
+        "for model in models: model.classify('IMAGE', ['a'])\n"
+        "for model in models: model.close()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    ).replace("IMAGE", str(IMAGES_PATH / "red_star.png"))
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "handled\n"
+
+
 def test_library_is_imported_only_if_requested() -> None:
     code = "import siglip_onnx, sys; siglip_onnx.load('demo').encode_texts(['a']); print('openvino' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -58,6 +58,21 @@ def test_growing_post_processors_are_refused(small_bundle: Path, tmp_path: Path)
         check_file(tmp_path / "tokenizer.json")
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "problem"),
+    [("truncation", "stride", "whose parts overlap"), ("padding", "pad_to_multiple_of", "a padding to multiples")],
+)
+def test_parts_of_texts_that_nobody_reads_are_refused(
+    small_bundle: Path, tmp_path: Path, part: str, key: str, problem: str
+) -> None:
+    """With a stride of the length less 2, 20 texts of 20,000 characters took 2.3 GB."""
+    document = json.loads((small_bundle / "tokenizer.json").read_text(encoding="utf-8"))
+    document[part][key] = document["truncation"]["max_length"] - 2
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=problem):
+        Tokenizer(tmp_path / "tokenizer.json", document["truncation"]["max_length"])
+
+
 def test_ordinary_tokenizers_pass(small_bundle: Path) -> None:
     check_file(small_bundle / "tokenizer.json")
     check_part("normalizer", None)

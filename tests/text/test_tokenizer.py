@@ -14,7 +14,7 @@ from siglip_onnx import demo
 from siglip_onnx.errors import BundleError, CheckpointError
 from siglip_onnx.export.tokenizer import write_tokenizer
 from siglip_onnx.text.tokenizer import Tokenizer
-from siglip_onnx.text.vocabulary import PIECES, PieceTable
+from siglip_onnx.text.vocabulary import PIECES, PieceTable, write_pieces
 
 HARD = [
     "", " ", "  leading", "trailing  ", "!!!", "! hello", "</s>", "hello</s>", "a </s>", "<unk>", "<pad> a", "▁", "▁▁a",
@@ -123,9 +123,9 @@ def test_gemma_vocabulary_pruned(material: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path, path, text_length=64, vocab_size=256_000)
     tokenizer = Tokenizer(path, 64)
     pieces = PieceTable(path.with_name(PIECES))
-    texts = [text for text in [*HARD, *real_texts(material)[::20]] if pieces.suits([text])]
+    texts = [text for text in [*HARD, *real_texts(material)[::20]] if pieces.normalize([text]) is not None]
     alone = np.concatenate([tokenizer([text]) for text in texts])
-    pairs = [number for number in range(len(texts) - 1) if pieces.suits(texts[number : number + 2])]
+    pairs = [number for number in range(len(texts) - 1) if pieces.normalize(texts[number : number + 2]) is not None]
     for number in pairs[::10]:
         np.testing.assert_array_equal(tokenizer(texts[number : number + 2]), alone[number : number + 2])
     assert tokenizer._loaded is None
@@ -215,3 +215,17 @@ def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch
     assert tokenizer._loaded is None
     tokenizer(["word " * 500])
     assert tokenizer._loaded is not None
+
+
+def test_table_of_absurd_pieces_takes_no_memory(tmp_path: Path) -> None:
+    """All substrings of a text that a normalizer lengthens would take gigabytes."""
+    document = json.loads((demo.BUNDLE_PATH / "tokenizer.json").read_text(encoding="utf-8"))
+    document["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 250}
+    write_pieces(document, tmp_path / "pieces.npz")
+    table = PieceTable(tmp_path / "pieces.npz")
+    assert table.normalize(["a" * 80]) is None
+    assert table.normalize(["a" * 8]) == ["a" * 2000]
+    arrays = dict(np.load(tmp_path / "pieces.npz"))
+    np.savez(tmp_path / "pieces.npz", **arrays | {"longest": np.array(10**9)})
+    with pytest.raises(BundleError, match="its longest piece has 1000000000 characters"):
+        PieceTable(tmp_path / "pieces.npz")
