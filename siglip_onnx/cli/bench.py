@@ -18,7 +18,7 @@ from ..bundle.folder import Bundle, open_bundle
 from ..config import TEXT, VISION
 from ..demo import IMAGES_PATH
 from ..errors import printable
-from ..hub.choice import write_choice
+from ..hub.choice import make_choices_folder, write_choice
 from ..hub.loading import find_model
 from ..system.files import write_atomic
 from ..system.threads import available_threads
@@ -276,6 +276,7 @@ def _check_alone(context: click.Context) -> None:
 
 def _choose(bundle: Bundle, variants: Sequence[str], min_cosine: float, seconds: float, format_: str | None) -> None:
     """Choose, keep the choice, and print both it and what was measured."""
+    make_choices_folder()  # measuring takes a minute
     choice, trials = choose(bundle, variants, min_cosine=min_cosine, seconds=seconds, report=warn)
     path = write_choice(bundle, choice)
     if format_ == "json":

@@ -470,7 +470,7 @@ def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
             lines = _Lines(file)
             rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
             columns = rows.fieldnames or ()
-            if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+            if repeated := [name for name, count in Counter(columns).items() if name and count > 1]:
                 raise ValueError(f"it has several columns {repeated[0]!r:.100}")
             for row in rows:
                 lines.num_characters = 0

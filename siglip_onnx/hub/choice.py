@@ -5,6 +5,7 @@ A choice is a JSON file in the cache folder. It holds for one model, machine and
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -74,17 +75,29 @@ class Choice:
         return ""
 
 
+def make_choices_folder() -> None:
+    """Create the folder of choices.
+
+    Raises:
+        CacheError: it cannot be created, or nothing can be written there.
+    """
+    with cache_errors():
+        choices_folder().mkdir(parents=True, exist_ok=True)
+        if not os.access(choices_folder(), os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(choices_folder()))
+
+
 def write_choice(bundle: Bundle, choice: Choice) -> Path:
     """Write a choice with the versions of its packages; return its file.
 
     Raises:
         CacheError: the cache cannot be written.
     """
+    make_choices_folder()
     path, versions = choice_path(bundle), _versions()
     if choice.provider == OPENVINO:
         versions["openvino"] = package_version("openvino") or ""
     with cache_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_json(asdict(replace(choice, versions=versions)), indent=2).encode())
     return path
 

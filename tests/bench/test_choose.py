@@ -126,3 +126,12 @@ def test_models_of_one_tower(tmp_path: Path, small_checkpoint: Path, kind: str) 
     tower = "text" if kind == "text" else "vision"
     assert all(row["ms"].keys() == {tower} for row in document["measured"] if row["ms"])
     assert document["choice"]["measured"]["images_per_s"] > 0
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setattr("siglip_onnx.cli.bench.choose", lambda *_, **__: pytest.fail("it was measured"))
+    result = run("bench", BUNDLE_PATH, "--choose")
+    assert_error(result, 4, "cannot be used: Not a directory. Choose another folder with SIGLIP_ONNX_CACHE")

@@ -347,7 +347,7 @@ def test_csv_of_which_a_part_would_be_dropped_is_refused(content: str, problem: 
 
 
 def test_columns_without_names_may_be_empty(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("path,label\na.png,a,\nb.png,b,,\n")
+    (tmp_path / "x.csv").write_text("path,label,,\na.png,a,\nb.png,b,,\n")
     assert [sample.name for sample in open_data(tmp_path / "x.csv").samples] == ["a.png", "b.png"]
 
 
