@@ -61,16 +61,14 @@ def open_catalog(
 
 
 def list_ours(bundle: Bundle, threads: int) -> list[Configuration]:
-    """Return this engine's variants, and those for OpenVINO under it, with bf16 where the CPU has that."""
+    """Return this engine's variants, and those for OpenVINO under it, also with bf16 where the CPU has that."""
     ours = [engine_configuration(bundle, variant, threads) for variant in bundle.manifest.variants]
-    *others, best = engines()
-    if others:
-        ours += [
-            replace(engine_configuration(bundle, variant, threads, best.provider), settings=best.settings,
-                    name=engine_name(variant, best.name), about=f"providers=[{(best.provider, dict(best.settings))}]")
-            for variant in WITH_OPENVINO
-        ]  # fmt: skip
-    return ours
+    _, *others = engines()
+    return ours + [
+        replace(engine_configuration(bundle, variant, threads, engine.provider), settings=engine.settings,
+                name=engine_name(variant, engine.name), about=f"providers=[{(engine.provider, dict(engine.settings))}]")
+        for engine in others for variant in WITH_OPENVINO
+    ]  # fmt: skip
 
 
 def log(line: str) -> None:
