@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from support.web_server import wait_for
 
 from siglip_onnx.web.lookups import Lookups
 
@@ -47,7 +48,7 @@ def test_slow_lookups_delay_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(ask())
     assert len(names.asked) == 42
-    assert not lookups._running
+    wait_for(lambda: not lookups._running)  # the threads of lookups that nobody waits for end later
 
 
 def test_too_many_lookups_are_refused_and_addresses_need_none(monkeypatch: pytest.MonkeyPatch) -> None:
