@@ -197,9 +197,8 @@ class VisionTower:
                 return prepared
             return _output(run(prepared[0])[0], prepared[1])
 
-        sources: Iterable[ImageSource | Prepared] = as_images(images)
-        if self.workers > 1:
-            sources = self._keep_ahead(as_images(images))
+        given = as_images(images)
+        sources: Iterable[ImageSource | Prepared] = given if self.workers == 1 else self._keep_ahead(given)
         if self.batch_size == 1:
             return map_in_order(run_one, sources, self.workers)
         return self._stream_batches(sources, run)

@@ -52,7 +52,7 @@ NO_TEXTS = "There are no texts to explain; give --text TEXT or --texts-file FILE
     "-o",
     type=PATH,
     metavar="FILE.png",
-    help="Draw the places over the image, a panel for each of the best 24 texts.",
+    help=f"Draw the places over the image, a panel for each of the best {MAX_PANELS} texts.",
 )
 @overwrite_option
 @model_options

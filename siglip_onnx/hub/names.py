@@ -42,10 +42,9 @@ def parse_hub_name(name: str) -> HubName:
         ModelNotFoundError: not such a name.
     """
     known = [checkpoint.name for checkpoint in PUBLISHED]
-    if name.removeprefix(f"{OWNER}/").split("@", maxsplit=1)[0] in known:
-        match = _HUB_NAME.fullmatch(f"{OWNER}/{name.removeprefix(f'{OWNER}/')}")
-        if match is not None:
-            return HubName(match[1], match[2])
+    short = name.removeprefix(f"{OWNER}/")
+    if short.split("@", maxsplit=1)[0] in known and (match := _HUB_NAME.fullmatch(f"{OWNER}/{short}")):
+        return HubName(match[1], match[2])
     match = _HUB_NAME.fullmatch(name)
     path = Path(name)
     # A mistyped path must not become a request to the network.
