@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from click.shell_completion import CompletionItem
 
@@ -15,6 +17,12 @@ class ModelName(click.ParamType):  # type: ignore[type-arg] # generic only for t
     """A model: the demo model, one in the cache, a published checkpoint, or a folder."""
 
     name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name; an empty one, as a shell makes of a variable without a value, is not the current folder."""
+        if value == "":
+            self.fail("the name is empty.", param, ctx)
+        return value
 
     def split_envvar_value(self, rv: str) -> list[str]:
         """Return the one name of a variable, which may be a path with spaces."""

@@ -15,7 +15,7 @@ from ..bundle.manifest import DEFAULT_ORDER
 from ..system.extras import extra
 from .help import OUTPUT, Command, section
 from .name_list import NameList, flatten
-from .options import PATH, RenamedOption
+from .options import NAME, PATH, RenamedOption
 from .output import format_cosine, format_size, format_table, print_json, report
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         "siglip-onnx import FOLDER MODEL --checkpoint CHECKPOINT --variant int8",
     ),
 )
-@click.argument("source", metavar="FOLDER_OR_NAME")
+@click.argument("source", type=NAME, metavar="FOLDER_OR_NAME")
 @click.argument("out", type=PATH)
 @click.option("--checkpoint", metavar="FOLDER_OR_NAME",
               help="Checkpoint that the files were made from, for its logit_scale and logit_bias. Default: the one "

@@ -385,12 +385,22 @@ def test_damaged_graph_is_one_message(copy: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "arguments",
     [("search", "", "a star"), ("classify", "", "--text", "a"), ("embed", "", "--out", "x"), ("duplicates", ""),
-     ("embed", ".", "--out", ""), ("search", ".", "--image", "")],
+     ("embed", ".", "--out", ""), ("search", ".", "--image", ""), ("import", "", "x")],
     ids=str,
 )  # fmt: skip
 def test_an_empty_path_is_not_the_current_folder(arguments: tuple[str, ...]) -> None:
     """A shell makes it of a variable that is not set."""
     assert_error(run(*arguments), 2, "the path is empty")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("info", ""), ("models", "check", ""), ("models", "strip", "", "--keep", "int8"), ("models", "push", "", "a/b"),
+     ("classify", "x.png", "--text", "a", "--model", ""), ("web", "--model", "")],
+    ids=str,
+)  # fmt: skip
+def test_an_empty_model_is_neither_the_current_folder_nor_the_default(arguments: tuple[str, ...]) -> None:
+    assert_error(run(*arguments), 2, "the name is empty")
 
 
 def test_threads_of_openblas_do_not_spin_at_the_start() -> None:
