@@ -132,15 +132,18 @@ class DecoderPool:
             SiglipOnnxError: no process can be started.
         """
         with self._slots:
-            decoder = self._take()
-            with self._lock:
-                self._idle.append(decoder)
+            self._release(self._take())
 
     def close(self) -> None:
         """End all processes; images in progress fail. A closed pool starts new ones when it is used again."""
         with self._lock:
+            idle, used = self._idle.copy(), self._running.difference(self._idle)
             self._idle.clear()
-        _kill_all(self._running)
+            self._running.clear()
+        for decoder in idle:
+            decoder.kill()
+        for decoder in used:
+            decoder.end()  # the thread that waits for it closes its descriptors
 
     def _decode(self, data: bytes, name: str, fit: Fit | None, decoder: _Decoder) -> DecodedImage:
         try:
@@ -148,16 +151,28 @@ class DecoderPool:
         except ImageError:
             self._release(decoder)
             raise
-        except BaseException:  # including Ctrl-C: the process is in the middle of an image
-            self._running.discard(decoder)
-            decoder.kill()
+        except BaseException as error:  # including Ctrl-C: the process is in the middle of an image
+            if not self._discard(decoder) and isinstance(error, _DecoderEndedError):
+                raise SiglipOnnxError(f"{name} was not decoded: its decoder pool was closed meanwhile.") from error
             raise
         self._release(decoder)
         return result
 
     def _release(self, decoder: _Decoder) -> None:
         with self._lock:
-            self._idle.append(decoder)
+            is_open = decoder in self._running
+            if is_open:
+                self._idle.append(decoder)
+        if not is_open:  # the pool was closed meanwhile
+            decoder.kill()
+
+    def _discard(self, decoder: _Decoder) -> bool:
+        """End a process; False if the pool was closed meanwhile, which ended it."""
+        with self._lock:
+            is_open = decoder in self._running
+            self._running.discard(decoder)
+        decoder.kill()
+        return is_open
 
     def _take(self) -> _Decoder:
         with self._lock:
@@ -168,12 +183,13 @@ class DecoderPool:
     def _start(self) -> _Decoder:
         with interrupts_deferred():  # a process of which the pool does not know would not be ended
             decoder = _Decoder(self._reader, self._limits)
-            self._running.add(decoder)
+            with self._lock:
+                self._running.add(decoder)
         try:
             decoder.wait_until_ready()
-        except BaseException:
-            self._running.discard(decoder)
-            decoder.kill()
+        except BaseException as error:
+            if not self._discard(decoder) and isinstance(error, SiglipOnnxError):
+                raise SiglipOnnxError("A decoder process was not started: its pool was closed meanwhile.") from error
             raise
         return decoder
 
@@ -282,10 +298,14 @@ class _Decoder:
             raise _image_error(reply)
         return self._read_image(reply, file_bytes)
 
-    def kill(self) -> None:
-        """End the process at once."""
+    def end(self) -> None:
+        """End the process at once, also while another thread waits for it."""
         self._process.kill()
         self._wait()
+
+    def kill(self) -> None:
+        """End the process at once, and close its descriptors: for the thread that uses them, or when none does."""
+        self.end()
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 stream.close()
@@ -358,9 +378,9 @@ class _Decoder:
         return code
 
     def _close_memory(self) -> None:
-        if self._memory is not None:
-            os.close(self._memory)
-            self._memory = None
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            os.close(memory)
 
 
 def _create_memory() -> int | None:

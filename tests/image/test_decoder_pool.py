@@ -62,6 +62,10 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+def num_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def wait_until(condition: object, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
@@ -289,6 +293,43 @@ def test_ctrl_c_during_an_image_ends_its_process() -> None:
     process.stdout.close()
     assert process.stderr
     process.stderr.close()
+
+
+@ON_LINUX
+@pytest.mark.parametrize("before", [0, 1])
+def test_closing_ends_the_image_in_progress(before: int) -> None:
+    descriptors = num_descriptors()
+    pool = DecoderPool(READER, 2)
+    with ThreadPoolExecutor() as threads:
+        for _ in range(before):
+            pool.read(STAR)
+        slow = threads.submit(pool.read, SLOW)
+        wait_until(lambda: any(decoder._num_images > before for decoder in pool._running))
+        decoders = pids(pool)
+        pool.close()
+        assert not any(map(is_alive, decoders))
+        with pytest.raises(SiglipOnnxError, match=r"pool was closed meanwhile\.$"):
+            slow.result()
+    assert pids(pool) == []
+    assert_same(pool, STAR)
+    pool.close()
+    assert num_descriptors() == descriptors
+
+
+@ON_LINUX
+def test_closing_ends_the_process_that_starts() -> None:
+    descriptors = num_descriptors()
+    pool = DecoderPool(READER)
+    with ThreadPoolExecutor() as threads:
+        for number in range(12):
+            start = threads.submit(pool.start)
+            wait_until(lambda: pool._running)
+            time.sleep(number * 0.01)  # from one that was just started to one that is ready
+            pool.close()
+            error = start.exception()
+            assert error is None or "pool was closed meanwhile" in str(error)
+            assert pids(pool) == pool._idle == []
+    assert num_descriptors() == descriptors
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
