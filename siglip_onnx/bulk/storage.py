@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ..errors import JobError, SiglipOnnxError
 from ..system.files import remove as remove_file
 from ..system.files import remove_own_files, sync_folder, write_atomic
+from ..system.locks import acquire
 
 _log = logging.getLogger(__name__)
 TEMPORARY = ".tmp"  # beside the final names, so that a rename moves no data
@@ -91,22 +90,20 @@ def locked(folder: Path, *, wait_s: float = 0) -> Iterator[None]:
     Raises:
         JobError: another run holds the lock, or the folder cannot be written.
     """
-    # A soft lock would outlive a process that is killed.
-    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    lock = None
     with writing(folder):
         try:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if wait_s:
-                    _log.warning("Another run is writing to %s; waiting for it to end.", folder)
-                lock.acquire(timeout=wait_s)
-        except Timeout as error:
-            raise JobError(f"Another run is writing to {folder}; wait for it, or choose another --out.") from error
+            lock = acquire(folder / LOCK, wait_s=0, fallback_to_soft=False)
+            if lock is None and wait_s:
+                _log.warning("Another run is writing to %s; waiting for it to end.", folder)
+                lock = acquire(folder / LOCK, wait_s=wait_s, fallback_to_soft=False)
+            if lock is None:
+                raise JobError(f"Another run is writing to {folder}; wait for it, or choose another --out.")
         except OSError as error:
             if error.errno not in _ERRORS_WITHOUT_LOCKS:
                 raise
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()

@@ -12,7 +12,7 @@ from ..bench import tables
 from ..bench.choose import Trial, choose
 from ..bench.compare import Change, compare_documents
 from ..bench.run import QUICK, plan_bundle, run_plan
-from ..bench.schema import Document, read_document
+from ..bench.schema import FORMAT, Document, read_document
 from ..bench.timer import Limits
 from ..bundle.folder import Bundle, open_bundle
 from ..config import TEXT, VISION
@@ -36,8 +36,9 @@ from .options import (
     threads_option,
 )
 from .output import FAILED, format_cosine, format_table, print_json, warn, writing
-from .outputs import MEASUREMENT, check_output, overwrite_option
+from .outputs import Kind, check_output, overwrite_option
 
+MEASUREMENT = Kind("results of siglip-onnx bench", b"{", f'"{FORMAT}"'.encode())
 MAX_IMAGES = 16
 CHOICE = "Choice"
 FLOOR, CHOOSE_SECONDS = MIN_COSINE["int8"], 60

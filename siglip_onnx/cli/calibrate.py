@@ -26,9 +26,10 @@ from ..system.threads import available_workers
 from .help import Command
 from .options import PATH, json_option, named_model, refuse_given, template_option, variant_option
 from .output import SOME_FAILED, format_percent, format_table, print_json, show, warn, writing
-from .outputs import CALIBRATION, check_output, overwrite_option
+from .outputs import Kind, check_output, overwrite_option
 from .progress import AUTO, ProgressLine
 
+CALIBRATION = Kind("a calibration", b"{", CALIBRATION_FORMAT.encode())
 _SHOWN_LABELS = 10  # those with the largest errors before
 
 

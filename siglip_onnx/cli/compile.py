@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..classifier import FineTunedClassifier
+from ..classifier import FACTS, FineTunedClassifier
 from ..hub.loading import load
 from ..system.extras import extra
 from .help import MODEL, Command, section
@@ -22,7 +22,11 @@ from .options import (
     variant_option,
 )
 from .output import format_count, format_size, print_json, show
-from .outputs import CLASSIFIER, check_output, overwrite_option
+from .outputs import Kind, check_output, overwrite_option
+
+# An entry of ONNX's metadata: the key after its tag and length, then the tag of the value.
+_ENTRY = b"\x0a" + bytes([len(FACTS)]) + FACTS.encode() + b"\x12"
+CLASSIFIER = Kind("a compiled classifier", b"\x08", _ENTRY, everywhere=True)
 
 
 @click.command(

@@ -11,11 +11,11 @@ from ..bulk.duplicates import DEFAULT_THRESHOLD, Copy, find_duplicates
 from ..bulk.gallery import Group, Tile, render_gallery
 from ..bulk.records import JobFacts
 from ..system.files import write_atomic
-from .folders import index_option, open_folder
+from .folders import PAGE, index_option, open_folder
 from .help import OUTPUT, Command, section
 from .options import MODEL_OPTIONS, PATH, FiniteRange, ModelChoice, json_option, model_options, refuse_given
 from .output import describe_result, format_count, format_size, format_table, print_json, shown_path, warn, writing
-from .outputs import PAGE, check_output, overwrite_option
+from .outputs import check_output, overwrite_option
 
 
 @click.command(

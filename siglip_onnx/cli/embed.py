@@ -18,7 +18,10 @@ from .inputs import InputReader, find_missing, list_images, read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
 from .options import DECODING_OPTIONS, NAME, PATH, ModelChoice, json_option, model_options, refuse_given, text_options
 from .output import describe_error, exit_code, format_count, print_json, show, warn, writing
-from .outputs import ROWS, VECTORS, check_output
+from .outputs import Kind, check_output
+
+_VECTORS = Kind("vectors that siglip-onnx embed wrote", b"\x93NUMPY", b"")
+_ROWS = Kind("rows that siglip-onnx embed wrote", b'{"row": ', b'"embedding_space": ')
 
 
 @click.command(
@@ -77,7 +80,7 @@ def embed(
     if not images:
         refuse_given(DECODING_OPTIONS, "There are no images to decode")
     rows_path = _check_out(out)
-    for path, kind in ((out, VECTORS), (rows_path, ROWS)):
+    for path, kind in ((out, _VECTORS), (rows_path, _ROWS)):
         check_output(path, kind, [*names, texts_file, choice.model], overwrite=job.overwrite)
     if out.is_file() and not rows_path.is_file() and not job.overwrite:
         raise SiglipOnnxError(

@@ -10,7 +10,15 @@ import click
 
 from ..classifier import Classifier, FineTunedClassifier
 from ..errors import OptionError
-from ..explain import MAX_PANELS, Explanation, Scorer, draw_explanation, score_with_classifier, score_with_model
+from ..explain import (
+    MAX_PANELS,
+    SOFTWARE,
+    Explanation,
+    Scorer,
+    draw_explanation,
+    score_with_classifier,
+    score_with_model,
+)
 from ..explain import explain as explain_image
 from ..image.decoder_pool import open_reader
 from ..model import SigLIP
@@ -28,8 +36,9 @@ from .options import (
     text_options,
 )
 from .output import format_percent, format_table, print_json, report, writing
-from .outputs import DRAWING, check_output, overwrite_option
+from .outputs import Kind, check_output, overwrite_option
 
+DRAWING = Kind("an image of siglip-onnx explain", b"\x89PNG\r\n\x1a\n", SOFTWARE.encode())
 _MANY = 100  # runs, for the number of workers
 LABELED = ("templates", "calibration")  # options that a classifier has decided already, or `compile`
 COMPILED = (*LABELED, "variant", "max_num_patches", "fast_decode")

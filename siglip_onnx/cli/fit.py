@@ -18,10 +18,11 @@ from ..model import SigLIP
 from ..system.extras import extra
 from ..system.threads import available_workers
 from .calibrate import check_images_option, describe_left_out, embed_labelled, read_label_sets
+from .compile import CLASSIFIER
 from .help import Command
 from .options import PATH, json_option, named_model, template_option, variant_option
 from .output import SOME_FAILED, format_count, format_size, format_table, print_json, warn
-from .outputs import CLASSIFIER, check_output, overwrite_option
+from .outputs import check_output, overwrite_option
 
 
 @click.command(

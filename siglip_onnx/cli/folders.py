@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from .. import demo
+from ..bulk.gallery import MARK
 from ..bulk.index import is_job, newest_index, update_index
 from ..bulk.job import ERRORS, open_job
 from ..bulk.progress import Changes
@@ -24,8 +25,10 @@ from ..model import SigLIP
 from .jobs import count_workers, make_spec
 from .options import PATH, ModelChoice
 from .output import SOME_FAILED, format_count, report, report_demo_model, warn
+from .outputs import Kind
 from .progress import ProgressLine
 
+PAGE = Kind("a page of siglip-onnx", b"<!doctype html>", MARK.encode())
 index_option = click.option(
     "--index", type=PATH, metavar="DIR", help="Folder for the vectors of a folder of images. Default: one in the cache."
 )

@@ -10,12 +10,7 @@ from typing import NamedTuple
 
 import click
 
-from ..bench.schema import FORMAT as BENCHMARK_FORMAT
-from ..bulk.gallery import MARK as PAGE_MARK
-from ..classifier import FACTS
 from ..errors import SiglipOnnxError
-from ..explain import SOFTWARE
-from ..head import CALIBRATION_FORMAT
 from ..system.files import open_regular
 from .help import OUTPUT, section
 
@@ -32,17 +27,6 @@ class Kind(NamedTuple):
     begin: bytes
     mark: bytes
     everywhere: bool = False  # the mark may stand anywhere in the file
-
-
-PAGE = Kind("a page of siglip-onnx", b"<!doctype html>", PAGE_MARK.encode())
-CALIBRATION = Kind("a calibration", b"{", CALIBRATION_FORMAT.encode())
-MEASUREMENT = Kind("results of siglip-onnx bench", b"{", f'"{BENCHMARK_FORMAT}"'.encode())
-DRAWING = Kind("an image of siglip-onnx explain", b"\x89PNG\r\n\x1a\n", SOFTWARE.encode())
-# An entry of ONNX's metadata: the key after its tag and length, then the tag of the value.
-_ENTRY = b"\x0a" + bytes([len(FACTS)]) + FACTS.encode() + b"\x12"
-CLASSIFIER = Kind("a compiled classifier", b"\x08", _ENTRY, everywhere=True)
-VECTORS = Kind("vectors that siglip-onnx embed wrote", b"\x93NUMPY", b"")
-ROWS = Kind("rows that siglip-onnx embed wrote", b'{"row": ', b'"embedding_space": ')
 
 
 def check_output(

@@ -16,7 +16,7 @@ from ..errors import ImageError, printable
 from ..heads.score import read_head
 from ..heads.stored import search_by_head
 from ..system.files import write_atomic
-from .folders import index_option, open_folder
+from .folders import PAGE, index_option, open_folder
 from .heads import print_scores
 from .help import OUTPUT, Command, section
 from .inputs import STDIN, InputReader, find_missing
@@ -44,7 +44,7 @@ from .output import (
     warn,
     writing,
 )
-from .outputs import PAGE, check_output, overwrite_option
+from .outputs import check_output, overwrite_option
 
 FIELDS = Hit._fields[:4]  # of CSV
 OF_QUERIES = ("templates", "min_probability")  # options that --sort does not have

@@ -20,6 +20,7 @@ from ..system.cache_dir import CACHE_VARIABLE, models_folder
 from ..system.files import remove as remove_tree
 from ..system.files import remove_stale_parts, replace_folder, write_atomic
 from ..system.json_files import read_json_object
+from ..system.locks import acquire
 from ..system.records import read_record
 
 RECORD = ".json"
@@ -219,17 +220,15 @@ def locked(name: str) -> Iterator[None]:
     Raises:
         CacheError: the cache cannot be written.
     """
-    from filelock import FileLock  # noqa: PLC0415 - only to change the cache, which most runs do not
-
     with cache_errors():
         locks = models_folder().parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / (name.replace("/", "--") + ".lock"))
-        lock.acquire()
+        lock = acquire(locks / (name.replace("/", "--") + ".lock"))
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 @contextmanager

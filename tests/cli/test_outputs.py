@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from support.commands import assert_error, run
 
-from siglip_onnx.cli.outputs import CALIBRATION, CLASSIFIER, DRAWING, MEASUREMENT, PAGE, check_output
+from siglip_onnx.cli.bench import MEASUREMENT
+from siglip_onnx.cli.calibrate import CALIBRATION
+from siglip_onnx.cli.compile import CLASSIFIER
+from siglip_onnx.cli.explain import DRAWING
+from siglip_onnx.cli.folders import PAGE
+from siglip_onnx.cli.outputs import check_output
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
 
