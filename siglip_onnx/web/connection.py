@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .bounded_http import BoundedConnection
 from .errors import RequestError, error_reply
 from .guards import SECURITY_HEADERS
 from .hosts import Network, is_in
@@ -34,8 +35,6 @@ HEADER_SECONDS = 10.0  # to receive the headers of a request
 STALLED_SECONDS = 30.0  # without reading, while an answer is sent
 LINGER_SECONDS = 2.0  # to let a client read an early answer before the connection closes
 LINGER_BYTES = 100_000_000  # of its body, discarded meanwhile
-FEW_CHUNKS = 1000  # of any size
-MIN_CHUNK_BYTES = 512  # on average, of further chunks: each costs the event loop 30 µs
 MAX_CONNECTIONS = min(1000, max_open_files() // 2)
 MAX_PER_ADDRESS = max(8, MAX_CONNECTIONS // 4)  # of one client, unless it is a trusted proxy
 BACKLOG = min(128, max_open_files() // 8)  # asyncio accepts this many at once, before those too many are closed
@@ -51,7 +50,7 @@ class Connection(H11Protocol):
         self.address = ""
         self._trusted = trusted
         self._idle_since = 0.0
-        self.conn = _BoundedChunks(h11.SERVER)
+        self.conn = BoundedConnection(h11.SERVER)
         self._app = self.app
         self.app = self._answer
         self._headers_due: asyncio.TimerHandle | None = None
@@ -230,25 +229,3 @@ class _EndingTransport:
 
     def is_closing(self) -> bool:
         return self._connection.is_ended or self._transport.is_closing()
-
-
-class _BoundedChunks(h11.Connection):
-    """An HTTP connection that refuses bodies in very many small chunks."""
-
-    _chunks = _bytes = 0
-
-    def next_event(self) -> Any:
-        """Return the next event.
-
-        Raises:
-            h11.RemoteProtocolError: it is malformed, or a chunk too many.
-        """
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self._chunks = self._bytes = 0
-        elif isinstance(event, h11.Data):
-            self._chunks += event.chunk_start
-            self._bytes += len(event.data)
-            if self._chunks > FEW_CHUNKS + self._bytes // MIN_CHUNK_BYTES:
-                raise h11.RemoteProtocolError("too many small chunks")
-        return event

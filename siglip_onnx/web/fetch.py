@@ -24,6 +24,7 @@ from .._version import __version__
 from ..errors import ImageError
 from ..options import ImageLimits
 from .addresses import Address, is_ambiguous, is_public
+from .bounded_http import BoundedConnection
 from .egress import MAX_HEAD_BYTES, EgressProxy, proxy_for, tunnel_status
 from .errors import RequestError
 from .hosts import HostNames, is_in, parse_contact, parse_networks
@@ -262,7 +263,7 @@ class _Exchange:
         self._reader = reader
         self._writer = writer
         self._max_bytes = max_bytes
-        self._http = h11.Connection(h11.CLIENT)
+        self._http = BoundedConnection(h11.CLIENT)
 
     async def get(self, target: Target, headers: Sequence[tuple[str, str]]) -> bytes | _Redirect:
         request_headers = [("Host", target.host_header), *headers]
@@ -285,17 +286,22 @@ class _Exchange:
         return await self._read(answered.get("content-encoding", "identity").strip().lower())
 
     async def _read(self, encoding: str) -> bytes:
-        decode = _decoder(encoding)
-        body = bytearray()
+        inflater = _inflater(encoding)
+        body, received = bytearray(), 0
         while isinstance(event := await self._next(), h11.Data):
-            body += decode(bytes(event.data), self._max_bytes + 1 - len(body))
-            if len(body) > self._max_bytes:
+            received += len(event.data)
+            content = bytes(event.data)
+            body += content if inflater is None else inflater.decode(content, self._max_bytes + 1 - len(body))
+            if max(received, len(body)) > self._max_bytes:
                 raise RequestError(422, "too_large", f"The image has more than {self._max_bytes:,} bytes.")
         if not isinstance(event, h11.EndOfMessage):
             raise _failed("its server closed the connection early")
+        if inflater is not None:
+            inflater.check_end()
         return bytes(body)
 
     async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        await asyncio.sleep(0)  # many events may be there already; others get their turn between them
         while (event := self._http.next_event()) is h11.NEED_DATA:
             self._http.receive_data(await self._reader.read(_CHUNK))
         return event
@@ -358,14 +364,42 @@ def _ascii(part: str) -> str:
     )
 
 
-def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
-    """Return a function that decodes the next part of a body, to at most a number of bytes."""
+def _inflater(encoding: str) -> _Inflater | None:
+    """Return what decompresses a body; None if it is not compressed."""
     if encoding in ("", "identity"):
-        return lambda data, _limit: data
+        return None
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise _failed("its server uses a content encoding that is not supported")
-    inflate = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
-    return inflate.decompress
+    return _Inflater()
+
+
+class _Inflater:
+    """Decompresses one gzip or zlib stream, which is the whole body."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
+
+    def decode(self, data: bytes, limit: int) -> bytes:
+        """Return the content of the next part of a body, at most ``limit`` bytes.
+
+        Raises:
+            zlib.error: it is damaged, or goes on after the end of the stream.
+        """
+        if self._stream.eof:
+            raise zlib.error("data after the end of the stream")
+        content = self._stream.decompress(data, limit)
+        if self._stream.unused_data:
+            raise zlib.error("data after the end of the stream")
+        return content
+
+    def check_end(self) -> None:
+        """Check that the stream has ended with the body.
+
+        Raises:
+            zlib.error: it is cut short.
+        """
+        if not self._stream.eof:
+            raise zlib.error("the stream is cut short")
 
 
 def _refused(reason: str) -> RequestError:

@@ -161,6 +161,54 @@ def test_gzip_bomb_is_limited_by_its_decoded_size() -> None:
     assert peak < 80_000_000
 
 
+def chunked(*chunks: bytes) -> bytes:
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+
+
+def test_many_small_events_are_refused() -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    assert fetched(answering(chunked(*[b"a"] * 999))) == b"a" * 999
+    assert fetched(answering(early * 20 + response(b"image"))) == b"image"
+    for answer in (chunked(*[b"a"] * 1100), early * 21 + response(b"image")):
+        assert "violates the HTTP protocol" in str(refusal(answering(answer)))
+
+
+def test_other_requests_are_served_between_events_that_have_come_together() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        internet = FakeInternet(dict(ANSWERS))
+        async with serving(answering(chunked(*[b"a"] * 900)), internet):
+            other = asyncio.create_task(others())
+            await internet.fetcher().fetch("http://example.com/a.png")
+            other.cancel()
+
+    asyncio.run(run())
+    assert turns > 900
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 12])
+def test_gzip_in_parts_is_read_and_cut_short_is_damaged(cut: int) -> None:
+    whole = gzip.compress(b"image" * 100)
+    answer = chunked(whole[:-cut], whole[-cut:]).replace(b"OK\r\n", b"OK\r\nContent-Encoding: gzip\r\n", 1)
+    assert fetched(answering(answer)) == b"image" * 100
+    assert "compressed content is damaged" in str(refusal(answering(response(whole[:-cut], "Content-Encoding: gzip"))))
+
+
+@pytest.mark.parametrize("num_chunks", [1, 20_000])
+def test_bytes_after_the_end_of_gzip_are_refused(num_chunks: int) -> None:
+    answer = chunked(gzip.compress(b"image"), *[bytes(1000)] * num_chunks)
+    answer = answer.replace(b"OK\r\n", b"OK\r\nContent-Encoding: gzip\r\n", 1)
+    assert "compressed content is damaged" in str(refusal(answering(answer)))
+
+
 @pytest.mark.parametrize(
     "answer",
     [response(b"image"), response(gzip.compress(b"image"), "Content-Encoding: gzip"),
@@ -420,6 +468,7 @@ def test_the_fetcher_is_the_only_network_client() -> None:
         "web/fetch.py": {"h11", "socket", "ssl"},
         "web/lookups.py": {"socket"},  # of host names
         "web/server.py": {"socket"},
+        "web/bounded_http.py": {"h11"},  # the protocol without a network
         "web/connection.py": {"h11"},  # as a server
     }
     called = {
