@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,13 @@ class ImageOutput(NamedTuple):
     truncated: bool
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class _ReadAhead:
+    """An image that was prepared already, so that nothing that users give is taken for one."""
+
+    result: Prepared
 
 
 class VisionTower:
@@ -191,41 +198,44 @@ class VisionTower:
     def _stream(
         self, images: ImageSource | Iterable[ImageSource], run: Run
     ) -> Iterator[ImageOutput | ImageError]:  # fmt: skip
-        def run_one(image: ImageSource | Prepared) -> ImageOutput | ImageError:
+        def run_one(image: ImageSource | _ReadAhead) -> ImageOutput | ImageError:
             prepared = self._try_prepare(image)
             if isinstance(prepared, ImageError):
                 return prepared
             return _output(run(prepared[0])[0], prepared[1])
 
         given = as_images(images)
-        sources: Iterable[ImageSource | Prepared] = given if self.workers == 1 else self._keep_ahead(given)
+        sources: Iterable[ImageSource | _ReadAhead] = given if self.workers == 1 else self._keep_ahead(given)
         if self.batch_size == 1:
             return map_in_order(run_one, sources, self.workers)
         return self._stream_batches(sources, run)
 
-    def _keep_ahead(self, images: Iterable[ImageSource]) -> Iterator[ImageSource | Prepared]:
+    def _keep_ahead(self, images: Iterable[ImageSource]) -> Iterator[ImageSource | _ReadAhead]:
         """Yield images that are read ahead, such that what happens to them later has no effect.
 
-        A generator may fill one buffer again. Open files, also those that Pillow opened, are decoded here: only one
-        thread may read them, and their generator may close them or go on to the next frame.
+        A generator, or a sequence that makes its items when they are asked for, may fill one buffer again. Open files,
+        also those that Pillow opened, are decoded here: only one thread may read them, and their generator may close
+        them or go on to the next frame.
         """
-        is_stored = isinstance(images, Sequence | np.ndarray)
+        is_stored = type(images) in (list, tuple) or isinstance(images, np.ndarray)
         for image in images:
             if is_open_file(image):
-                yield self._try_prepare(image)
+                yield _ReadAhead(self._try_prepare(image))
             else:
                 yield image if is_stored and not isinstance(image, io.BytesIO) else keep_content(image)
 
-    def _stream_batches(self, images: Iterable[ImageSource | Prepared], run: Run) -> Iterator[ImageOutput | ImageError]:
+    def _stream_batches(
+        self, images: Iterable[ImageSource | _ReadAhead], run: Run
+    ) -> Iterator[ImageOutput | ImageError]:  # fmt: skip
         for batch in in_batches(map_in_order(self._try_prepare, images, self.workers), self.batch_size):
             pixels = [result[0]["pixel_values"] for result in batch if not isinstance(result, ImageError)]
             rows = iter(run({"pixel_values": np.concatenate(pixels)}) if pixels else ())
             for result in batch:
                 yield result if isinstance(result, ImageError) else _output(next(rows), result[1])
 
-    def _try_prepare(self, image: ImageSource | Prepared) -> Prepared:
-        if isinstance(image, tuple | ImageError):
-            return image
+    def _try_prepare(self, image: ImageSource | _ReadAhead) -> Prepared:
+        if isinstance(image, _ReadAhead):
+            return image.result
         try:
             decoded = self.reader.read(image, self.preprocess.fit)
         except ImageError as error:

@@ -125,6 +125,8 @@ def read_label_sets(
 ) -> dict[str, LabeledImages]:
     """Return the labelled images once per file of labels, by its language, which may be empty.
 
+    A class has the same number in each, that of the first file.
+
     Raises:
         DataError: they are captions, or the files have different numbers of classes.
     """
@@ -140,7 +142,8 @@ def read_label_sets(
     sizes = {language: len(each.texts) for language, each in sets.items()}
     if len(set(sizes.values())) > 1:
         raise DataError(f"The files of --labels have different numbers of classes: {sizes}; expected the same classes.")
-    return sets
+    first = next(iter(sets.values()))
+    return {language: each.numbered_like(first) for language, each in sets.items()}
 
 
 def _split_language(argument: str) -> tuple[str, Path]:

@@ -78,8 +78,10 @@ def fit(
     label_files = [] if labels is None else [("", labels)]
     chosen = read_label_sets(data, label_files, options)[""]
     other = None if test is None else read_label_sets(test, label_files, options)[""]
-    if other is not None and other.texts != chosen.texts:
-        raise TextError(f"{test} has other classes than {data}; give the same ones, or --labels for both.")
+    if other is not None:
+        other = other if len(other.texts) != len(chosen.texts) else other.numbered_like(chosen)
+        if other.texts != chosen.texts:
+            raise TextError(f"{test} has other classes than {data}; give the same ones, or --labels for both.")
     samples = [*chosen.samples, *([] if other is None else other.samples)]
     check_output(out, CLASSIFIER, (sample.path for sample in samples), overwrite=overwrite)
     texts = [*chosen.texts, *([] if none_of_these is None else [none_of_these])]

@@ -36,16 +36,38 @@ Keyed = tuple[Sample, tuple[Key, ...]]
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images with the classes that each belongs to; ``texts`` says in words what each class is."""
+    """Images with the classes that each belongs to.
+
+    ``texts`` says in words what each class is, ``numbers`` which one the data mean by a folder, a word or a number.
+    """
 
     path: Path
     samples: list[Sample]
     texts: list[str]
     multi_label: bool
+    numbers: Mapping[Key, int]
 
     def take(self, limit: int | None) -> LabeledImages:
         """Return this with at most ``limit`` images, evenly spaced."""
         return replace(self, samples=[self.samples[index] for index in evenly_spaced(len(self.samples), limit)])
+
+    def numbered_like(self, other: LabeledImages) -> LabeledImages:
+        """Return this with its classes in the order of another set, which has as many and the same labels for them.
+
+        Raises:
+            DataError: classes of this are one class there, or the other way around.
+        """
+        common = self.numbers.keys() & other.numbers.keys()
+        pairs = {(self.numbers[label], other.numbers[label]) for label in common}
+        order = dict(pairs)
+        if not len(pairs) == len(order) == len(set(order.values())):
+            raise DataError(f"{self.path} has labels that mean other classes with other words; see --labels.")
+        rest = iter(sorted(set(range(len(self.texts))) - set(order.values())))
+        order |= {number: next(rest) for number in range(len(self.texts)) if number not in order}
+        texts = [self.texts[number] for number in sorted(order, key=order.__getitem__)]
+        samples = [replace(each, labels=tuple(sorted(order[label] for label in each.labels))) for each in self.samples]
+        numbers = {label: order[number] for label, number in self.numbers.items()}
+        return replace(self, samples=samples, texts=texts, numbers=numbers)
 
     def only(self, languages: Sequence[str]) -> LabeledImages:
         """Refuse languages, which labels do not have.
@@ -242,7 +264,7 @@ def _from_rows(
             f"{path} has the columns {_names(rows[0])}; expected labels ({', '.join(LABELS)}) or captions "
             f"({', '.join(CAPTIONS)})."
         )
-    language_column = _column(rows[0], LANGUAGES)
+    language_column = _column({key: None for row in rows for key in row}, LANGUAGES)  # in JSON, rows may be without it
     captions = _Captions()
     for name, group in names.items():
         captions.add(samples[name])
@@ -435,7 +457,7 @@ def _labeled(
         only = f"one class, {texts[0]!r:.100}" if texts else "no labels"
         raise DataError(f"{path} has {only}; expected at least two, one folder or label for each.")
     multi_label = options.multi_label or any(len(sample.labels) != 1 for sample in samples)
-    return LabeledImages(path, samples, list(texts), multi_label)
+    return LabeledImages(path, samples, list(texts), multi_label, numbers)
 
 
 def _label_keys(value: object, path: Path, name: str) -> tuple[Key, ...]:

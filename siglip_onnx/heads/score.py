@@ -29,7 +29,9 @@ from ..system.npy_files import NPY_ERRORS, read_npy
 
 FORMAT = "siglip_onnx.head/1"
 NONE, SIGMOID, SOFTMAX = "none", "sigmoid", "softmax"
-_MAX_FILE_BYTES = 200_000_000  # also decompressed, of each array
+_MAX_FILE_BYTES = 200_000_000  # also of the weights in f32
+_MAX_FACTS_BYTES = 8_000_000  # of the JSON, 4 for each character
+_MAX_RATIO, _FEW_BYTES = 20, 1_000_000  # weights compress by less than 2; an archive that grows by more is a bomb
 _DTYPES = ("F32", "F16", "BF16", "F64")  # of PyTorch files
 _MAX_WEIGHT = 1e30  # with larger ones, scores would not be finite in f32
 # The aesthetic predictor v2.5 is a chain of linear layers without activations, which is one linear layer.
@@ -64,7 +66,7 @@ class ScoreHead:
             DataError: they do not fit together.
         """
         shapes_fit = self.weights.ndim == 2 and self.biases.shape == self.weights.shape[:1] == (len(self.labels),)
-        if not shapes_fit or not all((np.abs(values) <= _MAX_WEIGHT).all() for values in (self.weights, self.biases)):
+        if not shapes_fit or not all(map(_is_within_bounds, (self.weights, self.biases))):
             raise DataError(
                 f"A head has {len(self.labels)} labels, weights of shape {self.weights.shape} and biases of shape "
                 f"{self.biases.shape}; expected finite (M, D) and (M,) for M labels, of at most {_MAX_WEIGHT:g}."
@@ -144,9 +146,10 @@ def read_head(path: Path) -> ScoreHead:
             content = file.read(_MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
             raise ValueError(f"more than {_MAX_FILE_BYTES:,} bytes")
+        max_bytes = min(_MAX_FILE_BYTES, max(_MAX_RATIO * len(content), _FEW_BYTES))
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            facts = json.loads(str(_read_array(archive, "head")))
-            weights, biases = (_read_floats(archive, name) for name in ("weights", "biases"))
+            facts = json.loads(str(_read_array(archive, "head", min(max_bytes, _MAX_FACTS_BYTES))))
+            weights, biases = (_read_floats(archive, name, max_bytes) for name in ("weights", "biases"))
         if facts["format"] != FORMAT:
             raise ValueError(f"format {facts['format']!r}")
         labels = [str(label) for label in facts["labels"]]
@@ -160,19 +163,25 @@ def read_head(path: Path) -> ScoreHead:
     return ScoreHead(labels, weights, biases, activation, normalize, space)
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _is_within_bounds(values: Floats) -> bool:
+    return not values.size or bool(values.min() >= -_MAX_WEIGHT and values.max() <= _MAX_WEIGHT)  # false of NaN too
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, max_bytes: int) -> NDArray[Any]:
     """Return an array of an ``.npz`` file, whose bytes are bounded after decompression too."""
     with archive.open(f"{name}.npy") as file:
-        content = file.read(_MAX_FILE_BYTES + 1)
-    if len(content) > _MAX_FILE_BYTES:
-        raise ValueError(f"{name} has more than {_MAX_FILE_BYTES:,} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{name} has more than {max_bytes:,} bytes, too many for a file of this size")
     return read_npy(content)
 
 
-def _read_floats(archive: zipfile.ZipFile, name: str) -> Floats:
-    array = _read_array(archive, name)
+def _read_floats(archive: zipfile.ZipFile, name: str, max_bytes: int) -> Floats:
+    array = _read_array(archive, name, max_bytes)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} of {array.dtype}")
+    if 4 * array.size > max_bytes:
+        raise ValueError(f"{name} has {array.size:,} numbers, too many for a file of this size")
     return array.astype(np.float32)
 
 

@@ -212,6 +212,9 @@ def test_captions_in_tables_and_archives(tmp_path: Path) -> None:
     assert data.captions == {"en": [["x", "x2"], ["y"]], "ja": [["あ"], []]}
     path = write_json_lines(tmp_path / "x.jsonl", [{"path": "a.png", "captions": ["x", "x2"]}])
     assert captioned(path).captions == {"": [["x", "x2"]]}
+    rows = [{"path": "a.png", "caption": "x"}, {"path": "a.png", "caption": "あ", "lang": "ja"}]
+    for turned in (rows, rows[::-1]):
+        assert captioned(write_json_lines(path, turned)).captions == {"": [["x"]], "ja": [["あ"]]}
     path = write_tar(tmp_path / "x.tar", [("a.png", b"1"), ("a.txt", b"x\nx2"), ("b.png", b"2"), ("b.txt", b"y")])
     data = captioned(path)
     assert data.captions == {"": [["x", "x2"], ["y"]]}

@@ -162,6 +162,40 @@ def test_noise_needs_a_scale_too(language: str, drawn: Path, tmp_path: Path) -> 
     assert pairs_after < 0.6 * pairs
 
 
+def as_list(drawn: Path, out: Path) -> tuple[Path, Path, Path]:
+    """Folders and English words in another order than the folders', Japanese ones in theirs."""
+    english, japanese = out / "en.txt", out / "ja.txt"
+    by_folder = dict(sorted(zip(NAMES_EN, NAMES_JA, strict=True)))
+    english.write_text("\n".join(reversed(by_folder)), encoding="utf-8")
+    japanese.write_text("\n".join(by_folder.values()), encoding="utf-8")
+    return drawn / "fitted", english, japanese
+
+
+def as_table(drawn: Path, out: Path) -> tuple[Path, Path, Path]:
+    """A table, and names with words in two orders."""
+    english, japanese = out / "en.tsv", out / "ja.tsv"
+    rows = [(str(path), path.parent.name) for path in sorted((drawn / "fitted").glob("*/*.png"))]
+    table = write_csv(out / "table.csv", ("path", "label"), rows)
+    pairs = list(zip(NAMES_EN, NAMES_JA, strict=True))
+    english.write_text("".join(f"{name}\t{name}\n" for name, _ in pairs), encoding="utf-8")
+    japanese.write_text("".join(f"{name}\t{words}\n" for name, words in reversed(pairs)), encoding="utf-8")
+    return table, english, japanese
+
+
+@pytest.mark.parametrize(("write", "turned"), [(as_list, False), (as_list, True), (as_table, False)])
+def test_classes_are_the_same_in_each_language_whatever_the_order_of_their_files(
+    write: Callable[[Path, Path], tuple[Path, Path, Path]], turned: bool, drawn: Path, tmp_path: Path
+) -> None:
+    data, *files = write(drawn, tmp_path)
+    options = [f"--labels={name}={file}" for name, file in zip(("en", "ja"), files, strict=True)]
+    out, expected = tmp_path / "x.json", tmp_path / "expected.json"
+    result = run("calibrate", "demo", data, *(reversed(options) if turned else options), "--per", "label", "-o", out)
+    assert result.exit_code == 0, result.stderr
+    mapped = [f"--labels={name}={drawn / name}.txt" for name in ("en", "ja")]
+    assert run("calibrate", "demo", drawn / "fitted", *mapped, "--per", "label", "-o", expected).exit_code == 0
+    assert read_calibration(out).texts == pytest.approx(read_calibration(expected).texts, abs=1e-6)
+
+
 def test_what_is_written(calibration: Path) -> None:
     document = json.loads(calibration.read_text(encoding="utf-8"))
     assert (document["model"], document["variant"], document["scale"]) == ("demo", "int8", 1.0)

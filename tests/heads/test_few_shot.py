@@ -222,6 +222,13 @@ def test_data_that_cannot_be_fitted(tmp_path: Path) -> None:
     (tmp_path / "run=3").mkdir()
     named = shutil.copy(tmp_path / "labels.txt", tmp_path / "run=3" / "labels.txt")
     assert run("fit", "demo", tmp_path / "set", "--labels", named, *out).exit_code == 0
+    shutil.copytree(tmp_path / "set", tmp_path / "test set")
+    first = min((tmp_path / "test set").iterdir())
+    first.rename(first.with_name("zebra"))  # as many folders, so that a list of words has other meanings
+    (tmp_path / "words.txt").write_text("".join(f"class {number}\n" for number in range(8)))
+    words = ("--labels", tmp_path / "words.txt")
+    shifted = run("fit", "demo", tmp_path / "set", "--test", tmp_path / "test set", *words, *out)
+    assert_error(shifted, 1, "has other classes than")
     (tmp_path / "set" / "a new class").mkdir()
     assert_error(run("fit", "demo", tmp_path / "set", "--test", bad, *out), 1, "has other classes than")
     with pytest.raises(DataError, match="images have no label or several"):

@@ -188,6 +188,17 @@ def bomb(path: Path) -> None:
         file.write(bytes(1_000_001))
 
 
+def packed(**changed: np.ndarray) -> Callable[[Path], None]:
+    """Write a compressed head with other arrays."""
+
+    def write(path: Path) -> None:
+        broken()(path)
+        with np.load(path) as arrays:
+            np.savez_compressed(path, **(dict(arrays) | changed))
+
+    return write
+
+
 def claim(path: Path) -> None:
     """Write weights of a petabyte, of which nothing is there."""
     header = io.BytesIO()
@@ -210,7 +221,10 @@ def huge_weights(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (bomb, "head has more than 1,000,000 bytes"),
+        (bomb, "head has more than 800,000 bytes"),
+        (packed(weights=np.zeros((1, 990_000), np.int8)), "weights has 990,000 numbers, too many for a file of this"),
+        (packed(weights=np.zeros((1, 2_000_000), np.int8)), "weights has more than 1,000,000 bytes, too many for a"),
+        (packed(head=np.array(f"[{'{},' * 80_000}")), "head has more than 800,000 bytes, too many for a file"),
         (claim, "cannot be read as a head: it is not a .npy file of numbers"),
         (huge_weights, r"of at most 1e\+30"),
         (lambda path: path.write_bytes(b"x"), "cannot be read as a head"),
@@ -225,7 +239,8 @@ def huge_weights(path: Path) -> None:
 def test_files_that_are_not_heads(
     write: Callable[[Path], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(score, "_MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(score, "_MAX_FILE_BYTES", 10_000_000)
+    monkeypatch.setattr(score, "_MAX_FACTS_BYTES", 800_000)
     write(tmp_path / "head.npz")
     with pytest.raises(DataError, match=message):
         read_head(tmp_path / "head.npz")

@@ -4,7 +4,7 @@ import io
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from support.images import encode, make_image, save_all
 import siglip_onnx
 from siglip_onnx import SiglipOnnxError, session, text_tower
 from siglip_onnx.bundle import open_bundle
+from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import ImageError, TextError
 from siglip_onnx.image.decode import load_image
 from siglip_onnx.system.workers import map_in_order
@@ -214,6 +215,39 @@ def test_generator_may_fill_one_buffer_again_and_again(kind: str) -> None:
 
     model = siglip_onnx.load("demo", workers=3)
     assert_array_equal(model.encode_images(again()), model.encode_images(frames))
+
+
+class Camera(Sequence[Any]):
+    """Frames by their numbers, all in one array."""
+
+    def __init__(self, frames: Sequence[Image.Image]) -> None:
+        self.frames, self.array = frames, np.asarray(frames[0]).copy()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, number: Any) -> Any:
+        self.array[:] = np.asarray(self.frames[number])
+        return self.array
+
+
+def test_sequence_may_fill_one_buffer_again_and_again() -> None:
+    frames = [make_image(np.random.default_rng(seed)) for seed in range(8)]
+    model = siglip_onnx.load("demo", workers=3)
+    assert_array_equal(model.encode_images(Camera(frames)), model.encode_images(frames))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("item", [("x.png", 1), ImageError("x"), ({}, None)])
+def test_items_that_are_no_images_take_their_place(item: Any, workers: int) -> None:
+    """Data sets of images with labels yield tuples."""
+    star = IMAGES_PATH / "red_star.png"
+    model = siglip_onnx.load("demo", workers=workers)
+    for images in ([item, star], iter([item, star])):
+        error, result = model.stream_images(images)
+        assert isinstance(error, ImageError)
+        assert str(error).startswith(f"An image cannot be a {type(item).__name__}; give a path")
+        assert not isinstance(result, ImageError)
 
 
 @pytest.mark.parametrize("format_", ["GIF", "TIFF", "PNG", "WEBP"])

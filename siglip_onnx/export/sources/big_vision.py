@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ...config import NAFLEX, SENTENCEPIECE, SIGLIP, TOKENIZER
 from ...errors import CheckpointError
+from ...system.sizes import MAX_DIMENSIONS, bounded_product
 from .archive import Archive
 from .source import Json, Request, Source
 from .tensor import Tensor, Tensors, identity_layer, join_rows
@@ -30,6 +31,7 @@ _PATCHES, _TOKENS = "img/embedding/kernel", "txt/Embed_0/embedding"
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _BLOCK = re.compile(r"(.*/encoderblock)_(\d+)/(.*)")
 _MAX_HEADER_BYTES = 10_000
+_MAX_TENSORS = 20_000  # the largest checkpoint has about 1,300, counted by layer
 
 
 def open_big_vision(request: Request) -> Source:
@@ -92,9 +94,10 @@ def _read_array(archive: Archive, member: str, name: str) -> Tensor:
         raise archive.damaged(f"the header of {member} cannot be read") from error
     if dtype.str not in _DTYPES:
         raise archive.damaged(f"{member} is of type {dtype.str}, expected one of {', '.join(_DTYPES)}")
-    header_size, size = stream.tell(), math.prod(shape) * dtype.itemsize
-    if any(side < 0 for side in shape) or archive.size(member) != header_size + size:
-        raise archive.damaged(f"{member} has {archive.size(member):,} bytes, but its shape is {shape}")
+    header_size, file_size = stream.tell(), archive.size(member)
+    is_shape = len(shape) <= MAX_DIMENSIONS and all(side > 0 for side in shape)
+    if not is_shape or bounded_product(shape, file_size) * dtype.itemsize != file_size - header_size:
+        raise archive.damaged(f"{member} has {file_size:,} bytes, which is not what its shape says")
 
     def read() -> NDArray[Any]:
         flat = archive.read(member)[header_size:].view(ml_dtypes.bfloat16 if dtype.str == "|V2" else dtype)
@@ -107,6 +110,8 @@ def _by_layer(arrays: Tensors) -> Tensors:
     """Return the arrays with one entry per layer: some files have all layers of a tower in one array."""
     layers = Tensors()
     for name, tensor in arrays.items():
+        if len(layers) > _MAX_TENSORS:
+            raise CheckpointError(f"There are more than {_MAX_TENSORS:,} weights, expected those of two towers.")
         tower, scanned, rest = name.partition("/encoderblock/")
         if not scanned:
             layers[name] = tensor
