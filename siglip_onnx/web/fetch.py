@@ -16,6 +16,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import h11
@@ -28,12 +29,13 @@ from .bounded_http import BoundedConnection
 from .egress import MAX_HEAD_BYTES, EgressProxy, proxy_for, tunnel_status
 from .errors import RequestError
 from .hosts import HostNames, is_in, parse_contact, parse_networks
-from .lookups import resolve_host
+from .lookups import TooManyLookupsError, resolve_host
 from .settings import Limits
 
 PORTS = {"http": 80, "https": 443}
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 5.0
+MAX_ADDRESSES = 8  # of a host that are tried
 TOTAL_SECONDS = 15.0
 MAX_URL_CHARACTERS = 2048
 _CHUNK = 65536
@@ -173,6 +175,8 @@ class Fetcher:
             raise _refused("this server fetches only from other domains")
         try:
             resolved = await self._resolve(host, port)
+        except TooManyLookupsError as error:
+            raise _failed(f"{error}; try it again later") from error
         except (OSError, UnicodeError) as error:
             raise _failed("its host name cannot be resolved") from error
         addresses = tuple(ipaddress.ip_address(address) for address in resolved)
@@ -208,15 +212,30 @@ class Fetcher:
 
     async def _dial_any(self, target: Target) -> socket.socket:
         proxy = proxy_for(target.url.scheme, target.host) if target.is_public else None
-        problem: OSError | None = None
-        for address in target.addresses:
-            try:
-                if proxy is not None:
-                    return await _dial_through(proxy, address, target.port)
-                return await self._dial(address, target.port)
-            except OSError as error:
-                problem = error
-        raise problem or OSError("no address")
+        if proxy is None:
+            return await _first(target.addresses, lambda address: self._dial(address, target.port))
+        return await _first(target.addresses, partial(_dial_through, proxy, port=target.port))
+
+
+async def _first(
+    addresses: Sequence[Address], connect: Callable[[Address], Awaitable[socket.socket]]
+) -> socket.socket:  # fmt: skip
+    """Return the first connection to one of several addresses; one that does not answer leaves time for the others.
+
+    Raises:
+        OSError: that of the last one.
+    """
+    loop = asyncio.get_running_loop()
+    tried = addresses[:MAX_ADDRESSES]
+    end = loop.time() + CONNECT_SECONDS
+    for left, address in zip(range(len(tried), 0, -1), tried, strict=True):
+        try:
+            async with asyncio.timeout((end - loop.time()) / left):
+                return await connect(address)
+        except OSError:  # TimeoutError is one
+            if left == 1:
+                raise
+    raise OSError("no address")
 
 
 class ProxyError(OSError):
@@ -231,8 +250,8 @@ async def _dial_through(proxy: EgressProxy, address: Address, port: int) -> sock
     """
     loop = asyncio.get_running_loop()
     try:
-        addresses = await resolve_host(proxy.host, proxy.port)
-        connection = await dial_address(ipaddress.ip_address(addresses[0]), proxy.port)
+        addresses = [ipaddress.ip_address(address) for address in await resolve_host(proxy.host, proxy.port)]
+        connection = await _first(addresses, partial(dial_address, port=proxy.port))
     except (OSError, UnicodeError) as error:
         raise ProxyError("the proxy of this server cannot be reached") from error
     head = b""

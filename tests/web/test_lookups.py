@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.web_server import wait_for
 
-from siglip_onnx.web.lookups import Lookups
+from siglip_onnx.web.lookups import Lookups, TooManyLookupsError
 
 
 class SlowNames:
@@ -49,6 +49,47 @@ def test_slow_lookups_delay_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(ask())
     assert len(names.asked) == 42
     wait_for(lambda: not lookups._running)  # the threads of lookups that nobody waits for end later
+
+
+def test_requests_that_ended_do_not_count_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, lookups = SlowNames(monkeypatch), Lookups(most=2, most_abandoned=5)
+
+    async def ask() -> None:
+        for number in range(5):
+            slow = asyncio.ensure_future(lookups.resolve(f"{number}.slow", 80))
+            await asyncio.sleep(0.01)
+            slow.cancel()
+            await asyncio.gather(slow, return_exceptions=True)
+            if number < 4:
+                assert await lookups.resolve("example.com", 80) == ["93.184.216.34"]
+        with pytest.raises(TooManyLookupsError, match="too many lookups"):
+            await lookups.resolve("example.com", 80)
+        again = asyncio.ensure_future(lookups.resolve("0.slow", 80))  # is not abandoned then
+        await asyncio.sleep(0.01)
+        assert await lookups.resolve("example.com", 80) == ["93.184.216.34"]
+        names.answer.set()
+        assert await again == ["93.184.216.34"]
+
+    asyncio.run(ask())
+    wait_for(lambda: not lookups._running)
+    assert not lookups._waiting
+
+
+def test_a_thread_that_cannot_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    SlowNames(monkeypatch)
+    lookups = Lookups()
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(TooManyLookupsError, match="no thread can be started"):
+                await lookups.resolve("example.com", 80)
+        return await lookups.resolve("example.com", 80)
+
+    assert asyncio.run(ask()) == ["93.184.216.34"]
 
 
 def test_too_many_lookups_are_refused_and_addresses_need_none(monkeypatch: pytest.MonkeyPatch) -> None:

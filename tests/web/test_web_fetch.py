@@ -20,6 +20,7 @@ from siglip_onnx.web import fetch as fetch_module
 from siglip_onnx.web.addresses import is_public
 from siglip_onnx.web.errors import RequestError
 from siglip_onnx.web.fetch import Fetcher
+from siglip_onnx.web.lookups import TooManyLookupsError
 from siglip_onnx.web.settings import Limits, Settings
 
 ANSWERS = {"example.com": [PUBLIC], "other.example": ["2606:2800:220:1::1"], "rebound.example": ["127.0.0.1"],
@@ -149,6 +150,27 @@ def test_server_that_does_not_accept_is_abandoned(monkeypatch: pytest.MonkeyPatc
             return await asyncio.Event().wait()
 
     assert "no connection" in str(refusal(answering(b""), Hanging(dict(ANSWERS))))
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "CONNECT_SECONDS", 1.0)
+
+    class Half(FakeInternet):
+        async def dial(self, address: Any, port: int) -> Any:
+            if address.version == 6:
+                await asyncio.Event().wait()
+            return await super().dial(address, port)
+
+    internet = Half({"example.com": ["2606:2800:220:1::1", "2606:2800:220:1::2", PUBLIC]})
+    assert fetched(answering(response(b"x")), internet) == b"x"
+
+
+def test_too_many_lookups_are_named() -> None:
+    class Busy(FakeInternet):
+        async def resolve(self, *_: object) -> list[str]:
+            raise TooManyLookupsError("too many lookups of host names")
+
+    assert "too many lookups of host names; try it again later" in str(refusal(answering(b""), Busy()))
 
 
 def test_gzip_bomb_is_limited_by_its_decoded_size() -> None:
@@ -344,6 +366,18 @@ def test_proxy_of_the_environment_gets_only_checked_addresses(monkeypatch: pytes
         with pytest.raises(RequestError, match="public address"):
             proxy.fetch(url, monkeypatch)
         assert proxy.heads == []
+
+
+def test_every_address_of_a_proxy_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On many systems localhost is ::1 first, where a proxy need not listen."""
+
+    async def resolve(_host: str, _port: int) -> list[str]:
+        return ["::1", "127.0.0.1"]
+
+    monkeypatch.setattr(fetch_module, "resolve_host", resolve)
+    proxy = Proxy()
+    assert proxy.fetch("http://example.com/a.png", monkeypatch) == b"x"
+    assert proxy.heads[0][0] == f"CONNECT {PUBLIC}:80 HTTP/1.1"
 
 
 def test_https_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
