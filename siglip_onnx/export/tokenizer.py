@@ -18,7 +18,8 @@ from ..config import SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG, read_document
 from ..errors import CheckpointError
 from ..system.files import read_small
 from ..system.json_files import read_json_object
-from ..text.growth import MAX_TOKENIZER_BYTES
+from ..text.growth import MAX_TOKENIZER_BYTES, check_document
+from ..text.tokenizer import is_panic
 from ..text.vocabulary import PIECES, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
@@ -49,12 +50,16 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
         raise CheckpointError(f"{source} {problem}; SigLIP needs its tokenizer.")
     try:
         document = _from_fast_tokenizer(path) if path.suffix == ".json" else _from_sentencepiece(path)
+        check_document(document)
         if cleaning is not None:
             document = _clean_as_open_clip(document, path, cleaning)
+            check_document(document)
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
     except CheckpointError:
         raise
-    except Exception as error:  # the class that the tokenizers library raises
+    except BaseException as error:  # the library raises Exception itself, and panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise CheckpointError(f"{path} is not a tokenizer of SigLIP ({error!r:.200}). Download it again.") from error
     if tokenizer.get_vocab_size() > vocab_size:
         raise CheckpointError(

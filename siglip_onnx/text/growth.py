@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,16 @@ def check_file(path: Path) -> None:
     """
     for name, value in _find_values(read_small(path, MAX_TOKENIZER_BYTES).decode()):
         check_part(name, value)
+
+
+def check_document(document: dict[str, Any]) -> None:
+    """Check a parsed ``tokenizer.json``.
+
+    Raises:
+        ValueError: it could lengthen a text too much.
+    """
+    for name in _CHECKED:
+        check_part(name, document.get(name))
 
 
 def check_part(name: str, value: Any) -> None:
@@ -110,9 +119,12 @@ def _growth(step: dict[str, Any]) -> float:
 
 def _longest_replacement(charsmap: bytes) -> float:
     """Return the length of the longest string in sentencepiece's table: strings that end with a zero, after a trie."""
-    if len(charsmap) < 4:
+    if not charsmap:
         return 1.0
-    strings = charsmap[4 + struct.unpack("<I", charsmap[:4])[0] :]
+    strings_start = 4 + int.from_bytes(charsmap[:4], "little")
+    if len(charsmap) < strings_start:  # the library would allocate what it states
+        raise ValueError(f"a table of characters that states {strings_start:,} bytes, and has {len(charsmap):,}")
+    strings = charsmap[strings_start:]
     return float(max(1, *(len(string.decode(errors="replace")) for string in strings.split(b"\0"))))
 
 

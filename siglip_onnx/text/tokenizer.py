@@ -118,22 +118,24 @@ class Tokenizer:
 
 @contextmanager
 def _library_errors(problem: str) -> Iterator[None]:
-    """Turn what the tokenizers library raises, Exception itself or a panic of its Rust code, into a BundleError.
-
-    A panic is not a subclass of Exception; other such exceptions, for example KeyboardInterrupt, pass.
-    """
+    """Turn what the tokenizers library raises, Exception itself or a panic of its Rust code, into a BundleError."""
     try:
         yield
     except SiglipOnnxError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         if "ThreadPoolBuildError" in str(error):
             raise SiglipOnnxError(
                 "The threads to tokenize texts cannot be started. Raise the limit of processes (ulimit -u)."
             ) from error
         raise BundleError(f"{problem}: {error}. Export or download the model again.") from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Say whether an exception is a panic of the library's Rust code, which is not a subclass of Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def _check_text(text: str, text_length: int) -> None:

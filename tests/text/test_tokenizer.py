@@ -1,5 +1,6 @@
 """Token ids equal the slow reference tokenizer's, with real vocabularies and texts where they are available."""
 
+import base64
 import json
 import lzma
 import shutil
@@ -173,6 +174,33 @@ def test_truncated_texts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_other_tokenizers_are_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
+        write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100)
+
+
+def unigram(charsmap: bytes) -> dict[str, Any]:
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
+    vocab = [["<unk>", 0.0], ["</s>", -1.0], ["a", -2.0]]
+    return {"normalizer": normalizer, "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab}}
+
+
+def gemma(*steps: dict[str, Any]) -> dict[str, Any]:
+    vocab = {"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 3}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>"}
+    return {"normalizer": {"type": "Sequence", "normalizers": steps}, "model": model, "added_tokens": []}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (unigram(b"\xf0\xff\xff\xff" + bytes(8)), "states 4,294,967,284 bytes, and has 12"),
+        (unigram(b"\0\0"), "states 4 bytes, and has 2"),
+        (unigram(b"\4\0\0\0" + bytes(4) + b"\xff\xfe"), "PanicException"),
+        (gemma(*[{"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}] * 30), "512 times as long"),
+    ],
+)
+def test_hostile_tokenizers_are_refused_at_export(document: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=f"is not a tokenizer of SigLIP .*{message}"):
         write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100)
 
 
