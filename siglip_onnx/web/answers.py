@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..system.workers import in_batches
 from .decoding import DecodingTime
 from .errors import RequestError, describe_error, invalid
-from .inference import ImageEmbeddings, Inference, TextEmbeddings, join_texts
+from .inference import ImageEmbeddings, Inference, TextEmbeddings
 from .inputs import ImageInput, ParsedRequest, check_texts
 from .work import Steps, stop_if_client_gone
 
-TEXTS_AT_ONCE = 8  # between which nobody else has a turn
 Images = list[ImageEmbeddings | RequestError]  # an error in place of an image that failed
 
 
@@ -25,7 +23,7 @@ def classify(inference: Inference, request: ParsedRequest) -> Steps[dict[str, An
     images = yield from embed_images(inference, request, model_ids)
     labels: dict[str, TextEmbeddings] = {}
     for model_id in model_ids:
-        labels[model_id] = yield from embed_texts(inference, request, model_id)
+        labels[model_id] = yield from inference.embed_texts(request.texts, request.templates, model_id)
     matches = {
         (image.id, model_id): inference.match(
             image.vectors[model_id], labels[model_id].vectors, request.texts, model_id
@@ -110,7 +108,7 @@ def explain(inference: Inference, request: ParsedRequest) -> Iterator[dict[str, 
     done = 0
     for left, model_id in zip(range(len(model_ids), 0, -1), model_ids, strict=True):
         if not inference.models.labels:
-            yield from embed_texts(inference, request, model_id)  # into the cache of labels
+            yield from inference.embed_texts(request.texts, request.templates, model_id)  # into the cache of labels
         for step in inference.explain(image.by_model[model_id], request.texts, request.templates, model_id):
             yield {"done": done + step.done, "total": done + left * step.total}
             if step.explanation is not None:
@@ -157,7 +155,7 @@ def reply_with_texts(inference: Inference, request: ParsedRequest) -> Steps[dict
         raise invalid("The served models are classifiers, which have no text tower; texts cannot be embedded.")
     embeddings = []
     for model_id in inference.models.select(request.models):
-        labels = yield from embed_texts(inference, request, model_id)
+        labels = yield from inference.embed_texts(request.texts, request.templates, model_id)
         embeddings.append(
             {
                 "model": model_id,
@@ -167,21 +165,6 @@ def reply_with_texts(inference: Inference, request: ParsedRequest) -> Steps[dict
             }
         )
     return {"embeddings": embeddings}
-
-
-def embed_texts(inference: Inference, request: ParsedRequest, model_id: str) -> Steps[TextEmbeddings]:
-    """Return the embeddings of all texts of a request, which has at least one, in its templates.
-
-    Raises:
-        RequestError: the client disconnected.
-        TextError: a text cannot be tokenized.
-    """
-    parts: list[TextEmbeddings] = []
-    for texts in in_batches(request.texts, TEXTS_AT_ONCE):
-        if parts:
-            yield
-        parts.append(inference.embed_texts(texts, request.templates, model_id))
-    return join_texts(parts)
 
 
 def embed_images(inference: Inference, request: ParsedRequest, model_ids: list[str]) -> Steps[Images]:

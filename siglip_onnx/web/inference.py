@@ -16,7 +16,7 @@ from ..classifier import Classifier, FineTunedClassifier, match_labels
 from ..config import CLASSIFIER, REGRESSION, TOWERS
 from ..errors import BundleError, ImageError
 from ..explain import Step, explain_in_steps, score_with_classifier, score_with_model
-from ..head import Floats, match_texts
+from ..head import Floats, average_unit, match_texts
 from ..image.decode import DecodedImage, ImageReader
 from ..image.decoder_pool import DecoderPool
 from ..image.decoder_process import DecoderLimits
@@ -24,11 +24,12 @@ from ..image.preprocess import Fit, SquashFit
 from ..model import SigLIP
 from ..system.lru_cache import LRUCache
 from ..text.templates import fill_templates
+from ..text_tower import TextTower
 from .decoding import DecodingTime
 from .errors import RequestError, as_request_error
 from .metrics import Metrics
 from .settings import Settings
-from .work import stop_if_client_gone
+from .work import Steps, stop_if_client_gone
 
 Served = SigLIP | Classifier
 CPU_SECONDS, WALL_SECONDS = 20, 30.0  # to decode one image in a process of its own
@@ -202,13 +203,12 @@ class TextEmbeddings:
     truncated: list[bool]
 
 
-def join_texts(parts: Sequence[TextEmbeddings]) -> TextEmbeddings:
-    """Return the embeddings of several lists of texts as those of one list."""
-    return TextEmbeddings(
-        np.concatenate([part.vectors for part in parts]),
-        [milliseconds for part in parts for milliseconds in part.text_ms],
-        [truncated for part in parts for truncated in part.truncated],
-    )
+class _Prompt(NamedTuple):
+    """One text in one template: its embedding, the seconds that it took, 0 from the cache, and whether it was cut."""
+
+    vector: Floats
+    seconds: float
+    truncated: bool
 
 
 class FittedImage(NamedTuple):
@@ -270,26 +270,37 @@ class Inference:
         cached = self._lookup(image_id, model_ids)
         return _combine(image_id, cached, model_ids) if len(cached) == len(model_ids) else None
 
-    def embed_texts(self, texts: Sequence[str], templates: Sequence[str], model_id: str) -> TextEmbeddings:
-        """Return the embeddings of texts in templates.
+    def embed_texts(self, texts: Sequence[str], templates: Sequence[str], model_id: str) -> Steps[TextEmbeddings]:
+        """Return the embeddings of texts, at least one, in templates; others may have their turn between two prompts.
 
         Raises:
-            TextError: a template has no ``{}``.
+            RequestError: the client disconnected.
+            TextError: a template has no ``{}``, or a text cannot be tokenized.
         """
         model = self.models.embedder(model_id)
-        rows, text_ms = [], []
-        for text in texts:
-            stop_if_client_gone()
-            started = time.perf_counter()
-            is_cached = not model.missing_labels([text], template=templates)
-            rows.append(model.encode_labels([text], template=templates)[0])
-            seconds = time.perf_counter() - started
-            text_ms.append(0.0 if is_cached else seconds * 1000)
-            if not is_cached:
-                self._metrics.observe("siglip_request_inference_duration", seconds, tower="text")
-        prompts = fill_templates(templates, texts)
-        truncated = [any(model.text.truncated(prompts_of_text)) for prompts_of_text in prompts]
-        return TextEmbeddings(np.array(rows, np.float32), text_ms, truncated)
+        model.compare_templates(list(templates))
+        rows: list[list[Floats]] = []
+        text_ms, truncated = [], []
+        for prompts in fill_templates(templates, texts):
+            embedded: list[_Prompt] = []
+            for prompt in prompts:
+                if rows or embedded:
+                    yield
+                stop_if_client_gone()
+                embedded.append(self._embed_prompt(model.text, prompt))
+            rows.append([each.vector for each in embedded])
+            text_ms.append(1000 * sum(each.seconds for each in embedded))
+            truncated.append(any(each.truncated for each in embedded))
+        return TextEmbeddings(average_unit(np.array(rows, np.float32)), text_ms, truncated)
+
+    def _embed_prompt(self, tower: TextTower, prompt: str) -> _Prompt:
+        started = time.perf_counter()
+        is_cached = not tower.missing_labels([prompt])
+        vector = tower.embed_labels([prompt])[0]
+        seconds = 0.0 if is_cached else time.perf_counter() - started
+        if not is_cached:
+            self._metrics.observe("siglip_request_inference_duration", seconds, tower="text")
+        return _Prompt(vector, seconds, tower.truncated([prompt])[0])
 
     def match(self, image: Floats, labels: Floats, texts: list[str], model_id: str) -> list[dict[str, Any]]:
         """Return one match per text, of an image embedding f32 ``(D,)`` and text embeddings f32 ``(M, D)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from ..head import Floats
-from .answers import embed_images, embed_texts, embedded
+from .answers import embed_images, embedded
 from .errors import RequestError, invalid
 from .inference import Inference
 from .inputs import ParsedRequest, as_image, check_is_json, check_limits, parse_json
@@ -133,7 +133,9 @@ def reply_with_embeddings(inference: Inference, request: ParsedEmbeddings) -> St
         )
     embeddings = yield from embed_images(inference, request, [model_id])
     images = iter([image.vectors[model_id] for image in embedded(embeddings)])
-    texts = iter((yield from _embed_texts(inference, request, model_id)))
+    texts: Iterator[Floats] = iter(())
+    if request.texts:
+        texts = iter((yield from inference.embed_texts(request.texts, request.templates, model_id)).vectors)
     vectors = [next(images) if is_image else next(texts) for is_image in request.is_image]
     text_config = model.bundle.config.text
     tokens = len(request.texts) * text_config.max_position_embeddings if text_config else 0
@@ -146,11 +148,6 @@ def reply_with_embeddings(inference: Inference, request: ParsedEmbeddings) -> St
         "model": model_id,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-
-
-def _embed_texts(inference: Inference, request: ParsedEmbeddings, model_id: str) -> Steps[Iterable[Floats]]:
-    """Return an embedding f32 ``(D,)`` for each text; a request may have images only."""
-    return (yield from embed_texts(inference, request, model_id)).vectors if request.texts else ()
 
 
 def _text_of(entry: str | TextPart) -> str:

@@ -13,8 +13,8 @@ from support.web_server import EGGS, STAR, HeldCalls, ask, client_of, error_of, 
 
 from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.model import SigLIP
+from siglip_onnx.text_tower import TextTower
 from siglip_onnx.web import work
-from siglip_onnx.web.answers import TEXTS_AT_ONCE
 from siglip_onnx.web.metrics import Metrics
 from siglip_onnx.web.settings import Limits, Settings
 from siglip_onnx.web.work import Steps, WorkQueue
@@ -26,7 +26,7 @@ IMAGES = [in_base64(star) for star in STARS]
 PARTS = [
     {"type": "image_url", "image_url": f"data:image/png;base64,{base64.b64encode(star).decode()}"} for star in STARS
 ]
-TEXTS = [f"text {number}" for number in range(4 * TEXTS_AT_ONCE)]
+TEXTS = [f"text {number}" for number in range(MANY)]
 OTHER_TEXT = ("/v1/embed/texts", {"texts": ["another"]})
 OTHER_IMAGE = ("/v1/embed/images", {"images": [in_base64(EGGS)]})
 
@@ -94,10 +94,17 @@ def test_a_request_alone_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> 
         (DecoderPool, "read", "/v1/classify", {"images": IMAGES, "texts": ["a"]}, OTHER_TEXT),
         (DecoderPool, "read", "/v1/embed/images", {"images": IMAGES}, OTHER_TEXT),
         (DecoderPool, "read", "/v1/embeddings", {"model": "demo", "input": PARTS}, OTHER_TEXT),
-        (SigLIP, "encode_labels", "/v1/classify", {"images": IMAGES[:1], "texts": TEXTS}, OTHER_IMAGE),
-        (SigLIP, "encode_labels", "/v1/explain", {"images": IMAGES[:1], "texts": TEXTS}, OTHER_IMAGE),
-        (SigLIP, "encode_labels", "/v1/embed/texts", {"texts": TEXTS}, OTHER_IMAGE),
-        (SigLIP, "encode_labels", "/v1/embeddings", {"model": "demo", "input": TEXTS}, OTHER_IMAGE),
+        (TextTower, "embed_labels", "/v1/classify", {"images": IMAGES[:1], "texts": TEXTS}, OTHER_IMAGE),
+        (TextTower, "embed_labels", "/v1/explain", {"images": IMAGES[:1], "texts": TEXTS}, OTHER_IMAGE),
+        (TextTower, "embed_labels", "/v1/embed/texts", {"texts": TEXTS}, OTHER_IMAGE),
+        (
+            TextTower,
+            "embed",
+            "/v1/embed/texts",
+            {"texts": ["a"], "template": [f"{{}} {text}" for text in TEXTS]},
+            OTHER_IMAGE,
+        ),
+        (TextTower, "embed_labels", "/v1/embeddings", {"model": "demo", "input": TEXTS}, OTHER_IMAGE),
     ],
 )
 def test_others_are_answered_between_images_and_texts(

@@ -15,6 +15,7 @@ from support.fake_internet import FakeInternet, response, serving_in_thread
 from support.web_server import STAR, client_of, running
 
 import siglip_onnx
+from siglip_onnx.text_tower import TextTower
 from siglip_onnx.web import fetch, work
 from siglip_onnx.web.bodies import read_body
 from siglip_onnx.web.errors import RequestError
@@ -94,16 +95,16 @@ def test_work_on_many_texts_ends_when_its_client_disconnects(monkeypatch: pytest
     queue = WorkQueue(Limits(), 1, Metrics())
     embedded: list[str] = []
     disconnected = threading.Event()
-    encode = siglip_onnx.SigLIP.encode_labels
+    encode = TextTower.embed_labels
 
-    def encode_slowly(model: Any, texts: list[str], **options: Any) -> Any:
+    def encode_slowly(tower: TextTower, texts: list[str], **options: Any) -> Any:
         embedded.extend(texts)
         if len(embedded) == 2:
             disconnected.set()
             time.sleep(0.5)
-        return encode(model, texts, **options)
+        return encode(tower, texts, **options)
 
-    monkeypatch.setattr(siglip_onnx.SigLIP, "encode_labels", encode_slowly)
+    monkeypatch.setattr(TextTower, "embed_labels", encode_slowly)
 
     async def gone() -> None:
         await asyncio.to_thread(disconnected.wait, 10)
@@ -111,7 +112,7 @@ def test_work_on_many_texts_ends_when_its_client_disconnects(monkeypatch: pytest
     async def main() -> int:
         texts = [f"text {number}" for number in range(50)]
         with pytest.raises(RequestError, match="disconnected"):
-            await queue.run(lambda: inference.embed_texts(texts, ["{}"], model_id), gone)
+            await queue.run_steps(inference.embed_texts(texts, ["{}"], model_id), gone)
         return await queue.run(lambda: len(embedded), never)
 
     assert asyncio.run(main()) == 2
