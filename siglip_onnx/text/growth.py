@@ -1,4 +1,4 @@
-"""Refuse a tokenizer whose normalizer or post-processor could lengthen a text without bound, before it is loaded.
+"""Refuse a tokenizer that could lengthen a text without bound, before it is loaded.
 
 The library applies normalizers even while it loads, to the added tokens. Thirty replacements of a character by two
 turn one character into a gigabyte.
@@ -9,18 +9,31 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..system.files import read_small
 
 MAX_GROWTH = 256.0  # characters per character; real tokenizers stay below 80, most of it for one Arabic ligature
+MAX_SPLIT_GROWTH = 16.0  # the same of a pre-tokenizer; those of real tokenizers stay at 2
 MAX_STEPS = 64
 MAX_PREPENDED = 100  # characters
 MAX_TOKENIZER_BYTES = 200_000_000  # five times the largest one known
 MAX_APPENDED = 100  # tokens
-_CHECKED = ("normalizer", "post_processor", "truncation", "padding")
+_CHECKED = ("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding")
+# How much longer each kind of step can make a text, apart from those that :func:`_growth` computes. Those of Unicode
+# alone do not add up, and count as 1.
+_NORMALIZERS = {
+    "NFC": 1.0, "NFD": 1.0, "NFKC": 1.0, "NFKD": 1.0, "Lowercase": 1.0, "Strip": 1.0, "StripAccents": 1.0, "Nmt": 1.0,
+    "BertNormalizer": 3.0, "ByteLevel": 2.0, "Prepend": 1.0, "Precompiled": 1.0,
+}  # fmt: skip
+_PRE_TOKENIZERS = {
+    "BertPreTokenizer": 1.0, "CharDelimiterSplit": 1.0, "Digits": 1.0, "FixedLength": 1.0, "Punctuation": 1.0,
+    "Split": 1.0, "UnicodeScripts": 1.0, "Whitespace": 1.0, "WhitespaceSplit": 1.0,
+    "Metaspace": 2.0,  # a character before each part
+    "ByteLevel": 4.0,  # bytes above 127 as characters of two, and a space before each part
+}  # fmt: skip
 # A key that may be one of these, before an array or object; in a vocabulary a number would follow. JSON may spell each
 # of its characters as an escape.
 _KEY = re.compile(r'("(?:[a-z_]|\\u00[4-7][0-9a-fA-F]){7,14}")[ \t\r\n]*:[ \t\r\n]*(?=[\[{])')
@@ -54,14 +67,10 @@ def check_part(name: str, value: Any) -> None:
         ValueError: it could lengthen a text too much.
     """
     if name == "normalizer":
-        steps = list(_steps(value))
-        if len(steps) > MAX_STEPS:
-            raise ValueError(f"a normalizer of {len(steps)} steps, expected at most {MAX_STEPS}")
-        growth = 1.0
-        for step in steps:
-            growth *= _growth(step)
-            if growth > MAX_GROWTH:
-                raise ValueError(f"a normalizer that makes texts {growth:,.0f} times as long")
+        _check_growth("a normalizer", map(_growth, _steps(value, "normalizers")), MAX_GROWTH)
+    elif name == "pre_tokenizer":
+        kinds = (step.get("type") for step in _steps(value, "pretokenizers"))
+        _check_growth("a pre-tokenizer", (_known(_PRE_TOKENIZERS, kind) for kind in kinds), MAX_SPLIT_GROWTH)
     elif name == "truncation":
         if isinstance(value, dict) and value.get("stride"):
             raise ValueError("a truncation whose parts overlap: the library would make one of each few tokens")
@@ -87,14 +96,30 @@ def _find_values(text: str) -> Iterator[tuple[str, Any]]:
         match = _KEY.search(text, end)
 
 
-def _steps(normalizer: Any) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a normalizer, in order."""
-    pending = [normalizer]
+def _check_growth(what: str, growths: Iterable[float], maximum: float) -> None:
+    total = 1.0
+    for number, growth in enumerate(growths, 1):
+        total *= growth
+        if number > MAX_STEPS:
+            raise ValueError(f"{what} of more than {MAX_STEPS} steps")
+        if total > maximum:
+            raise ValueError(f"{what} that makes texts {total:,.0f} times as long")
+
+
+def _known(kinds: Mapping[str, float], kind: object) -> float:
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"a step of the unknown kind {kind!r:.50}, which may lengthen texts")
+    return kinds[kind]
+
+
+def _steps(value: Any, parts: str) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a normalizer or pre-tokenizer, in order; ``parts`` is the key of those of a sequence."""
+    pending = [value]
     while pending:
         step = pending.pop()
         if not isinstance(step, dict):
             continue
-        nested = step.get("normalizers")
+        nested = step.get(parts)
         if isinstance(nested, list):
             pending.extend(reversed(nested))
         else:
@@ -102,7 +127,7 @@ def _steps(normalizer: Any) -> Iterator[dict[str, Any]]:
 
 
 def _growth(step: dict[str, Any]) -> float:
-    """Return how much longer a step can make a text; those of Unicode alone do not add up, and count as 1."""
+    """Return how much longer a step of a normalizer can make a text."""
     kind = step.get("type")
     if kind == "Replace":
         pattern, content = step.get("pattern"), len(step.get("content") or "")
@@ -114,7 +139,7 @@ def _growth(step: dict[str, Any]) -> float:
         raise ValueError(f"a normalizer that prepends more than {MAX_PREPENDED} characters")
     if kind == "Precompiled" and isinstance(step.get("precompiled_charsmap"), str):
         return _longest_replacement(base64.b64decode(step["precompiled_charsmap"]))
-    return 1.0
+    return _known(_NORMALIZERS, kind)
 
 
 def _longest_replacement(charsmap: bytes) -> float:

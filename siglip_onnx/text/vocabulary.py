@@ -34,7 +34,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ..errors import BundleError
-from .growth import check_part
+from .growth import check_document
 
 PIECES = "tokenizer_pieces.npz"
 FEW_CHARACTERS, _FEW_NORMALIZED = 2_000, 8_000
@@ -59,8 +59,7 @@ class PieceTable:
             with np.load(path, allow_pickle=False) as table:
                 self.document: Json = json.loads(table["document"].tobytes())
                 self._arrays = {name: table[name] for name in table.files if name != "document"}
-            for name in ("normalizer", "post_processor"):
-                check_part(name, self.document[name])
+            check_document(self.document)
             self._model: Json = self.document["model"]
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]
@@ -68,7 +67,7 @@ class PieceTable:
             if not 0 < self._longest <= _MAX_PIECE_CHARACTERS:
                 raise ValueError(f"its longest piece has {self._longest} characters")
             self._required = self._find_required()
-        except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} is damaged ({error!r}). Export or download the model again.") from error
 
     def normalize(self, texts: Sequence[str]) -> list[str] | None:

@@ -12,7 +12,7 @@ import pytest
 
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.errors import BundleError
-from siglip_onnx.text.growth import check_file, check_part
+from siglip_onnx.text.growth import check_document, check_file, check_part
 from siglip_onnx.text.tokenizer import Tokenizer
 
 DOUBLE: dict[str, Any] = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
@@ -37,6 +37,7 @@ def charsmap(longest: str) -> dict[str, Any]:
         {"type": "Prepend", "prepend": "x" * 1_000_000},
         charsmap("犬" * 1000),
         sequence(*[{"type": "Lowercase"}] * 100),
+        sequence(*[{"type": "ByteLevel"}] * 9),
     ],
 )
 @pytest.mark.parametrize("key", ['"normalizer"', '"normali\\u007aer"'])
@@ -48,6 +49,22 @@ def test_growing_normalizers_are_refused(small_bundle: Path, tmp_path: Path, nor
     (tmp_path / "tokenizer.json").write_text(f"{json.dumps(document)[:end]}, {key}: {json.dumps(normalizer)}}}")
     with pytest.raises(BundleError, match="a normalizer"):
         Tokenizer(tmp_path / "tokenizer.json", open_bundle(small_bundle).config.text.max_position_embeddings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 24}, "64 times as long"),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "Split"}] * 65}, "more than 64 steps"),
+        ("pre_tokenizer", {"type": "New"}, "unknown kind 'New'"),
+        ("pre_tokenizer", {"type": ["New"]}, "unknown kind"),
+        ("normalizer", sequence({"type": "New"}), "unknown kind 'New'"),
+        ("normalizer", {"pattern": {"String": "a"}, "content": "aa"}, "unknown kind None"),  # the library guesses it
+    ],
+)
+def test_steps_that_grow_or_are_unknown_are_refused(name: str, value: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        check_document({name: value})
 
 
 def test_growing_post_processors_are_refused(small_bundle: Path, tmp_path: Path) -> None:
@@ -92,7 +109,7 @@ def test_real_tokenizers_pass(material: Path) -> None:
     [
         '"' + r"\u0041" * 30_000 + '"',
         "[" + r'"\u0041", ' * 100_000 + r'"normalizer"]',
-        '{"normalizer": ' * 800 + '"' + "x" * 4_000_000 + '"' + "}" * 800,
+        '{"normalizer": [' * 400 + '"' + "x" * 4_000_000 + '"' + "]}" * 400,
     ],
 )
 def test_time_is_proportional_to_the_file(content: str, tmp_path: Path) -> None:
