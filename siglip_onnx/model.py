@@ -260,7 +260,7 @@ class SigLIP:
             TextError: a template has no ``{}``, or a text cannot be tokenized.
         """
         embeddings = self.text.embed_labels(texts, template)
-        self.compare_templates([template] if isinstance(template, str) else list(template))
+        self._compare_templates([template] if isinstance(template, str) else list(template))
         return embeddings
 
     def missing_labels(self, texts: Iterable[str], *, template: str | Sequence[str] = "{}") -> list[str]:
@@ -306,7 +306,7 @@ class SigLIP:
             _log.info("%s was fitted to the variant %s, and is used for %s.", path, calibration.variant, self.variant)
         return calibration
 
-    def compare_templates(self, templates: Sequence[str]) -> None:
+    def _compare_templates(self, templates: Sequence[str]) -> None:
         """Log once if the calibration was fitted to other templates, which give other logits."""
         fitted = None if self.calibration is None else self.calibration.data.get("templates")
         if isinstance(fitted, list) and fitted != templates and not self._has_compared:

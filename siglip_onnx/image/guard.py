@@ -46,7 +46,7 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     try:
         if prefix.startswith(_PNG):
             _check_png_size(file, 0, limits, name)
-            _check_png_texts(file, name)
+            _check_png_texts(file, 0, name)
         elif prefix.startswith(b"\xff\xd8"):
             check_jpeg(file, name)
         elif prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")):
@@ -86,8 +86,8 @@ def _check_png_size(file: IO[bytes], start: int, limits: ImageLimits, name: str)
     limits.check_size(width, height, name)
 
 
-def _check_png_texts(file: IO[bytes], name: str) -> None:
-    position, texts, others = len(_PNG), 0, 0
+def _check_png_texts(file: IO[bytes], start: int, name: str) -> None:
+    position, texts, others = start + len(_PNG), 0, 0
     for _ in range(MAX_PNG_CHUNKS):
         header = read_at(file, position, 8)
         if len(header) < 8:
@@ -176,6 +176,7 @@ def _check_icon(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         header = read_at(file, start, 16)
         if header.startswith(_PNG):
             _check_png_size(file, start, limits, name)
+            _check_png_texts(file, start, name)
         elif header[:4] == b"\x0c\0\0\0":
             width, height = struct.unpack("<HH", header[4:8])
             limits.check_size(width, max(1, height // 2), name)

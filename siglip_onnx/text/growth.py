@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ MAX_STEPS = 64
 MAX_PREPENDED = 100  # characters
 MAX_TOKENIZER_BYTES = 200_000_000  # five times the largest one known
 MAX_APPENDED = 100  # tokens
-_CHECKED = ("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding")
+MAX_ADDED_WORK = 25e6  # squares of the lengths of added tokens, one second; those of Gemma have 5e4
+_CHECKED = ("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding", "added_tokens")
 # How much longer each kind of step can make a text, apart from those that :func:`_growth` computes. Those of Unicode
 # alone do not add up, and count as 1.
 _NORMALIZERS = {
@@ -46,8 +47,7 @@ def check_file(path: Path) -> None:
         OSError: it cannot be read.
         ValueError: it could lengthen a text too much, or is damaged where it says so.
     """
-    for name, value in _find_values(read_small(path, MAX_TOKENIZER_BYTES).decode()):
-        check_part(name, value)
+    _check_parts(list(_find_values(read_small(path, MAX_TOKENIZER_BYTES).decode())))
 
 
 def check_document(document: dict[str, Any]) -> None:
@@ -56,19 +56,25 @@ def check_document(document: dict[str, Any]) -> None:
     Raises:
         ValueError: it could lengthen a text too much.
     """
-    for name in _CHECKED:
-        check_part(name, document.get(name))
+    _check_parts([(name, document.get(name)) for name in _CHECKED])
 
 
-def check_part(name: str, value: Any) -> None:
-    """Check the value of one of :data:`_CHECKED`.
+def _check_parts(parts: Sequence[tuple[str, Any]]) -> None:
+    """Check the values of :data:`_CHECKED`, of which the last one of a name counts for the library, but all here."""
+    growth = max(
+        (_check_growth("a normalizer", map(_growth, _steps(value, "normalizers")), MAX_GROWTH)
+         for name, value in parts if name == "normalizer"),
+        default=1.0,
+    )  # fmt: skip
+    for name, value in parts:
+        if name == "added_tokens":
+            _check_added_tokens(value, growth)
+        else:
+            _check_part(name, value)
 
-    Raises:
-        ValueError: it could lengthen a text too much.
-    """
-    if name == "normalizer":
-        _check_growth("a normalizer", map(_growth, _steps(value, "normalizers")), MAX_GROWTH)
-    elif name == "pre_tokenizer":
+
+def _check_part(name: str, value: Any) -> None:
+    if name == "pre_tokenizer":
         kinds = (step.get("type") for step in _steps(value, "pretokenizers"))
         _check_growth("a pre-tokenizer", (_known(_PRE_TOKENIZERS, kind) for kind in kinds), MAX_SPLIT_GROWTH)
     elif name == "truncation":
@@ -77,7 +83,7 @@ def check_part(name: str, value: Any) -> None:
     elif name == "padding":
         if isinstance(value, dict) and value.get("pad_to_multiple_of"):
             raise ValueError("a padding to multiples, expected one to a fixed length")
-    elif _appended(value) > MAX_APPENDED:
+    elif name == "post_processor" and _appended(value) > MAX_APPENDED:
         raise ValueError(f"a post-processor that adds more than {MAX_APPENDED} tokens")
 
 
@@ -96,7 +102,17 @@ def _find_values(text: str) -> Iterator[tuple[str, Any]]:
         match = _KEY.search(text, end)
 
 
-def _check_growth(what: str, growths: Iterable[float], maximum: float) -> None:
+def _check_added_tokens(tokens: Any, growth: float) -> None:
+    """Check tokens that the library looks for in texts: its automaton takes a time of the square of their lengths."""
+    work = 0.0
+    for token in tokens if isinstance(tokens, list) else ():
+        if isinstance(token, dict) and isinstance(content := token.get("content"), str):
+            work += max(1.0, len(content) * (growth if token.get("normalized", True) else 1.0)) ** 2
+    if work > MAX_ADDED_WORK:
+        raise ValueError("added tokens that are too many or too long")
+
+
+def _check_growth(what: str, growths: Iterable[float], maximum: float) -> float:
     total = 1.0
     for number, growth in enumerate(growths, 1):
         total *= growth
@@ -104,6 +120,7 @@ def _check_growth(what: str, growths: Iterable[float], maximum: float) -> None:
             raise ValueError(f"{what} of more than {MAX_STEPS} steps")
         if total > maximum:
             raise ValueError(f"{what} that makes texts {total:,.0f} times as long")
+    return total
 
 
 def _known(kinds: Mapping[str, float], kind: object) -> float:

@@ -278,7 +278,7 @@ class Inference:
             TextError: a template has no ``{}``, or a text cannot be tokenized.
         """
         model = self.models.embedder(model_id)
-        model.compare_templates(list(templates))
+        model.encode_labels([], template=list(templates))  # compares them with those of a calibration
         rows: list[list[Floats]] = []
         text_ms, truncated = [], []
         for prompts in fill_templates(templates, texts):

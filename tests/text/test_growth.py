@@ -12,7 +12,7 @@ import pytest
 
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.errors import BundleError
-from siglip_onnx.text.growth import check_document, check_file, check_part
+from siglip_onnx.text.growth import check_document, check_file
 from siglip_onnx.text.tokenizer import Tokenizer
 
 DOUBLE: dict[str, Any] = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
@@ -67,6 +67,20 @@ def test_steps_that_grow_or_are_unknown_are_refused(name: str, value: Any, probl
         check_document({name: value})
 
 
+@pytest.mark.parametrize(
+    ("length", "count", "normalized", "replaced_by"),
+    [(20_000, 1, False, 0), (400, 1, True, 90), (1, 30_000_000, False, 0), (2000, 10, True, 0)],
+)
+def test_added_tokens_that_take_long_are_refused(length: int, count: int, normalized: bool, replaced_by: int) -> None:
+    """The library took 24 s for one of 20,000 characters, and as long for 400 that become 80,000."""
+    document = {
+        "added_tokens": [{"content": "a" * length, "normalized": normalized}] * count,
+        "normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * replaced_by},
+    }
+    with pytest.raises(ValueError, match="added tokens that are too many or too long"):
+        check_document(document)
+
+
 def test_growing_post_processors_are_refused(small_bundle: Path, tmp_path: Path) -> None:
     document = json.loads((small_bundle / "tokenizer.json").read_text(encoding="utf-8"))
     document["post_processor"]["single"] = document["post_processor"]["single"] * 1000
@@ -92,9 +106,13 @@ def test_parts_of_texts_that_nobody_reads_are_refused(
 
 def test_ordinary_tokenizers_pass(small_bundle: Path) -> None:
     check_file(small_bundle / "tokenizer.json")
-    check_part("normalizer", None)
-    check_part("post_processor", None)
-    check_part("normalizer", sequence(*[{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}] * 60))
+    check_document({})
+    check_document(
+        {
+            "normalizer": sequence(*[{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}] * 60),
+            "added_tokens": [{"content": "<unused>", "normalized": False}] * 1000,
+        }
+    )
 
 
 def test_real_tokenizers_pass(material: Path) -> None:
