@@ -93,6 +93,8 @@ def _check_png_texts(file: IO[bytes], start: int, name: str) -> None:
         if len(header) < 8:
             return
         length, kind = struct.unpack(">I4s", header)
+        if kind == b"IEND":
+            return
         position += 12 + length
         others += kind != b"IDAT"
         if others > MAX_PNG_OTHERS:

@@ -28,6 +28,11 @@ def patch(data: bytes, marker: bytes, offset: int, value: bytes) -> bytes:
     return data[:position] + value + data[position + len(value) :]
 
 
+def png_of_texts() -> bytes:
+    texts = [(b"zTXt", b"key%d\0\0" % number + zlib.compress(bytes(1_000_000), 9)) for number in range(60)]
+    return png(8, 8, *texts)
+
+
 def png_of_many_chunks() -> bytes:
     data = png(8, 8)
     return data[:33] + struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd")) * 1_000_000 + data[33:]
@@ -190,9 +195,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png of many pixels": lambda: png(12_000, 12_000),  # 144 megapixels in 18 kB
     "png whose size overflows 64 bits": lambda: patch(png(8, 8), b"IHDR", 4, b"\x7f\xff\xff\xff" * 2),
     "png long and thin": lambda: png(20_000_000, 1),  # few pixels, but a side that resizing pays for
-    "png of sixty compressed megabytes of text": lambda: png(
-        8, 8, *[(b"zTXt", b"key%d\0\0" % number + zlib.compress(bytes(1_000_000), 9)) for number in range(60)]
-    ),
+    "png of sixty compressed megabytes of text": png_of_texts,
     "png of a million empty chunks": png_of_many_chunks,
     "gif with a frame larger than its screen": lambda: patch(small("GIF", "P"), b",", 5, b"\xff" * 4),
     "webp whose canvas is allocated on opening": webp_canvas,
@@ -240,6 +243,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "ppm of spaces": lambda: b"P6" + b" " * 10_000_000 + b"8 8 255\n" + bytes(192),
     "icon around a large png": lambda: icon(png(11_000, 11_000)),  # decoded on opening
     "icon around a large bitmap": lambda: icon(struct.pack("<IiiHHIIiiII", 40, 40_000, 80_000, 1, 32, *[0] * 6)),
+    "icon around a png of sixty compressed megabytes of text": lambda: icon(png_of_texts()),
     "icon of many entries": lambda: icon(png(8, 8), side=8, count=65_535),
     "psd of many rows": lambda: (  # counting them on opening takes seconds
         b"8BPS" + struct.pack(">HxxxxxxHIIHH", 1, 3, 5_000_000, 1, 8, 3) + bytes(12) + b"\0\1" + bytes(30_000_000)
