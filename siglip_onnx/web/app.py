@@ -72,9 +72,7 @@ def create_app(
         ),
     )  # fmt: skip
     app.include_router(api.router())
-    app.add_api_route(
-        "/", lambda: FileResponse(STATIC_PATH / "index.html", headers=_REVALIDATE), include_in_schema=False
-    )
+    app.add_api_route("/", _index, include_in_schema=False)
     app.mount("/static", _Files(STATIC_PATH))
     app.mount("/samples", _Files(IMAGES_PATH))
     _add_error_handlers(app)
@@ -94,11 +92,25 @@ async def _load(inference: Inference, api: Api, on_failure: Callable[[SiglipOnnx
         api.ready = True
 
 
+def _index(request: Request) -> Response:
+    _ignore_ranges(request.scope)
+    return FileResponse(STATIC_PATH / "index.html", headers=_REVALIDATE)
+
+
+def _ignore_ranges(scope: Scope) -> None:
+    """Let a file be sent whole, as HTTP allows: files are small, and starlette's errors of ranges are plain text."""
+    scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
+
+
 class _Files(StaticFiles):
     """Static files that a browser caches but revalidates each time, so that a new version shows at once."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory=directory)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _ignore_ranges(scope)
+        await super().__call__(scope, receive, send)
 
     def file_response(self, *args: object, **options: object) -> Response:
         response = super().file_response(*args, **options)  # type: ignore[arg-type]

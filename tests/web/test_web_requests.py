@@ -284,3 +284,11 @@ def test_errors_of_a_model_are_logged_and_hidden_from_clients(
         answer = client.post("/v1/classify", json={"images": [in_base64(STAR)], "texts": ["a text not cached yet"]})
         assert "somebody" not in error_of(answer, 500, "model_error")["message"]
         assert "/home/somebody/model is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/", "/static/style.css", "/samples/red_star.png"])
+@pytest.mark.parametrize("ranges", ["bytes=0-1", "bytes=9999999-", "bytes=x", "bytes=" + "0-1," * 50 + "0-1"])
+def test_files_are_sent_whole_whatever_range_is_asked_for(client: TestClient, path: str, ranges: str) -> None:
+    reply = client.get(path, headers={"Range": ranges})
+    assert reply.status_code == 200
+    assert reply.content == client.get(path).content
