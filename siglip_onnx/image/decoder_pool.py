@@ -41,6 +41,9 @@ from .decoder_process import (
 )
 from .preprocess import Fit
 
+if sys.platform != "win32":
+    import resource
+
 START_SECONDS = 60.0
 _END_SECONDS = 5.0
 _TOO_LARGE = "too_large"
@@ -228,7 +231,7 @@ class _Decoder:
         self._limits, self._max_pixels = limits, reader.limits.max_pixels
         self._num_images = 0
         self._expired = False
-        self._memory = _create_memory()
+        self._memory = _create_memory(max(3 * reader.limits.max_pixels, reader.limits.max_bytes))
         kept = () if self._memory is None else (self._memory,)
         try:
             self._process: Any = subprocess.Popen(  # noqa: S603 - this package
@@ -383,11 +386,17 @@ class _Decoder:
             os.close(memory)
 
 
-def _create_memory() -> int | None:
+def _create_memory(max_bytes: int) -> int | None:
     """Return the descriptor of shared memory, which has no name and ends with its last user; None if there is none.
 
-    It needs no ``/dev/shm``, which containers often make small or read-only.
+    It needs no ``/dev/shm``, which containers often make small or read-only. Limits of files apply to it.
     """
+    if (limit := _largest_file()) is not None and limit < max_bytes:
+        _log_once(
+            "Images pass to their decoder processes through pipes instead of shared memory, because files may have "
+            f"only {limit:,} bytes (ulimit -f)."
+        )
+        return None
     try:
         memory: int = os.memfd_create("siglip_onnx")  # type: ignore[attr-defined, unused-ignore]
     except (AttributeError, OSError) as error:
@@ -401,6 +410,14 @@ def _create_memory() -> int | None:
     for descriptor in low:
         os.close(descriptor)
     return memory
+
+
+def _largest_file() -> int | None:
+    """Return how many bytes a file of this process may have; None if there is no limit."""
+    if sys.platform == "win32":
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _kill_all(decoders: set[_Decoder]) -> None:

@@ -152,6 +152,18 @@ def test_without_shared_memory_pipes_are_used(piped: DecoderPool, caplog: pytest
         piped.read(b"no image")
 
 
+@ON_LINUX
+@pytest.mark.parametrize("blocks", [0, 10])
+def test_low_limits_of_files_do_not_apply_to_images(blocks: int) -> None:
+    words = f"{sys.executable} -m siglip_onnx classify {STAR} --model demo --text 'a red star' --isolate-decoding"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit -f {blocks}; {words}"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "a red star" in done.stdout
+    assert "through pipes instead of shared memory, because files may have only" in done.stderr
+    assert done.returncode == 0
+
+
 def test_time_without_poll_is_limited_by_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(decoder_pool.select, "poll")
     limits = DecoderLimits(1_000_000_000, cpu_seconds=100, wall_seconds=0.5)
