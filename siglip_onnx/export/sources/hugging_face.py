@@ -118,7 +118,7 @@ def _without_tiles(preprocessor: Json, path: Path, report: Report) -> Json:
 
 def plain_config(document: Json, path: Path, report: Report) -> Json:
     """Return ``config.json`` as transformers 4 writes it: plain sizes, and no keys that the towers do not read."""
-    if document.get("model_type") in SINGLE_TOWERS:
+    if str(document.get("model_type")) in SINGLE_TOWERS:
         return plain_sizes(document, path)
     ignored = {key for key, value in document.items() if value and key not in _PARTS | WITHOUT_EFFECT}
     if ignored:
