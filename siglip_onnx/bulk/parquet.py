@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class ParquetFile:
                 thrift_container_size_limit=_MAX_PARTS,
             )  # fmt: skip
             self.columns = list(self._file.schema_arrow.names)
+            if repeated := [name for name, count in Counter(self.columns).items() if count > 1]:
+                raise ValueError(f"it has several columns {repeated[0]!r:.100}")
         except self._errors as error:
             raise self._unreadable(error) from error
         self._starts = list(itertools.accumulate(counts, initial=0))

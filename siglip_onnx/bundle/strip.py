@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import BundleError
 from ..system.files import remove_own_files, write_atomic
+from ..system.locks import folder_locked
 from .folder import open_bundle
 from .integrity import find_problem
 from .manifest import MANIFEST, read_manifest
@@ -24,8 +25,16 @@ def strip_bundle(path: Path, keep: Collection[str]) -> int:
     that is killed in between leaves a bundle that opens, and a further call removes the rest.
 
     Raises:
-        BundleError: a variant to keep is not there or is damaged, or a file cannot be written or removed.
+        BundleError: a variant to keep is not there or is damaged, a file cannot be written or removed, or another
+            process is at it.
     """
+    with folder_locked(path) as is_free:
+        if not is_free:
+            raise BundleError(f"Another process is changing {path}; wait for it, and run the command again.")
+        return _strip(path, keep)
+
+
+def _strip(path: Path, keep: Collection[str]) -> int:
     bundle = open_bundle(path)
     listed = read_manifest(path)
     manifest = replace(listed, variants={bundle.choose_variant(name): bundle.manifest.variants[name] for name in keep})

@@ -363,11 +363,11 @@ def _text(content: bytes | None, sample: Sample) -> str:
 
 def _from_parquet(path: Path, tables: Sequence[Path], options: DataOptions) -> LabeledImages | CaptionedImages:
     pairs = [pair for table in tables for pair in read_parquet(table, (*LABELS, *CAPTIONS, *LANGUAGES))]
-    first: Mapping[str, Any] = pairs[0][1] if pairs else {}
+    first: Mapping[str, Any] = {key: None for _, row in pairs for key in row}
     label_column, caption_column = _column(first, LABELS), _column(first, CAPTIONS)
     if label_column is not None:
         keyed = [(sample, _label_keys(row.get(label_column), path, sample.name)) for sample, row in pairs]
-        names = ParquetFile(tables[0]).class_names(label_column)
+        names = _class_names(tables, label_column)
         return _label(path, keyed, names, options, are_positions=names is not None)
     if caption_column is None:
         raise DataError(
@@ -381,6 +381,18 @@ def _from_parquet(path: Path, tables: Sequence[Path], options: DataOptions) -> L
         language = ANY_LANGUAGE if language_column is None else str(row.get(language_column) or "")
         captions.extend(language, row.get(caption_column))
     return captions.finish(path)
+
+
+def _class_names(tables: Sequence[Path], column: str) -> list[str] | None:
+    """Return the names of classes that the files record, which number the labels of all of them."""
+    names = ParquetFile(tables[0]).class_names(column)
+    for table in tables[1:]:
+        if ParquetFile(table).class_names(column) != names:
+            raise DataError(
+                f"{tables[0]} and {table} record other names, or another order, of the classes of {column}, so that "
+                "their numbers mean other classes. Evaluate each file by itself."
+            )
+    return names
 
 
 def _label(

@@ -42,6 +42,30 @@ def bootstrap_mean(values: NDArray[Any], *, seed: int = 0) -> Interval:
     return Interval(float(exact.mean()), float(low), float(high))
 
 
+def bootstrap_ratio(values: NDArray[Any], weights: Doubles, *, seed: int = 0) -> Interval:
+    """Return the sum of values ``(N,)`` over that of weights, with its interval; of ``(N, K)`` the mean of K ratios.
+
+    A resample in which the weights of a ratio are all 0 does not count for it.
+    """
+    columns, totals = (each.astype(np.float64).reshape(len(each), -1) for each in (values, weights))
+    rng, size = np.random.default_rng(seed), len(columns)
+    at_once = max(1, _RESAMPLED_AT_ONCE // size)
+    ratios = []
+    for start in range(0, _RESAMPLES, at_once):
+        drawn = rng.multinomial(size, np.full(size, 1 / size), size=min(at_once, _RESAMPLES - start))
+        known = drawn @ totals
+        each = np.divide(drawn @ columns, known, out=np.full(known.shape, np.nan), where=known > 0)
+        counted = (known > 0).sum(axis=1)
+        ratios.append((np.nansum(each, axis=1) / np.maximum(1, counted))[counted > 0])
+    low, high = np.quantile(np.concatenate(ratios), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(mean_ratio(values, weights), float(low), float(high))
+
+
+def mean_ratio(values: NDArray[Any], weights: Doubles) -> float:
+    """Return the sum of values ``(N,)`` over that of weights; of ``(N, K)`` the mean of K ratios."""
+    return float((values.sum(axis=0) / weights.sum(axis=0)).mean())
+
+
 def ranks_of(logits: Floats, right: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many other classes are at least as high as the right one ``(N,)`` in logits ``(N, M)``.
 

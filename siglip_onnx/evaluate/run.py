@@ -22,13 +22,16 @@ from .datasets import ANY_LANGUAGE, CaptionedImages, LabeledImages
 from .metrics import (
     RECALL_AT,
     Doubles,
+    Interval,
     Reliability,
     answer,
     average_precision,
     best_threshold,
     bootstrap_mean,
+    bootstrap_ratio,
     confusion,
     mean_per_class,
+    mean_ratio,
     one_hot,
     retrieve,
 )
@@ -48,6 +51,8 @@ class Scores:
 
     Attributes:
         units: per score, the values ``(N,)`` whose mean is the score: of images, or of labels for average precision.
+        weights: per score that is a ratio of sums, those of its units: captions of each image. Of a mean of K ratios,
+            units and weights are ``(N, K)``.
         values: scores without such parts.
         answers: what the variant answered, to compare with the reference's answers.
         per_class: per kind of number, one for each class, nan without images.
@@ -55,10 +60,23 @@ class Scores:
     """
 
     units: dict[str, NDArray[Any]] = field(default_factory=dict)
+    weights: dict[str, Doubles] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     answers: NDArray[Any] = field(default_factory=lambda: np.empty(0))
     per_class: dict[str, Doubles] = field(default_factory=dict)
     confusion: NDArray[np.int64] | None = None
+
+    def value(self, key: str) -> float:
+        """Return a score."""
+        units = self.units[key]
+        return mean_ratio(units, self.weights[key]) if key in self.weights else float(units.mean())
+
+    def interval(self, key: str, reference: Scores | None = None) -> Interval:
+        """Return a score with its interval, or its difference from that of a reference on the same units."""
+        units = self.units[key].astype(np.float64)
+        if reference is not None:
+            units = units - reference.units[key]
+        return bootstrap_ratio(units, self.weights[key]) if key in self.weights else bootstrap_mean(units)
 
 
 @dataclass(frozen=True)
@@ -105,15 +123,14 @@ class Evaluation:
 
     def _describe(self, name: str, scores: Scores) -> dict[str, Any]:
         described: dict[str, Any] = {
-            "scores": {key: asdict(bootstrap_mean(units)) for key, units in scores.units.items()}
+            "scores": {key: asdict(scores.interval(key)) for key in scores.units}
             | {key: {"value": value} for key, value in scores.values.items()}
         }
         if self.reference is not None and name != self.reference:
             expected = self.scores[self.reference]
-            described["difference"] = {
-                key: asdict(bootstrap_mean(units.astype(np.float64) - expected.units[key]))
-                for key, units in scores.units.items()
-            } | {key: {"value": value - expected.values[key]} for key, value in scores.values.items()}
+            described["difference"] = {key: asdict(scores.interval(key, expected)) for key in scores.units} | {
+                key: {"value": value - expected.values[key]} for key, value in scores.values.items()
+            }
             described["agreement"] = float((scores.answers == expected.answers).mean())
         return described
 
@@ -125,7 +142,7 @@ class Evaluation:
         found = {}
         for metric, score in find_published(self.facts["model"], benchmark, protocol).items():
             measured = {
-                name: 100 * float(scores.units[key].mean())
+                name: 100 * scores.value(key)
                 for name, scores in self.scores.items()
                 if (key := metric if metric == "top1" else f"{metric}@1") in scores.units
             }
@@ -337,13 +354,13 @@ def _score_captions(
 ) -> dict[str, Scores]:
     """Score each language, and their mean; captions of images that cannot be read are left out.
 
-    Each unit belongs to an image and is scaled so that their mean is the recall over captions.
+    Each unit belongs to an image, with the number of its captions as weight.
     """
     place = {row: number for number, row in enumerate(embedded.rows)}
     num_images = len(embedded.rows)
     scores = {}
     for name, images in embedded.embeddings.items():
-        units: dict[str, NDArray[Any]] = {}
+        units, weights = dict[str, NDArray[Any]](), dict[str, Doubles]()
         answers = []
         languages: list[str] = []
         for language, pairs in owners.items():
@@ -357,14 +374,15 @@ def _score_captions(
             answers += [result.best_texts[counts > 0], result.best_images]
             prefix = f"{language}:" if language != ANY_LANGUAGE else ""
             for k in RECALL_AT:
-                hits = np.bincount(owned, result.text_ranks < k, num_images) * (num_images / len(owned))
-                units[f"{prefix}text_to_image@{k}"] = hits
-                hits = ((result.image_ranks < k) & (counts > 0)) * (num_images / (counts > 0).sum())
-                units[f"{prefix}image_to_text@{k}"] = hits
+                key = f"{prefix}text_to_image@{k}"
+                units[key], weights[key] = np.bincount(owned, result.text_ranks < k, num_images), counts.astype(float)
+                key = f"{prefix}image_to_text@{k}"
+                units[key], weights[key] = (result.image_ranks < k) & (counts > 0), (counts > 0).astype(float)
         if not languages:
             raise DataError("No image that has a caption can be read; give the folder of the images with --images.")
         if languages != [ANY_LANGUAGE]:
             for key in [f"{way}@{k}" for k in RECALL_AT for way in ("text_to_image", "image_to_text")]:
-                units[key] = np.mean([units[f"{language}:{key}"] for language in languages], axis=0)
-        scores[name] = Scores(units=units, answers=np.concatenate(answers))
+                for parts in (units, weights):
+                    parts[key] = np.stack([parts[f"{language}:{key}"] for language in languages], axis=1)
+        scores[name] = Scores(units=units, weights=weights, answers=np.concatenate(answers))
     return scores

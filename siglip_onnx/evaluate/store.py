@@ -59,9 +59,10 @@ class Store:
             SiglipOnnxError: it cannot be written.
         """
         self._folder = folder
+        content = to_json(facts, indent=2)
+        self._key = hashlib.sha256(content.encode()).digest()  # of the blocks of this evaluation
         if folder is None:
             return
-        content = to_json(facts, indent=2)
         path = folder / FACTS
         try:
             known = read_json_object(path) if path.exists() else None
@@ -92,7 +93,7 @@ class Store:
             with open_regular(path) as file:
                 stored = file.read()
             content, digest = stored[:-_DIGEST_BYTES], stored[-_DIGEST_BYTES:]
-            if hashlib.sha256(content).digest() != digest:
+            if self._digest(content) != digest:  # damaged, or of another evaluation that began here at the same time
                 return None
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return dict(arrays)
@@ -108,9 +109,12 @@ class Store:
         np.savez(buffer, **arrays)
         try:
             content = buffer.getvalue()
-            write_atomic(path, content + hashlib.sha256(content).digest(), durable=False)
+            write_atomic(path, content + self._digest(content), durable=False)
         except OSError as error:
             raise SiglipOnnxError(f"{path} cannot be written: {error.strerror}. Free some space.") from error
+
+    def _digest(self, content: bytes) -> bytes:
+        return hashlib.sha256(self._key + content).digest()
 
     def _path(self, kind: str, block: int) -> Path | None:
         return self._folder and self._folder / _BLOCKS / f"{kind}-{block:06}.npz"

@@ -147,15 +147,21 @@ def _filled(node: NodeProto, inputs: Sequence[Sequence[float]]) -> int:
     """Return at least how many elements the output of a node has, as far as its constant inputs tell; 0 if unknown."""
     if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Resize", "Upsample"):
         return bounded_product([max(1, math.ceil(side)) for side in (inputs[-1] if inputs else ())], _MAX_FILLED)
+    if node.op_type in ("RandomNormal", "RandomUniform"):
+        return bounded_product([max(1, side) for side in _integers(node, "shape")], _MAX_FILLED)
     if node.op_type == "Pad":
-        attribute = next((list(each.ints) for each in node.attribute if each.name == "pads"), [])
-        pads = attribute or (inputs[1] if len(inputs) > 1 else [])
+        pads = _integers(node, "pads") or (inputs[1] if len(inputs) > 1 else [])
         sides = zip(pads, pads[len(pads) // 2 :], strict=False)
         return bounded_product([1 + max(0, int(before)) + max(0, int(after)) for before, after in sides], _MAX_FILLED)
     if node.op_type == "Range" and [len(each) for each in inputs] == [1, 1, 1]:
         (start,), (limit,), (delta,) = inputs
         return int(abs(limit - start) / abs(delta)) if delta else 0
     return 0
+
+
+def _integers(node: NodeProto, name: str) -> list[int]:
+    """Return the value of an attribute, empty if the node has none of this name."""
+    return next((list(each.ints) for each in node.attribute if each.name == name), [])
 
 
 def _small_constants(model: ModelProto) -> Iterator[tuple[str, list[float]]]:

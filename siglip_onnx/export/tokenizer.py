@@ -55,7 +55,7 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
             document = _clean_as_open_clip(document, path, cleaning)
             check_document(document)
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
     except BaseException as error:  # the library raises Exception itself, and panics
         if not isinstance(error, Exception) and not is_panic(error):

@@ -17,6 +17,8 @@ from io import BufferedReader
 from pathlib import Path
 from uuid import uuid4
 
+from .locks import folder_locked
+
 if sys.platform != "win32":
     import fcntl
 
@@ -51,10 +53,14 @@ def write_atomic(
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together: all contents are on the disk before the first file is renamed.
 
+    Processes that write to the same folder do so one after the other, so that their files are not mixed.
+
     Raises:
         OSError: a file cannot be written; no file is replaced then, unless the renaming itself failed midway.
     """
     with contextlib.ExitStack() as replacing:
+        for folder in sorted({path.parent for path in files}):
+            replacing.enter_context(folder_locked(folder))
         for path, content in files.items():
             part = replacing.enter_context(atomic_path(path))
             part.write_bytes(content)

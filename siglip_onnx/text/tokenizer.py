@@ -121,7 +121,7 @@ def _library_errors(problem: str) -> Iterator[None]:
     """Turn what the tokenizers library raises, Exception itself or a panic of its Rust code, into a BundleError."""
     try:
         yield
-    except SiglipOnnxError:
+    except (SiglipOnnxError, MemoryError):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):

@@ -221,6 +221,25 @@ def test_captions_in_tables_and_archives(tmp_path: Path) -> None:
     assert [sample.read() for sample in data.samples] == [b"1", b"2"]
 
 
+def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for file, names in (("a", ["star", "eggs"]), ("b", ["star", "eggs"]), ("c", ["eggs", "star"])):
+        metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+        schema = pa.schema([("image", pa.binary()), ("label", pa.int64())], metadata=metadata)
+        rows = [{"image": b"x", "label": 0}, {"image": b"y", "label": 1}]
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / f"{file}.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet and .*c\.parquet record other names, or another order"):
+        open_data(tmp_path)
+    (tmp_path / "c.parquet").unlink()
+    assert [sample.labels for sample in labeled(tmp_path).samples] == [(0,), (1,)] * 2
+    twice = pa.table([pa.array([b"x"]), pa.array([0]), pa.array([1])], names=["image", "label", "label"])
+    pq.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="several columns 'label'"):
+        open_data(tmp_path)
+
+
 def test_a_limit_takes_evenly_spaced_images(drawn: Path, tmp_path: Path) -> None:
     data = labeled(drawn)
     assert len(data.take(None).samples) == len(data.take(99).samples) == 16

@@ -162,6 +162,8 @@ def test_retrieval_equals_an_independent_computation(paths: list[Path], embeddin
         for key, values in means[variant].items():
             assert document["variants"][variant]["scores"][key]["value"] == close(np.mean(values))
     assert 0.1 < means["fp32"]["text_to_image@5"][0] < 1
+    for score in document["variants"]["fp32"]["scores"].values():
+        assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
     only = evaluated(tmp_path / "captions.jsonl", "--language", "ja", "--variant", "fp32")["variants"]["fp32"]["scores"]
     assert only["ja:text_to_image@1"]["value"] == close(means["fp32"]["text_to_image@1"][1])
 
@@ -412,6 +414,17 @@ def test_damaged_blocks_are_computed_again(damage: Callable[[bytes], bytes], tmp
     path = tmp_path / "out" / "embeddings" / "images-000000.npz"
     path.write_bytes(damage(path.read_bytes()))
     assert evaluated(*options) == expected
+
+
+def test_blocks_of_an_evaluation_that_began_at_the_same_time_are_not_read(tmp_path: Path) -> None:
+    first = store.Store(tmp_path / "out", {"data": "a"})
+    (tmp_path / "out" / store.FACTS).unlink()  # the second one had looked before the first wrote it
+    second = store.Store(tmp_path / "out", {"data": "b"})
+    second.write("images", 0, {"rows": np.arange(3)})
+    assert first.read("images", 0) is None
+    stored = second.read("images", 0)
+    assert stored is not None
+    assert stored["rows"].tolist() == [0, 1, 2]
 
 
 def test_images_that_cannot_be_read_are_named_and_left_out(paths: list[Path], tmp_path: Path) -> None:

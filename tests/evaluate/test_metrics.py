@@ -7,6 +7,7 @@ from siglip_onnx.evaluate.metrics import (
     average_precision,
     best_threshold,
     bootstrap_mean,
+    bootstrap_ratio,
     calibration_error,
     confusion,
     mean_per_class,
@@ -29,6 +30,25 @@ def test_intervals_hold_the_mean_as_often_as_they_say() -> None:
         covered += interval.low <= 0.3 <= interval.high
     assert 0.89 <= covered / 200 <= 0.99
     assert bootstrap_mean(np.ones(5)) == bootstrap_mean(np.array([1.0]))
+
+
+def test_intervals_of_ratios_hold_them_and_stay_within_their_bounds() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for number in range(200):
+        weights = rng.integers(0, 5, 80).astype(float)  # captions of each image, none of some
+        interval = bootstrap_ratio(rng.binomial(weights.astype(int), 0.3), weights, seed=number)
+        covered += interval.low <= 0.3 <= interval.high
+    assert 0.89 <= covered / 200 <= 0.99
+    all_right = bootstrap_ratio(np.array([2.0, 0, 1]), np.array([2.0, 0, 1]))
+    assert (all_right.value, all_right.low, all_right.high) == (1, 1, 1)
+    pair = bootstrap_ratio(np.array([[1.0, 0], [1, 1]]), np.array([[1.0, 0], [1, 2]]))  # the mean of 1 and a half
+    assert (pair.value, pair.high) == (0.75, 1)
+    assert 0.5 <= pair.low <= 0.75
+    values = rng.random(50)
+    mean, ratio = bootstrap_mean(values), bootstrap_ratio(values, np.ones(50))
+    assert ratio.value == pytest.approx(mean.value)
+    assert (ratio.low, ratio.high) == pytest.approx((mean.low, mean.high), abs=0.01)
 
 
 def test_calibration_error() -> None:

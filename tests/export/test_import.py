@@ -341,6 +341,10 @@ def grow_weight(model: onnx.ModelProto) -> None:
             "fills a constant of at least 1,099,511,6",
         ),
         (lambda model: add_node(model, "Tile", [1.0], [1 << 40]), "fills a constant of at least 1,099,511,6"),
+        (
+            lambda model: add_node(model, "RandomNormal", shape=[1 << 20, 1 << 20]),
+            "fills a constant of at least 1,099,",
+        ),
         (lambda model: add_node(model, "Range", 0, 1 << 40, 1), "fills a constant of at least 1,099,511,6"),
         (
             lambda model: add_node(model, "Pad", [1.0], [1 << 39, 1 << 39]),

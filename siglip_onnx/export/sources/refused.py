@@ -30,7 +30,7 @@ def _name_kind(document: Json) -> str | None:
         and "siglip" not in model_type,
         f"a single tower of timm ({document.get('architecture')!r})": "architecture" in document
         and "model_type" not in document,
-        f"a model whose model_type is not a name ({model_type:.50})": not isinstance(document.get("model_type", ""), str),
+        f"a model_type that is not a name ({model_type:.50})": not isinstance(document.get("model_type", ""), str),
         "quantized MLX weights": bool(document.get("quantization")),
         "quantized weights (quantization_config)": bool(document.get("quantization_config")),
     }
