@@ -27,7 +27,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
@@ -43,6 +43,7 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Json = dict[str, Any]
 Numbers = NDArray[np.int64]
+Number = TypeVar("Number", np.int64, np.uint64)
 
 
 class PieceTable:
@@ -82,7 +83,7 @@ class PieceTable:
 
     def encode(self, texts: Sequence[str], normalized: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without the end token; ``normalized`` is what :meth:`normalize` returned."""
-        kept = np.unique(np.concatenate([self._required, *map(self._find, normalized)]))
+        kept = _sorted_once(np.concatenate([self._required, *map(self._find, normalized)]))
         if self._model["type"] == "BPE":
             return [encoding.ids for encoding in self._tokenizer(self._bpe(kept)).encode_batch(list(texts))]
         encodings = self._tokenizer(self._unigram(kept)).encode_batch(list(texts))
@@ -213,7 +214,14 @@ def hash_substrings(text: str, longest: int) -> NDArray[np.uint64]:
     for position in range(min(longest, len(codes))):
         hashes = hashes[: len(codes) - position] * _FACTOR + codes[position:]
         by_length.append(hashes)
-    return np.unique(np.concatenate(by_length))
+    return _sorted_once(np.concatenate(by_length))
+
+
+def _sorted_once(values: NDArray[Number]) -> NDArray[Number]:
+    """Return what ``np.unique`` does, which imports ``numpy.ma``: that takes longer than the search of a few texts."""
+    values = np.sort(values)
+    once: NDArray[Number] = values[np.append(True, values[1:] != values[:-1])[: len(values)]]
+    return once
 
 
 def _codes(text: str) -> NDArray[np.uint64]:
