@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
@@ -263,9 +264,11 @@ class _Worker:
                     process.start()
                 self._process = process
         except OSError as error:
+            files = error.errno in (errno.EMFILE, errno.ENFILE)
+            limit = "open files (ulimit -n)" if files else "processes (ulimit -u)"
             raise JobError(
-                f"No worker process can be started: {error.strerror or error}. Raise the limit of processes "
-                "(ulimit -u), or use fewer workers."
+                f"No worker process can be started: {error.strerror or error}. Raise the limit of {limit}, or use "
+                "fewer workers."
             ) from error
         finally:
             theirs.close()

@@ -184,14 +184,15 @@ class DecoderPool:
         return self._start()
 
     def _start(self) -> _Decoder:
-        with interrupts_deferred():  # a process of which the pool does not know would not be ended
-            decoder = _Decoder(self._reader, self._limits)
-            with self._lock:
-                self._running.add(decoder)
+        decoder = None
         try:
+            with interrupts_deferred():  # a process of which the pool does not know would not be ended
+                decoder = _Decoder(self._reader, self._limits)
+                with self._lock:
+                    self._running.add(decoder)
             decoder.wait_until_ready()
         except BaseException as error:
-            if not self._discard(decoder) and isinstance(error, SiglipOnnxError):
+            if decoder is not None and not self._discard(decoder) and isinstance(error, SiglipOnnxError):
                 raise SiglipOnnxError("A decoder process was not started: its pool was closed meanwhile.") from error
             raise
         return decoder

@@ -189,8 +189,11 @@ def test_decoder_that_starts_at_an_interrupt_is_ended(monkeypatch: pytest.Monkey
         patch.setattr("siglip_onnx.image.decoder_pool.subprocess.Popen", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             pool.read(STAR)
-    pool.close()
-    assert [process.returncode for process in started] == [-signal.SIGKILL]
+    (process,) = started
+    assert process.returncode == -signal.SIGKILL
+    assert process.stdin.closed
+    assert process.stdout.closed
+    assert pool._running == set()
 
 
 @pytest.mark.usefixtures("_default_handler")
