@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..evaluate.metrics import Bools, Doubles, best_threshold, calibration_error
+from ..evaluate.metrics import Bools, Doubles, Reliability, best_threshold, calibration_error
 from ..head import Calibration, Floats
 from ..model import SigLIP
 from .folds import NUM_FOLDS, make_folds, splits
@@ -21,6 +21,7 @@ _SPREAD = 1.0  # of the biases of single labels around the common one, in logits
 _STEPS = 100
 _LARGEST_STEP = 2.0
 _CONVERGED = 1e-10
+_PAIRS = 1_000_000  # at the same time
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,9 @@ class Fit:
     bias: float
     texts: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def logits(self, labels: LabelSet, rows: Bools) -> Doubles:
-        """Return the logits of some images."""
-        biases = [self.texts.get((labels.language, text), self.bias) for text in labels.texts]
-        logits: Doubles = self.scale * labels.scores[rows] + np.array(biases)
-        return logits
+    def biases(self, labels: LabelSet) -> Doubles:
+        """Return the bias of each label ``(M,)``."""
+        return np.array([self.texts.get((labels.language, text), self.bias) for text in labels.texts])
 
 
 def score_labels(
@@ -58,14 +57,19 @@ def score_labels(
 ) -> LabelSet:
     """Return what the model says of unit embeddings ``(N, D)`` and texts, without its bias."""
     embeddings = model.encode_labels(list(texts), template=list(templates))
-    scores = (
-        images.astype(np.float64) @ embeddings.astype(np.float64).T * np.exp(model.bundle.manifest.head["logit_scale"])
-    )
+    scores = images.astype(np.float64) @ embeddings.astype(np.float64).T
+    scores *= np.exp(model.bundle.manifest.head["logit_scale"])
     return LabelSet(language, list(texts), scores)
 
 
 def calibrate(
-    label_sets: Sequence[LabelSet], truth: Bools, start: Fit, *, scope: str = ALL, fit_scale: bool = False
+    label_sets: Sequence[LabelSet],
+    truth: Bools,
+    start: Fit,
+    *,
+    scope: str = ALL,
+    fit_scale: bool = False,
+    images: NDArray[np.bool_] | None = None,
 ) -> Fit:
     """Return the scale and biases of the highest likelihood: every pair of image and label counts as one yes or no.
 
@@ -76,46 +80,73 @@ def calibrate(
         scope: one bias for all, one of each language, or one of each label, which stays near the common one if there
             are few images.
         fit_scale: fit the scale too; otherwise it stays 1.
+        images: ``(N,)``, which images count; by default all.
     """
-    scores = np.concatenate([labels.scores for labels in label_sets], axis=1)
-    both = np.concatenate([truth] * len(label_sets), axis=1)
-    scale, bias = _fit_pair(scores.ravel(), both.ravel(), start, fit_scale=fit_scale)
+    rows = np.arange(len(truth)) if images is None else np.flatnonzero(images)
+    scale, bias = _fit_pair(Pairs([labels.scores for labels in label_sets], truth, rows), start, fit_scale=fit_scale)
     texts: dict[tuple[str, str], float] = {}
     for labels in label_sets if scope != ALL else ():
-        shared = Fit(scale, bias)
         if scope == LANGUAGE:
-            own = fit_bias(scale * labels.scores.ravel(), truth.ravel(), shared.bias, spread=None)
+            own = fit_bias(Pairs([labels.scores], truth, rows), bias, scale=scale)
             texts |= {(labels.language, text): own for text in labels.texts}
         else:
             for column, text in enumerate(labels.texts):
-                own = fit_bias(scale * labels.scores[:, column], truth[:, column], shared.bias, spread=_SPREAD)
-                texts[labels.language, text] = own
+                pairs = [(labels.scores[rows, column], truth[rows, column])]
+                texts[labels.language, text] = fit_bias(pairs, bias, scale=scale, spread=_SPREAD)
     return Fit(scale, bias, texts)
 
 
-def _fit_pair(scores: Doubles, truth: Bools, start: Fit, *, fit_scale: bool) -> tuple[float, float]:
+class Pairs:
+    """Scores and truth of pairs of image and label, in blocks: a data set may have a hundred million pairs."""
+
+    def __init__(self, scores: Sequence[Doubles], truth: Bools, rows: NDArray[np.int64] | None = None) -> None:
+        """Take some rows, by default all, of matrices ``(N, M)`` of scores, which share one of truth."""
+        self._scores, self._truth = scores, truth
+        self._rows = np.arange(len(truth)) if rows is None else rows
+
+    def __iter__(self) -> Iterator[tuple[Doubles, Bools]]:
+        for scores in self._scores:
+            for rows in in_blocks(self._rows, scores.shape[1]):
+                yield scores[rows].ravel(), self._truth[rows].ravel()
+
+
+def in_blocks(rows: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of a matrix of this width, at most :data:`_PAIRS` of its elements at a time."""
+    at_once = max(1, _PAIRS // max(1, width))
+    return (rows[first : first + at_once] for first in range(0, len(rows), at_once))
+
+
+def _fit_pair(pairs: Iterable[tuple[Doubles, Bools]], start: Fit, *, fit_scale: bool) -> tuple[float, float]:
     """Return scale and bias of the highest likelihood, with a weak prior that keeps separable pairs at a finite scale.
 
     Raises:
         DataError: higher scores go with false labels, so that no positive scale fits.
     """
-    bias = fit_bias(scores, truth, start.bias, spread=None)
+    bias = fit_bias(pairs, start.bias)
     if not fit_scale:
         return 1.0, bias
     # Around the mean score of true pairs, scale and bias are nearly independent, so that Newton's steps are good ones.
-    center = float(scores[truth].mean())
-    features = np.stack([scores - center, np.ones_like(scores)])
-    prior = np.array([1.0, 0.0])  # precision, around the scale 1
+    totals = np.sum([(scores[truth].sum(), truth.sum()) for scores, truth in pairs], axis=0)
+    center = float(totals[0] / totals[1])
 
     def loss(place: Doubles) -> float:
-        logits = place @ features
-        return float(np.logaddexp(0, np.where(truth, -logits, logits)).sum() + 0.5 * (place[0] - 1) ** 2)
+        total = 0.5 * (place[0] - 1) ** 2
+        for scores, truth in pairs:
+            logits = place[0] * (scores - center) + place[1]
+            total += np.logaddexp(0, np.where(truth, -logits, logits)).sum()
+        return float(total)
 
     place = np.array([1.0, bias + center])
     for _ in range(_STEPS):
-        probabilities = sigmoid64(place @ features)
-        gradient = features @ (probabilities - truth) + prior * (place - 1)
-        curvature = (features * (probabilities * (1 - probabilities))) @ features.T + np.diag(prior + 1e-9)
+        gradient = np.array([place[0] - 1, 0.0])  # of the prior: precision 1, around the scale 1
+        curvature = np.diag([1.0, 0.0]) + 1e-9 * np.eye(2)
+        for scores, truth in pairs:
+            centered = scores - center
+            probabilities = sigmoid64(place[0] * centered + place[1])
+            errors, weights = probabilities - truth, probabilities * (1 - probabilities)
+            weighted = weights @ centered
+            gradient += (errors @ centered, errors.sum())
+            curvature += ((weights @ centered**2, weighted), (weighted, weights.sum()))
         step = np.linalg.solve(curvature, gradient)
         now = loss(place)
         while loss(place - step) > now and np.abs(step).max() > _CONVERGED:
@@ -128,18 +159,26 @@ def _fit_pair(scores: Doubles, truth: Bools, start: Fit, *, fit_scale: bool) -> 
     return float(place[0]), float(place[1] - place[0] * center)
 
 
-def fit_bias(scores: Doubles, truth: Bools, start: float, *, spread: float | None) -> float:
-    """Return the bias of the highest likelihood, by damped Newton steps; without a spread both kinds must occur."""
+def fit_bias(
+    pairs: Iterable[tuple[Doubles, Bools]], start: float, *, scale: float = 1.0, spread: float | None = None
+) -> float:
+    """Return the bias of the highest likelihood of ``scale`` times the scores, by damped Newton steps.
+
+    ``pairs`` are blocks of scores and truth, iterated in every step. Without a spread around ``start`` both kinds of
+    truth must occur.
+    """
     bias = start
     for _ in range(_STEPS):
-        probabilities = sigmoid64(scores + bias)
-        gradient = probabilities.sum() - truth.sum()
-        curvature = (probabilities * (1 - probabilities)).sum()
+        gradient, curvature = 0.0, 1e-12
+        for scores, truth in pairs:
+            probabilities = sigmoid64(scale * scores + bias)
+            gradient += float(probabilities.sum() - truth.sum())
+            curvature += float((probabilities * (1 - probabilities)).sum())
         if spread is not None:
             gradient += (bias - start) / spread**2
             curvature += 1 / spread**2
-        step = np.clip(gradient / max(curvature, 1e-12), -_LARGEST_STEP, _LARGEST_STEP)
-        bias -= float(step)
+        step = min(max(gradient / curvature, -_LARGEST_STEP), _LARGEST_STEP)
+        bias -= step
         if abs(step) < _CONVERGED:
             break
     return bias
@@ -192,31 +231,61 @@ def cross_validate(
         DataError: fewer images than folds, or no image of a label.
     """
     check_truth(truth)
-    labels = [tuple(np.flatnonzero(row).tolist()) for row in truth]
-    after = [np.empty_like(labels.scores) for labels in label_sets]
-    for fitted, held_out in splits(make_folds(labels)):
-        parts = [LabelSet(each.language, each.texts, each.scores[fitted]) for each in label_sets]
-        fit = calibrate(parts, truth[fitted], start, scope=scope, fit_scale=fit_scale)
-        for number, each in enumerate(label_sets):
-            after[number][held_out] = fit.logits(each, held_out)
-    everything = np.ones(len(truth), bool)
+    folds = make_folds([tuple(np.flatnonzero(row).tolist()) for row in truth])
+    fits = [
+        (held_out, calibrate(label_sets, truth, start, scope=scope, fit_scale=fit_scale, images=fitted))
+        for fitted, held_out in splits(folds)
+    ]
+    before = [(np.ones(len(truth), bool), start)]
     qualities, rows = [], []
-    for number, each in enumerate(label_sets):
-        before = start.logits(each, everything)
-        qualities.append(Quality(each.language, *_errors(before, after[number], truth)))
-        rows += [
-            LabelQuality(
-                each.language,
-                text,
-                int(truth[:, column].sum()),
-                calibration_error(sigmoid64(before[:, column]), truth[:, column]),
-                calibration_error(sigmoid64(after[number][:, column]), truth[:, column]),
-                _threshold(before[:, column], truth[:, column]),
-                _threshold(after[number][:, column], truth[:, column]),
-            )
-            for column, text in enumerate(each.texts)
-        ]
+    for each in label_sets:
+        old, new = _Judged(each, before), _Judged(each, fits)
+        qualities.append(Quality(each.language, old.error(truth), new.error(truth), old.top1(truth), new.top1(truth)))
+        for column, text in enumerate(each.texts):
+            own, logits = truth[:, column], [judged.column(column) for judged in (old, new)]
+            errors = [calibration_error(sigmoid64(values), own) for values in logits]
+            thresholds = [_threshold(values, own) for values in logits]
+            rows.append(LabelQuality(each.language, text, int(own.sum()), *errors, *thresholds))
     return Report(qualities, rows)
+
+
+class _Judged:
+    """A set of labels, and the fits by which its images are judged: each those of which it is held out."""
+
+    def __init__(self, labels: LabelSet, fits: Sequence[tuple[NDArray[np.bool_], Fit]]) -> None:
+        self._labels = labels
+        self._number = np.zeros(len(labels.scores), np.int64)  # of each image's fit
+        for number, (held_out, _) in enumerate(fits):
+            self._number[held_out] = number
+        self._scales = np.array([fit.scale for _, fit in fits])
+        self._biases = np.array([fit.biases(labels) for _, fit in fits])
+
+    def column(self, column: int) -> Doubles:
+        """Return the logits ``(N,)`` of one label."""
+        scales, biases = self._scales[self._number], self._biases[self._number, column]
+        logits: Doubles = scales * self._labels.scores[:, column] + biases
+        return logits
+
+    def error(self, truth: Bools) -> float:
+        """Return the calibration error of all pairs."""
+        reliability = Reliability()
+        for rows, logits in self._blocks():
+            reliability.add(sigmoid64(logits), truth[rows])
+        return reliability.error
+
+    def top1(self, truth: Bools) -> float:
+        """Return the calibration error of the best label of each image."""
+        reliability = Reliability()
+        for rows, logits in self._blocks():
+            reliability.add(sigmoid64(logits.max(axis=1)), truth[rows, logits.argmax(axis=1)])
+        return reliability.error
+
+    def _blocks(self) -> Iterator[tuple[NDArray[np.int64], Doubles]]:
+        """Yield some rows at a time, with their logits."""
+        scores = self._labels.scores
+        for rows in in_blocks(np.arange(len(scores)), scores.shape[1]):
+            number = self._number[rows]
+            yield rows, self._scales[number, np.newaxis] * scores[rows] + self._biases[number]
 
 
 def check_truth(truth: Bools) -> None:
@@ -229,15 +298,6 @@ def check_truth(truth: Bools) -> None:
         raise DataError(f"There are {len(truth)} images to calibrate with; give at least {NUM_FOLDS}, better 100.")
     if truth.all() or not truth.any():
         raise DataError("The labels are true of all images, or of none; give images with different labels.")
-
-
-def _errors(before: Doubles, after: Doubles, truth: Bools) -> tuple[float, float, float, float]:
-    pairs = [calibration_error(sigmoid64(logits), truth) for logits in (before, after)]
-    tops = [
-        calibration_error(sigmoid64(logits.max(axis=1)), truth[np.arange(len(truth)), logits.argmax(axis=1)])
-        for logits in (before, after)
-    ]
-    return pairs[0], pairs[1], tops[0], tops[1]
 
 
 def _threshold(logits: Doubles, truth: NDArray[np.bool_]) -> float | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..evaluate.metrics import Bools, Doubles, average_precision
 from ..head import Floats
-from .calibrate import Fit, LabelSet, calibrate, fit_bias
+from .calibrate import Fit, LabelSet, Pairs, calibrate, fit_bias
 from .folds import NUM_FOLDS, make_folds, splits
 from .regression import fit_regression, sigmoid_loss, softmax_loss
 
@@ -123,7 +123,7 @@ def _share_texts(
     scores = zero_shot.scale * (vectors.astype(np.float64) @ zero_shot.weights.T)
 
     def bias_of(share: float) -> float:
-        return fit_bias(share * scores.ravel(), truth.ravel(), float(zero_shot.biases.mean()), spread=None)
+        return fit_bias(Pairs([scores], truth), float(zero_shot.biases.mean()), scale=share)
 
     def loss_of(share: float) -> float:
         if one_label:  # softmax, to which a common bias is nothing

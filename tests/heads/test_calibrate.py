@@ -131,8 +131,9 @@ def test_cross_validation_does_not_judge_by_images_that_were_fitted() -> None:
     truth = rng.random((60, 40)) < 0.05
     report = cross_validate([LabelSet("", [str(number) for number in range(40)], scores)], truth, START, scope="label")
     fit = calibrate([LabelSet("", [str(number) for number in range(40)], scores)], truth, START, scope="label")
-    seen = fit.logits(LabelSet("", [str(number) for number in range(40)], scores), np.ones(60, bool))
-    assert log_loss(seen, truth) < log_loss(START.logits(LabelSet("", [""] * 40, scores), np.ones(60, bool)), truth)
+    labels = LabelSet("", [str(number) for number in range(40)], scores)
+    seen, before = (each.scale * scores + each.biases(labels) for each in (fit, START))
+    assert log_loss(seen, truth) < log_loss(before, truth)
     assert report.sets[0].after < report.sets[0].before
     assert sum(label.images for label in report.labels) == truth.sum()
 
