@@ -252,7 +252,7 @@ class Classifier:
                 f"{path} is not a compiled classifier of this version ({error!r}). Make one with: siglip-onnx compile"
             ) from error
         check_int8(self.facts.variant, options)
-        self.path = path
+        self.path, self.size_bytes = path, path.stat().st_size
         self.labels = self.facts.labels
         self.problem_type = self.facts.problem_type
         self.templates = self.facts.templates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,14 +131,17 @@ class RuntimeOptions:
         """Check workers and threads, and store the other values in their own types.
 
         Raises:
-            OptionError: ``workers`` is not a number from 1 to 512, or several workers have several threads each.
+            OptionError: ``workers`` is not a number from 1 to 512, several workers have several threads each, or a path
+                has a NUL character.
         """
         if self.providers is not None and not isinstance(self.providers, str):  # a str is refused at the first use
             object.__setattr__(self, "providers", tuple(self.providers))
-        if self.label_cache is not None:
-            object.__setattr__(self, "label_cache", Path(self.label_cache))
-        if self.calibration is not None:
-            object.__setattr__(self, "calibration", Path(self.calibration))
+        for name in ("label_cache", "calibration"):
+            path = getattr(self, name)
+            if path is not None:
+                if "\0" in os.fspath(path):
+                    raise OptionError(f"{name} is {path!r}, which no file can be called.")
+                object.__setattr__(self, name, Path(path))
         object.__setattr__(self, "image_limits", self.image_limits or DEFAULT_LIMITS)
         if not isinstance(self.workers, int) or not 1 <= self.workers <= MAX_THREADS:
             raise OptionError(f"workers is {self.workers!r}, expected a number from 1 to {MAX_THREADS}.")

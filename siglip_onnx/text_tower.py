@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -42,6 +43,8 @@ class TextTower:
         self.session = open_tower(bundle, TEXT, variant, options)
         self._embedding_dim = bundle.manifest.embedding_dim
         space = bundle.manifest.variants[variant].embedding_space
+        if self.session.providers != [CPU_PROVIDER]:  # which may round in another way than the CPU
+            space += f"-{hashlib.sha256(repr(options.providers).encode()).hexdigest()[:8]}"
         self._labels = LabelCache(space, self._embedding_dim, options.label_cache)
         self._workers, self._threads = options.workers, options.threads
         self._tokenizer_path = bundle.tokenizer_path

@@ -19,13 +19,14 @@ from ..bundle.integrity import FileFacts
 from ..errors import JobError, JobNotFoundError
 from ..image.convert import name_background
 from ..options import DROP, WHITE
-from ..system.files import follow_links, open_regular, remove_own_files
+from ..system.files import follow_links, open_regular, read_small, remove_own_files
 from ..system.files import remove as remove_file
 from ..system.json_files import read_json_object, to_json
 from ..system.records import read_record
 from .layouts import LAYOUTS, Layout
 from .records import (
     FORMAT,
+    MAX_SHARD_SIZE,
     STATUSES,
     Input,
     JobFacts,
@@ -46,6 +47,8 @@ DERIVED = (SUMMARY, ERRORS, *_INDEX_OF_0_1)
 # Files of a shard, as are those of a layout.
 PLAN, ROWS, RECEIPT = "plan/{:06}.jsonl", "rows/{:06}.jsonl", "receipts/{:06}.json"
 PARTS = "partial"  # the folder of saved results of shards that are not complete
+# Paths of 4,096 bytes, each an escape of 6, twice in a row with a message. A folder from elsewhere may claim any size.
+_MAX_LINES_BYTES = 65_536 * MAX_SHARD_SIZE
 _PART_NAME = re.compile(r"(\d{6,})-([0-9a-f]*)-[0-9a-f]{32}")
 
 
@@ -171,7 +174,7 @@ class Job:
 
     def read_rows(self, shard: int) -> list[Row]:
         """Return the rows of a committed shard."""
-        return rows_from_bytes(self._read(ROWS.format(shard)), str(self.path / ROWS.format(shard)))
+        return rows_from_bytes(self._row_bytes(shard), str(self.path / ROWS.format(shard)))
 
     def find_rows(self, shard: int, rows: Iterable[int]) -> dict[int, Row]:
         """Return the rows that belong to some of a shard's vectors; only their lines are parsed.
@@ -179,7 +182,7 @@ class Job:
         Raises:
             JobError: the file is missing or damaged, or has no such row.
         """
-        content, name = self._read(ROWS.format(shard)), str(self.path / ROWS.format(shard))
+        content, name = self._row_bytes(shard), str(self.path / ROWS.format(shard))
         found = {}
         for row in rows:
             # Inside a name the quotes would be escaped.
@@ -209,21 +212,24 @@ class Job:
         )
 
     def _plan_bytes(self, shard: int) -> bytes:
-        return self._read(PLAN.format(shard))
+        return self._read_lines(PLAN.format(shard))
 
-    def _read(self, name: str) -> bytes:
+    def _row_bytes(self, shard: int) -> bytes:
+        return self._read_lines(ROWS.format(shard))
+
+    def _read_lines(self, name: str) -> bytes:
+        path = self.path / name
         try:
-            with open_regular(self.path / name) as file:
-                return file.read()
-        except OSError as error:
+            return read_small(path, _MAX_LINES_BYTES)
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or error
             raise JobError(
-                f"{self.path / name} cannot be read: {error.strerror}. Start over with --overwrite, or choose another "
-                "--out."
+                f"{path} cannot be read: {problem}. Start over with --overwrite, or choose another --out."
             ) from error
 
     def _counts(self, shard: int) -> dict[str, int]:
         """Count a shard's rows by status, without parsing them: inside a name the quotes would be escaped."""
-        content = self._read(ROWS.format(shard))
+        content = self._row_bytes(shard)
         counts = {status: content.count(b'"status": "%s",' % status.encode()) for status in STATUSES}
         return {status: count for status, count in counts.items() if count}
 
@@ -234,7 +240,7 @@ class Job:
             try:
                 if (self.path / name).stat().st_size != facts.size_bytes:
                     return False
-                if read_files and _sha256(self._read(name)) != facts.sha256:
+                if read_files and _sha256_of_file(self.path / name) != facts.sha256:
                     return False
             except (OSError, JobError):
                 return False
@@ -354,3 +360,8 @@ def _remove_job(path: Path) -> None:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,9 +18,10 @@ from ..head import Floats, compute_logits, l2_normalize, sigmoid
 from ..hub.loading import load
 from ..image.decode import ImageSource, as_images, is_single_image
 from ..model import SigLIP
-from ..system.threads import available_threads
+from ..system.threads import MAX_THREADS, available_threads
 from ..system.workers import in_batches, map_in_order
 from .job import Job, open_job
+from .listing import input_of, status_of
 from .records import Row
 
 _SHARDS_AT_ONCE = 16
@@ -83,7 +84,8 @@ def is_one_text(terms: Sequence[Term]) -> bool:
 class Hit(NamedTuple):
     """One result: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit.
 
-    ``missing`` says that the file no longer exists; ``duplicates`` are the paths of other files with the same bytes.
+    ``missing`` says that the file no longer exists, ``changed`` that it has another size or time than when it was
+    embedded; ``duplicates`` are the paths of other files with the same bytes.
     Logit and probability are None if the query is an image or a sum, for which they would have no meaning.
     """
 
@@ -93,6 +95,7 @@ class Hit(NamedTuple):
     probability: float | None
     missing: bool = False
     duplicates: tuple[str, ...] = ()
+    changed: bool = False
 
 
 class _MayBeMissing(Protocol):
@@ -252,7 +255,8 @@ class Collection:
             fold_duplicates: return one result for several files with the same bytes.
 
         Raises:
-            OptionError: ``k`` is not a number above 0, or a vector is zero, not finite, or of another width.
+            OptionError: ``k`` or ``threads`` is not a number above 0, a query is of another type, or a vector is zero,
+                not finite, or of another width.
             JobError: stored vectors cannot be read, or the model has another embedding space.
             ImageError, TextError: a query cannot be embedded.
         """
@@ -266,8 +270,10 @@ class Collection:
         else:
             several: Any = query  # Query objects and images may be mixed
             single, queries = is_single_image(several), list(as_images(several))
+        threads = available_threads() if threads is None else threads
+        if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+            raise OptionError(f"threads is {threads!r}, expected a number from 1 to {MAX_THREADS}.")
         encoded = [self._encode(each) for each in queries]
-        threads = threads or available_threads()
         answers = [self._search(each, count, threads, fold_duplicates=fold_duplicates) for each in encoded]
         return answers[0] if single else answers
 
@@ -276,6 +282,8 @@ class Collection:
         if isinstance(query, str):
             return Query(self.model.encode_texts([query])[0], one_text=True)
         if not isinstance(query, Query) and not _is_vector(query):
+            if not is_single_image(query):
+                raise OptionError(f"A query cannot be a {type(query).__name__}; give a text, an image or a vector.")
             return Query(self.model.encode_images(query)[0], one_text=False)
         vector, one_text = query if isinstance(query, Query) else (query, True)
         vector = vector.astype(np.float32)
@@ -292,8 +300,7 @@ class Collection:
     def _search(self, query: Query, count: int, threads: int, *, fold_duplicates: bool) -> list[Hit]:
         """Return the best results for a unit vector."""
         if not fold_duplicates:
-            ranked = self._nearest(query, count, threads)[:count]
-            return [hit._replace(missing=_is_missing(hit.path)) for hit, _ in ranked]
+            return [_look_for_file(hit, row) for hit, row in self._nearest(query, count, threads)[:count]]
         number = count
         while True:
             ranked = self._nearest(query, number, threads)
@@ -390,20 +397,22 @@ def _group_by_content(ranked: Sequence[tuple[Hit, Row]]) -> list[list[Hit]]:
     """Return the hits in groups of the same bytes, in the order of the best hit of each."""
     groups: dict[str, list[Hit]] = {}
     for hit, row in ranked:
-        groups.setdefault(row.sha256 or hit.path, []).append(hit)
+        groups.setdefault(row.sha256 or hit.path, []).append(_look_for_file(hit, row))
     return list(groups.values())
 
 
 def _fold(group: Sequence[Hit]) -> Hit:
     """Return one hit for several files with the same bytes, the first one that exists."""
-    existing = [hit for hit in group if not _is_missing(hit.path)]
-    if not existing:
-        return group[0]._replace(missing=True)
-    return existing[0]._replace(duplicates=tuple(hit.path for hit in existing[1:]))
+    best = min(group, key=lambda hit: (hit.missing, hit.changed))
+    others = (hit for hit in group if hit is not best and not hit.missing and not hit.changed)
+    return best._replace(duplicates=() if best.missing else tuple(hit.path for hit in others))
 
 
-def _is_missing(path: str) -> bool:
-    return not os.path.exists(path)  # noqa: PTH110 - never raises an error
+def _look_for_file(hit: Hit, row: Row) -> Hit:
+    status = status_of(row.path)
+    if status is None:
+        return hit._replace(missing=True)
+    return hit._replace(changed=row.size_bytes is not None and input_of(row.path, status) != row.input)
 
 
 def _is_vector(query: object) -> TypeGuard[NDArray[Any]]:

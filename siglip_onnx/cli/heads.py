@@ -45,16 +45,15 @@ def classify_with_head(path: Path, arguments: Sequence[str], choice: ModelChoice
             for image, scores in pairs
         ]})  # fmt: skip
         return exit_code(results)
-    rows = [
-        (image, label, score)
-        for image, scores in pairs
-        if not isinstance(scores, ImageError)
-        for label, score in scores.items()
-    ]
+    rows: list[tuple[str, str, object, object]] = []
+    for image, scores in pairs:
+        if isinstance(scores, ImageError):
+            rows.append((image, "", "", scores))
+        else:
+            rows += [(image, label, score, "") for label, score in scores.items()]
     if format_ == "csv":
-        print_csv([("image", "label", "score"), *rows])
-    elif rows:
-        table = [(image, label, f"{score:.3f}") for image, label, score in rows]
+        print_csv([("image", "label", "score", "error"), *rows])
+    elif table := [(image, label, f"{score:.3f}") for image, label, score, error in rows if not error]:
         click.echo(format_table(("image", "label", "score"), table, left=2))
     return exit_code(results)
 
@@ -65,10 +64,10 @@ def print_scores(facts: JobFacts, path: Path, scored: Sequence[Scored], *, as_js
         document = {"model": facts.model_name, "variant": facts.variant, "embedding_space": facts.embedding_space}
         print_json(document | {"head": str(path), "results": [describe_result(image) for image in scored]})
         return
-    has_notes = any(image.missing for image in scored)
-    header = ("path", "score", *(["note"] if has_notes else []))
+    notes = ["missing" if image.missing else "changed" if image.changed else "" for image in scored]
+    header = ("path", "score", *(["note"] if any(notes) else []))
     rows = [
-        (image.path, f"{image.score:.3f}", *(["missing" if image.missing else ""] if has_notes else []))
-        for image in scored
+        (image.path, f"{image.score:.3f}", *([note] if any(notes) else []))
+        for image, note in zip(scored, notes, strict=True)
     ]
     click.echo(format_table(header, rows))

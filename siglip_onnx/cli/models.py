@@ -202,7 +202,8 @@ def strip(bundle: str, keep: tuple[str, ...]) -> None:
     folder = _find_folder(bundle)
     if folder.resolve() == demo.BUNDLE_PATH.resolve():
         raise BundleError("The demo model is part of the package, and keeps its variants. Export or copy a model.")
-    with contextlib.nullcontext() if Path(bundle).is_dir() else locked(parse_hub_name(bundle).name):
+    is_folder = os.path.isdir(bundle)  # noqa: PTH112 - is_dir() raises for long names
+    with contextlib.nullcontext() if is_folder else locked(parse_hub_name(bundle).name):
         freed = strip_bundle(folder, keep)
     report(f"{bundle}: {format_size(freed)} freed")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import re
@@ -19,13 +17,16 @@ import click
 from ..bundle.manifest import read_manifest
 from ..demo import BUNDLE_PATH
 from ..errors import ImageError, SiglipOnnxError, printable
+from ..system.csv_text import to_csv
 from ..system.json_files import to_json
 
-_OPTIONAL_FIELDS = ("missing", "duplicates")
+_OPTIONAL_FIELDS = ("missing", "duplicates", "changed")
 FAILED, SOME_FAILED = 1, 3
 FOR_PHOTOGRAPHS = "siglip2-base-patch16-224"
 _NAME_BYTES = re.compile("([\udc80-\udcff]+)")  # of names that are not Unicode
 _NARROWEST = 10  # columns of the first column of a table
+_WIDEST = 500  # to which other rows are padded
+_CHARACTERS_PER_COLUMN = 4  # accents and the like have no width of their own
 
 
 def report(line: str) -> None:
@@ -74,7 +75,7 @@ def exit_code(results: Sequence[object]) -> int:
 
 
 def describe_result(result: NamedTuple) -> dict[str, Any]:
-    """Return the fields of a result for JSON; ``missing`` and ``duplicates`` only where they say something."""
+    """Return the fields of a result for JSON; those of :data:`_OPTIONAL_FIELDS` only where they say something."""
     fields: dict[str, Any] = result._asdict()
     return {name: value for name, value in fields.items() if name not in _OPTIONAL_FIELDS or value}
 
@@ -91,15 +92,9 @@ def print_json_line(document: object, indent: int | None = None) -> None:
 
 def print_csv(rows: Iterable[Sequence[object]]) -> None:
     """Print rows of CSV on stdout: exactly, for other programs; on a terminal with escapes made visible."""
-    lines = io.StringIO()
-    exact = not sys.stdout.isatty()
-    for row in rows:
-        cells = row if exact else [printable(cell) for cell in row]
-        # A carriage return would end a row, and the module does not quote it.
-        unquoted = any("\r" in str(cell) for cell in cells)
-        writer = csv.writer(lines, lineterminator="\n", quoting=csv.QUOTE_ALL if unquoted else csv.QUOTE_MINIMAL)
-        writer.writerow(cells)
-    click.echo(_encode(lines.getvalue()), nl=False)  # as bytes, of which click changes none
+    if sys.stdout.isatty():
+        rows = ([printable(cell) for cell in row] for row in rows)
+    click.echo(_encode(to_csv(rows)), nl=False)  # as bytes, of which click changes none
 
 
 def _encode(text: str) -> bytes:
@@ -122,18 +117,19 @@ def format_table(
     """Return a table whose first ``left`` columns are aligned to the left, and the others, numbers, to the right.
 
     With ``last_left`` the last column is aligned to the left too. Wide characters, such as Japanese ones, count as two
-    columns. Cells of the first column are shortened where the table would be wider than ``max_width``.
+    columns. Cells of the first column are shortened where the table would be wider than ``max_width``. A very long cell
+    does not widen the rows of others.
     """
     lines = [[printable(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(_width(line[column]) for line in lines) for column in range(len(header))]
+    widths = [max(min(_width(line[column]), _WIDEST) for line in lines) for column in range(len(header))]
     if max_width is not None:
         widths[0] = min(widths[0], max(_NARROWEST, max_width - sum(widths[1:]) - 2 * (len(widths) - 1)))
+        lines = [[shorten(first, widths[0]), *rest] for first, *rest in lines]
     right = [column >= left for column in range(len(header))]
     right[-1] &= not last_left
     return "\n".join(
         "  ".join(
-            _pad(shorten(cell, width), width, right=to_right)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
+            _pad(cell, width, right=to_right) for cell, width, to_right in zip(line, widths, right, strict=True)
         ).rstrip()
         for line in lines
     )
@@ -166,9 +162,10 @@ def terminal_width() -> int | None:
 
 def shorten(cell: str, width: int) -> str:
     """Return text that is at most ``width`` columns wide; one that is cut ends with an ellipsis."""
-    if _width(cell) <= width:
+    begin = cell[: _CHARACTERS_PER_COLUMN * (width + 1)]
+    if len(begin) == len(cell) and _width(cell) <= width:
         return cell
-    end = len(cell)
+    end = len(begin)
     while end and _width(cell[:end]) > width - 1:
         end -= 1
     return cell[:end] + "…"

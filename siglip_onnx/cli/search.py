@@ -248,8 +248,8 @@ def _print_table(hits: Sequence[Hit], *, one_text: bool) -> None:
 
 
 def _note(hit: Hit) -> str:
-    if hit.missing:
-        return "missing"
+    if hit.missing or hit.changed:
+        return "missing" if hit.missing else "changed"
     return f"{len(hit.duplicates) + 1:,} identical" if hit.duplicates else ""
 
 

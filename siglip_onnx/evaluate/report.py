@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import SiglipOnnxError
+from ..system.csv_text import to_csv
 from ..system.files import write_atomic
 from ..system.json_files import to_json
 from .run import Evaluation
@@ -96,6 +96,4 @@ def _class_csv(evaluation: Evaluation) -> bytes:
 
 
 def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(rows)
-    return lines.getvalue().encode("utf-8", "surrogateescape")  # the bytes of names that are not Unicode
+    return to_csv(rows).encode("utf-8", "surrogateescape")  # the bytes of names that are not Unicode

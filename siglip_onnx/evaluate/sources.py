@@ -20,6 +20,7 @@ from ..system.files import open_regular
 _TEXTS = ("cls", "txt")  # suffixes of the files beside an image that are used
 _MAX_TEXT_BYTES = 100_000
 _MAX_HEADER_BYTES = 1_000_000  # of one file in an archive, long names included
+_MAX_NAME = 4096  # characters of a member of a tar; as many bytes as a path may have
 # What Python's tarfile raises for damaged headers besides its own errors.
 _TAR_ERRORS = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
 
@@ -109,6 +110,8 @@ def _group(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[Sample, Mappi
         if member.offset_data <= last or member.size < 0:  # it would never end
             raise tarfile.ReadError("a header leads backward")
         last = member.offset_data
+        if len(member.name) > _MAX_NAME:
+            raise tarfile.ReadError(f"a name of {len(member.name):,} characters, expected at most {_MAX_NAME:,}")
         if not member.isfile() or member.issparse():
             continue
         folder, _, base = member.name.rpartition("/")

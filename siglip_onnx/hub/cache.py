@@ -158,10 +158,9 @@ def remove(name: str, revision: str | None) -> int:
         own = [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]
         commits = None if revision is None else _commits_of(name, revision, own)
         to_remove = [path for path in own if commits is None or path.name[:40] in commits]
-        if not to_remove:
-            raise ModelNotFoundError(
-                f"{name} has no revision {revision} in the cache. List its models with: siglip-onnx models list"
-            )
+        if not to_remove and any(folder.iterdir()):
+            what = "no model" if revision is None else f"no revision {revision}"
+            raise ModelNotFoundError(f"{name} has {what} in the cache. List its models with: siglip-onnx models list")
         freed = sum(folder_size(path) for path in to_remove)
         for path in sorted(to_remove, key=lambda path: path.suffix != RECORD):  # the record first
             discard(path)

@@ -146,7 +146,7 @@ def _local_folder(name: str | os.PathLike[str]) -> Path | None:
     """Return the embedded model's folder, or the folder ``name``, or None."""
     if str(name) == demo.NAME:
         return demo.BUNDLE_PATH
-    return Path(name) if Path(name).is_dir() else None
+    return Path(name) if os.path.isdir(name) else None  # noqa: PTH112 - is_dir() raises for long names
 
 
 def _open_cached(cached: CachedModel, variant: str | None, offline_mode: bool, report: Report) -> Bundle:

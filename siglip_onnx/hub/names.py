@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,10 @@ def parse_hub_name(name: str) -> HubName:
     if short.split("@", maxsplit=1)[0] in known and (match := _HUB_NAME.fullmatch(f"{OWNER}/{short}")):
         return HubName(match[1], match[2])
     match = _HUB_NAME.fullmatch(name)
-    path = Path(name)
+    parts = Path(name).parts
     # A mistyped path must not become a request to the network.
-    if match is None or ".." in name or path.exists() or (path.parts[:-1] and Path(path.parts[0]).exists()):
-        problem = "is a file" if path.exists() else "was not found"
+    if match is None or ".." in name or os.path.exists(name) or (parts[:-1] and os.path.exists(parts[0])):  # noqa: PTH110
+        problem = "is a file" if os.path.exists(name) else "was not found"  # noqa: PTH110 - exists() of a Path may raise
         similar = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {similar[0]!r}?" if similar else ""
         raise ModelNotFoundError(

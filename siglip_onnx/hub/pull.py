@@ -90,10 +90,11 @@ def pull(
             with cache_errors():
                 write_record(cached)
                 forget_branch(cached, branch)
+                discard(_partial(repository))  # of a run that was killed after it had stored the model
             return cached
         variants = list(dict.fromkeys([*_cached_variants(cached), *variants]))
         kind = BUNDLE if holds_bundle(repository) else CHECKPOINT
-        partial = repository_folder(name) / f"{repository.revision}{PARTIAL}"
+        partial = _partial(repository)
         build = _copy_bundle if kind == BUNDLE else _export_checkpoint
         bundle = build(repository, variants, partial, report)
         problems = verify_folder(bundle)
@@ -111,6 +112,10 @@ def pull(
             discard(partial)
         report(f"{name} is in the cache: {model.folder}")
         return model
+
+
+def _partial(repository: Repository) -> Path:
+    return repository_folder(repository.name) / f"{repository.revision}{PARTIAL}"
 
 
 def holds_bundle(repository: Repository) -> bool:

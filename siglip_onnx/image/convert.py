@@ -16,8 +16,8 @@ Color = tuple[int, int, int]
 
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _KEYED_MODES = ("1", "L", "P", "RGB")  # in which the file may name a color or palette entries as transparent
-_BITS_PER_SAMPLE = 258  # a TIFF tag
-_LARGEST_INT = 2**31 - 1
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 _BLOCK_PIXELS = 1 << 20  # that are converted at the same time
 
 
@@ -51,39 +51,41 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def largest_level(image: Image.Image, file: Image.Image) -> int:
-    """Return the level of a deep image that means white.
+def scale_levels(image: Image.Image, file: Image.Image) -> tuple[Image.Image, int]:
+    """Scale a deep image to 8 bits, rounded; also return the level that means white, or black in a TIFF that says so.
 
-    That of the file's bit depth, if it is at most 16. Otherwise the smallest of 1 (mode F only), 255 and 65535 that no
-    pixel exceeds; beyond 65535 it is 65535 for floats and the largest int32 for integers.
+    That level is the largest of the file's bit depth, if it is at most 16. Otherwise it is the smallest of 1 (mode F
+    only), 255 and 65535 that no pixel exceeds; beyond 65535 it is 65535 for floats and the largest of 32 bits for
+    integers. Levels outside the range from 0 to it are cut, NaN is black.
 
     Args:
         image: a loaded image of a deep mode.
         file: the image as it was opened, which knows its format.
-    """
-    bits = _bit_depth(file)
-    if bits is not None and image.mode != "F":
-        return (1 << bits) - 1
-    if image.mode.startswith("I;16"):
-        return 65535
-    levels = np.asarray(image)
-    largest = float(levels.max(initial=0, where=np.isfinite(levels)))
-    candidates: tuple[int, ...] = (1, 255, 65535) if image.mode == "F" else (255, 65535, _LARGEST_INT)
-    return next((candidate for candidate in candidates if largest <= candidate), candidates[-1])
 
-
-def scale_levels(image: Image.Image, white: int) -> Image.Image:
-    """Scale a deep image from 0..``white`` to 8 bits, rounded; levels outside that range are cut, NaN is black.
-
-    Returns mode L, or LA if the file names a level as transparent.
+    Returns:
+        An image of mode L, or LA if the file names a level as transparent, and the level.
     """
     levels = np.asarray(image)
-    scaled = Image.fromarray(_scale(levels, white))
+    if image.mode == "I" and _tiff_tag(file, _SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED:
+        levels = levels.view(np.uint32)  # Pillow has signed ones only
+    largest = _largest_level(levels, image.mode, file)
+    scaled = Image.fromarray(_scale(levels, largest, inverted=_tiff_tag(file, _PHOTOMETRIC, None) == _WHITE_IS_ZERO))
     key = image.info.get("transparency")
     if not isinstance(key, int):
-        return scaled
+        return scaled, largest
     alpha = Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8))
-    return Image.merge("LA", (scaled, alpha))
+    return Image.merge("LA", (scaled, alpha)), largest
+
+
+def _largest_level(levels: NDArray[Any], mode: str, file: Image.Image) -> int:
+    bits = _bit_depth(file)
+    if bits is not None and mode != "F":
+        return (1 << bits) - 1
+    if mode.startswith("I;16"):
+        return 65535
+    reached = float(levels.max(initial=0, where=np.isfinite(levels)))
+    candidates = (1, 255, 65535) if mode == "F" else (255, 65535, int(np.iinfo(levels.dtype).max))
+    return next((candidate for candidate in candidates if reached <= candidate), candidates[-1])
 
 
 def to_rgb(image: Image.Image, background: Color | None) -> Image.Image:
@@ -114,17 +116,26 @@ def _bit_depth(file: Image.Image) -> int | None:
     """Return the bits per level that the file of a deep image declares, None if unknown or more than 16."""
     if file.format in ("PNG", "PPM", "JPEG2000"):
         return 16  # Pillow scales 9 to 15 bits to 16
-    bits: Any = getattr(file, "tag_v2", {}).get(_BITS_PER_SAMPLE)
-    depth = bits[0] if isinstance(bits, tuple) and bits else bits
-    return depth if isinstance(depth, int) and 8 <= depth <= 16 else None
+    depth = _tiff_tag(file, _BITS_PER_SAMPLE, None)
+    if not isinstance(depth, int) or not 8 <= depth <= 16:
+        return None
+    return depth - 1 if _tiff_tag(file, _SAMPLE_FORMAT, _UNSIGNED) == _SIGNED else depth
 
 
-def _scale(levels: NDArray[Any], white: int) -> NDArray[np.uint8]:
+def _tiff_tag(file: Image.Image, tag: int, default: Any) -> Any:
+    """Return the value of a tag, the first of several; None if the file is not a TIFF."""
+    if file.format != "TIFF":
+        return None
+    value = getattr(file, "tag_v2", {}).get(tag, default)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _scale(levels: NDArray[Any], largest: int, *, inverted: bool) -> NDArray[np.uint8]:
     scaled = np.empty(levels.shape, np.uint8)
     for top, bottom in _blocks(levels.shape[1], len(levels)):
         block = np.nan_to_num(levels[top:bottom].astype(np.float64))
-        scaled[top:bottom] = np.rint(block.clip(0, white) * (255 / white))
-    return scaled
+        scaled[top:bottom] = np.rint(block.clip(0, largest) * (255 / largest))
+    return 255 - scaled if inverted else scaled
 
 
 def _blocks(width: int, height: int) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line, printable
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list
-from .convert import is_deep, largest_level, parse_background, scale_levels, to_rgb
+from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .guard import check_exif, check_header
 from .guard_jpeg import is_read_in_one_pass
 from .openers import open_file
@@ -94,7 +94,7 @@ class ImageReader:
 
     Arrays are uint8 of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``. Of an animation the first
     frame is taken. Transparency is composited on ``background``, which is what the image processors of transformers
-    5.24 do on white. Levels beyond 8 bits are scaled, which is logged: see :func:`.largest_level`.
+    5.24 do on white. Levels beyond 8 bits are scaled, which is logged: see :func:`.scale_levels`.
     Source: ``transformers.image_utils.load_image`` of 4.57, whose pixels these are for all other images; and for all
     images if ``background`` is ``"drop"``: transparency is ignored, and levels beyond 8 bits are cut at 255.
 
@@ -214,10 +214,9 @@ class ImageReader:
             if background is None:
                 _log.warning("%s has levels beyond 8 bits, which are cut at 255 as in transformers 4.57.", name)
                 return image.convert("RGB")
-            white = largest_level(image, file)
-            if white != 255:
-                _log.warning("%s has levels beyond 8 bits, which were scaled from 0-%d to 0-255.", name, white)
-            image = scale_levels(image, white)
+            image, largest = scale_levels(image, file)
+            if largest != 255:
+                _log.warning("%s has levels beyond 8 bits, which were scaled from 0-%d to 0-255.", name, largest)
         return to_rgb(image, background)
 
     def _from_array(self, array: np.ndarray[Any, Any]) -> DecodedImage:
@@ -298,7 +297,7 @@ def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
             status="unsupported",
         )
     try:
-        if not hasattr(file, "seekable") or file.seekable():
+        if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
         content = _read_up_to(file, max_bytes)
     except (OSError, ValueError) as error:  # ValueError: it is closed

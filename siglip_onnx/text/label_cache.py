@@ -26,7 +26,8 @@ class LabelCache:
     """Unit embeddings f32 ``(D,)`` by prompt, the text inside its template.
 
     On disk each is a file ``<folder>/<embedding space>/<sha256 of the prompt>.npy``, with the sha256 of its content at
-    the end, by which damage is recognized. Files are written atomically, so several processes may share a folder.
+    the end, by which damage is recognized. The space of other providers than the CPU has a suffix. Files are written
+    atomically, so several processes may share a folder.
     """
 
     def __init__(self, embedding_space: str, embedding_dim: int, folder: Path | None = None) -> None:

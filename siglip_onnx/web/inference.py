@@ -144,7 +144,7 @@ def _describe_model(model_id: str, model: Served) -> dict[str, Any]:
             "embedding_dim": None,
             "embedding_space": model.embedding_space,
             "providers": model.providers,
-            "size_bytes": model.path.stat().st_size,
+            "size_bytes": model.size_bytes,
             "kind": CLASSIFIER,
             "labels": model.labels,
             "problem_type": model.problem_type,

@@ -195,6 +195,31 @@ def test_gallery_shows_thumbnails_and_escapes_names(small_bundle: Path, tmp_path
     assert "cannot be written" in refused.stderr
 
 
+def test_a_file_that_was_replaced_is_marked(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(IMAGES_PATH, tmp_path / "photos"))
+    assert run("embed", folder, "--out", tmp_path / "out").exit_code == 0
+    shutil.copy(folder / "six_eggs.png", folder / "red_star.png")
+    for options in ((), ("--show-duplicates",)):
+        result = run("search", tmp_path / "out", "a red star", "-k", 2, "--json", *options)
+        first, second = json.loads(result.stdout)["results"]
+        assert (Path(first["path"]).name, first.get("changed")) == ("red_star.png", True)
+        assert "changed" not in second
+    table = run("search", tmp_path / "out", "a red star", "-k", 2).stdout.splitlines()
+    assert table[1].split()[:3] == ["probability", "similarity", "note"]
+    assert " changed " in table[2]
+
+
+def test_rows_of_absurd_size_are_not_read(embedded: Path, tmp_path: Path) -> None:
+    """A sparse file of gigabytes has some kilobytes in an archive."""
+    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
+    os.truncate(copy / "rows" / "000000.jsonl", 5_000_000_000)
+    receipt = copy / "receipts" / "000000.json"
+    document = json.loads(receipt.read_text())
+    document["files"]["rows/000000.jsonl"]["size_bytes"] = 5_000_000_000
+    receipt.write_text(json.dumps(document))
+    assert_error(run("search", copy, "a star"), 1, "has more than 65,536,000 bytes")
+
+
 def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path, tmp_path: Path) -> None:
     result = run("search", embedded, "a star", "--model", small_bundle)
     assert_error(result, 1, "holds vectors of the embedding space int8-")
@@ -300,6 +325,11 @@ def test_collection_refuses_queries_and_models_that_do_not_fit(
     for k in (0, -1, 1.5, True, "3", None):
         with pytest.raises(OptionError, match="expected a whole number above 0"):
             collection.search("a", k)  # type: ignore[call-overload]
+    for threads in (0, -1, 1.5, "2"):
+        with pytest.raises(OptionError, match="expected a number from 1"):
+            collection.search("a", threads=threads)  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match="A query cannot be a list"):
+        collection.search([[]])
     with pytest.raises(JobError, match="they cannot be compared"):
         siglip_onnx.open_collection(embedded, small_bundle).search("a")
     with pytest.raises(JobError, match="they cannot be compared"):

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_long_texts_are_shortened_to_the_width_of_a_terminal() -> None:
     first, second = table.splitlines()[1:]
     assert first == "夕焼けの海と船夕焼けの海と船夕焼…  -1.00"
     assert second == "a" * 32 + "…" + "   2.00"
+
+
+def test_a_long_cell_widens_no_other_row() -> None:
+    table = format_table(("text", "logit"), [("a" * 100_000, "1.00"), *[("b", "2.00")] * 100])
+    assert "a" * 100_000 in table
+    assert len(table) < 200_000
+    began = time.monotonic()
+    assert shorten("犬" * 1_000_000, 9) == "犬犬犬犬…"
+    assert shorten("a" + "\u0301" * 1_000_000, 9).startswith("a\u0301")
+    assert time.monotonic() - began < 5
 
 
 def test_unreadable_images_have_a_row_in_every_format(photos: Path) -> None:

@@ -288,6 +288,7 @@ def text_file(name: str, content: str) -> Callable[[Path], Path]:
         (text_file("x.json", "[]"), "cannot be read as a captions file of Karpathy"),
         (text_file("x.json", '{"images": [{"split": "test"}]}'), "cannot be read as a captions file of Karpathy"),
         (text_file("x.tar", "not a tar archive"), "cannot be read as a tar archive"),
+        (lambda folder: write_tar(folder / "x.tar", [("a" * 5000 + ".png", b"1")]), "a name of 5,004 characters, exp"),
         (text_file("x.parquet", "not Parquet"), "cannot be read as Parquet"),
     ],
 )

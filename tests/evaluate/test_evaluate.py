@@ -371,6 +371,17 @@ def small_set(folder: Path) -> Path:
     return folder
 
 
+def test_a_carriage_return_in_a_label_ends_no_row(tmp_path: Path) -> None:
+    rows = [{"path": str(IMAGES_PATH / f"{name}.png"), "label": name.replace("_", "\r")}
+            for name in ("red_star", "six_eggs")]  # fmt: skip
+    evaluated(write_json_lines(tmp_path / "x.jsonl", rows), "-o", tmp_path / "out", "--variant", "int8")
+    for name, width in (("per_class.csv", 3), ("confusion_int8.csv", 3)):
+        with (tmp_path / "out" / name).open(encoding="utf-8", newline="") as file:
+            table = list(csv.reader(file))
+        assert [len(row) for row in table] == [width] * 3
+        assert [row[0] for row in table[1:]] == ["red\rstar", "six\reggs"]
+
+
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     data, out = small_set(tmp_path / "set"), tmp_path / "project"
     out.mkdir()

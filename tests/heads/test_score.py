@@ -84,6 +84,15 @@ def test_missing_images_are_left_out_of_an_index_and_marked_in_a_folder_of_vecto
     assert table[0].split() == ["path", "score", "note"]
     assert table[1].split()[-1] == "missing"
     assert not any(line.endswith(" missing") for line in table[2:])
+    replaced = Path(sort("vectors")[1]["path"])
+    replaced.write_bytes(STAR.read_bytes() + b"x")
+    assert [(row.get("missing"), row.get("changed")) for row in sort("vectors")] == [
+        (True, None),
+        (None, True),
+        (None, None),
+    ]
+    table = run("search", tmp_path / "vectors", "--sort", tmp_path / "head.npz").stdout.splitlines()
+    assert [line.split()[-1] for line in table[1:3]] == ["missing", "changed"]
 
 
 @pytest.mark.parametrize("activation", ["none", "sigmoid", "softmax"])
@@ -108,8 +117,11 @@ def test_scores_of_images(activation: str, tmp_path: Path) -> None:
     table = run("classify", STAR, "--head", tmp_path / "head.npz").stdout.splitlines()
     assert table[0].split() == ["image", "label", "score"]
     lines = run("classify", STAR, "--head", tmp_path / "head.npz", "--csv").stdout.splitlines()
-    assert lines[0] == "image,label,score"
+    assert lines[0] == "image,label,score,error"
     assert len(table) == len(lines) == 3
+    lines = run("classify", "missing.png", STAR, "--head", tmp_path / "head.npz", "--csv").stdout.splitlines()
+    assert lines[1].startswith("missing.png,,,missing.png does not exist")
+    assert len(lines) == 4
 
 
 def test_five_linear_layers_become_one(tmp_path: Path) -> None:

@@ -69,7 +69,21 @@ def test_bundle_is_pulled_used_listed_verified_and_removed(hub: Hub, small_bundl
     assert run("models", "verify").exit_code == 0
     assert run("models", "rm", NAME).exit_code == 0
     assert cached_models() == []
-    assert run("models", "rm", NAME).exit_code == 4
+    assert_error(run("models", "rm", NAME), 4, "is not in the cache")
+    folder.parent.mkdir()  # as a run leaves it that is killed before its last step
+    assert run("models", "rm", NAME).exit_code == 0
+    assert not folder.parent.exists()
+
+
+def test_what_a_killed_pull_left_beside_the_model_is_removed(hub: Hub, small_bundle: Path) -> None:
+    commit = hub.add(NAME, small_bundle)
+    folder = Path(run("models", "pull", NAME).stdout.strip())
+    partial = folder.with_name(f"{commit}.partial")
+    partial.mkdir()
+    (partial / "manifest.json").touch()
+    assert run("models", "pull", NAME).exit_code == 0
+    assert not partial.exists()
+    assert verify_folder(folder) == []
 
 
 def test_load_downloads_each_variant_once(hub: Hub, small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

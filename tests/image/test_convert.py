@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,35 @@ def test_the_bit_depth_of_a_tiff_is_its_range() -> None:
     dark = Image.fromarray(np.array([[0, 100, 255]], np.uint16))
     for data in (encode(dark), encode(dark, "TIFF"), encode(dark, "PPM"), encode(dark, "JPEG2000")):
         assert pixels_of(data)[0, :, 0].tolist() == [0, 0, 1]
+
+
+RAMP = np.tile(np.linspace(0, 1, 16), (4, 1))
+WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
+UNSIGNED, SIGNED, FLOATS = 1, 2, 3
+
+
+def tiff(levels: np.ndarray, photometric: int, sample_format: int) -> bytes:
+    """Return a TIFF of one strip, with tags that Pillow does not write."""
+    height, width = levels.shape
+    tags = {256: width, 257: height, 258: 8 * levels.itemsize, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height,
+            279: levels.nbytes, 339: sample_format}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + levels.nbytes)
+    return head + levels.tobytes() + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "sample_format", "photometric"),
+    [("<u1", 255, UNSIGNED, WHITE_IS_ZERO), ("<u2", 2**16 - 1, UNSIGNED, WHITE_IS_ZERO), ("<f4", 1, FLOATS, WHITE_IS_ZERO),
+     ("<u2", 2**16 - 1, UNSIGNED, BLACK_IS_ZERO), ("<i2", 2**15 - 1, SIGNED, BLACK_IS_ZERO),
+     ("<u4", 2**32 - 1, UNSIGNED, BLACK_IS_ZERO), ("<i4", 2**31 - 1, SIGNED, BLACK_IS_ZERO)],
+)  # fmt: skip
+def test_scans_are_neither_negatives_nor_wrapped(
+    dtype: str, largest: int, sample_format: int, photometric: int
+) -> None:
+    ramp = RAMP if photometric == BLACK_IS_ZERO else 1 - RAMP
+    pixels = np.asarray(load_image(tiff((ramp * largest).astype(dtype), photometric, sample_format)))
+    assert_allclose(pixels[..., 0], 255 * RAMP, atol=1.01)
 
 
 def test_large_images_are_converted_in_blocks() -> None:

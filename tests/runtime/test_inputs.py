@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def expected(demo: siglip_onnx.SigLIP) -> Any:
         lambda: [path.open("rb") for path in PATHS],
         lambda: [path.open("rb", buffering=0) for path in PATHS],
         lambda: [io.BytesIO(content) for content in CONTENTS],
+        lambda: [SimpleNamespace(read=io.BytesIO(content).read) for content in CONTENTS],  # as of a socket
         lambda: [memoryview(content) for content in CONTENTS],
         lambda: [bytearray(content) for content in CONTENTS],
         lambda: [{"bytes": content, "path": None} for content in CONTENTS],
@@ -162,6 +164,13 @@ def test_texts_of_any_iterable_give_the_same_bits(demo: siglip_onnx.SigLIP, text
 def test_what_is_not_a_list_of_texts_is_refused(demo: siglip_onnx.SigLIP, texts: Any, kind: str) -> None:
     with pytest.raises(TextError, match=f"Texts cannot be a {kind}; give a list"):
         demo.encode_texts(texts)
+
+
+def test_names_that_no_file_can_have_are_errors_of_this_package() -> None:
+    with pytest.raises(ModelNotFoundError):
+        siglip_onnx.load("a" * 5000)
+    with pytest.raises(OptionError, match="which no file can be called"):
+        siglip_onnx.load("demo", label_cache="a\0b")
 
 
 def test_errors_are_also_those_of_python(demo: siglip_onnx.SigLIP, tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ def test_variants_are_read_and_are_accurate(tmp_path: Path, shape: str, variants
         assert worst_cosine(model, reference) > FLOORS[variant], variant
 
 
+def test_labels_of_openvino_are_cached_apart(tmp_path: Path) -> None:
+    for providers in (None, ["OpenVINO"], None, ["OpenVINO"]):
+        cached, fresh = (
+            siglip_onnx.load("demo", providers=providers, label_cache=folder).encode_labels(["a red star"])
+            for folder in (tmp_path / "labels", None)
+        )
+        np.testing.assert_array_equal(cached, fresh)
+    assert len(list((tmp_path / "labels").iterdir())) == 2
+
+
 def test_threads_and_workers_give_equal_results() -> None:
     one = siglip_onnx.load("demo", providers=OPENVINO, threads=1).encode_images(IMAGES)
     for options in ({"threads": 2}, {"workers": 2}):

@@ -471,6 +471,13 @@ def test_https_verifies_the_certificate() -> None:
             asyncio.run(run(url, tls))
 
 
+def test_no_handshake_of_large_diffie_hellman_groups_is_offered() -> None:
+    """One of 10,000 bits takes a second of the event loop."""
+    names = [cipher["name"] for cipher in Fetcher(Limits())._tls_context().get_ciphers()]
+    assert any(name.startswith("ECDHE-") for name in names)
+    assert not any(name.startswith(("DHE-", "EDH-", "ADH-")) for name in names)
+
+
 def test_only_allowed_domains_are_fetched() -> None:
     internet = FakeInternet({name: [PUBLIC] for name in ("images.example", "a.images.example", "example")})
 

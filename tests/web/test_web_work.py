@@ -97,12 +97,12 @@ def test_work_on_many_texts_ends_when_its_client_disconnects(monkeypatch: pytest
     disconnected = threading.Event()
     encode = TextTower.embed_labels
 
-    def encode_slowly(tower: TextTower, texts: list[str], **options: Any) -> Any:
+    def encode_slowly(tower: TextTower, texts: list[str], *templates: Any) -> Any:
         embedded.extend(texts)
         if len(embedded) == 2:
             disconnected.set()
             time.sleep(0.5)
-        return encode(tower, texts, **options)
+        return encode(tower, texts, *templates)
 
     monkeypatch.setattr(TextTower, "embed_labels", encode_slowly)
 

@@ -24,6 +24,7 @@ from .tensor import DTYPES, Tensor, Tensors
 _MAX_PICKLE_BYTES = 50_000_000
 _MAX_OPERATIONS = 1_000_000  # of the pickle: about 20 for a tensor
 _MAX_INT = 2**63 - 1
+_MAX_NAME = 200  # characters of a type's or a storage's name; others may be long, since they are not joined
 _MAX_SHARING = 4  # bytes of the tensors by bytes of their storages; tied weights are in the file once
 _STORAGES = {
     "torch.FloatStorage": ("F32", 4), "torch.HalfStorage": ("F16", 2), "torch.BFloat16Storage": ("BF16", 2),
@@ -109,6 +110,14 @@ def _check_sharing(tensors: Collection[Tensor], archive: Archive) -> None:
         raise ValueError(f"its tensors of {size_bytes:,} bytes share storages of {stored_bytes:,} bytes")
 
 
+def _type_name(*parts: object) -> _Name:
+    """Return the name of a type; a pickle may join a long text with itself again and again."""
+    module, name = parts
+    if any(type(part) is not str or len(part) > _MAX_NAME for part in parts):
+        raise ValueError("it has a type with a very long name, or none")
+    return _Name(f"{module}.{name}")
+
+
 class _Interpreter:
     """A stack machine for the subset of pickle that describes dictionaries of tensors."""
 
@@ -136,8 +145,8 @@ class _Interpreter:
             "MEMOIZE": lambda _arg: self._put(len(self._memo)),
             "BINGET": lambda arg: self._stack.append(self._memo[arg]),
             "LONG_BINGET": lambda arg: self._stack.append(self._memo[arg]),
-            "GLOBAL": lambda arg: self._stack.append(_Name(arg.replace(" ", ".", 1))),
-            "STACK_GLOBAL": lambda _arg: self._stack.append(_Name(".".join(self._pop_last(2)))),
+            "GLOBAL": lambda arg: self._stack.append(_type_name(*arg.split(" ", 1))),
+            "STACK_GLOBAL": lambda _arg: self._stack.append(_type_name(*self._pop_last(2))),
             "REDUCE": lambda _arg: self._stack.append(self._reduce(*self._pop_last(2))),
             "BUILD": lambda _arg: self._build(),
             "BINPERSID": lambda _arg: self._stack.append(self._storage(*self._stack.pop())),
@@ -210,7 +219,7 @@ class _Interpreter:
         self._stack.append(target)
 
     def _storage(self, kind: Any, storage: Any, key: Any, _device: Any, numel: Any) -> _Storage:
-        if kind != "storage" or not isinstance(storage, _Name) or type(key) is not str:
+        if kind != "storage" or not isinstance(storage, _Name) or type(key) is not str or len(key) > _MAX_NAME:
             raise ValueError("it has a storage without a type or name")
         if storage.name not in _STORAGES:
             raise ValueError(f"it has a storage of the unknown type {storage.name}")
