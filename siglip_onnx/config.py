@@ -46,7 +46,7 @@ MAX_IMAGE_SIZE, _MAX_PATCHES = 8_192, 100_000
 _MAX_COUNT = 10_000_000
 _MAX_COUNTS = {
     "num_hidden_layers": 1_000, "num_attention_heads": 10_000, "hidden_size": 100_000, "projection_size": 100_000,
-    "intermediate_size": 1_000_000, "max_position_embeddings": 100_000, "image_size": MAX_IMAGE_SIZE,
+    "intermediate_size": 1_000_000, "max_position_embeddings": 4096, "image_size": MAX_IMAGE_SIZE,
     "height": MAX_IMAGE_SIZE, "width": MAX_IMAGE_SIZE, "patch_size": MAX_IMAGE_SIZE, "num_patches": _MAX_PATCHES,
     "max_num_patches": _MAX_PATCHES,
 }  # fmt: skip

@@ -166,8 +166,9 @@ def _read_header(header: bytes) -> tuple[tuple[int, int], np.dtype[Any]]:
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not version 1.0 of the .npy format")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran_order or len(shape) != 2 or file.tell() != _HEADER_BYTES or dtype.hasobject:
-        raise ValueError(f"shape {shape} of {dtype}, expected the rows of a shard")
+    is_shard = len(shape) == 2 and 0 <= shape[0] <= MAX_SHARD_SIZE
+    if fortran_order or not is_shard or file.tell() != _HEADER_BYTES or dtype.hasobject:
+        raise ValueError(f"shape {shape!s:.100} of {dtype}, expected at most {MAX_SHARD_SIZE:,} rows of a shard")
     return (shape[0], shape[1]), dtype
 
 

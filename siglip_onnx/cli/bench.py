@@ -216,6 +216,7 @@ def run(
     )
     click.echo(render(document, format_), nl=False)  # before the file, which may fail, because it took minutes
     if out is not None:
+        check_output(out, MEASUREMENT, [], overwrite=overwrite)  # it may have appeared meanwhile
         with writing(out, " Choose another --out."):
             write_atomic(out, document.to_json().encode())
     context.exit(FAILED if document.absent else 0)

@@ -109,6 +109,7 @@ def calibrate_(
         "cross_validated": [asdict(quality) for quality in report.sets],
     }
     document = {"format": CALIBRATION_FORMAT} | asdict(to_calibration(opened, fit, facts))
+    check_output(out, CALIBRATION, [], overwrite=overwrite)  # it may have appeared meanwhile
     with writing(out):
         write_atomic(out, (to_json(document, indent=2) + "\n").encode())
     for row, error in embedded.errors.items():

@@ -87,7 +87,7 @@ def embed(
             f"{out} exists already, without {rows_path.name}, so it is not replaced; choose another name for --out, or "
             "replace it: --overwrite"
         )
-    context.exit(_embed_each(names, all_texts, out, rows_path, choice, as_json=as_json))
+    context.exit(_embed_each(names, all_texts, out, rows_path, choice, overwrite=job.overwrite, as_json=as_json))
 
 
 def _check_sources(arguments: Sequence[str]) -> None:
@@ -101,8 +101,15 @@ def _check_sources(arguments: Sequence[str]) -> None:
 
 
 def _embed_each(
-    names: Sequence[str], texts: list[str], out: Path, rows_path: Path, choice: ModelChoice, *, as_json: bool
-) -> int:  # fmt: skip
+    names: Sequence[str],
+    texts: list[str],
+    out: Path,
+    rows_path: Path,
+    choice: ModelChoice,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
     """Embed single images or texts into one file; return the exit code."""
     model = choice.open(num_inputs=len(names or texts))
     if names:
@@ -123,6 +130,8 @@ def _embed_each(
     buffer = io.BytesIO()
     np.save(buffer, vectors)
     lines = "".join(to_json(row | space) + "\n" for row in rows)
+    for path, kind in ((out, _VECTORS), (rows_path, _ROWS)):
+        check_output(path, kind, [], overwrite=overwrite)  # it may have appeared meanwhile
     with writing(out):
         write_together({out: buffer.getvalue(), rows_path: lines.encode()})
     if as_json:

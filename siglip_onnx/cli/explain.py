@@ -96,8 +96,10 @@ def explain(
     rgb = open_reader(choice.runtime_options(), draft_size, size=1).read(image).rgb
     explanation = explain_image(rgb, _make_scorer(model, names, templates, choice))
     if out is not None:
+        drawing = draw_explanation(rgb, explanation)
+        check_output(out, DRAWING, [], overwrite=overwrite)  # it may have appeared meanwhile
         with writing(out):
-            write_atomic(out, draw_explanation(rgb, explanation))
+            write_atomic(out, drawing)
         if len(explanation.matches) > MAX_PANELS:
             report(f"{out} shows the {MAX_PANELS} texts of the highest logits, of {len(explanation.matches):,}.")
     if as_json:

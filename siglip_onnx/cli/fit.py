@@ -106,6 +106,7 @@ def fit(
     if none_of_these is not None:
         weights = np.concatenate([weights, np.zeros_like(weights[:1])])
         biases = np.append(biases, fitted.none_logit)
+    check_output(out, CLASSIFIER, [], overwrite=overwrite)  # it may have appeared meanwhile
     write_classifier(opened, texts, weights, fitted.head.scale, biases, out, templates=templates, uint8=uint8)
     for name, message in errors.items():
         warn(describe_left_out(name, message))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .options import FiniteRange, calibration_option, fast_decode_option, provid
 from .output import report, report_demo_model
 
 MAX_MODELS = 4
+_KEY_VARIABLE = "SIGLIP_ONNX_API_KEY"
 
 
 @click.command(
@@ -81,7 +83,7 @@ MAX_MODELS = 4
 @click.option("--no-url-fetch", is_flag=True, help="Never fetch URLs.")
 @click.option(
     "--api-key",
-    envvar="SIGLIP_ONNX_API_KEY",
+    envvar=_KEY_VARIABLE,
     show_envvar=True,
     help="Require this key in requests. Other users can see the options of a command, so prefer the variable.",
 )
@@ -132,7 +134,7 @@ def web(
     """
     if allow_url_fetch and no_url_fetch:
         raise click.UsageError("--allow-url-fetch and --no-url-fetch contradict each other.")
-    if api_key == "":
+    if api_key == "" or (api_key is None and os.environ.get(_KEY_VARIABLE) == ""):  # click ignores an empty variable
         raise click.UsageError("The API key is empty; give a key, or remove the option and the variable.")
     if api_key is not None and api_key != api_key.strip():
         raise click.UsageError("The API key begins or ends with a space, which HTTP headers cannot hold; remove it.")

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def read_labels(path: Path) -> list[str] | dict[str, str]:
             content = file.read(_MAX_LABELS_BYTES + 1)
         if len(content) > _MAX_LABELS_BYTES:
             raise ValueError(f"it has more than {_MAX_LABELS_BYTES:,} bytes")
-        lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in _lines(content.decode("utf-8-sig")) if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}. Give a UTF-8 file with one label per line.") from error
     pairs = [line.split("\t", 1) for line in lines]
@@ -181,6 +181,11 @@ def read_labels(path: Path) -> list[str] | dict[str, str]:
     if len(pairs[0]) == 1:
         return [line.strip() for line in lines]
     return {name.strip(): words.strip() for name, words in pairs}
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text as a file has them; ``str.splitlines`` also splits at separators inside a line."""
+    return [line.rstrip("\n") for line in StringIO(text, newline=None)]
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
@@ -351,7 +356,7 @@ def _from_archives(path: Path, archives: Iterable[Path], options: DataOptions) -
     captions = _Captions()
     for sample, rest in pairs:
         captions.add(sample)
-        captions.extend(ANY_LANGUAGE, _text(rest.get("txt"), sample).splitlines())
+        captions.extend(ANY_LANGUAGE, _lines(_text(rest.get("txt"), sample)))
     return captions.finish(path)
 
 

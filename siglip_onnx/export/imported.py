@@ -123,7 +123,7 @@ def import_bundle(
         DownloadError: a file of the Hub cannot be fetched.
     """
     check_out(out, Path(source), overwrite)
-    with _open_folder(source, report) as folder, new_bundle_folder(out, Path(source)) as target:
+    with _open_folder(source, report) as folder, new_bundle_folder(out, Path(source), overwrite) as target:
         config, config_files = _read_configs(folder)
         _, text = config.both()
         graphs = _find_graphs(folder, precisions, report)

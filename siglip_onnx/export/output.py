@@ -13,15 +13,15 @@ from ..errors import CheckpointError, SiglipOnnxError
 from ..system.files import follow_links, new_part_folder, remove, remove_own_files, replace_folder
 
 
-def check_out(out: Path, checkpoint: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but a bundle: the folder may hold the checkpoint, or files of the user.
+def check_out(out: Path, checkpoint: Path, overwrite: bool) -> list[str]:
+    """Refuse to replace anything but a bundle, whose files are returned: there may be files of the user.
 
     Raises:
         CheckpointError: it holds something else, or exists and ``overwrite`` is false.
     """
     if out.exists() and not overwrite:
         raise CheckpointError(f"{out} exists already; choose another folder, or replace the bundle there: --overwrite")
-    _find_own_files(out, checkpoint)
+    return _find_own_files(out, checkpoint)
 
 
 def _find_own_files(out: Path, checkpoint: Path) -> list[str]:
@@ -58,15 +58,16 @@ def _find_own_files(out: Path, checkpoint: Path) -> list[str]:
 
 
 @contextmanager
-def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
+def new_bundle_folder(out: Path, checkpoint: Path, overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder next to ``out``, which is renamed to it at the end, or removed after an error.
 
     Raises:
-        CheckpointError: by the end ``out`` holds something other than a bundle.
+        CheckpointError: by the end ``out`` holds something other than a bundle, or has appeared and ``overwrite`` is
+            false.
         SiglipOnnxError: it cannot be written.
     """
     try:
-        with _new_folder(out, checkpoint) as folder:
+        with _new_folder(out, checkpoint, overwrite) as folder:
             yield folder
     except SiglipOnnxError:
         raise
@@ -75,12 +76,12 @@ def new_bundle_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _new_folder(out: Path, checkpoint: Path) -> Iterator[Path]:
+def _new_folder(out: Path, checkpoint: Path, overwrite: bool) -> Iterator[Path]:
     out = follow_links(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with new_part_folder(out) as temporary:
         yield temporary
-        own = _find_own_files(out, checkpoint)  # an export takes minutes, in which files may have been added
+        own = check_out(out, checkpoint, overwrite)  # an export takes minutes, in which files may have been added
         if (old := replace_folder(temporary, out)) is not None:
             _remove_bundle(old, own)
 

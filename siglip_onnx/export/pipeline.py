@@ -127,7 +127,7 @@ def export_bundle(
     report(f"Reading {checkpoint_path}")
     with (
         open_checkpoint(checkpoint_path, base=base, tokenizer=tokenizer, tower=tower, report=report) as checkpoint,
-        new_bundle_folder(out, checkpoint_path) as folder,
+        new_bundle_folder(out, checkpoint_path, overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         _towers(checkpoint, exporter, features, report) as fresh_tower,
     ):

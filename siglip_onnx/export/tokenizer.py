@@ -20,7 +20,7 @@ from ..system.files import read_small
 from ..system.json_files import read_json_object
 from ..text.growth import MAX_TOKENIZER_BYTES, check_document
 from ..text.tokenizer import is_panic
-from ..text.vocabulary import PIECES, write_pieces
+from ..text.vocabulary import MAX_PIECE_CHARACTERS, PIECES, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
 _META = "▁"
@@ -54,6 +54,7 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
         if cleaning is not None:
             document = _clean_as_open_clip(document, path, cleaning)
             check_document(document)
+        _check_ids(document, vocab_size)
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
     except (CheckpointError, MemoryError):
         raise
@@ -66,6 +67,8 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
             f"The tokenizer of {source} has {tokenizer.get_vocab_size()} pieces, but the text tower only "
             f"{vocab_size}. The two do not belong together."
         )
+    if any(len(piece) > MAX_PIECE_CHARACTERS for piece in tokenizer.get_vocab()):
+        raise CheckpointError(f"{path} has a piece of more than {MAX_PIECE_CHARACTERS} characters. Download it again.")
     pad = document["post_processor"]["special_tokens"]["pad"]
     tokenizer.enable_truncation(text_length, direction="right")
     tokenizer.enable_padding(direction="right", pad_id=pad["ids"][0], pad_token=pad["tokens"][0], length=text_length)
@@ -75,6 +78,21 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
     out.with_name(TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if len(document["model"]["vocab"]) >= LARGE_VOCABULARY:
         write_pieces(json.loads(text), out.with_name(PIECES))
+
+
+def _check_ids(document: Json, vocab_size: int) -> None:
+    """Check that every token has an id of its own: the library would fill and print the gaps between ids.
+
+    Raises:
+        ValueError: one has not, or has no row in the text tower.
+    """
+    vocab = document["model"]["vocab"]
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    if len(set(ids)) < len(ids):
+        raise ValueError("two pieces have the same id")
+    for id_ in (*ids, *(token["id"] for token in document.get("added_tokens") or ())):
+        if type(id_) is not int or not 0 <= id_ < vocab_size:
+            raise ValueError(f"a token has the id {id_!r:.30}, but the text tower has {vocab_size:,} rows")
 
 
 def _tokenizer_config(document: Json, text_length: int) -> Json:

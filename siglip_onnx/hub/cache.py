@@ -6,6 +6,7 @@ A bundle appears under its revision complete or not at all; until then it is bui
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from ..system.json_files import read_json_object
 from ..system.locks import acquire
 from ..system.records import read_record
 
+_log = logging.getLogger(__name__)
 RECORD = ".json"
 PARTIAL = ".partial"
 CORRUPT = ".corrupt-"
@@ -222,7 +224,11 @@ def locked(name: str) -> Iterator[None]:
     with cache_errors():
         locks = models_folder().parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        lock = acquire(locks / (name.replace("/", "--") + ".lock"))
+        path = locks / (name.replace("/", "--") + ".lock")
+        lock = acquire(path, wait_s=0)
+        if lock is None:
+            _log.warning("Another process is changing %s in the cache; waiting for it to end.", name)
+            lock = acquire(path)
     try:
         yield
     finally:

@@ -172,6 +172,7 @@ def _copy_bundle(repository: Repository, variants: Sequence[str], partial: Path,
     fetch(repository, names, partial)
     folder = partial / "bundle"
     with cache_errors():
+        discard(folder)  # of an earlier try, perhaps with other variants
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).replace(folder / name)

@@ -11,6 +11,7 @@ from .headers import bomb, read_at
 MAX_SCANS = 64  # an encoder's progressive JPEG has about ten
 MAX_SEQUENTIAL_SCANS = 8  # one per component at most
 MAX_SEGMENTS = 5_000  # reading their headers alone takes time
+MAX_FILL = 100_000  # bytes between the segments before the first scan, which Pillow reads one by one in Python
 MAX_METADATA_SEGMENTS = 32  # of EXIF and of Photoshop, each of up to 64 kB, which Pillow parses in Python
 # Markers; the first has no length.
 _ALONE, _END, _SCAN, _EXIF, _PHOTOSHOP = 0x01, 0xD9, 0xDA, 0xE1, 0xED
@@ -27,10 +28,13 @@ def check_jpeg(file: IO[bytes], name: str) -> None:
         ImageError: of status ``"too_large"``.
         struct.error: a segment is truncated.
     """
-    scans, metadata, components, position = 0, 0, 0, 2
+    scans, metadata, components, fill, position = 0, 0, 0, 0, 2
     most = MAX_SEQUENTIAL_SCANS
     for _ in range(MAX_SEGMENTS):
-        position = _next_marker(file, position)
+        start, position = position, _next_marker(file, position)
+        fill += position - start if scans == 0 else 0
+        if fill > MAX_FILL:
+            raise bomb(name, f"more than {MAX_FILL:,} bytes between its segments")
         header = read_at(file, position, 10)
         if len(header) < 4:
             return

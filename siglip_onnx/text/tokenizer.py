@@ -18,7 +18,7 @@ from .growth import check_file
 from .templates import MAX_CHARACTERS
 from .vocabulary import PIECES, PieceTable
 
-_AT_ONCE = 1024  # texts; what the library returns for each is much larger than its ids
+_AT_ONCE, _TOKENS_AT_ONCE = 1024, 65_536  # texts; what the library returns for each is much larger than its ids
 _log = logging.getLogger(__name__)
 
 
@@ -58,8 +58,9 @@ class Tokenizer:
         """
         self.check(texts)
         rows = np.empty((len(texts), self.text_length), np.int64)
-        for start in range(0, len(texts), _AT_ONCE):
-            chunk = texts[start : start + _AT_ONCE]
+        at_once = min(_AT_ONCE, max(1, _TOKENS_AT_ONCE // self.text_length))
+        for start in range(0, len(texts), at_once):
+            chunk = texts[start : start + at_once]
             with _library_errors(f"{self._path} cannot tokenize"):
                 encoded = self._encode(chunk)
             for number, (text, (ids, truncated)) in enumerate(zip(chunk, encoded, strict=True), start):

@@ -38,7 +38,7 @@ from .growth import check_document
 
 PIECES = "tokenizer_pieces.npz"
 FEW_CHARACTERS, _FEW_NORMALIZED = 2_000, 8_000
-_MAX_PIECE_CHARACTERS = 200  # of SigLIP's vocabularies at most 31
+MAX_PIECE_CHARACTERS = 200  # of SigLIP's vocabularies at most 31
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Json = dict[str, Any]
@@ -65,7 +65,7 @@ class PieceTable:
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]
             self._longest = int(self._arrays["longest"])
-            if not 0 < self._longest <= _MAX_PIECE_CHARACTERS:
+            if not 0 < self._longest <= MAX_PIECE_CHARACTERS:
                 raise ValueError(f"its longest piece has {self._longest} characters")
             self._required = self._find_required()
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, zipfile.BadZipFile) as error:

@@ -206,6 +206,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jpeg refined 400 times": jpeg_of_many_scans,  # half a minute of work in 160 kB
     # After fill bytes and a marker without a length, which decoders skip.
     "jpeg of hidden scans": lambda: jpeg_of_many_scans().replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda"),
+    "jpeg of 10 MB of fill bytes": lambda: small("JPEG").replace(b"\xff\xd8", b"\xff\xd8" + b"\xff" * 10_000_000, 1),
     "jpeg of two million comments": jpeg_of_many_segments,  # reading their headers alone takes seconds
     "jpeg 2000 of 65,025 tiles": lambda: jpeg2000(1, 255, boxed=False),  # 750 MB in 172 bytes
     "jp2 whose box hides the size": lambda: jpeg2000(30_000, 30_000, boxed=True),

@@ -220,6 +220,20 @@ def test_rows_of_absurd_size_are_not_read(embedded: Path, tmp_path: Path) -> Non
     assert_error(run("search", copy, "a star"), 1, "has more than 65,536,000 bytes")
 
 
+def test_vectors_of_more_rows_than_a_shard_has_are_not_read(embedded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
+    path, receipt = copy / "vectors" / "000000.npy", copy / "receipts" / "000000.json"
+    content = path.read_bytes()
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10_000_000, 128)})
+        assert file.tell() == 128 < len(content)
+        file.truncate(128 + 4 * 128 * 10_000_000)
+    document = json.loads(receipt.read_text())
+    document["files"]["vectors/000000.npy"]["size_bytes"] = path.stat().st_size
+    receipt.write_text(json.dumps(document))
+    assert_error(run("search", copy, "a star"), 1, "expected at most 1,000 rows of a shard")
+
+
 def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path, tmp_path: Path) -> None:
     result = run("search", embedded, "a star", "--model", small_bundle)
     assert_error(result, 1, "holds vectors of the embedding space int8-")

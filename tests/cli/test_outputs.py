@@ -1,6 +1,7 @@
 """Commands replace only files that they wrote themselves, and never their inputs."""
 
 import os
+import pkgutil
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,31 @@ def test_own_files_are_replaced_and_others_are_not(name: str, photos: Path, text
         result = run(*arguments, out, *options)
         assert result.exit_code == 0, result.stderr
         assert out.read_bytes() != STAR.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function"),
+    [("explain", "explain", "draw_explanation"), ("fit", "fit", "fit_few_shot"), ("embed", "embed", "to_json")],
+)
+def test_a_file_that_appears_meanwhile_is_not_replaced(
+    name: str, module: str, function: str, photos: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "fit":
+        pytest.importorskip("onnx_ir")
+    arguments, suffix = commands(photos, texts)[name]
+    out = tmp_path / f"out.{suffix}"
+    target = f"siglip_onnx.cli.{module}.{function}"
+    original = pkgutil.resolve_name(target)
+
+    def appear(*arguments: object, **options: object) -> object:
+        out.write_bytes(b"of the user")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(target, appear)
+    assert_error(run(*arguments, out), 1, "exists already and is not")
+    assert out.read_bytes() == b"of the user"
+    assert run(*arguments, out, "--overwrite").exit_code == 0
+    assert out.read_bytes() != b"of the user"
 
 
 @pytest.mark.parametrize("name", ["search", "explain", "compile", "fit", "embed"])

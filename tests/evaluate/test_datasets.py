@@ -221,6 +221,14 @@ def test_captions_in_tables_and_archives(tmp_path: Path) -> None:
     assert [sample.read() for sample in data.samples] == [b"1", b"2"]
 
 
+def test_separators_inside_a_line_end_no_label(tmp_path: Path) -> None:
+    """They are pasted from pages; a file's lines end at line feeds and carriage returns."""
+    (tmp_path / "labels.txt").write_bytes("six\u2028eggs\r\na\x0cred star\rword\x85\n".encode())
+    assert read_labels(tmp_path / "labels.txt") == ["six\u2028eggs", "a\x0cred star", "word"]
+    path = write_tar(tmp_path / "x.tar", [("a.png", b"1"), ("a.txt", "x\u2028y\nz".encode())])
+    assert captioned(path).captions == {"": [["x\u2028y", "z"]]}
+
+
 def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq

@@ -24,7 +24,9 @@ from support.manifests import write_document
 from transformers import SiglipImageProcessor, SiglipModel
 
 import siglip_onnx
+from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.bundle.manifest import SUFFIXES
+from siglip_onnx.demo import BUNDLE_PATH
 from siglip_onnx.errors import AccuracyError, BundleError, CheckpointError, SiglipOnnxError
 from siglip_onnx.export.checkpoint import CheckedWeights
 from siglip_onnx.export.int8 import quantize_columns, quantize_rows
@@ -223,6 +225,21 @@ def test_the_checkpoint_itself_is_never_replaced(copy: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="also holds thesis"):
         export_bundle(copy, bundle, overwrite=True)
     assert (bundle / "thesis.txt").exists()
+
+
+def test_a_bundle_that_appears_meanwhile_is_not_replaced(small_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def appear(line: str) -> None:
+        if line.startswith("Writing fp32"):
+            shutil.copytree(BUNDLE_PATH, out, dirs_exist_ok=True)
+
+    with pytest.raises(CheckpointError, match=r"exists already; .* --overwrite"):
+        export_bundle(small_checkpoint, out, precisions=["fp32"], report=appear)
+    assert open_bundle(out).manifest.model_name == "demo"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    export_bundle(small_checkpoint, out, precisions=["fp32"], report=appear, overwrite=True)
+    assert open_bundle(out).manifest.model_name != "demo"
 
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"

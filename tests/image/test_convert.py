@@ -222,9 +222,10 @@ def tiff(levels: np.ndarray, photometric: int, sample_format: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("dtype", "largest", "sample_format", "photometric"),
-    [("<u1", 255, UNSIGNED, WHITE_IS_ZERO), ("<u2", 2**16 - 1, UNSIGNED, WHITE_IS_ZERO), ("<f4", 1, FLOATS, WHITE_IS_ZERO),
-     ("<u2", 2**16 - 1, UNSIGNED, BLACK_IS_ZERO), ("<i2", 2**15 - 1, SIGNED, BLACK_IS_ZERO),
-     ("<u4", 2**32 - 1, UNSIGNED, BLACK_IS_ZERO), ("<i4", 2**31 - 1, SIGNED, BLACK_IS_ZERO)],
+    [("<u1", 255, UNSIGNED, WHITE_IS_ZERO), ("<u2", 2**16 - 1, UNSIGNED, WHITE_IS_ZERO),
+     ("<f4", 1, FLOATS, WHITE_IS_ZERO), ("<u2", 2**16 - 1, UNSIGNED, BLACK_IS_ZERO),
+     ("<i2", 2**15 - 1, SIGNED, BLACK_IS_ZERO), ("<u4", 2**32 - 1, UNSIGNED, BLACK_IS_ZERO),
+     ("<i4", 2**31 - 1, SIGNED, BLACK_IS_ZERO)],
 )  # fmt: skip
 def test_scans_are_neither_negatives_nor_wrapped(
     dtype: str, largest: int, sample_format: int, photometric: int

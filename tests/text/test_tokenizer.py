@@ -177,14 +177,17 @@ def test_other_tokenizers_are_refused(tmp_path: Path, content: str, message: str
         write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100)
 
 
-def unigram(charsmap: bytes) -> dict[str, Any]:
+def unigram(charsmap: bytes, piece: str = "a") -> dict[str, Any]:
     normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
-    vocab = [["<unk>", 0.0], ["</s>", -1.0], ["a", -2.0]]
+    vocab = [["<unk>", 0.0], ["</s>", -1.0], [piece, -2.0]]
     return {"normalizer": normalizer, "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab}}
 
 
 def gemma(*steps: dict[str, Any]) -> dict[str, Any]:
-    vocab = {"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 3}
+    return gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 3}, *steps)
+
+
+def gemma_of(vocab: dict[str, int], *steps: dict[str, Any]) -> dict[str, Any]:
     model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>"}
     return {"normalizer": {"type": "Sequence", "normalizers": steps}, "model": model, "added_tokens": []}
 
@@ -195,12 +198,20 @@ def gemma(*steps: dict[str, Any]) -> dict[str, Any]:
         (unigram(b"\xf0\xff\xff\xff" + bytes(8)), "states 4,294,967,284 bytes, and has 12"),
         (unigram(b"\0\0"), "states 4 bytes, and has 2"),
         (unigram(b"\4\0\0\0" + bytes(4) + b"\xff\xfe"), "PanicException"),
+        (
+            gemma() | {"added_tokens": [{"id": 10**9, "content": "b"}]},
+            "the id 1000000000, but the text tower has 100 rows",
+        ),
+        (gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 10**9}), "the id 1000000000, but the text tower has 100"),
+        (gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": -1}), "the id -1"),
+        (gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 2}), "two pieces have the same id"),
+        (unigram(b"", "a" * 201), "a piece of more than 200 characters"),
         (gemma(*[{"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}] * 30), "512 times as long"),
     ],
 )
 def test_hostile_tokenizers_are_refused_at_export(document: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(CheckpointError, match=f"is not a tokenizer of SigLIP .*{message}"):
+    with pytest.raises(CheckpointError, match=f"tokenizer.json .*{message}"):
         write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100)
 
 

@@ -149,6 +149,12 @@ def test_invalid_options(options: tuple[str, ...], code: int, words: str) -> Non
     assert_error(run("web", *options), code, words)
 
 
+def test_an_empty_key_of_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a compose file with an unset variable gives it; click takes it for none."""
+    monkeypatch.setenv("SIGLIP_ONNX_API_KEY", "")
+    assert_error(run("web"), 2, "The API key is empty; give a key, or remove the option and the variable.")
+
+
 def test_the_model_of_the_environment_may_have_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGLIP_ONNX_MODEL", "/path with space/m")
     assert_error(run("web"), 4, "'/path with space/m' was not found")
