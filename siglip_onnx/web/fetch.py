@@ -14,9 +14,10 @@ import os
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import h11
@@ -35,6 +36,7 @@ from .settings import Limits
 PORTS = {"http": 80, "https": 443}
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 5.0
+ATTEMPT_SECONDS = 0.25  # for an address, before the next one is tried beside it
 MAX_ADDRESSES = 8  # of a host that are tried
 TOTAL_SECONDS = 15.0
 MAX_URL_CHARACTERS = 2048
@@ -52,7 +54,7 @@ _HEADERS = (
 )
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-Dial = Callable[[Address, int], Awaitable[socket.socket]]
+Dial = Callable[[Address, int], Coroutine[Any, Any, socket.socket]]
 
 
 async def dial_address(address: Address, port: int) -> socket.socket:
@@ -218,28 +220,52 @@ class Fetcher:
         proxy = proxy_for(target.url.scheme, target.host) if target.is_public else None
         if proxy is None:
             return await _first(target.addresses, lambda address: self._dial(address, target.port))
-        return await _first(target.addresses, partial(_dial_through, proxy, port=target.port))
+        problem = OSError("no address")
+        for address in target.addresses[:MAX_ADDRESSES]:  # the proxy may take its time for each, and then answers
+            try:
+                return await _dial_through(proxy, address, target.port)
+            except OSError as error:
+                problem = error
+        raise problem
 
 
 async def _first(
-    addresses: Sequence[Address], connect: Callable[[Address], Awaitable[socket.socket]]
+    addresses: Sequence[Address], connect: Callable[[Address], Coroutine[Any, Any, socket.socket]]
 ) -> socket.socket:  # fmt: skip
-    """Return the first connection to one of several addresses; one that does not answer leaves time for the others.
+    """Return the first connection to one of several addresses; after a moment, the next one is tried beside the others.
+
+    Source: RFC 8305, section 5.
 
     Raises:
         OSError: that of the last one.
     """
-    loop = asyncio.get_running_loop()
-    tried = addresses[:MAX_ADDRESSES]
-    end = loop.time() + CONNECT_SECONDS
-    for left, address in zip(range(len(tried), 0, -1), tried, strict=True):
-        try:
-            async with asyncio.timeout((end - loop.time()) / left):
-                return await connect(address)
-        except OSError:  # TimeoutError is one
-            if left == 1:
-                raise
-    raise OSError("no address")
+    waiting = list(addresses[:MAX_ADDRESSES])
+    problem: BaseException = OSError("no address")
+    running: set[asyncio.Task[socket.socket]] = set()
+    try:
+        while waiting or running:
+            if waiting:
+                running.add(asyncio.create_task(connect(waiting.pop(0))))
+            done, running = await asyncio.wait(
+                running, timeout=ATTEMPT_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            connected = [task.result() for task in done if task.exception() is None]
+            for other in connected[1:]:
+                other.close()
+            if connected:
+                return connected[0]
+            problem = next((error for task in done if (error := task.exception()) is not None), problem)
+    finally:
+        for task in running:
+            task.add_done_callback(_close_connection)
+            task.cancel()
+    raise problem
+
+
+def _close_connection(task: asyncio.Task[socket.socket]) -> None:
+    """Close the connection of an attempt that nobody waits for any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
 
 
 class ProxyError(OSError):

@@ -165,6 +165,23 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch: p
     assert fetched(answering(response(b"x")), internet) == b"x"
 
 
+@pytest.mark.parametrize("slow", [1, 3])
+def test_slow_addresses_are_waited_for_beside_each_other(slow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(fetch_module, "ATTEMPT_SECONDS", 0.05)
+    sockets: list[Any] = []
+
+    class Far(FakeInternet):
+        async def dial(self, address: Any, port: int) -> Any:
+            await asyncio.sleep(0.5)
+            sockets.append(await super().dial(address, port))
+            return sockets[-1]
+
+    internet = Far({"example.com": [PUBLIC, "8.8.8.8", "8.8.4.4"][:slow]})
+    assert fetched(answering(response(b"x")), internet) == b"x"
+    assert all(each.fileno() == -1 for each in sockets)  # also those that came second
+
+
 def test_too_many_lookups_are_named() -> None:
     class Busy(FakeInternet):
         async def resolve(self, *_: object) -> list[str]:
@@ -378,6 +395,20 @@ def test_every_address_of_a_proxy_is_tried(monkeypatch: pytest.MonkeyPatch) -> N
     proxy = Proxy()
     assert proxy.fetch("http://example.com/a.png", monkeypatch) == b"x"
     assert proxy.heads[0][0] == f"CONNECT {PUBLIC}:80 HTTP/1.1"
+
+
+def test_a_slow_proxy_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "CONNECT_SECONDS", 2.0)
+    monkeypatch.setitem(ANSWERS, "example.com", [PUBLIC, "8.8.8.8", "8.8.4.4", "1.1.1.1"])
+
+    class Slow(Proxy):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.8)
+            await super().serve(reader, writer)
+
+    proxy = Slow()
+    assert proxy.fetch("http://example.com/a.png", monkeypatch) == b"x"
+    assert [head[0].split()[0] for head in proxy.heads] == ["CONNECT", "GET"]
 
 
 def test_https_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
