@@ -96,7 +96,7 @@ def edited(checkpoint: Path, folder: Path, change: Callable[[dict[str, Any]], ob
     [
         (lambda d: d.update(model_type="clip"), "is of a CLIP model"),
         (lambda d: (d.clear(), d.update(architecture="vit_base_patch16_siglip_224")), "single tower of timm"),
-        (lambda d: d.update(model_type=["siglip"]), r"model_type is not a name \(\['siglip'\]\)"),
+        (lambda d: d.update(model_type=["siglip"]), r"a model_type that is not a name \(\['siglip'\]\)"),
         (lambda d: d.update(quantization={"group_size": 64, "bits": 4}), "is of quantized MLX weights"),
         (lambda d: d.update(quantization_config={"quant_method": "gptq"}), "is of quantized weights"),
         (lambda d: d["vision_config"].update(image_size=[32, 64]), r"image_size \[32, 64\], expected a number"),
