@@ -194,6 +194,7 @@ def read_document(path: Path) -> Document:
             f"{path} has schema version {version!r}, this siglip_onnx reads {SCHEMA_VERSION}. Measure again."
         )
     try:
+        json.dumps(document, allow_nan=False)  # JSON has neither NaN nor Infinity
         values = {key: value for key, value in document.items() if key not in ("format", "schema_version")}
         values |= {key: _renamed(values[key]) for key in ("settings", "processes") if key in values}
         values["rows"] = [row | {"stages": _renamed(row["stages"])} for row in values["rows"]]

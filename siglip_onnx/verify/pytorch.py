@@ -23,6 +23,7 @@ from ..config import (
     SENTENCEPIECE,
     TEXT,
     TOKENIZER,
+    TOWERS,
     VISION,
     SiglipConfig,
     checkpoint_kind,
@@ -39,6 +40,7 @@ from ..options import DROP
 
 # Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
 VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"
+_SIZES = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings", "vocab_size")
 ALLOWED = {"pixels": 0.0, "ids": 0.0, VISION_EMBEDDING: 1e-5, TEXT_EMBEDDING: 1e-5, "features": 1e-4, "logits": 1e-4}
 Rows = tuple[Floats, Floats]  # ours and the reference's
 
@@ -69,7 +71,7 @@ def compare_with_pytorch(
         texts: texts, as they are given to both tokenizers.
 
     Raises:
-        CheckpointError: transformers cannot load the checkpoint.
+        CheckpointError: transformers cannot load the checkpoint, or it is of a model of other sizes.
     """
     manifest, config = model.bundle.manifest, model.bundle.config
     try:
@@ -83,6 +85,7 @@ def compare_with_pytorch(
             f"transformers cannot load {checkpoint}: {first_line(error)}. If another version than "
             f"{transformers.__version__} saved it, give the original checkpoint."
         ) from error
+    _check_sizes(reference.config, config, checkpoint)
     stages: dict[str, StageDifference] = {}
     rows: dict[str, Rows] = {}
     with torch.no_grad():
@@ -100,6 +103,24 @@ def compare_with_pytorch(
             rows["logits"] = model.logits(pairs[0][0], pairs[1][0]), expected
     stages |= {stage: _compare_rows(stage, *both) for stage, both in rows.items()}
     return list(stages.values())
+
+
+def _check_sizes(reference: Any, config: SiglipConfig, checkpoint: Path) -> None:
+    """Check that a config of transformers has the sizes of the model.
+
+    Raises:
+        CheckpointError: it has others.
+    """
+    for tower in TOWERS:
+        ours, theirs = getattr(config, tower), getattr(reference, f"{tower}_config", reference)
+        for name in _SIZES if ours is not None else ():
+            expected, found = getattr(ours, name, None), getattr(theirs, name, None)
+            found = found[0] if isinstance(found, list | tuple) and found else found
+            if None not in (expected, found) and expected != found:
+                raise CheckpointError(
+                    f"{checkpoint} has {name} {found} in its {tower} tower, but the model has {expected}. Give the "
+                    "checkpoint that it was exported from."
+                )
 
 
 def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import h11
 
 FEW_CHUNKS = 1000  # of any size
-MIN_CHUNK_BYTES = 512  # on average, of further chunks
+# On average, of further chunks. Servers that send the lines of a file, as WSGI does, have about 256 in images.
+MIN_CHUNK_BYTES = {h11.SERVER: 512, h11.CLIENT: 64}
 MAX_INFORMATIONAL = 20  # responses of status 1xx before the final one
+
+
+class TooManyEventsError(h11.RemoteProtocolError):
+    """A body in very many small chunks, or too many informational responses."""
 
 
 class BoundedConnection(h11.Connection):
@@ -18,7 +23,8 @@ class BoundedConnection(h11.Connection):
         """Return the next event.
 
         Raises:
-            h11.RemoteProtocolError: it is malformed, or a chunk or an informational response too many.
+            TooManyEventsError: a chunk or an informational response too many.
+            h11.RemoteProtocolError: it is malformed.
         """
         event = super().next_event()
         if isinstance(event, h11.Request):
@@ -26,10 +32,10 @@ class BoundedConnection(h11.Connection):
         elif isinstance(event, h11.InformationalResponse):
             self._informational += 1
             if self._informational > MAX_INFORMATIONAL:
-                raise h11.RemoteProtocolError("too many informational responses")
+                raise TooManyEventsError("too many informational responses")
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._bytes += len(event.data)
-            if self._chunks > FEW_CHUNKS + self._bytes // MIN_CHUNK_BYTES:
-                raise h11.RemoteProtocolError("too many small chunks")
+            if self._chunks > FEW_CHUNKS + self._bytes // MIN_CHUNK_BYTES[self.our_role]:
+                raise TooManyEventsError("too many small chunks")
         return event

@@ -26,7 +26,7 @@ from .._version import __version__
 from ..errors import ImageError
 from ..options import ImageLimits
 from .addresses import Address, is_ambiguous, is_public
-from .bounded_http import BoundedConnection
+from .bounded_http import BoundedConnection, TooManyEventsError
 from .egress import MAX_HEAD_BYTES, EgressProxy, proxy_for, tunnel_status
 from .errors import RequestError
 from .hosts import HostNames, is_in, parse_contact, parse_networks
@@ -464,6 +464,8 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, ssl.SSLError):
         return f"its TLS certificate or connection is not trusted ({error.reason or type(error).__name__})"
+    if isinstance(error, TooManyEventsError):
+        return f"its server sends {error}"
     if isinstance(error, h11.ProtocolError):
         return "its server violates the HTTP protocol"
     if isinstance(error, zlib.error):

@@ -250,6 +250,7 @@ def test_committed_results_are_whole() -> None:
         ({"schema_version": 99}, "schema version 99, this siglip_onnx reads 1"),
         ({"rows": [{}]}, "incomplete or damaged"),
         ({"machine": None, "surplus": 1}, "incomplete or damaged"),
+        ({"machine": {"cpu": float("nan")}}, "incomplete or damaged"),
     ],
 )
 def test_documents_of_another_format_are_refused(change: dict[str, Any], message: str) -> None:

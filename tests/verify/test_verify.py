@@ -15,6 +15,7 @@ from support.commands import assert_error, run, run_without
 from support.images import save_all
 from support.layouts import write_transformers5
 
+from siglip_onnx.demo import BUNDLE_PATH
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.verify.accuracy import _order_agreement
 from siglip_onnx.verify.samples import SAMPLE_TEXTS, sample_images
@@ -130,6 +131,12 @@ def test_comparison_with_another_checkpoint_fails(small_checkpoint: Path, small_
     assert_error(result, 1, "fp32: difference of the pixels to PyTorch is")
     assert "fp32: difference of the vision embedding to PyTorch is" in result.stderr
     assert "difference of the text embedding" not in result.stderr
+
+
+def test_a_checkpoint_of_other_sizes_is_named(checkpoint: Path) -> None:
+    result = run("verify", BUNDLE_PATH, "--reference", checkpoint)
+    assert_error(result, 4, "but the model has")
+    assert "Give the checkpoint that it was exported from" in result.stderr
 
 
 def test_verify_names_what_is_missing(tmp_path: Path, small_checkpoint: Path, small_bundle: Path) -> None:
