@@ -154,6 +154,7 @@ def test_command(tmp_path: Path) -> None:
     assert_error(run("explain", STAR), 2, "There are no texts to explain")
     assert_error(run("explain", tmp_path / "missing.png", "--text", "a"), 1, "missing.png")
     assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "none" / "x.png"), 1, "cannot be written")
+    assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "x.jpg"), 2, "the drawing is a PNG")
 
 
 def test_compiled_classifiers(tmp_path: Path) -> None:
