@@ -88,9 +88,9 @@ def explain(
     if out is None:
         refuse_given(("overwrite",), "Without --out no file is written")
     else:
+        check_output(out, DRAWING, [image, texts_file, calibration, choice.model], overwrite=overwrite)
         if out.suffix.lower() not in (".png", ""):
             raise click.UsageError(f"--out is {str(out)!r}, but the drawing is a PNG; give a name that ends with .png.")
-        check_output(out, DRAWING, [image, texts_file, calibration, choice.model], overwrite=overwrite)
     if missing := find_missing([image]):
         raise missing[0]
     model = _open_model(choice, names, calibration)
