@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,26 @@ def bootstrap_ratio(values: NDArray[Any], weights: Doubles, *, seed: int = 0) ->
     A resample in which the weights of a ratio are all 0 does not count for it.
     """
     columns, totals = (each.astype(np.float64).reshape(len(each), -1) for each in (values, weights))
-    rng, size = np.random.default_rng(seed), len(columns)
-    at_once = max(1, _RESAMPLED_AT_ONCE // size)
+    at_once = max(1, _RESAMPLED_AT_ONCE // len(columns))
     ratios = []
     for start in range(0, _RESAMPLES, at_once):
-        drawn = rng.multinomial(size, np.full(size, 1 / size), size=min(at_once, _RESAMPLES - start))
+        drawn = _resamples(len(columns), min(at_once, _RESAMPLES - start), seed + start).astype(np.float64)
         known = drawn @ totals
         each = np.divide(drawn @ columns, known, out=np.full(known.shape, np.nan), where=known > 0)
         counted = (known > 0).sum(axis=1)
         ratios.append((np.nansum(each, axis=1) / np.maximum(1, counted))[counted > 0])
     low, high = np.quantile(np.concatenate(ratios), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(mean_ratio(values, weights), float(low), float(high))
+
+
+@lru_cache(10)  # the scores of an evaluation share them: 20 MB each
+def _resamples(size: int, count: int, seed: int) -> NDArray[np.uint8]:
+    """Return how often each of ``size`` units is drawn in each of ``count`` resamples, at most 255 times."""
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((count, size), np.uint8)
+    for row in drawn:
+        row[:] = np.minimum(np.bincount(rng.integers(size, size=size), minlength=size), 255)
+    return drawn
 
 
 def mean_ratio(values: NDArray[Any], weights: Doubles) -> float:
