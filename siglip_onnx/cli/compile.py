@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -75,7 +76,8 @@ def compile_(
         raise click.UsageError(f"{model} has no labels of its own; give --texts-file FILE.")
     if isinstance(opened, FineTunedClassifier):
         refuse_given(("calibration",), f"{model} is a classifier, which has labels and biases of its own")
-    compile_classifier(opened, texts, out, template=template, logit_bias=logit_bias, uint8=uint8)
+    check = partial(check_output, out, CLASSIFIER, [], overwrite=overwrite)  # it may have appeared meanwhile
+    compile_classifier(opened, texts, out, template=template, logit_bias=logit_bias, uint8=uint8, check=check)
     num_labels = len(opened.labels) if isinstance(opened, FineTunedClassifier) else len(texts)
     size = out.stat().st_size
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,9 @@ def fit(
     if none_of_these is not None:
         weights = np.concatenate([weights, np.zeros_like(weights[:1])])
         biases = np.append(biases, fitted.none_logit)
-    check_output(out, CLASSIFIER, [], overwrite=overwrite)  # it may have appeared meanwhile
-    write_classifier(opened, texts, weights, fitted.head.scale, biases, out, templates=templates, uint8=uint8)
+    check = partial(check_output, out, CLASSIFIER, [], overwrite=overwrite)  # it may have appeared meanwhile
+    scale = fitted.head.scale
+    write_classifier(opened, texts, weights, scale, biases, out, templates=templates, uint8=uint8, check=check)
     for name, message in errors.items():
         warn(describe_left_out(name, message))
     missing = [text for text, count in zip(chosen.texts, truth.sum(axis=0), strict=True) if not count]

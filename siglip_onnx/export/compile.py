@@ -7,7 +7,7 @@ see :class:`siglip_onnx.classifier.ClassifierFacts`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def compile_classifier(
     template: str | Sequence[str] = "{}",
     logit_bias: float | None = None,
     uint8: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write ``out``: ``pixel_values`` to ``logits`` and ``probabilities``, both f32 ``(N, M)`` for M labels.
 
@@ -50,6 +51,7 @@ def compile_classifier(
         template: what each label is put into; of several templates the mean is taken.
         logit_bias: instead of the checkpoint's.
         uint8: take pixels u8 ``(N, S, S, 3)`` as a decoder returns them, instead of f32 ``(N, 3, S, S)``.
+        check: called before ``out`` is replaced; raises if it is not to be.
 
     Raises:
         TextError: no labels, a repeated one, one that cannot be tokenized, or labels for a model that has its own.
@@ -59,14 +61,15 @@ def compile_classifier(
     if isinstance(model, FineTunedClassifier):
         check_compilable(model)
         tower, facts = _with_probabilities(model, labels, template, logit_bias)
-        _finish(model, tower, facts, out, uint8=uint8)
+        _finish(model, tower, facts, out, uint8=uint8, check=check)
         return
     check_compilable(model)
     check_labels(labels)
     weights = model.encode_labels(labels, template=template).astype(np.float64)
     bias = model.biases(labels) if logit_bias is None else np.float64(check_bias(logit_bias))
     templates = [template] if isinstance(template, str) else list(template)
-    write_classifier(model, labels, weights, np.exp(model.logit_scale), bias, out, templates=templates, uint8=uint8)
+    scale = np.exp(model.logit_scale)
+    write_classifier(model, labels, weights, scale, bias, out, templates=templates, uint8=uint8, check=check)
 
 
 def write_classifier(
@@ -79,6 +82,7 @@ def write_classifier(
     *,
     templates: Sequence[str] = (),
     uint8: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a classifier whose logits are ``scale * embedding @ weights.T + biases``; see :func:`compile_classifier`.
 
@@ -91,6 +95,7 @@ def write_classifier(
         out: the file to write.
         templates: recorded in the file.
         uint8: as in :func:`compile_classifier`.
+        check: as there.
 
     Raises:
         TextError, BundleError, SiglipOnnxError: as there.
@@ -100,7 +105,7 @@ def write_classifier(
     tower = _read_tower(model)
     _only_output(tower.graph, POOLED)
     _add_head(tower.graph, weights, scale, biases)
-    _finish(model, tower, {"labels": list(labels), "templates": list(templates)}, out, uint8=uint8)
+    _finish(model, tower, {"labels": list(labels), "templates": list(templates)}, out, uint8=uint8, check=check)
 
 
 def check_labels(labels: Sequence[str]) -> None:
@@ -113,7 +118,9 @@ def check_labels(labels: Sequence[str]) -> None:
         raise TextError(f"There are {len(labels)} labels, {len(set(labels))} of them different; give each label once.")
 
 
-def _finish(model: SigLIP, tower: ir.Model, facts: dict[str, Any], out: Path, *, uint8: bool) -> None:
+def _finish(
+    model: SigLIP, tower: ir.Model, facts: dict[str, Any], out: Path, *, uint8: bool, check: Callable[[], None]
+) -> None:  # fmt: skip
     """Add the facts and what prepares images to a tower with its head, and write it."""
     preprocessor = check_compilable(model)
     if uint8:
@@ -131,7 +138,7 @@ def _finish(model: SigLIP, tower: ir.Model, facts: dict[str, Any], out: Path, *,
         image_mean=preprocessor.levels.image_mean,
         image_std=preprocessor.levels.image_std,
     ).to_json()
-    _save(tower, out)
+    _save(tower, out, check)
 
 
 def _read_tower(model: SigLIP) -> ir.Model:
@@ -190,11 +197,12 @@ def _only_output(graph: ir.Graph, name: str) -> ir.Value:
     return graph.outputs[0]
 
 
-def _save(tower: ir.Model, out: Path) -> None:
+def _save(tower: ir.Model, out: Path, check: Callable[[], None]) -> None:
     try:
         with atomic_path(out) as part:
             onnx.save(ir.to_proto(tower), part)
             LazySession(part).load()  # a graph that cannot be loaded must not replace one that can
+            check()
     except OSError as error:
         raise SiglipOnnxError(f"{out} cannot be written: {error.strerror or error}. Choose another path.") from error
 

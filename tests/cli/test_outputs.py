@@ -69,12 +69,17 @@ def test_own_files_are_replaced_and_others_are_not(name: str, photos: Path, text
 
 @pytest.mark.parametrize(
     ("name", "module", "function"),
-    [("explain", "explain", "draw_explanation"), ("fit", "fit", "fit_few_shot"), ("embed", "embed", "to_json")],
+    [
+        ("explain", "explain", "draw_explanation"),
+        ("fit", "fit", "fit_few_shot"),
+        ("embed", "embed", "to_json"),
+        ("compile", "compile", "load"),
+    ],
 )
 def test_a_file_that_appears_meanwhile_is_not_replaced(
     name: str, module: str, function: str, photos: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "fit":
+    if name in ("compile", "fit"):
         pytest.importorskip("onnx_ir")
     arguments, suffix = commands(photos, texts)[name]
     out = tmp_path / f"out.{suffix}"
