@@ -167,6 +167,8 @@ class ParquetFile:
 
     def _batches(self, group: int, names: list[str]) -> Iterator[Any]:
         """Yield some columns of a row group, in batches that are small enough, after its pages were checked."""
+        if not self._footer.row_groups[group].num_rows:  # it need not have pages
+            return iter(())
         paths, largest = [], 1
         for number, column in enumerate(self._footer.columns):
             if column.names[0] in names and column.names[1:] != ("path",):  # that of an image is not used

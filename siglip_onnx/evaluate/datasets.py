@@ -29,6 +29,7 @@ _CLASS_NAMES = "classnames.txt"  # beside the archives of CLIP_benchmark
 _MAX_JSON_BYTES = 500_000_000  # that of COCO has 144 MB
 _MAX_LINE_CHARACTERS = 10_000_000  # of a line of JSON, or a row of CSV
 _MAX_LABELS_BYTES = 100_000_000
+_MAX_LANGUAGES = 200  # of captions; each has a list for each image
 _MAX_DIGITS = 18  # of a label that is a number
 Key = str | int
 Keyed = tuple[Sample, tuple[Key, ...]]
@@ -298,6 +299,11 @@ class _Captions:
             raise DataError(
                 f"{self._samples[-1].name} has the caption {captions!r:.100}; expected a string or strings."
             )
+        if language not in self._captions and len(self._captions) >= _MAX_LANGUAGES:
+            raise DataError(
+                f"The captions are in more than {_MAX_LANGUAGES} languages, such as {language!r:.50}; a column "
+                f"called {' or '.join(LANGUAGES)} is taken for their language. Rename it if it says something else."
+            )
         rows = self._captions.setdefault(language, [[] for _ in self._samples])
         rows[-1].extend(text for text in texts if text.strip())
 
@@ -390,14 +396,15 @@ def _from_parquet(path: Path, tables: Sequence[Path], options: DataOptions) -> L
 
 def _class_names(tables: Sequence[Path], column: str) -> list[str] | None:
     """Return the names of classes that the files record, which number the labels of all of them."""
-    names = ParquetFile(tables[0]).class_names(column)
-    for table in tables[1:]:
-        if ParquetFile(table).class_names(column) != names:
+    recorded = {table: names for table in tables if (names := ParquetFile(table).class_names(column)) is not None}
+    first = next(iter(recorded), None)
+    for table, names in recorded.items():
+        if first is not None and names != recorded[first]:
             raise DataError(
-                f"{tables[0]} and {table} record other names, or another order, of the classes of {column}, so that "
+                f"{first} and {table} record other names, or another order, of the classes of {column}, so that "
                 "their numbers mean other classes. Evaluate each file by itself."
             )
-    return names
+    return None if first is None else recorded[first]
 
 
 def _label(

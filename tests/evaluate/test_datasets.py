@@ -242,10 +242,26 @@ def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
         open_data(tmp_path)
     (tmp_path / "c.parquet").unlink()
     assert [sample.labels for sample in labeled(tmp_path).samples] == [(0,), (1,)] * 2
+    plain = pa.Table.from_pylist(rows, schema=schema.remove_metadata())
+    pq.write_table(plain, tmp_path / "b.parquet")  # by a program that keeps no names
+    with pq.ParquetWriter(tmp_path / "c.parquet", plain.schema) as writer:
+        for part in (plain[:0], plain[:1], plain[:0], plain[1:]):
+            writer.write_table(part)
+    opened = labeled(tmp_path)
+    assert [sample.labels for sample in opened.samples] == [(0,), (1,)] * 3
+    assert [sample.read() for sample in opened.samples] == [b"x", b"y"] * 3
+    (tmp_path / "c.parquet").unlink()
     twice = pa.table([pa.array([b"x"]), pa.array([0]), pa.array([1])], names=["image", "label", "label"])
     pq.write_table(twice, tmp_path / "b.parquet")
     with pytest.raises(DataError, match="several columns 'label'"):
         open_data(tmp_path)
+
+
+def test_another_column_is_not_taken_for_the_language(tmp_path: Path) -> None:
+    """Each image has a list for each language."""
+    rows = [(f"{number}.png", "a", str(number)) for number in range(5000)]
+    with pytest.raises(DataError, match=r"more than 200 languages, such as '200'; a column called language or lang"):
+        open_data(write_csv(tmp_path / "x.csv", ("path", "caption", "lang"), rows))
 
 
 def test_a_limit_takes_evenly_spaced_images(drawn: Path, tmp_path: Path) -> None:
