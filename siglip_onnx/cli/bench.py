@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -70,9 +71,12 @@ class _Percent(click.ParamType):  # type: ignore[type-arg] # generic only for ty
         if isinstance(value, float):
             return value
         try:
-            return float(value.removesuffix("%")) / 100
+            number = float(value.removesuffix("%")) / 100
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             self.fail(f"{value!r} is not a percentage; use, for example, 10%.", param, ctx)
+        return number
 
 
 def _refuse(_context: click.Context, option: click.Parameter, value: object) -> None:

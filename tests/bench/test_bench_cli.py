@@ -157,6 +157,7 @@ def test_names_in_the_plot_do_not_overlap(results: Path) -> None:
         (["demo", "--csv"], 2, "--csv was removed"),
         (["report", __file__, "--plots", "out"], 2, "run there: python benchmarks/plots.py"),
         (["compare", "a", "b", "--fail-if-slower", "much"], 2, "is not a percentage"),
+        (["compare", "a", "b", "--fail-if-slower", "nan"], 2, "is not a percentage"),
         ([], 2, "Usage"),
     ],
 )

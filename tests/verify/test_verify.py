@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,15 @@ def test_order_agreement_counts_pairs() -> None:
     assert _order_agreement(expected, expected) == 1
     assert _order_agreement(np.array([[2.0, 3.0, 1.0]], np.float32), expected) == pytest.approx(2 / 3)
     assert _order_agreement(expected[:, :1], expected[:, :1]) == 1
+
+
+def test_order_agreement_of_many_pairs_is_estimated() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=(300, 1000)).astype(np.float32)
+    logits = expected + rng.normal(size=expected.shape).astype(np.float32)
+    exact = np.mean([_order_agreement(logits[row : row + 1], expected[row : row + 1]) for row in range(30)])
+    tracemalloc.start()
+    assert _order_agreement(logits, expected) == pytest.approx(exact, abs=0.003)
+    assert tracemalloc.get_traced_memory()[1] < 200_000_000
+    tracemalloc.stop()
+    assert _order_agreement(expected, expected) == 1
