@@ -11,6 +11,7 @@ from .inference import ImageEmbeddings, Inference, TextEmbeddings
 from .inputs import ImageInput, ParsedRequest, check_texts
 from .work import Steps, stop_if_client_gone
 
+_MAX_MATCHES = 100_000  # of a reply of classifiers, which has about 130 bytes for each
 Images = list[ImageEmbeddings | RequestError]  # an error in place of an image that failed
 
 
@@ -44,6 +45,13 @@ def _classify_by_labels(
     """Return the reply of classifiers, which match images with their own labels."""
     if request.texts or list(request.templates) != ["{}"]:
         raise invalid("texts: The served models are classifiers, which answer with their own labels; leave it out.")
+    num_matches = len(request.images) * len(inference.models.labels) * len(model_ids)
+    if num_matches > _MAX_MATCHES and len(request.images) > 1:
+        raise RequestError(
+            422, "limit_exceeded",
+            f"The reply would have {num_matches:,} matches of images and labels, at most {_MAX_MATCHES:,} are given; "
+            "send fewer images at a time.",
+        )  # fmt: skip
     images = yield from embed_images(inference, request, model_ids)
     matches = {
         (image.id, model_id): inference.match_labels(image, model_id)
@@ -97,6 +105,12 @@ def explain(inference: Inference, request: ParsedRequest) -> Iterator[dict[str, 
         raise invalid("template: The served models are classifiers, which answer with their own labels; leave it out.")
     elif any(text not in inference.models.labels for text in request.texts):
         raise invalid("texts: The served classifiers do not have all of these labels; /v1/models lists them.")
+    elif not request.texts and len(inference.models.labels) > inference.limits.texts:
+        raise RequestError(
+            422, "limit_exceeded",
+            f"The served classifiers have {len(inference.models.labels):,} labels; give at most "
+            f"{inference.limits.texts} of them as texts.",
+        )  # fmt: skip
     (source,) = request.images
     try:
         if source.error is not None:
