@@ -17,6 +17,8 @@ from .options import MODEL_OPTIONS, PATH, FiniteRange, ModelChoice, json_option,
 from .output import describe_result, format_count, format_size, format_table, print_json, shown_path, warn, writing
 from .outputs import check_output, overwrite_option
 
+_MAX_TILES = 1000  # of a page, about 60 MB
+
 
 @click.command(
     cls=Command,
@@ -71,13 +73,16 @@ def duplicates(
     if html_path is not None:
         copies = [copy.path for group in groups for copy in group]
         check_output(html_path, PAGE, copies, overwrite=overwrite, option="--html")
-        sections = [
-            Group(
-                f"Group {number}: {format_count(len(group), 'image')}",
-                [_tile(copy, is_first=copy is group[0]) for copy in group],
+        sections, left = [], _MAX_TILES
+        for number, group in enumerate(groups, 1):
+            tiles = [_tile(copy, is_first=copy is group[0]) for copy in group[:left]]
+            left -= len(tiles)
+            if tiles:
+                sections.append(Group(f"Group {number}: {format_count(len(group), 'image')}", tiles))
+        if len(copies) > _MAX_TILES:
+            warn(
+                f"{html_path} shows the first {_MAX_TILES:,} of {len(copies):,} images; the table and --json have all."
             )
-            for number, group in enumerate(groups, 1)
-        ]
         subtitle = f"{folder} · {summary} · cosine at least {threshold:g} · {facts.model_name}, {facts.variant}"
         page = render_gallery("Duplicates", subtitle, sections)
         with writing(html_path, " Choose another place for --html."):

@@ -16,6 +16,7 @@ CONFIDENCE = 0.95
 NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
 RECALL_AT = (1, 5, 10)
 _RESAMPLES = 2000
+_COMPARED_AT_ONCE = 4_000_000  # pairs of image and text
 _RESAMPLED_AT_ONCE = 20_000_000  # numbers in memory
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
@@ -189,8 +190,11 @@ class Retrieval:
     best_images: NDArray[np.int64]
 
 
-def retrieve(images: Floats, texts: Floats, owners: NDArray[np.int64], *, rows_at_once: int = 1000) -> Retrieval:
+def retrieve(
+    images: Floats, texts: Floats, owners: NDArray[np.int64], *, rows_at_once: int | None = None
+) -> Retrieval:  # fmt: skip
     """Compare unit embeddings of images ``(N, D)`` and texts ``(M, D)``; ``owners`` ``(M,)`` are the texts' images."""
+    rows_at_once = rows_at_once or max(1, min(1000, _COMPARED_AT_ONCE // max(1, len(texts))))
     image_ranks, best_texts = np.empty(len(images), np.int64), np.empty(len(images), np.int64)
     text_ranks, best_images = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
     highest = np.full(len(texts), -np.inf, np.float32)

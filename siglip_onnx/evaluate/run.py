@@ -309,14 +309,18 @@ def _score_classes(
 def _score_labels(
     model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], truth: NDArray[np.bool_]
 ) -> Scores:
-    logits = np.concatenate(list(_logits(model, images, classes, names)))
     if not truth.any():
         raise DataError("No image that can be read has a label; expected at least one.")
+    logits, reliability, start = np.empty(truth.shape, np.float32), Reliability(), 0
+    for block in _logits(model, images, classes, names):
+        end = start + len(block)
+        logits[start:end] = block
+        reliability.add(sigmoid(block), truth[start:end])
+        start = end
     columns = range(len(names))
     precision = np.array([average_precision(logits[:, column], truth[:, column]) for column in columns])
     thresholds = np.array([best_threshold(logits[:, column], truth[:, column]) for column in columns])
-    reliability, said = Reliability(), logits >= 0
-    reliability.add(sigmoid(logits), truth)
+    said = logits >= 0
     right = int((said & truth).sum())
     return Scores(
         units={"mean_average_precision": precision[~np.isnan(precision)]},

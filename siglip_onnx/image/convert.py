@@ -18,6 +18,7 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _KEYED_MODES = ("1", "L", "P", "RGB")  # in which the file may name a color or palette entries as transparent
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
+_OVERSHOOT = 1.25  # by which sharpening and resampling exceed the white of floats
 _BLOCK_PIXELS = 1 << 20  # that are converted at the same time
 
 
@@ -55,8 +56,8 @@ def scale_levels(image: Image.Image, file: Image.Image) -> tuple[Image.Image, in
     """Scale a deep image to 8 bits, rounded; also return the level that means white, or black in a TIFF that says so.
 
     That level is the largest of the file's bit depth, if it is at most 16. Otherwise it is the smallest of 1 (mode F
-    only), 255 and 65535 that no pixel exceeds; beyond 65535 it is 65535 for floats and the largest of 32 bits for
-    integers. Levels outside the range from 0 to it are cut, NaN is black.
+    only), 255 and 65535 that no pixel exceeds, of floats by more than a quarter; beyond 65535 it is 65535 for floats
+    and the largest of 32 bits for integers. Levels outside the range from 0 to it are cut, NaN is black.
 
     Args:
         image: a loaded image of a deep mode.
@@ -85,6 +86,7 @@ def _largest_level(levels: NDArray[Any], mode: str, file: Image.Image) -> int:
         return 65535
     reached = float(levels.max(initial=0, where=np.isfinite(levels)))
     candidates = (1, 255, 65535) if mode == "F" else (255, 65535, int(np.iinfo(levels.dtype).max))
+    reached /= _OVERSHOOT if mode == "F" else 1
     return next((candidate for candidate in candidates if reached <= candidate), candidates[-1])
 
 

@@ -121,7 +121,7 @@ def test_command_prints_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("photos")
-def test_vectors_of_embed_and_the_page(tmp_path: Path) -> None:
+def test_vectors_of_embed_and_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("embed", "photos", "--out", "vectors").exit_code == 0
     result = run("duplicates", "vectors", "--html", "page.html")
     assert result.exit_code == 0, result.stderr
@@ -133,6 +133,10 @@ def test_vectors_of_embed_and_the_page(tmp_path: Path) -> None:
     assert page.count('src="data:image/jpeg;base64,') == 3
     assert_error(run("duplicates", "nowhere"), 1, "nowhere does not exist; give a folder of images")
     assert_error(run("duplicates", "vectors", "--html", "photos"), 1, "photos cannot be written")
+    monkeypatch.setattr("siglip_onnx.cli.duplicates._MAX_TILES", 1)
+    result = run("duplicates", "vectors", "--html", "page.html")
+    assert "page.html shows the first 1 of 3 images" in result.stderr
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<li>") == 1
 
 
 def group_names(*arguments: object) -> list[list[str]]:

@@ -181,6 +181,7 @@ def test_16_bits_are_scaled_in_every_mode_and_format(source: str, caplog: pytest
         ("F", [0, 1000, 65535], [0, 4, 255], 65535),
         ("F", [-5, 1e9, 32896], [0, 255, 128], 65535),
         ("F", [np.nan, np.inf, 0.5], [0, 255, 128], 1),
+        ("F", [-0.1, 1.2, 0.5], [0, 255, 128], 1),  # as sharpening makes them
         ("F", [np.nan, -np.inf, np.nan], [0, 0, 0], 1),
         ("I", [0, 200, 255], [0, 200, 255], 255),
         ("I", [-9, 256, 65535], [0, 1, 255], 65535),
