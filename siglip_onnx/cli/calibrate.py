@@ -31,6 +31,7 @@ from .progress import AUTO, ProgressLine
 
 CALIBRATION = Kind("a calibration", b"{", CALIBRATION_FORMAT.encode())
 _SHOWN_LABELS = 10  # those with the largest errors before
+_MAX_PAIRS = 100_000_000  # of image and label: 5 bytes each
 
 
 @click.command(
@@ -85,6 +86,7 @@ def calibrate_(
     check_output(out, CALIBRATION, [data, images, model, *files], overwrite=overwrite)
     check_images_option([data])
     sets = read_label_sets(data, label_files, DataOptions(images=images, multi_label=multi_label), limit)
+    check_pairs(next(iter(sets.values())), len(sets), _MAX_PAIRS, "give --limit for fewer images")
     if scope == LANGUAGE and sets.keys() == {""}:
         refuse_given(("scope",), "--per language is for labels of several languages: --labels en=FILE --labels ja=FILE")
     for each in sets.values():
@@ -145,6 +147,22 @@ def read_label_sets(
         raise DataError(f"The files of --labels have different numbers of classes: {sizes}; expected the same classes.")
     first = next(iter(sets.values()))
     return {language: each.numbered_like(first) for language, each in sets.items()}
+
+
+def check_pairs(data: LabeledImages, num_languages: int, most: int, remedy: str) -> None:
+    """Refuse images times labels, in each language, that would not fit into memory.
+
+    Raises:
+        DataError: there are more than ``most``.
+    """
+    images, labels = len(data.samples), len(data.texts)
+    pairs = images * labels * num_languages
+    if pairs > most:
+        languages = f" in {num_languages} languages" if num_languages > 1 else ""
+        raise DataError(
+            f"{data.path} has {images:,} images and {labels:,} labels{languages}: {pairs:,} pairs, of which at most "
+            f"{most:,} are compared; {remedy}."
+        )
 
 
 def _split_language(argument: str) -> tuple[str, Path]:

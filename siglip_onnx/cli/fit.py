@@ -18,12 +18,14 @@ from ..hub.loading import load
 from ..model import SigLIP
 from ..system.extras import extra
 from ..system.threads import available_workers
-from .calibrate import check_images_option, describe_left_out, embed_labelled, read_label_sets
+from .calibrate import check_images_option, check_pairs, describe_left_out, embed_labelled, read_label_sets
 from .compile import CLASSIFIER
 from .help import Command
 from .options import PATH, json_option, named_model, template_option, variant_option
 from .output import SOME_FAILED, format_count, format_size, format_table, print_json, warn
 from .outputs import check_output, overwrite_option
+
+_MAX_PAIRS = 20_000_000  # of image and label: about 40 bytes each
 
 
 @click.command(
@@ -78,11 +80,13 @@ def fit(
     options = DataOptions(images=images, multi_label=multi_label)
     label_files = [] if labels is None else [("", labels)]
     chosen = read_label_sets(data, label_files, options)[""]
+    check_pairs(chosen, 1, _MAX_PAIRS, "give fewer images of each class; few suffice")
     other = None if test is None else read_label_sets(test, label_files, options)[""]
     if other is not None:
         other = other if len(other.texts) != len(chosen.texts) else other.numbered_like(chosen)
         if other.texts != chosen.texts:
             raise TextError(f"{test} has other classes than {data}; give the same ones, or --labels for both.")
+        check_pairs(other, 1, _MAX_PAIRS, "give fewer images")
     samples = [*chosen.samples, *([] if other is None else other.samples)]
     check_output(out, CLASSIFIER, (sample.path for sample in samples), overwrite=overwrite)
     texts = [*chosen.texts, *([] if none_of_these is None else [none_of_these])]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO, TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages |
         raise DataError(
             f"{path} has the suffix {path.suffix!r}; expected a folder, or .csv, .jsonl, .json, .tar, .parquet."
         )
-    return _from_rows(path, list(readers[path.suffix](path)), options)
+    return _from_rows(path, readers[path.suffix](path), options)
 
 
 def read_labels(path: Path) -> list[str] | dict[str, str]:
@@ -199,7 +200,7 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
     folders = sorted(_class_folders(path), key=lambda folder: _sort_key(folder.name))
     keyed: list[Keyed] = [
-        (file_sample(path / name, name), (folder.name,)) for folder in folders for name in _names_below(path, folder)
+        (file_sample(path, name), (folder.name,)) for folder in folders for name in _names_below(path, folder)
     ]
     if not keyed and any(is_image_name(entry.name) for entry in path.iterdir()):
         raise DataError(
@@ -241,43 +242,51 @@ def _sort_key(name: str) -> tuple[int, str]:
 
 
 def _from_rows(
-    path: Path, rows: Sequence[Mapping[str, Any]], options: DataOptions
+    path: Path, rows: Iterator[Mapping[str, Any]], options: DataOptions
 ) -> LabeledImages | CaptionedImages:  # fmt: skip
-    base = options.images or path.parent
-    if not rows:
+    base, first = options.images or path.parent, next(rows, None)
+    if first is None:
         raise DataError(f"{path} has no rows; expected one per image.")
-    path_column = _column(rows[0], PATHS)
+    path_column = _column(first, PATHS)
     if path_column is None:
-        raise DataError(f"{path} has the columns {_names(rows[0])}; expected one of {', '.join(PATHS)}.")
-    if "image/key" in rows[0]:
+        raise DataError(f"{path} has the columns {_names(first)}; expected one of {', '.join(PATHS)}.")
+    rows = chain([first], rows)
+    if "image/key" in first:
         return _from_crossmodal(path, rows, base)
-    label_column, caption_column = _column(rows[0], LABELS), _column(rows[0], CAPTIONS)
-    names: dict[str, list[Mapping[str, Any]]] = {}  # an image may have several rows
-    for number, row in enumerate(rows, 1):
-        name = row.get(path_column)
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{path}, row {number}: {path_column} is {name!r:.100}, expected the path of an image.")
-        names.setdefault(name, []).append(row)
-    samples = {name: file_sample(base / name, name) for name in names}
+    named = _named(path, rows, path_column)
+    label_column, caption_column = _column(first, LABELS), _column(first, CAPTIONS)
     if label_column is not None:
-        keyed = [
-            (samples[name], tuple(key for row in group for key in _label_keys(row.get(label_column), path, name)))
-            for name, group in names.items()
-        ]
-        return _label(path, keyed, None, options)
+        keys: dict[str, list[Key]] = {}  # an image may have several rows
+        same: dict[Key, Key] = {}  # each label once in memory
+        for name, row in named:
+            found = _label_keys(row.get(label_column), path, name)
+            keys.setdefault(name, []).extend(same.setdefault(key, key) for key in found)
+        return _label(path, [(file_sample(base, name), tuple(own)) for name, own in keys.items()], None, options)
     if caption_column is None:
         raise DataError(
-            f"{path} has the columns {_names(rows[0])}; expected labels ({', '.join(LABELS)}) or captions "
+            f"{path} has the columns {_names(first)}; expected labels ({', '.join(LABELS)}) or captions "
             f"({', '.join(CAPTIONS)})."
         )
-    language_column = _column({key: None for row in rows for key in row}, LANGUAGES)  # in JSON, rows may be without it
+    texts: dict[str, list[tuple[str, object]]] = {}
+    for name, row in named:
+        language_column = _column(row, LANGUAGES)  # in JSON, rows may be without it
+        language = ANY_LANGUAGE if language_column is None else str(row.get(language_column) or "")
+        texts.setdefault(name, []).append((language, row.get(caption_column)))
     captions = _Captions()
-    for name, group in names.items():
-        captions.add(samples[name])
-        for row in group:
-            language = ANY_LANGUAGE if language_column is None else str(row.get(language_column) or "")
-            captions.extend(language, row.get(caption_column))
+    for name, own in texts.items():
+        captions.add(file_sample(base, name))
+        for language, text in own:
+            captions.extend(language, text)
     return captions.finish(path)
+
+
+def _named(path: Path, rows: Iterable[Mapping[str, Any]], column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield rows with the name of their image."""
+    for number, row in enumerate(rows, 1):
+        name = row.get(column)
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}, row {number}: {column} is {name!r:.100}, expected the path of an image.")
+        yield name, row
 
 
 class _Captions:
@@ -313,14 +322,14 @@ class _Captions:
         return CaptionedImages(path, self._samples, self._captions)
 
 
-def _from_crossmodal(path: Path, rows: Sequence[Mapping[str, Any]], base: Path) -> CaptionedImages:
+def _from_crossmodal(path: Path, rows: Iterable[Mapping[str, Any]], base: Path) -> CaptionedImages:
     """Read ``captions.jsonl`` of Crossmodal-3600: each line an image's key, and per language ``{"caption": [...]}``."""
     captions = _Captions()
     for number, row in enumerate(rows, 1):
         key = row.get("image/key")
         if not isinstance(key, str) or not key:
             raise DataError(f"{path}, row {number}: image/key is {key!r:.100}, expected the key of an image.")
-        captions.add(file_sample(base / f"{key}.jpg", key))
+        captions.add(replace(file_sample(base, f"{key}.jpg"), name=key))
         for language, value in row.items():
             if isinstance(value, dict) and "caption" in value:
                 captions.extend(language, value["caption"])
@@ -345,7 +354,7 @@ def _from_karpathy(path: Path, options: DataOptions) -> CaptionedImages:
         raise DataError(f"{path} has no images of the split {options.split!r}; choose another one with --split.")
     captions = _Captions()
     for name, texts in entries:
-        captions.add(file_sample((options.images or path.parent) / name, name))
+        captions.add(file_sample(options.images or path.parent, name))
         captions.extend(ANY_LANGUAGE, texts)
     return captions.finish(path)
 
@@ -465,6 +474,7 @@ def _labeled(
     if not keyed:
         raise DataError(f"{path} has no images; expected images in a folder per class, or a row for each image.")
     samples = []
+    same: dict[tuple[int, ...], tuple[int, ...]] = {}  # each once in memory
     for sample, keys in keyed:
         unknown = next((key for key in keys if key not in numbers and str(key) not in numbers), None)
         if unknown is not None:
@@ -474,7 +484,8 @@ def _labeled(
                 "remove the image."
             )
         chosen = {numbers[key] if key in numbers else numbers[str(key)] for key in keys}
-        samples.append(replace(sample, labels=tuple(sorted(chosen))))
+        classes = tuple(sorted(chosen))
+        samples.append(replace(sample, labels=same.setdefault(classes, classes)))
     if not texts:
         raise DataError(f"{path} has {len(samples)} images without any label; expected a label for each, at least two.")
     if len(texts) < 2:

@@ -191,21 +191,29 @@ class Retrieval:
 
 
 def retrieve(
-    images: Floats, texts: Floats, owners: NDArray[np.int64], *, rows_at_once: int | None = None
-) -> Retrieval:  # fmt: skip
-    """Compare unit embeddings of images ``(N, D)`` and texts ``(M, D)``; ``owners`` ``(M,)`` are the texts' images."""
-    rows_at_once = rows_at_once or max(1, min(1000, _COMPARED_AT_ONCE // max(1, len(texts))))
+    images: Floats,
+    texts: Floats,
+    captions: NDArray[np.int64],
+    owners: NDArray[np.int64],
+    *,
+    rows_at_once: int | None = None,
+) -> Retrieval:
+    """Compare unit embeddings of images ``(N, D)`` and of the captions' texts ``(T, D)``, each text once.
+
+    ``captions`` ``(M,)`` says which text each caption is, ``owners`` ``(M,)`` which image it belongs to.
+    """
+    rows_at_once = rows_at_once or max(1, min(1000, _COMPARED_AT_ONCE // max(1, len(captions))))
     image_ranks, best_texts = np.empty(len(images), np.int64), np.empty(len(images), np.int64)
-    text_ranks, best_images = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
-    highest = np.full(len(texts), -np.inf, np.float32)
-    own = (images[owners].astype(np.float64) * texts).sum(axis=1).astype(np.float32)
+    text_ranks, best_images = np.zeros(len(captions), np.int64), np.zeros(len(captions), np.int64)
+    highest = np.full(len(captions), -np.inf, np.float32)
+    own = _compare_pairs(images, texts, owners, captions)
     best_own = np.full(len(images), -np.inf, np.float32)
     np.maximum.at(best_own, owners, own)
     exact_texts = texts.astype(np.float64).T
     for start in range(0, len(images), rows_at_once):
         rows = np.arange(start, min(start + rows_at_once, len(images)))
         # Rounded, so that equal captions are ties although their sums were taken in another order.
-        similar = (images[rows].astype(np.float64) @ exact_texts).astype(np.float32)
+        similar = (images[rows].astype(np.float64) @ exact_texts).astype(np.float32)[:, captions]
         is_other = owners != rows[:, np.newaxis]
         best_texts[rows] = similar.argmax(axis=1)
         image_ranks[rows] = ((similar >= best_own[rows][:, np.newaxis]) & is_other).sum(axis=1)
@@ -214,6 +222,18 @@ def retrieve(
         best_images[higher] = start + similar[:, higher].argmax(axis=0)
         highest = np.maximum(highest, similar.max(axis=0))
     return Retrieval(image_ranks, best_texts, text_ranks, best_images)
+
+
+def _compare_pairs(
+    images: Floats, texts: Floats, image_rows: NDArray[np.int64], text_rows: NDArray[np.int64]
+) -> Floats:  # fmt: skip
+    """Return the similarities ``(M,)`` of pairs of an image and a text, without a copy of all their embeddings."""
+    similar = np.empty(len(image_rows), np.float32)
+    at_once = max(1, _COMPARED_AT_ONCE // images.shape[1])
+    for start in range(0, len(similar), at_once):
+        part = slice(start, start + at_once)
+        similar[part] = (images[image_rows[part]].astype(np.float64) * texts[text_rows[part]]).sum(axis=1)
+    return similar
 
 
 def mean_per_class(hits: Bools, right: NDArray[np.int64], num_classes: int) -> Doubles:
@@ -230,3 +250,22 @@ def one_hot(labels: Sequence[Sequence[int]], num_classes: int) -> Bools:
     for row, numbers in enumerate(labels):
         truth[row, list(numbers)] = True
     return truth
+
+
+class Labels:
+    """Several labels of each image, as pairs: a matrix of all images and all labels may not fit into memory."""
+
+    def __init__(self, labels: Sequence[Sequence[int]], num_classes: int) -> None:
+        """Take the class numbers of each image."""
+        pairs = np.array([(number, row) for row, numbers in enumerate(labels) for number in numbers], np.int64)
+        self._pairs = pairs[np.argsort(pairs[:, 0], kind="stable")] if len(pairs) else pairs.reshape(0, 2)
+        self._num_images = len(labels)
+        self.sizes: NDArray[np.int64] = np.bincount(self._pairs[:, 0], minlength=num_classes)  # images of each class
+
+    def truth(self, columns: slice) -> Bools:
+        """Return ``(N, M)`` for some consecutive classes."""
+        classes = range(len(self.sizes))[columns]
+        first, end = np.searchsorted(self._pairs[:, 0], (classes.start, classes.stop))
+        truth = np.zeros((self._num_images, len(classes)), bool)
+        truth[self._pairs[first:end, 1], self._pairs[first:end, 0] - classes.start] = True
+        return truth

@@ -23,6 +23,7 @@ from .metrics import (
     RECALL_AT,
     Doubles,
     Interval,
+    Labels,
     Reliability,
     answer,
     average_precision,
@@ -32,7 +33,6 @@ from .metrics import (
     confusion,
     mean_per_class,
     mean_ratio,
-    one_hot,
     retrieve,
 )
 from .protocols import Protocol
@@ -54,7 +54,8 @@ class Scores:
         weights: per score that is a ratio of sums, those of its units: captions of each image. Of a mean of K ratios,
             units and weights are ``(N, K)``.
         values: scores without such parts.
-        answers: what the variant answered, to compare with the reference's answers.
+        answers: what the variant answered, to compare with the reference's answers: numbers, or packed bits u8.
+        num_answers: the number of answers that are packed as bits; 0 if they are numbers.
         per_class: per kind of number, one for each class, nan without images.
         confusion: images of each class (rows) by the class answered (columns); None beyond :data:`MAX_MATRIX` classes.
     """
@@ -63,6 +64,7 @@ class Scores:
     weights: dict[str, Doubles] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     answers: NDArray[Any] = field(default_factory=lambda: np.empty(0))
+    num_answers: int = 0
     per_class: dict[str, Doubles] = field(default_factory=dict)
     confusion: NDArray[np.int64] | None = None
 
@@ -77,6 +79,13 @@ class Scores:
         if reference is not None:
             units = units - reference.units[key]
         return bootstrap_ratio(units, self.weights[key]) if key in self.weights else bootstrap_mean(units)
+
+    def agreement(self, reference: Scores) -> float:
+        """Return the share of answers that equal those of a reference."""
+        if not self.num_answers:
+            return float((self.answers == reference.answers).mean())
+        rows = zip(self.answers, reference.answers, strict=True)
+        return 1 - sum(int(np.unpackbits(own ^ other).sum()) for own, other in rows) / self.num_answers
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ class Evaluation:
             described["difference"] = {key: asdict(scores.interval(key, expected)) for key in scores.units} | {
                 key: {"value": value - expected.values[key]} for key, value in scores.values.items()
             }
-            described["agreement"] = float((scores.answers == expected.answers).mean())
+            described["agreement"] = scores.agreement(expected)
         return described
 
     def _published(self) -> dict[str, Any]:
@@ -223,10 +232,10 @@ def evaluate(
         return Evaluation(facts, RETRIEVAL, embedded, [], [], scores, errors)
     labels = [chosen.samples[row].labels for row in embedded.rows]
     if chosen.multi_label:
-        truth = one_hot(labels, len(names))
-        sizes = truth.sum(axis=0)
+        several = Labels(labels, len(names))
+        sizes = several.sizes
         scores = {
-            name: _score_labels(model, embedded.embeddings[name], classes[name], names, truth)
+            name: _score_labels(model, embedded.embeddings[name], classes[name], names, several)
             for name, model in models.items()
         }
     else:
@@ -307,33 +316,36 @@ def _score_classes(
 
 
 def _score_labels(
-    model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], truth: NDArray[np.bool_]
-) -> Scores:
-    if not truth.any():
+    model: SigLIP, images: Floats, classes: Floats, names: Sequence[str], labels: Labels
+) -> Scores:  # fmt: skip
+    if not labels.sizes.any():
         raise DataError("No image that can be read has a label; expected at least one.")
-    logits, reliability, start = np.empty(truth.shape, np.float32), Reliability(), 0
-    for block in _logits(model, images, classes, names):
-        end = start + len(block)
-        logits[start:end] = block
-        reliability.add(sigmoid(block), truth[start:end])
-        start = end
-    columns = range(len(names))
-    precision = np.array([average_precision(logits[:, column], truth[:, column]) for column in columns])
-    thresholds = np.array([best_threshold(logits[:, column], truth[:, column]) for column in columns])
-    said = logits >= 0
-    right = int((said & truth).sum())
+    biases, reliability = model.biases(names), Reliability()
+    precision, threshold, f1 = (np.full(len(names), np.nan) for _ in range(3))
+    num_said = num_right = 0
+    answers = []
+    at_once = max(1, _LOGITS // len(images))
+    for start in range(0, len(names), at_once):
+        columns = slice(start, start + at_once)
+        logits, truth = model.logits(images, classes[columns], logit_bias=biases[columns]), labels.truth(columns)
+        reliability.add(sigmoid(logits), truth)
+        said = logits >= 0
+        num_said, num_right = num_said + int(said.sum()), num_right + int((said & truth).sum())
+        answers.append(np.packbits(said, axis=0))
+        for column in np.flatnonzero(labels.sizes[columns]):
+            scores, own = logits[:, column], truth[:, column]
+            precision[start + column] = average_precision(scores, own)
+            best, f1[start + column] = best_threshold(scores, own)
+            threshold[start + column] = sigmoid(np.array(best, np.float32))
     return Scores(
         units={"mean_average_precision": precision[~np.isnan(precision)]},
         values={
-            "f1": 2 * right / max(1, int(said.sum() + truth.sum())),
+            "f1": 2 * num_right / max(1, num_said + int(labels.sizes.sum())),
             "calibration_error": reliability.error,
         },
-        answers=said,
-        per_class={
-            "average_precision": precision,
-            "best_threshold": np.where(np.isfinite(thresholds[:, 0]), sigmoid(thresholds[:, 0]), np.nan),
-            "f1": np.where(np.isfinite(thresholds[:, 0]), thresholds[:, 1], np.nan),
-        },
+        answers=np.concatenate(answers, axis=1),
+        num_answers=len(images) * len(names),
+        per_class={"average_precision": precision, "best_threshold": threshold, "f1": f1},
     )
 
 
@@ -373,7 +385,8 @@ def _score_captions(
                 continue
             languages.append(language)
             owned = readable[:, 1]
-            result = retrieve(images, captions[name][readable[:, 0]], owned)
+            used, numbers = np.unique(readable[:, 0], return_inverse=True)
+            result = retrieve(images, captions[name][used], numbers, owned)
             counts = np.bincount(owned, minlength=num_images)
             answers += [result.best_texts[counts > 0], result.best_images]
             prefix = f"{language}:" if language != ANY_LANGUAGE else ""

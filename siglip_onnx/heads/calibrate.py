@@ -31,12 +31,12 @@ class LabelSet:
     Attributes:
         language: its name, empty if there is only one set.
         texts: the words for each class.
-        scores: ``exp(logit_scale)`` times the cosines ``(N, M)``.
+        scores: ``exp(logit_scale)`` times the cosines, f32 or f64 ``(N, M)``.
     """
 
     language: str
     texts: list[str]
-    scores: Doubles
+    scores: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,11 @@ def score_labels(
     model: SigLIP, images: Floats, texts: Sequence[str], templates: Sequence[str], language: str
 ) -> LabelSet:
     """Return what the model says of unit embeddings ``(N, D)`` and texts, without its bias."""
-    embeddings = model.encode_labels(list(texts), template=list(templates))
-    scores = images.astype(np.float64) @ embeddings.astype(np.float64).T
-    scores *= np.exp(model.bundle.manifest.head["logit_scale"])
+    scaled = model.encode_labels(list(texts), template=list(templates)).astype(np.float64)
+    scaled *= np.exp(model.bundle.manifest.head["logit_scale"])
+    scores = np.empty((len(images), len(texts)), np.float32)
+    for rows in in_blocks(np.arange(len(images)), len(texts)):
+        scores[rows] = images[rows].astype(np.float64) @ scaled.T
     return LabelSet(language, list(texts), scores)
 
 
@@ -91,7 +93,7 @@ def calibrate(
             texts |= {(labels.language, text): own for text in labels.texts}
         else:
             for column, text in enumerate(labels.texts):
-                pairs = [(labels.scores[rows, column], truth[rows, column])]
+                pairs = [(labels.scores[rows, column].astype(np.float64), truth[rows, column])]
                 texts[labels.language, text] = fit_bias(pairs, bias, scale=scale, spread=_SPREAD)
     return Fit(scale, bias, texts)
 
@@ -99,7 +101,7 @@ def calibrate(
 class Pairs:
     """Scores and truth of pairs of image and label, in blocks: a data set may have a hundred million pairs."""
 
-    def __init__(self, scores: Sequence[Doubles], truth: Bools, rows: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, scores: Sequence[NDArray[Any]], truth: Bools, rows: NDArray[np.int64] | None = None) -> None:
         """Take some rows, by default all, of matrices ``(N, M)`` of scores, which share one of truth."""
         self._scores, self._truth = scores, truth
         self._rows = np.arange(len(truth)) if rows is None else rows
@@ -107,7 +109,7 @@ class Pairs:
     def __iter__(self) -> Iterator[tuple[Doubles, Bools]]:
         for scores in self._scores:
             for rows in in_blocks(self._rows, scores.shape[1]):
-                yield scores[rows].ravel(), self._truth[rows].ravel()
+                yield scores[rows].ravel().astype(np.float64), self._truth[rows].ravel()
 
 
 def in_blocks(rows: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:
@@ -187,7 +189,8 @@ def fit_bias(
 def sigmoid64(logits: Doubles) -> Doubles:
     """Return probabilities in f64."""
     small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1 / (1 + small), small / (1 + small))
+    larger = 1 / (1 + small)
+    return np.where(logits >= 0, larger, small * larger)
 
 
 @dataclass(frozen=True)

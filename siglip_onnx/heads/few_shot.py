@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from ..evaluate.metrics import Bools, Doubles, average_precision
 from ..head import Floats
 from .calibrate import Fit, LabelSet, Pairs, calibrate, fit_bias
 from .folds import NUM_FOLDS, make_folds, splits
-from .regression import fit_regression, sigmoid_loss, softmax_loss
+from .regression import fit_regression, log_loss
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # how many logits an image can move its own class, about
 TEXT_SHARES = tuple(10 ** (-step / 10) for step in range(21))  # 1 to .01 of the texts' logits, from which to start
@@ -91,7 +92,8 @@ def fit_few_shot(vectors: Floats, truth: Bools, zero_shot: Head, *, one_label: b
     folds = make_folds(labels, min(NUM_FOLDS, len(labels)))
     score = hits if one_label else precisions
     least = float(np.nanmean(score(zero_shot.logits(vectors), truth)))
-    strength, held_out, head = 0.0, zero_shot.logits(vectors), zero_shot
+    strength, head = 0.0, zero_shot
+    held_out: NDArray[Any] = zero_shot.logits(vectors)
     best = _scaled_loss(held_out, truth, one_label=one_label) - least
     rows = _hold_out(vectors, truth, zero_shot, folds, one_label=one_label)
     for each, logits in zip(STRENGTHS, rows, strict=True):
@@ -110,7 +112,7 @@ def fit_few_shot(vectors: Floats, truth: Bools, zero_shot: Head, *, one_label: b
     except DataError:  # the held-out images do not prefer their own labels
         fit = calibrate([scored], truth, Fit(1, 0))
     calibrated = Head(head.weights, fit.scale * head.biases + fit.bias, fit.scale * head.scale)
-    return FewShot(calibrated, zero_shot, strength, text_share, fit.scale * held_out + fit.bias)
+    return FewShot(calibrated, zero_shot, strength, text_share, fit.scale * held_out.astype(np.float64) + fit.bias)
 
 
 def _share_texts(
@@ -126,25 +128,23 @@ def _share_texts(
         return fit_bias(Pairs([scores], truth), float(zero_shot.biases.mean()), scale=share)
 
     def loss_of(share: float) -> float:
-        if one_label:  # softmax, to which a common bias is nothing
-            return softmax_loss(share * scores, truth)[0]
-        return sigmoid_loss(share * scores + bias_of(share), truth)[0]
+        bias = 0.0 if one_label else bias_of(share)  # to softmax, a common bias is nothing
+        return log_loss(scores, truth, one_label=one_label, scale=share, bias=bias)
 
     share = min(TEXT_SHARES, key=loss_of)
     return share, Head(share * zero_shot.weights, np.full(truth.shape[1], bias_of(share)), zero_shot.scale)
 
 
-def _scaled_loss(logits: Doubles, truth: Bools, *, one_label: bool) -> float:
+def _scaled_loss(logits: NDArray[Any], truth: Bools, *, one_label: bool) -> float:
     """Return the log loss per image at the best scale, because the scale is calibrated afterwards."""
-    loss_of = softmax_loss if one_label else sigmoid_loss
-    return min(loss_of(scale * logits, truth)[0] for scale in TEXT_SHARES) / len(truth)
+    return min(log_loss(logits, truth, one_label=one_label, scale=scale) for scale in TEXT_SHARES) / len(truth)
 
 
 def _hold_out(
     vectors: Floats, truth: Bools, zero_shot: Head, folds: NDArray[np.int64], *, one_label: bool
-) -> list[Doubles]:  # fmt: skip
+) -> list[Floats]:  # fmt: skip
     """Return for each strength the logits of each image by classifiers that were fitted to the other folds."""
-    held_out = [np.empty(truth.shape) for _ in STRENGTHS]
+    held_out = [np.empty(truth.shape, np.float32) for _ in STRENGTHS]
     for fitted, rest in splits(folds):
         _, start = _share_texts(vectors[fitted], truth[fitted], zero_shot, one_label=one_label)
         heads = _fit(vectors[fitted], truth[fitted], start, STRENGTHS, one_label=one_label)
@@ -166,12 +166,12 @@ def _fit(
     return heads
 
 
-def hits(logits: Doubles, truth: Bools) -> NDArray[np.bool_]:
+def hits(logits: NDArray[Any], truth: Bools) -> NDArray[np.bool_]:
     """Return for each image whether its label is the best one."""
     right: NDArray[np.bool_] = truth[np.arange(len(truth)), logits.argmax(axis=1)]
     return right
 
 
-def precisions(logits: Doubles, truth: Bools) -> Doubles:
+def precisions(logits: NDArray[Any], truth: Bools) -> Doubles:
     """Return the average precision of each label, nan without images."""
     return np.array([average_precision(logits[:, column], truth[:, column]) for column in range(truth.shape[1])])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..evaluate.metrics import Bools, Doubles
+from .calibrate import in_blocks
 
 Objective = Callable[[Doubles], tuple[float, Doubles]]
 _MEMORY = 10  # pairs of the L-BFGS approximation
@@ -37,12 +40,22 @@ def fit_regression(
 
     def objective(flat: Doubles) -> tuple[float, Doubles]:
         changes = flat.reshape(num_labels, width)
-        loss, residuals = loss_of(offsets + inputs @ changes.T, truth)
-        gradient = residuals.T @ inputs + changes / strength
-        return loss + float((changes * changes).sum()) / (2 * strength), gradient.ravel()
+        total, gradient = float((changes * changes).sum()) / (2 * strength), changes / strength
+        for rows in in_blocks(np.arange(len(inputs)), num_labels):
+            loss, residuals = loss_of(offsets[rows] + inputs[rows] @ changes.T, truth[rows])
+            total += loss
+            gradient += residuals.T @ inputs[rows]
+        return total, gradient.ravel()
 
     place = np.zeros(num_labels * width) if start is None else start.ravel()
     return minimize(objective, place, tolerance=1e-3).reshape(num_labels, width)
+
+
+def log_loss(logits: NDArray[Any], truth: Bools, *, one_label: bool, scale: float = 1.0, bias: float = 0.0) -> float:
+    """Return the log loss of ``scale * logits + bias``: softmax over the labels, or a sigmoid for each."""
+    loss_of = softmax_loss if one_label else sigmoid_loss
+    blocks = in_blocks(np.arange(len(logits)), logits.shape[1])
+    return sum(loss_of(scale * logits[rows].astype(np.float64) + bias, truth[rows])[0] for rows in blocks)
 
 
 def softmax_loss(logits: Doubles, truth: Bools) -> tuple[float, Doubles]:

@@ -23,6 +23,7 @@ import siglip_onnx
 from siglip_onnx.bulk.progress import Progress
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import DataError
+from siglip_onnx.evaluate import run as evaluation
 from siglip_onnx.evaluate import store
 from siglip_onnx.evaluate.datasets import LabeledImages, open_data
 from siglip_onnx.evaluate.protocols import PROTOCOLS
@@ -184,15 +185,25 @@ def test_first_caption_of_each_language(paths: list[Path], tmp_path: Path) -> No
     assert scores[0] == scores[1] != scores[2]
 
 
-def test_multi_label_equals_an_independent_computation(paths: list[Path], embeddings: Arrays, tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels_at_once", [2, 100])
+def test_multi_label_equals_an_independent_computation(
+    labels_at_once: int, paths: list[Path], embeddings: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_LOGITS", labels_at_once * 96)
     words = ["something red", "something blue", "a circle", "a star"]
     labels = [[word for word in words if word.split()[-1] in path.parent.name.split()] for path in paths]
     rows = [{"path": str(path), "labels": own} for path, own in zip(paths, labels, strict=True)]
     (tmp_path / "words.txt").write_text("\n".join([*words, "a cat"]))
     document = evaluated(write_json_lines(tmp_path / "set.jsonl", rows), "--labels", tmp_path / "words.txt")
     assert document["task"] == "multi-label classification"
-    model = siglip_onnx.load("demo", variant="fp32")
-    logits = model.logits(embeddings["fp32"], model.encode_texts([*words, "a cat"]))
+    models = {name: siglip_onnx.load("demo", variant=name) for name in VARIANTS}
+    of_variants = {
+        name: model.logits(embeddings[name], model.encode_texts([*words, "a cat"])) for name, model in models.items()
+    }
+    logits = of_variants["fp32"]
+    agreement = ((of_variants["int8"] >= 0) == (logits >= 0)).mean()
+    assert 0.9 < agreement < 1
+    assert document["variants"]["int8"]["agreement"] == close(agreement)
     precisions = []
     for number, word in enumerate(words):
         truth = [word in own for own in labels]

@@ -1,9 +1,12 @@
 """Metrics against plain loops and against properties that they must have."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from siglip_onnx.evaluate.metrics import (
+    Labels,
     average_precision,
     best_threshold,
     bootstrap_mean,
@@ -11,6 +14,7 @@ from siglip_onnx.evaluate.metrics import (
     calibration_error,
     confusion,
     mean_per_class,
+    one_hot,
     ranks_of,
     retrieve,
 )
@@ -104,7 +108,7 @@ def test_retrieval_against_plain_loops(rows_at_once: int) -> None:
     owners = rng.integers(0, 17, 40)
     texts = l2_normalize((images[owners] + rng.normal(0, 0.7, (40, 6))).astype(np.float32))
     texts[7] = texts[8]  # equal captions of two images
-    result = retrieve(images, texts, owners, rows_at_once=rows_at_once)
+    result = retrieve(images, texts, np.arange(40), owners, rows_at_once=rows_at_once)
     similar = (images.astype(np.float64) @ texts.astype(np.float64).T).astype(np.float32)
     for text, owner in enumerate(owners):
         others = [similar[image, text] for image in range(17) if image != owner]
@@ -117,9 +121,38 @@ def test_retrieval_against_plain_loops(rows_at_once: int) -> None:
         assert result.best_texts[image] == similar[image].argmax()
 
 
+def test_captions_that_repeat_are_compared_like_others_without_embeddings_of_their_own() -> None:
+    rng = np.random.default_rng(3)
+    images = l2_normalize(rng.normal(size=(9, 8)).astype(np.float32))
+    texts = l2_normalize(rng.normal(size=(4, 8)).astype(np.float32))
+    captions, owners = rng.integers(0, 4, 60), rng.integers(0, 9, 60)
+    found = retrieve(images, texts, captions, owners, rows_at_once=4)
+    expected = retrieve(images, texts[captions], np.arange(60), owners)
+    for own, other in zip(vars(found).values(), vars(expected).values(), strict=True):
+        np.testing.assert_array_equal(own, other)
+
+    count = 1_000_000
+    tracemalloc.start()
+    result = retrieve(images, texts, np.zeros(count, np.int64), np.zeros(count, np.int64))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.text_ranks.tolist() == [(images @ texts[0] >= images[0] @ texts[0]).sum() - 1] * count
+    assert peak < 200 * count  # an embedding of each in f64 would take 64 alone, one of a real model 6,144
+
+
+def test_labels_by_pairs_are_those_of_a_matrix() -> None:
+    rng = np.random.default_rng(4)
+    labels = [tuple(np.flatnonzero(row).tolist()) for row in rng.random((30, 11)) < 0.2]
+    truth, several = one_hot(labels, 11), Labels(labels, 11)
+    np.testing.assert_array_equal(several.sizes, truth.sum(axis=0))
+    for columns in (slice(0, 11), slice(3, 7), slice(7, 20), slice(10, 11)):
+        np.testing.assert_array_equal(several.truth(columns), truth[:, columns])
+    assert Labels([(), ()], 3).truth(slice(0, 3)).tolist() == [[False] * 3] * 2
+
+
 def test_equal_captions_of_two_images_are_ties() -> None:
     images = np.eye(3, dtype=np.float32)
     texts = images[[0, 0, 2]]
-    result = retrieve(images, texts, np.array([0, 1, 2]))
+    result = retrieve(images, texts, np.arange(3), np.array([0, 1, 2]))
     assert result.image_ranks.tolist() == [1, 2, 0]
     assert result.text_ranks.tolist() == [0, 2, 0]

@@ -237,6 +237,26 @@ def test_data_that_cannot_be_fitted(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("command", "remedy"), [("fit", "give fewer images of each class"), ("calibrate", "give --limit for fewer images")]
+)
+def test_more_pairs_than_fit_into_memory_are_refused(
+    command: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx_ir")
+    draw_folders(tmp_path / "set", 2, seed=3)  # of 8 classes
+    monkeypatch.setattr(f"siglip_onnx.cli.{command}._MAX_PAIRS", 127)
+    out = tmp_path / "out.onnx"
+    assert_error(
+        run(command, "demo", tmp_path / "set", "-o", out),
+        1,
+        f"16 images and 8 labels: 128 pairs, of which at most 127 are compared; {remedy}",
+    )
+    assert not out.exists()
+    monkeypatch.setattr(f"siglip_onnx.cli.{command}._MAX_PAIRS", 128)
+    assert run(command, "demo", tmp_path / "set", "-o", out).exit_code == 0
+
+
 def test_texts_count_by_what_they_explain() -> None:
     """With one image per class: texts that name the classes keep their part, and texts of other classes lose it."""
     rng = np.random.default_rng(0)
