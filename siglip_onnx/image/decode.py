@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard, cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line, printable
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list
 from .convert import is_deep, parse_background, scale_levels, to_rgb
+from .corrections import correct_alpha, correct_before_decoding
 from .guard import check_exif, check_header
+from .guard_heif import is_incomplete
 from .guard_jpeg import is_read_in_one_pass
 from .openers import open_file
 from .preprocess import Fit
@@ -39,7 +41,18 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 
 # Only formats of raster images: for EPS, Pillow would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
+_JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +207,7 @@ class ImageReader:
     def _check_size(self, image: Image.Image, file: IO[bytes], name: str) -> None:
         """Check the pixels that are decoded: those of the reduced image if a draft reduces the cost of decoding."""
         whole = image.size
-        if self.draft_size is not None:
+        if self.draft_size is not None and image.format in _JPEGS:  # of HEIC, a draft is the preview, another image
             image.draft(None, self.draft_size)
         if image.size != whole and is_read_in_one_pass(file):
             self.limits.check_reduced(*whole, name)
@@ -202,9 +215,12 @@ class ImageReader:
         self.limits.check_size(*whole, name)
 
     def _decode(self, image: Image.Image, name: str, file: _WatchedFile | None = None) -> DecodedImage:
+        raw = None if file is None else file.raw
+        correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         try:
-            return DecodedImage(self._to_rgb(ImageOps.exif_transpose(loaded), image, name), truncated)
+            loaded = correct_alpha(loaded, raw)
+            return DecodedImage(self._to_rgb(_upright(loaded, name), image, name), truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
 
@@ -233,6 +249,20 @@ class ImageReader:
         self.limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
         image = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array)
         return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """Turn an image as its EXIF orientation says, without rewriting its EXIF data as ``ImageOps.exif_transpose`` does.
+
+    Data that cannot be read say nothing, as in other programs that show photos.
+    """
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception as error:  # parsers raise almost anything on damaged data
+        _log.warning("%s has EXIF data that cannot be read, so it is not turned: %s.", name, _cause(error))
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _fitted(decoded: DecodedImage, fit: Fit | None) -> DecodedImage:
@@ -338,7 +368,7 @@ class _WatchedFile:
     """An open file that notices when a decoder reads past its end, which means that the image needs more data."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self.raw = file
         self.read_past_end = False
         self._end_marker = b""
 
@@ -347,14 +377,14 @@ class _WatchedFile:
         self.read_past_end, self._end_marker = False, end_marker
 
     def read(self, count: int = -1) -> bytes:
-        data = self._file.read(count)
+        data = self.raw.read(count)
         if count > 0 and not data:
             self.read_past_end = True
             data, self._end_marker = self._end_marker, b""
         return data
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+        return getattr(self.raw, name)
 
 
 def _load_pixels(
@@ -363,7 +393,7 @@ def _load_pixels(
     """Decode the pixels; return the image, and whether its data ended early."""
     # libjpeg fails on a JPEG that stops before its end marker, but completes one that has the marker, with gray for
     # what is missing; so where truncated images are allowed the file supplies the marker at its end.
-    end_marker = _JPEG_END if allow_truncated and image.format in ("JPEG", "MPO") else b""
+    end_marker = _JPEG_END if allow_truncated and image.format in _JPEGS else b""
     if file is not None:
         file.watch(end_marker)
     problem: Exception | None = None
@@ -371,7 +401,8 @@ def _load_pixels(
         image.load()
     except Exception as error:  # decoders raise almost anything on damaged data
         problem = error
-    if not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
+    incomplete = file is not None and image.format in _HEIFS and is_incomplete(file.raw, name)
+    if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
         if problem is not None:
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
         return image, False

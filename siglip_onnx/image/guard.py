@@ -14,7 +14,7 @@ from typing import IO
 from PIL import Image
 
 from ..options import ImageLimits
-from .guard_avif import check_avif
+from .guard_heif import check_heif
 from .guard_jpeg import check_jpeg
 from .guard_jpeg2000 import CODESTREAM, check_jpeg2000
 from .guard_tiff import check_tiff
@@ -52,7 +52,7 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         elif prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")):
             check_jpeg2000(file, limits, name)
         elif prefix[4:8] == b"ftyp":
-            check_avif(file, limits, name)
+            check_heif(file, limits, name)
         elif prefix.startswith(_TIFFS):
             check_tiff(file, limits, name)
         elif prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP":

@@ -1,0 +1,277 @@
+"""Read the boxes of HEIF files (HEIC, AVIF) as far as they say which coded images are decoded, and where these lie.
+
+Sources: ISO/IEC 14496-12 and 23008-12.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, NamedTuple
+
+from .headers import bomb, read_at
+
+MAX_BOXES = 10_000
+MAX_TABLE_BYTES = 100_000
+MAX_EXTENTS = 200  # of one coded image; encoders write one
+MAX_NESTING = 10  # of images that are made of others
+DERIVED = (b"grid", b"iovl", b"iden", b"tmap")  # kinds of images that are made of others
+_SAMPLE_TABLE = (b"trak", b"mdia", b"minf", b"stbl")
+_DAMAGED = (struct.error, IndexError)
+
+
+class Extent(NamedTuple):
+    """Where a part of an image's data lies."""
+
+    start: int
+    size: int
+
+
+@dataclass
+class Item:
+    """An image of a file.
+
+    Attributes:
+        kind: how it is coded, such as ``hvc1``, or made of others: one of :data:`DERIVED`.
+        extents: where its data lie.
+        size: width and height in pixels that the file states; 0 if it does not.
+        config: the configuration of its decoder, empty if there is none.
+        sources: the numbers of the images that it is made of, as often as it uses them.
+        auxiliary_of: the numbers of the images whose alpha, depth or gain map it is.
+    """
+
+    kind: bytes
+    extents: list[Extent] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)
+    config: bytes = b""
+    sources: list[int] = field(default_factory=list)
+    auxiliary_of: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Container:
+    """What a file holds: images by number, which of them is shown, and the first samples of its tracks."""
+
+    items: dict[int, Item] = field(default_factory=dict)
+    primary: int | None = None
+    samples: list[list[Extent]] = field(default_factory=list)
+
+    def decoded(self, name: str) -> dict[int, int]:
+        """Return the numbers of the coded images that the shown one and its auxiliary ones need, and how often each.
+
+        Raises:
+            ImageError: of status ``"too_large"``: they are nested too deeply.
+        """
+        if self.primary is None:
+            return {}
+        counts = {self.primary: 1}
+        counts |= {number: 1 for number, item in self.items.items() if self.primary in item.auxiliary_of}
+        found: dict[int, int] = {}
+        for _ in range(MAX_NESTING):
+            below: dict[int, int] = {}
+            for number, count in counts.items():
+                item = self.items.get(number)
+                if item is None:
+                    continue
+                if item.kind not in DERIVED:
+                    found[number] = found.get(number, 0) + count
+                    continue
+                for source in item.sources:
+                    below[source] = below.get(source, 0) + count
+            if not below:
+                return found
+            counts = below
+        raise bomb(name, f"images nested more than {MAX_NESTING} deep")
+
+
+class _Box(NamedTuple):
+    kind: bytes
+    start: int  # of its content
+    end: int
+
+
+def read_container(file: IO[bytes], name: str) -> Container:
+    """Read the boxes of a file; what is damaged is left out, as far as possible.
+
+    Raises:
+        ImageError: of status ``"too_large"``: reading them would take long.
+    """
+    container, left = Container(), iter(range(MAX_BOXES))
+    size = file.seek(0, 2)
+    for box in _boxes(file, 0, size, left, name):
+        with suppress(*_DAMAGED):
+            if box.kind == b"meta":
+                _read_items(container, file, box, size, left, name)
+            elif box.kind == b"moov":
+                container.samples += _samples(file, box, left, name)
+    return container
+
+
+def _boxes(file: IO[bytes], start: int, end: int, left: Iterator[int], name: str) -> Iterator[_Box]:
+    while start + 8 <= end:
+        if next(left, None) is None:
+            raise bomb(name, f"more than {MAX_BOXES:,} boxes")
+        size, kind = struct.unpack(">I4s", read_at(file, start, 8))
+        header = 8
+        if size == 1:
+            if start + 16 > end:
+                return
+            size, header = struct.unpack(">Q", read_at(file, start + 8, 8))[0], 16
+        stop = end if size == 0 else min(end, start + size)
+        if stop < start + header:
+            return
+        yield _Box(kind, start + header, stop)
+        start = stop
+
+
+def _read_items(
+    container: Container, file: IO[bytes], meta: _Box, file_size: int, left: Iterator[int], name: str
+) -> None:  # fmt: skip
+    parts: dict[bytes, _Box] = {}
+    for box in _boxes(file, meta.start + 4, meta.end, left, name):
+        if box.kind == b"iinf":
+            container.items |= {number: Item(kind) for number, kind in _entries(file, box, left, name)}
+        parts[box.kind] = box
+    items = container.items
+    with suppress(*_DAMAGED):
+        if b"pitm" in parts:
+            numbers = _Numbers(_table(file, parts[b"pitm"], name))
+            container.primary = numbers.read_item(wide=numbers.version > 0)
+    with suppress(*_DAMAGED):
+        for kind, number, targets in _references(file, parts[b"iref"], left, name) if b"iref" in parts else ():
+            if number in items and kind == b"dimg":
+                items[number].sources += targets
+            elif number in items and kind == b"auxl":
+                items[number].auxiliary_of += targets
+    with suppress(*_DAMAGED):
+        if b"iprp" in parts:
+            _read_properties(items, file, parts[b"iprp"], left, name)
+    if b"iloc" in parts:
+        idat = parts[b"idat"].start if b"idat" in parts else 0
+        with suppress(*_DAMAGED):
+            for number, extents in _locations(_table(file, parts[b"iloc"], name), idat, file_size, name):
+                if number in items:
+                    items[number].extents = extents
+
+
+def _entries(file: IO[bytes], iinf: _Box, left: Iterator[int], name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the kind of each item."""
+    count_bytes = 2 if read_at(file, iinf.start, 1) == b"\0" else 4
+    for box in _boxes(file, iinf.start + 4 + count_bytes, iinf.end, left, name):
+        version = read_at(file, box.start, 1)
+        layout = ">H2x4s" if version <= b"\2" else ">I2x4s"
+        with suppress(struct.error):  # a cut entry after those that the decoder reads
+            yield struct.unpack(layout, read_at(file, box.start + 4, struct.calcsize(layout)))
+
+
+def _references(
+    file: IO[bytes], iref: _Box, left: Iterator[int], name: str
+) -> Iterator[tuple[bytes, int, list[int]]]:  # fmt: skip
+    """Yield the kind of each reference, the item that refers, and those that it refers to."""
+    wide = read_at(file, iref.start, 1) != b"\0"
+    for box in _boxes(file, iref.start + 4, iref.end, left, name):
+        numbers = _Numbers(_table(file, box, name), 0)
+        yield box.kind, numbers.read_item(wide=wide), [numbers.read_item(wide=wide) for _ in range(numbers.read(2))]
+
+
+def _read_properties(items: dict[int, Item], file: IO[bytes], iprp: _Box, left: Iterator[int], name: str) -> None:
+    """Read the sizes and the decoders' configurations of images."""
+    properties: list[_Box] = []
+    associations: list[_Box] = []
+    for box in _boxes(file, iprp.start, iprp.end, left, name):
+        if box.kind == b"ipco":
+            properties += _boxes(file, box.start, box.end, left, name)
+        elif box.kind == b"ipma":
+            associations.append(box)
+    for box in associations:
+        numbers = _Numbers(_table(file, box, name))
+        long_indices = numbers.flags & 1
+        for _ in range(numbers.read(4)):
+            item = items.get(numbers.read_item(wide=numbers.version > 0), Item(b""))
+            for _ in range(numbers.read(1)):
+                index = numbers.read(2) & 0x7FFF if long_indices else numbers.read(1) & 0x7F
+                if not 1 <= index <= len(properties):
+                    continue
+                kind, start, end = properties[index - 1]
+                if kind == b"ispe":
+                    item.size = struct.unpack(">II", read_at(file, start + 4, 8))
+                elif kind == b"hvcC":
+                    item.config = _table(file, _Box(kind, start, end), name)
+
+
+def _locations(table: bytes, idat: int, file_size: int, name: str) -> Iterator[tuple[int, list[Extent]]]:
+    """Yield the items of an iloc box and their extents."""
+    numbers = _Numbers(table)
+    version, sizes = numbers.version, (numbers.read(1), numbers.read(1))
+    offset_bytes, length_bytes, base_bytes = sizes[0] >> 4, sizes[0] & 15, sizes[1] >> 4
+    index_bytes = sizes[1] & 15 if version else 0
+    for _ in range(numbers.read_item(wide=version >= 2)):
+        item = numbers.read_item(wide=version >= 2)
+        in_idat = bool(version) and numbers.read(2) & 15 == 1
+        numbers.read(2)  # the file, which is this one
+        base = numbers.read(base_bytes) + (idat if in_idat else 0)
+        count = numbers.read(2)
+        if count > MAX_EXTENTS:
+            raise bomb(name, f"a coded image of more than {MAX_EXTENTS} parts")
+        extents = []
+        for _ in range(count):
+            numbers.read(index_bytes)
+            start, size = base + numbers.read(offset_bytes), numbers.read(length_bytes)
+            extents.append(Extent(start, size or max(0, file_size - start)))
+        yield item, extents
+
+
+def _samples(file: IO[bytes], moov: _Box, left: Iterator[int], name: str) -> Iterator[list[Extent]]:
+    """Yield where the first sample of each track lies."""
+    parents = [moov]
+    for kind in _SAMPLE_TABLE:
+        parents = [
+            box for parent in parents for box in _boxes(file, parent.start, parent.end, left, name) if box.kind == kind
+        ]
+    for table in parents:
+        start = size = 0
+        for box in _boxes(file, table.start, table.end, left, name):
+            if box.kind in (b"stco", b"co64"):
+                layout = ">I" if box.kind == b"stco" else ">Q"
+                (start,) = struct.unpack(layout, read_at(file, box.start + 8, struct.calcsize(layout)))
+            elif box.kind == b"stsz":
+                uniform, _, first = struct.unpack(">III", read_at(file, box.start + 4, 12).ljust(12, b"\0"))
+                size = uniform or first
+        yield [Extent(start, size)]
+
+
+def read_extents(file: IO[bytes], extents: list[Extent], position: int, count: int) -> bytes:
+    """Read from the data of an image, whose extents follow each other."""
+    content = b""
+    for start, size in extents:
+        if position < size and len(content) < count:
+            content += read_at(file, start + position, min(count - len(content), size - position))
+            position = size
+        position -= size
+    return content
+
+
+def _table(file: IO[bytes], box: _Box, name: str) -> bytes:
+    if box.end - box.start > MAX_TABLE_BYTES:
+        raise bomb(name, f"a table of {box.end - box.start:,} bytes")
+    return read_at(file, box.start, box.end - box.start)
+
+
+class _Numbers:
+    """Big-endian numbers of a table, one after the other, from behind its version and flags on."""
+
+    def __init__(self, table: bytes, position: int = 4) -> None:
+        self._table, self._position = table, position
+        self.version = table[0] if table else 0
+        self.flags = int.from_bytes(table[1:4], "big")
+
+    def read(self, size: int) -> int:
+        self._position += size
+        if self._position > len(self._table):
+            raise IndexError
+        return int.from_bytes(self._table[self._position - size : self._position], "big")
+
+    def read_item(self, *, wide: bool) -> int:
+        return self.read(4 if wide else 2)

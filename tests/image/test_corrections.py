@@ -1,0 +1,137 @@
+"""What Pillow reads wrongly: transparent colors of other depths, planes of 16 bits, alpha without bits, odd EXIF."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.images import encode, make_image
+
+from siglip_onnx.errors import ImageError
+from siglip_onnx.image import ImageReader, load_image
+
+GRAY, RGB = 0, 2  # color types of PNG
+
+
+def png(levels: np.ndarray[Any, Any], depth: int, color: int, transparent: tuple[int, ...]) -> bytes:
+    """Write levels ``(H, W)`` or ``(H, W, 3)`` of a number of bits as a PNG that names one as transparent."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = levels.shape[:2]
+    bits = levels.reshape(height, -1, 1) >> np.arange(depth - 1, -1, -1) & 1
+    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    key = struct.pack(f">{len(transparent)}H", *transparent)
+    chunks = [chunk(b"IHDR", header), chunk(b"tRNS", key), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    return b"".join([b"\x89PNG\r\n\x1a\n", *chunks])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_transparent_gray_of_any_depth(depth: int) -> None:
+    largest = (1 << depth) - 1
+    levels = np.arange(largest + 1, dtype=np.uint8)[np.newaxis].repeat(3, axis=0)
+    for key in range(0, largest + 1, max(1, largest // 15)):
+        expected = np.where(levels == key, 0, levels * (255 // largest))
+        read = load_image(png(levels, depth, GRAY, (key,)), background="black")
+        np.testing.assert_array_equal(np.asarray(read), np.stack([expected] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_transparent_color_of_any_depth(depth: int) -> None:
+    step = 257 if depth == 16 else 1
+    levels = np.array([[[10, 20, 30], [10, 20, 31], [0, 0, 0], [255, 255, 255]]], np.uint16)
+    for key in ((10, 20, 30), (255, 255, 255)):
+        expected = np.where((levels == key).all(axis=-1, keepdims=True), (0, 128, 0), levels)
+        data = png(levels * step, depth, RGB, tuple(level * step for level in key))
+        np.testing.assert_array_equal(np.asarray(load_image(data, background="green")), expected)
+
+
+def test_the_callers_image_keeps_its_transparent_color() -> None:
+    image = Image.open(io.BytesIO(png(np.full((2, 2), 3, np.uint8), 4, GRAY, (3,))))
+    load_image(image)
+    assert image.info["transparency"] == 3
+
+
+def tiff_of_planes(planes: np.ndarray[Any, Any], order: str = "<") -> bytes:
+    """Write ``(C, H, W)`` without compression, with a plane for each channel."""
+    count, height, width = planes.shape
+    depth = planes.dtype.itemsize * 8
+    tags = {256: [width], 257: [height], 258: [depth] * count, 259: [1], 262: [2 if count > 2 else 1], 277: [count],
+            278: [height], 284: [2]}  # fmt: skip
+    plane_bytes = height * width * depth // 8
+    later = 8 + 2 + 12 * (len(tags) + 2) + 4  # where values lie that do not fit into the directory
+    tail = b""
+    start = later + 2 * count + 2 * 4 * count
+    tags |= {273: [start + plane_bytes * number for number in range(count)], 279: [plane_bytes] * count}
+    directory = b""
+    for tag, values in sorted(tags.items()):
+        code = "I" if tag in (273, 279) else "H"
+        packed = struct.pack(f"{order}{len(values)}{code}", *values)
+        if len(packed) > 4:
+            packed, tail = struct.pack(f"{order}I", later + len(tail)), tail + packed
+        directory += struct.pack(f"{order}HHI", tag, 4 if code == "I" else 3, len(values)) + packed.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    data = planes.astype(planes.dtype.newbyteorder(order)).tobytes()
+    return (head + directory + bytes(4) + tail).ljust(start, b"\0") + data
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_planes_of_a_tiff_are_read_right_or_refused(order: str) -> None:
+    pixels = np.asarray(make_image(np.random.default_rng(0), (12, 9)))
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    np.testing.assert_array_equal(np.asarray(load_image(tiff_of_planes(planes, order))), pixels)
+    deep = tiff_of_planes(planes.astype(np.uint16) * 257, order)
+    with pytest.raises(ImageError, match="a plane for each of 3 channels of 16 bits") as raised:
+        load_image(deep)
+    assert raised.value.status == "unsupported"
+
+
+@pytest.mark.parametrize(("alpha", "attribute_bits", "used"), [(0, 0, False), (0, 8, True), (90, 0, True)])
+def test_alpha_of_a_tga_without_bits_for_it(alpha: int, attribute_bits: int, used: bool) -> None:
+    image = Image.new("RGBA", (8, 6), (200, 30, 40, alpha))
+    data = bytearray(encode(image, "TGA"))
+    data[17] = data[17] & 0xF0 | attribute_bits
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image) if used else image
+    assert load_image(bytes(data)).getpixel((3, 3)) == expected.convert("RGB").getpixel((3, 3))
+
+
+def exif_of(*fields: tuple[int, int, int, bytes]) -> bytes:
+    """Return EXIF data of orientation 6 and more fields: tag, type, count, value of up to four bytes."""
+    entries = sorted([(0x112, 3, 1, b"\6\0"), *fields])
+    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (0x11A, 2, 4, b"300\0"),  # the resolution as text
+        (0x128, 1, 1, b"\2"),  # its unit as a byte
+        (0x2BC, 2, 4, b"<x/>"),  # XMP as text
+        (0x8825, 4, 1, b"\xff\xff\0\0"),  # a directory behind the end
+    ],
+)
+def test_an_odd_field_of_exif_data_does_not_keep_a_photo_from_being_turned(field: tuple[int, int, int, bytes]) -> None:
+    image = make_image(np.random.default_rng(0), (40, 24))
+    data = encode(image, "JPEG", exif=exif_of(field), quality=95)
+    turned = ImageReader().read(data).rgb
+    expected = ImageReader().read(encode(image, "JPEG", quality=95)).rgb.transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(expected))
+
+
+def test_exif_data_that_cannot_be_read_turn_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Image.Image) -> None:
+        raise struct.error("cut")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    image = make_image(np.random.default_rng(0), (40, 24))
+    np.testing.assert_array_equal(np.asarray(load_image(encode(image, exif=exif_of()))), np.asarray(image))
+    assert "has EXIF data that cannot be read, so it is not turned: cut" in caplog.text
