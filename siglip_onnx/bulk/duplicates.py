@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..head import Floats
+from ..head import Floats, l2_normalize
 from .listing import input_of, status_of
 from .records import OK, Row
 from .search import Collection
@@ -66,7 +66,8 @@ def find_duplicates(
 
     Args:
         collection: the vectors; every pair is compared.
-        threshold: identical files form groups with any threshold.
+        threshold: identical files form groups with any threshold, and with 1 no others: computed cosines of different
+            images may be 1.
         only_existing: leave out all images whose files no longer exist.
 
     Raises:
@@ -104,7 +105,9 @@ def _read(collection: Collection, only_existing: bool) -> tuple[list[_Image], Fl
             if image is not None and not (only_existing and image.missing)
         }
         images += kept.values()
-        parts.append(collection.job.read_vectors(shard)[list(kept)].astype(np.float32))
+        vectors = collection.job.read_vectors(shard)[list(kept)]
+        # Rounded to f16, they are not of length 1 any more.
+        parts.append(l2_normalize(vectors.astype(np.float32)) if vectors.dtype == np.float16 else vectors)
     return images, np.concatenate(parts), num_changed
 
 
@@ -133,6 +136,8 @@ def _without_links(images: Sequence[_Image]) -> list[int]:
 def _find_leaders(vectors: Floats, threshold: float) -> NDArray[np.int64]:
     """Return for each vector the first earlier vector that leads a group and is near enough, or itself."""
     leaders = np.arange(len(vectors))
+    if threshold >= 1:
+        return leaders
     is_free = np.ones(len(vectors), bool)
     for start, similarities in _similarities(vectors):
         for index, row in enumerate(similarities, start):

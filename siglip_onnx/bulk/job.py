@@ -49,7 +49,8 @@ PLAN, ROWS, RECEIPT = "plan/{:06}.jsonl", "rows/{:06}.jsonl", "receipts/{:06}.js
 PARTS = "partial"  # the folder of saved results of shards that are not complete
 # Paths of 4,096 bytes, each an escape of 6, twice in a row with a message. A folder from elsewhere may claim any size.
 _MAX_LINES_BYTES = 65_536 * MAX_SHARD_SIZE
-_PART_NAME = re.compile(r"(\d{6,})-([0-9a-f]*)-[0-9a-f]{32}")
+_NUMBER = "[0-9]{6,12}"  # of a shard
+_PART_NAME = re.compile(rf"({_NUMBER})-([0-9a-f]*)-[0-9a-f]{{32}}")
 
 
 class Part(NamedTuple):
@@ -74,7 +75,7 @@ class Job:
         """Return the numbers of the planned shards."""
         folder = (self.path / PLAN).parent
         names = folder.iterdir() if folder.is_dir() else ()
-        return sorted(int(path.stem) for path in names if re.fullmatch(r"\d{6,}\.jsonl", path.name))
+        return sorted(int(path.stem) for path in names if re.fullmatch(rf"{_NUMBER}\.jsonl", path.name))
 
     def read_plan(self, shard: int) -> list[Input]:
         """Return the planned inputs of a shard.
@@ -349,7 +350,7 @@ def _remove_job(path: Path) -> None:
     own = []
     for file in (RECEIPT, ROWS, PLAN, *(layout.names if layout else ())):
         folder, _, name = file.partition("/")
-        own.append((folder, re.escape(name).replace(re.escape("{:06}"), r"\d{6,}")))
+        own.append((folder, re.escape(name).replace(re.escape("{:06}"), _NUMBER)))
     own += [(TEMPORARY, TEMPORARY_FILES), (PARTS, _PART_NAME.pattern)]
     own += [("", re.escape(name)) for name in (*DERIVED, LOG, FACTS)]
     try:

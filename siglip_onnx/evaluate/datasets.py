@@ -29,6 +29,7 @@ ANY_LANGUAGE = ""
 _CLASS_NAMES = "classnames.txt"  # beside the archives of CLIP_benchmark
 _MAX_JSON_BYTES = 500_000_000  # that of COCO has 144 MB
 _MAX_LINE_CHARACTERS = 10_000_000  # of a line of JSON, or a row of CSV
+_MAX_COLUMNS = 1000  # of CSV; a row that has fewer values is filled up
 _MAX_LABELS_BYTES = 100_000_000
 _MAX_LANGUAGES = 200  # of captions; each has a list for each image
 _MAX_DIGITS = 18  # of a label that is a number
@@ -82,16 +83,19 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images with captions: per language, a list of captions for each image, which may be empty."""
+    """Images with captions: per language, those of each image that has some, by its number."""
 
     path: Path
     samples: list[Sample]
-    captions: dict[str, list[list[str]]]
+    captions: dict[str, dict[int, list[str]]]
 
     def take(self, limit: int | None) -> CaptionedImages:
         """Return this with at most ``limit`` images, evenly spaced."""
         chosen = evenly_spaced(len(self.samples), limit)
-        captions = {language: [rows[index] for index in chosen] for language, rows in self.captions.items()}
+        captions = {
+            language: {number: rows[index] for number, index in enumerate(chosen) if index in rows}
+            for language, rows in self.captions.items()
+        }
         return replace(self, samples=[self.samples[index] for index in chosen], captions=captions)
 
     def only(self, languages: Sequence[str]) -> CaptionedImages:
@@ -294,11 +298,9 @@ class _Captions:
 
     def __init__(self) -> None:
         self._samples: list[Sample] = []
-        self._captions: dict[str, list[list[str]]] = {}
+        self._captions: dict[str, dict[int, list[str]]] = {}
 
     def add(self, sample: Sample) -> None:
-        for rows in self._captions.values():
-            rows.append([])
         self._samples.append(sample)
 
     def extend(self, language: str, captions: object) -> None:
@@ -313,11 +315,12 @@ class _Captions:
                 f"The captions are in more than {_MAX_LANGUAGES} languages, such as {language!r:.50}; a column "
                 f"called {' or '.join(LANGUAGES)} is taken for their language. Rename it if it says something else."
             )
-        rows = self._captions.setdefault(language, [[] for _ in self._samples])
-        rows[-1].extend(text for text in texts if text.strip())
+        rows = self._captions.setdefault(language, {})
+        if kept := [text for text in texts if text.strip()]:
+            rows.setdefault(len(self._samples) - 1, []).extend(kept)
 
     def finish(self, path: Path) -> CaptionedImages:
-        if not any(any(rows) for rows in self._captions.values()):
+        if not any(self._captions.values()):
             raise DataError(f"{path} has no captions; expected at least one for an image.")
         return CaptionedImages(path, self._samples, self._captions)
 
@@ -527,6 +530,8 @@ def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
             lines = _Lines(file)
             rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
             columns = rows.fieldnames or ()
+            if len(columns) > _MAX_COLUMNS:
+                raise ValueError(f"it has {len(columns):,} columns, at most {_MAX_COLUMNS:,} are read")
             if repeated := [name for name, count in Counter(columns).items() if name and count > 1]:
                 raise ValueError(f"it has several columns {repeated[0]!r:.100}")
             for row in rows:

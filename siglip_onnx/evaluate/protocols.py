@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..config import PreprocessorConfig
@@ -141,12 +142,18 @@ def canonicalize_part(text: str) -> str:
 
 def resize_plain(image: Image.Image, width: int, height: int) -> Image.Image:
     """Resize bilinearly without antialiasing, as ``tf.image.resize``; levels are truncated to whole numbers."""
-    pixels = np.asarray(image, np.float32)
+    pixels = np.asarray(image)
     top, bottom, down = _neighbors(pixels.shape[0], height)
     left, right, across = _neighbors(pixels.shape[1], width)
     down, across = down[:, np.newaxis, np.newaxis], across[np.newaxis, :, np.newaxis]
-    upper = pixels[top][:, left] + (pixels[top][:, right] - pixels[top][:, left]) * across
-    lower = pixels[bottom][:, left] + (pixels[bottom][:, right] - pixels[bottom][:, left]) * across
+
+    def blend(rows: NDArray[np.int64]) -> Floats:
+        """Return some rows, resized across; only the pixels that they need become floats."""
+        first, second = (pixels[np.ix_(rows, columns)].astype(np.float32) for columns in (left, right))
+        blended: Floats = first + (second - first) * across
+        return blended
+
+    upper, lower = blend(top), blend(bottom)
     return Image.fromarray((upper + (lower - upper) * down).astype(np.uint8))
 
 

@@ -359,7 +359,7 @@ def _list_captions(
     for language, rows in data.captions.items():
         owners[language] = [
             (positions.setdefault(text, len(positions)), row)
-            for row, texts in enumerate(rows)
+            for row, texts in rows.items()
             for text in (texts[:1] if protocol.first_caption and several else texts)
         ]
     return list(positions), owners

@@ -8,6 +8,7 @@ import os
 import random
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,25 @@ def test_lines_and_rows_without_end_are_refused(tmp_path: Path, monkeypatch: pyt
     path.write_text("x\n" * 2000)
     with pytest.raises(DataError, match=r"x\.csv cannot be read: it has more than 1,000 bytes"):
         read_labels(path)
+
+
+def test_memory_grows_with_rows_not_with_their_product_with_columns_or_languages(tmp_path: Path) -> None:
+    """A short row of CSV counts as one with all columns, and an image has no caption in most languages."""
+    wide = tmp_path / "wide.csv"
+    wide.write_text(",".join(["path", "label", *map(str, range(998))]) + "\n" + "a.png,x\nb.png,y\n" * 3000)
+    languages = {f"l{number}": {"caption": ["a"]} for number in range(200)}
+    rows = [{"image/key": "k"} | languages, *({"image/key": f"{number:x}"} for number in range(3000))]
+    captions = write_json_lines(tmp_path / "captions.jsonl", rows)
+    for path in (wide, captions):
+        tracemalloc.start()
+        data = open_data(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(data.samples) in (2, 3001)
+        assert peak < 20_000_000, path  # as dicts of columns 130 MB, as a list for each language 36 MB
+    wide.write_text(",".join(["path", "label", *map(str, range(999))]) + "\na.png,x\n")
+    with pytest.raises(DataError, match="it has 1,001 columns, at most 1,000 are read"):
+        open_data(wide)
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json", "x.tar", "x.parquet"])

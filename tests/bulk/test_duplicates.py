@@ -21,9 +21,11 @@ from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.head import l2_normalize
 
 
-def open_vectors(path: Path, vectors: Any, sizes: Any, hashes: Any, *, shard_size: int = 5) -> Collection:
+def open_vectors(
+    path: Path, vectors: Any, sizes: Any, hashes: Any, *, shard_size: int = 5, dtype: str = "float32"
+) -> Collection:
     """Open a job in which image ``n`` has ``sizes[n]`` pixels and bytes; every third input has no vector."""
-    facts = JobFacts("m", "int8", "int8-1", vectors.shape[1], 1.0, -1.0, {}, "npy", "float32", shard_size)
+    facts = JobFacts("m", "int8", "int8-1", vectors.shape[1], 1.0, -1.0, {}, "npy", dtype, shard_size)
     path.mkdir()
     job = begin_job(path, facts, overwrite=False)
     for shard, start in enumerate(range(0, len(vectors), shard_size)):
@@ -38,6 +40,28 @@ def open_vectors(path: Path, vectors: Any, sizes: Any, hashes: Any, *, shard_siz
         job.write_plan(shard, inputs)
         job.commit(shard, inputs, rows, vectors[start : start + shard_size])
     return open_collection(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_only_identical_files_are_found_with_a_threshold_of_one(dtype: str, tmp_path: Path) -> None:
+    """Computed cosines of different images may be 1 or more."""
+    rng = np.random.default_rng(6)
+    vectors = l2_normalize(rng.standard_normal((40, 16)).astype(np.float32))
+    vectors[20:] = vectors[:20]
+    hashes = [str(number) for number in range(40)]
+    hashes[7] = hashes[27]
+    collection = open_vectors(tmp_path / "job", vectors, np.ones(40), hashes, dtype=dtype)
+    (group,) = find_duplicates(collection, 1.0).groups
+    assert {copy.path for copy in group} == {"/p/7.png", "/p/27.png"}
+    assert len(find_duplicates(collection, 0.999).groups) == 20
+
+
+def test_cosines_of_rounded_vectors_do_not_depend_on_their_lengths(tmp_path: Path) -> None:
+    vectors = np.array([[1.0, 0], [1.0005, 0.0448], [0, 1]], np.float32)
+    collection = open_vectors(tmp_path / "job", vectors, [3, 2, 1], ["a", "b", "c"], dtype="float16")
+    assert find_duplicates(collection, 0.9995).groups == []
+    ((_, copy),) = find_duplicates(collection, 0.998).groups
+    assert copy.similarity == pytest.approx(1 / np.hypot(1, 0.0448 / 1.0005), abs=1e-5)
 
 
 @pytest.mark.parametrize("cells", [1, 50, 1_000_000])

@@ -186,7 +186,7 @@ def test_captions_of_coco(tmp_path: Path) -> None:
     path = karpathy(tmp_path / "dataset_coco.json")
     data = captioned(path)
     assert [sample.name for sample in data.samples] == ["val2014/0.jpg", "val2014/1.jpg"]
-    assert data.captions == {"": [list(texts) for texts in CAPTIONS[:2]]}
+    assert data.captions == {"": {number: list(texts) for number, texts in enumerate(CAPTIONS[:2])}}
     assert len(captioned(path, DataOptions(split="")).samples) == 3
     with pytest.raises(DataError, match="no images of the split 'train'"):
         open_data(path, DataOptions(split="train"))
@@ -199,9 +199,9 @@ def test_captions_of_crossmodal(tmp_path: Path) -> None:
         {"image/key": "0b", "image/locale": "en", "en": {"caption": ["z"]}},
     ]  # fmt: skip
     data = captioned(write_json_lines(tmp_path / "captions.jsonl", rows))
-    assert data.captions == {"en": [["x", "y"], ["z"]], "ja": [["あ"], []]}
+    assert data.captions == {"en": {0: ["x", "y"], 1: ["z"]}, "ja": {0: ["あ"]}}
     assert [sample.name for sample in data.samples] == ["0a", "0b"]
-    assert data.only(["ja"]).captions == {"ja": [["あ"], []]}
+    assert data.only(["ja"]).captions == {"ja": {0: ["あ"]}}
     with pytest.raises(DataError, match="no captions in 'fr'; it has en, ja"):
         data.only(["fr"])
 
@@ -209,15 +209,15 @@ def test_captions_of_crossmodal(tmp_path: Path) -> None:
 def test_captions_in_tables_and_archives(tmp_path: Path) -> None:
     rows = [("a.png", "en", "x"), ("a.png", "ja", "あ"), ("b.png", "en", "y"), ("a.png", "en", "x2")]
     data = captioned(write_csv(tmp_path / "x.csv", ("image", "language", "caption"), rows))
-    assert data.captions == {"en": [["x", "x2"], ["y"]], "ja": [["あ"], []]}
+    assert data.captions == {"en": {0: ["x", "x2"], 1: ["y"]}, "ja": {0: ["あ"]}}
     path = write_json_lines(tmp_path / "x.jsonl", [{"path": "a.png", "captions": ["x", "x2"]}])
-    assert captioned(path).captions == {"": [["x", "x2"]]}
+    assert captioned(path).captions == {"": {0: ["x", "x2"]}}
     rows = [{"path": "a.png", "caption": "x"}, {"path": "a.png", "caption": "あ", "lang": "ja"}]
     for turned in (rows, rows[::-1]):
-        assert captioned(write_json_lines(path, turned)).captions == {"": [["x"]], "ja": [["あ"]]}
+        assert captioned(write_json_lines(path, turned)).captions == {"": {0: ["x"]}, "ja": {0: ["あ"]}}
     path = write_tar(tmp_path / "x.tar", [("a.png", b"1"), ("a.txt", b"x\nx2"), ("b.png", b"2"), ("b.txt", b"y")])
     data = captioned(path)
-    assert data.captions == {"": [["x", "x2"], ["y"]]}
+    assert data.captions == {"": {0: ["x", "x2"], 1: ["y"]}}
     assert [sample.read() for sample in data.samples] == [b"1", b"2"]
 
 
@@ -226,7 +226,7 @@ def test_separators_inside_a_line_end_no_label(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes("six\u2028eggs\r\na\x0cred star\rword\x85\n".encode())
     assert read_labels(tmp_path / "labels.txt") == ["six\u2028eggs", "a\x0cred star", "word"]
     path = write_tar(tmp_path / "x.tar", [("a.png", b"1"), ("a.txt", "x\u2028y\nz".encode())])
-    assert captioned(path).captions == {"": [["x\u2028y", "z"]]}
+    assert captioned(path).captions == {"": {0: ["x\u2028y", "z"]}}
 
 
 def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_limit_takes_evenly_spaced_images(drawn: Path, tmp_path: Path) -> None
     assert len(data.take(None).samples) == len(data.take(99).samples) == 16
     assert {sample.labels[0] for sample in data.take(8).samples} == set(range(8))
     captions = captioned(karpathy(tmp_path / "x.json"), DataOptions(split="")).take(2)
-    assert captions.captions == {"": [["a red circle", "red"], ["a blue star", "blue"]]}
+    assert captions.captions == {"": {0: ["a red circle", "red"], 1: ["a blue star", "blue"]}}
 
 
 def one_class(folder: Path) -> Path:
