@@ -40,12 +40,19 @@ def index_path(images: Path, facts: JobFacts) -> Path:
 
 
 def update_index(
-    images: Path, spec: ModelSpec, index: Path | None, *, engine: Engine | None = None, progress: Progress | None = None
+    images: Path,
+    spec: ModelSpec,
+    index: Path | None,
+    *,
+    listing: Listing | None = None,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Embed the images of a folder that are new or have changed; return the folder of the vectors and their summary.
 
     Args:
         images: the folder of images.
+        listing: lists the folder, and afterwards knows what it left out.
         spec: the model.
         index: folder for the vectors; by default one in the cache.
         engine: see :func:`.run_job`.
@@ -55,7 +62,7 @@ def update_index(
         JobError: the folder has no images, the index belongs to another model, or it cannot be written.
         SiglipOnnxError: the model cannot be opened or fails.
     """
-    listing = Listing([images])
+    listing = listing or Listing([images])
     if listing.is_empty():
         raise JobError(
             f"{images} holds neither images nor vectors; give a folder of images, or one that siglip-onnx embed wrote."

@@ -15,6 +15,7 @@ from .. import demo
 from ..bulk.gallery import MARK
 from ..bulk.index import is_job, newest_index, update_index
 from ..bulk.job import ERRORS, open_job
+from ..bulk.listing import Listing
 from ..bulk.progress import Changes
 from ..bulk.records import JobFacts
 from ..bulk.run import LocalEngine, read_errors
@@ -22,6 +23,7 @@ from ..bulk.search import Collection, open_collection
 from ..errors import DownloadError, ModelNotFoundError, SiglipOnnxError
 from ..hub.download import is_offline
 from ..model import SigLIP
+from .inputs import report_left_out
 from .jobs import count_workers, make_spec
 from .options import PATH, ModelChoice
 from .output import SOME_FAILED, format_count, report, report_demo_model, warn
@@ -154,12 +156,16 @@ def _find_index(folder: Path, index: Path | None, given: ModelChoice) -> Path | 
 
 def _update(folder: Path, index: Path | None, choice: ModelChoice) -> tuple[Path, int]:
     """Bring the vectors of a folder of images up to date; return their folder and the number of unreadable images."""
-    progress = _IndexProgress(folder)
+    progress, listing = _IndexProgress(folder), Listing([folder])
     engine = LocalEngine(count_workers(choice))
     try:
-        path, summary = update_index(folder, make_spec(choice), index, engine=engine, progress=progress)
+        path, summary = update_index(
+            folder, make_spec(choice), index, listing=listing, engine=engine, progress=progress
+        )
     finally:
         progress.clear()
+    if progress.num_new:
+        report_left_out(listing, folder)
     errors = read_errors(path) if summary["errors"] else ()
     num_errors = sum(os.path.lexists(error["path"]) for error in errors)  # those of removed files are kept
     if num_errors:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from .. import demo
-from ..bulk.listing import JXL, OTHER, RAW, VIDEO, Filter, Listing, is_heic
+from ..bulk.listing import Filter, Listing, is_heic
 from ..bulk.ray_engine import RayEngine
 from ..bulk.records import MAX_SHARD_SIZE
 from ..bulk.run import Engine, LocalEngine, Policy, read_errors, run_job
@@ -23,13 +23,12 @@ from ..session import runs_on_cpu
 from ..system.extras import install_command, is_installed
 from ..system.files import open_list
 from .help import section
-from .inputs import LIST_MARK, STDIN
+from .inputs import LIST_MARK, STDIN, report_left_out
 from .options import ModelChoice, collect, refuse_given
 from .output import SOME_FAILED, format_count, print_json, report_demo_model, show, warn
 from .progress import AUTO, OFF, PLAIN, ProgressLine
 
 _LIST_SUFFIX = ".txt"
-_KIND_NAMES = {RAW: "RAW", JXL: "JPEG XL", VIDEO: "video", OTHER: "other"}
 
 
 @dataclass(frozen=True)
@@ -132,26 +131,13 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
             f"kept, although not among the inputs this time: {format_count(progress.unlisted, 'file')}; to leave them "
             "out, choose another --out."
         )
-    _report_left_out(listing)
+    report_left_out(listing)
     _report_missing_extra(out, summary)
     if as_json:
         print_json({"out": str(out)} | summary)
     else:
         show(_describe(out, summary))
     return SOME_FAILED if summary["errors"] else 0
-
-
-def _report_left_out(listing: Listing) -> None:
-    kinds = listing.left_out_kinds
-    if kinds:
-        counts = ", ".join(f"{kinds[kind]:,} {name}" for kind, name in _KIND_NAMES.items() if kinds[kind])
-        files = format_count(kinds.total(), "file") + " without an image extension"
-        unread = " and ".join(_KIND_NAMES[kind] for kind in (RAW, JXL) if kinds[kind])
-        advice = f" Convert {unread} files to JPEG or PNG to embed them." if unread else ""
-        what = files if set(kinds) == {OTHER} else f"{files} ({counts})"
-        warn(f"skipped {what}; use --all-files to try them.{advice}")
-    if listing.linked_folders:
-        warn(f"did not follow {format_count(listing.linked_folders, 'link')} to folders; use --follow-links.")
 
 
 def _report_missing_extra(out: Path, summary: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ _MAX_COLUMNS = 1000  # of CSV; a row that has fewer values is filled up
 _MAX_LABELS_BYTES = 100_000_000
 _MAX_LANGUAGES = 200  # of captions; each has a list for each image
 _MAX_DIGITS = 18  # of a label that is a number
+_log = logging.getLogger(__name__)
 Key = str | int
 Keyed = tuple[Sample, tuple[Key, ...]]
 
@@ -203,13 +205,20 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
     folders = sorted(_class_folders(path), key=lambda folder: _sort_key(folder.name))
-    keyed: list[Keyed] = [
-        (file_sample(path, name), (folder.name,)) for folder in folders for name in _names_below(path, folder)
-    ]
-    if not keyed and any(is_image_name(entry.name) for entry in path.iterdir()):
+    keyed: list[Keyed] = []
+    num_links = 0
+    for folder in folders:
+        listing = Listing([folder])
+        keyed += [(file_sample(path, os.path.relpath(image.path, path)), (folder.name,)) for image in listing]
+        num_links += listing.linked_folders
+    loose = sum(is_image_name(entry.name) for entry in path.iterdir())
+    if loose and not keyed:
         raise DataError(
             f"{path} has images, but no folder per class; move the images of each class to one of its name."
         )
+    for count, what in ((loose, "images beside the folders of classes"), (num_links, "links to folders in them")):
+        if count:
+            _log.warning("%s: %s were left out: %d.", path, what, count)
     names = [folder.name for folder in folders]
     labels = None if options.labels is None else read_labels(options.labels)
     if labels is None:
@@ -234,11 +243,6 @@ def _class_folders(path: Path) -> Iterator[Path]:
     for entry in path.iterdir():
         if entry.is_dir() and not is_left_out(entry.name, status_of(str(entry))):
             yield entry
-
-
-def _names_below(path: Path, folder: Path) -> Iterator[str]:
-    """Yield the images of a folder, by their paths from ``path`` on."""
-    return (os.path.relpath(image.path, path) for image in Listing([folder]))
 
 
 def _sort_key(name: str) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from .heif import Container, Extent, Item, read_container, read_extents
 
 MAX_UNITS = 20_000  # OBUs or NAL units of all coded images
 _MOST_DECODED = 3  # times the limit of pixels: a grid beyond its edges, alpha, a gain map
+_MOST_ENLARGED = 2  # times: the sizes of a frame and its image differ by some rows and columns
 _SEQUENCE_HEADER = 1  # kind of an OBU
 _SEQUENCE_PARAMETERS, _FIRST_OTHER = 33, 32  # kinds of NAL units; the smaller ones hold pixels
 _HEADER_BYTES = 256  # a sequence header has less
@@ -47,7 +48,10 @@ def check_heif(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         for width, height in _frame_sizes(file, item, left, name):
             limits.check_size(width, height, name)
             largest = max(largest, width * height)
-        total += max(largest, item.size[0] * item.size[1]) * decoded.get(number, 0)
+        stated = item.size[0] * item.size[1]
+        if largest and stated > _MOST_ENLARGED * largest:
+            raise bomb(name, f"a frame of {largest:,} pixels for an image of {item.size[0]}x{item.size[1]}")
+        total += max(largest, stated) * decoded.get(number, 0)
     if total > _MOST_DECODED * limits.max_pixels:
         raise bomb(name, f"coded images of {total:,} pixels together")
 

@@ -59,6 +59,18 @@ def test_folders_patterns_and_lists_keep_the_names_as_given() -> None:
     assert result.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    "words", [("classify", "photos", "--text", "a"), ("search", "photos", "a"), ("duplicates", "photos")]
+)
+def test_what_a_folder_has_besides_its_images_is_named(words: tuple[str, ...], photos: Path) -> None:
+    (photos / "album").symlink_to(photos / "deep")
+    (photos / "a.cr2").touch()
+    result = run(*words)
+    assert "skipped 2 files without an image extension (1 RAW, 1 other) in photos. Convert RAW f" in result.stderr
+    assert "did not follow 1 link to folders in photos.\n" in result.stderr
+    assert "skipped" not in run("search", "photos", "a").stderr or words[0] == "classify"  # said once for an index
+
+
 def test_patterns_of_any_depth_name_each_image_once_and_follow_no_links(photos: Path) -> None:
     """Two links to their own folder lead to 2^40 paths, one to 41 of each image."""
     for name in ("a_link", "deep/b_link", "deep/c_link"):

@@ -225,6 +225,17 @@ def test_multi_label_equals_an_independent_computation(
     }  # fmt: skip
 
 
+def test_images_that_are_left_out_of_a_folder_per_class_are_counted(tmp_path: Path) -> None:
+    paths = draw_folders(tmp_path / "set", 1, seed=3)
+    shutil.copy(paths[0], tmp_path / "set" / "loose.png")
+    (paths[0].parent / "more").symlink_to(paths[1].parent)
+    result = run("evaluate", "demo", tmp_path / "set", "--variant", "int8", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["num_images"] == len(paths)
+    assert f"{tmp_path / 'set'}: images beside the folders of classes were left out: 1." in result.stderr
+    assert f"{tmp_path / 'set'}: links to folders in them were left out: 1." in result.stderr
+
+
 def test_each_image_is_decoded_once(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[bytes] = Counter()
     read = ImageReader.read

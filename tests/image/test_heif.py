@@ -13,7 +13,7 @@ from siglip_onnx import ImageLimits
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image import SERVER_LIMITS, ImageReader
 from siglip_onnx.image.guard import check_header
-from siglip_onnx.image.heif import Item, read_container
+from siglip_onnx.image.heif import Item, read_container, read_extents
 
 pytestmark = pytest.mark.usefixtures("_decoder")
 TILE = 64
@@ -89,6 +89,14 @@ def test_photos_of_phones_with_many_tiles_and_a_gain_map_pass() -> None:
     assert ImageReader(SERVER_LIMITS).read(panorama).rgb.getpixel((3000, 500))[0] > 200
 
 
+def frame_of_avif(side: int) -> bytes:
+    """Return the coded data of a plain image."""
+    file = io.BytesIO(encode(Image.new("RGB", (side, side), "red"), "AVIF"))
+    container = read_container(file, "x")
+    assert container.primary is not None
+    return read_extents(file, container.items[container.primary].extents, 0, 1_000_000)
+
+
 def bombs() -> dict[str, bytes]:
     large = coded(Image.new("RGB", (1024, 1024), "red"), None, crop(TILE, TILE))
     liar = coded(Image.new("RGB", (1024, 1024), "red"), (TILE, TILE))
@@ -103,6 +111,7 @@ def bombs() -> dict[str, bytes]:
             Part(b"iovl", bytes(50), (size_of(TILE, TILE),), [2] * 14), Part(b"iovl", bytes(50), (), [3] * 14), large
         ),
         "an overlay of many": heif_file(overlay, large, large),
+        "a tile of AVIF": heif_file(same, Part(b"av01", frame_of_avif(1024), (size_of(TILE, TILE),))),
         "a circle": heif_file(Part(b"iovl", b"", (), [2]), Part(b"iovl", b"", (), [1])),
         "many alpha planes": heif_file(
             coded(Image.new("RGB", (TILE, TILE))), *[Part(large.kind, large.data, large.properties, (), [1])] * 100
@@ -124,6 +133,9 @@ def test_a_frame_counts_by_its_own_size() -> None:
         with pytest.raises(ImageError, match=f"{found} pixels, more than the 250,000"):
             check_header(io.BytesIO(data), ImageLimits(max_pixels=250_000), "x")
     assert refusal(heif_file(coded(Image.new("RGB", (600, 504)), (300, 200)))).status == "decode_error"
+    enlarged = heif_file(Part(b"av01", frame_of_avif(64), (size_of(5000, 5000),)))
+    with pytest.raises(ImageError, match="a frame of 4,096 pixels for an image of 5000x5000"):
+        check_header(io.BytesIO(enlarged), ImageLimits(), "x")
 
 
 def test_the_preview_is_not_taken_for_the_photo() -> None:
