@@ -23,6 +23,7 @@ from .text.tokenizer import Tokenizer
 from .text.vocabulary import PIECES
 
 MANY_TEXTS = 100  # so many take far longer than to load the graph for them
+_PROMPTS_AT_ONCE = 16_384  # of labels, whose embeddings are averaged before those of the next
 _AT_ONCE = 1024  # texts that are tokenized together, so that a million texts take no more memory than their embeddings
 
 
@@ -115,15 +116,24 @@ class TextTower:
             BundleError: the tokenizer or the graph cannot be loaded or run.
             SiglipOnnxError: the folder ``label_cache`` cannot be written.
         """
-        prompts = fill_templates(template, texts)
+        texts, num_templates = check_texts(texts), len(fill_templates(template, [""])[0])
+        blocks = list(in_batches(texts, max(1, _PROMPTS_AT_ONCE // num_templates)))
+        for block in blocks if len(blocks) > 1 else ():  # before any: a text that cannot be used must not waste hours
+            self._load_tokenizer().check([prompt for row in fill_templates(template, block) for prompt in row])
+        labels, start = np.empty((len(texts), self._embedding_dim), np.float32), 0
+        for block in blocks:
+            labels[start : start + len(block)] = self._embed_prompts(fill_templates(template, block))
+            start += len(block)
+        return labels
+
+    def _embed_prompts(self, prompts: Sequence[Sequence[str]]) -> Floats:
+        """Return the mean f32 ``(M, D)`` of each row of prompts."""
         known = {prompt: self._labels.get(prompt) for row in prompts for prompt in row}
         missing = [prompt for prompt, embedding in known.items() if embedding is None]
         if missing:
             for prompt, embedding in zip(missing, self.embed(missing), strict=True):
                 known[prompt] = embedding
                 self._labels.put(prompt, embedding)
-        if not prompts:
-            return np.empty((0, self._embedding_dim), np.float32)
         return average_unit(np.array([[known[prompt] for prompt in row] for row in prompts], np.float32))
 
     def missing_labels(self, texts: Iterable[str], template: str | Sequence[str] = "{}") -> list[str]:

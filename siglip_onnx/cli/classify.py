@@ -41,8 +41,8 @@ from .output import (
     format_percent,
     format_table,
     print_csv,
-    print_json,
     print_json_line,
+    print_json_list,
     terminal_width,
     warn,
 )
@@ -164,7 +164,7 @@ def classify(
 
 def _print(format_: str | None, facts: Facts, answers: Iterable[Answer], *, bars: bool) -> None:
     if format_ == "json":
-        print_json(facts | {"results": [_describe(answer) for answer in answers]})
+        print_json_list(facts, "results", map(_describe, answers))
     elif format_ == "jsonl":
         for answer in answers:
             print_json_line(_describe(answer))

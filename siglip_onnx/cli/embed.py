@@ -150,8 +150,6 @@ def _check_out(out: Path) -> Path:
     for path in (out, rows_path):
         if path.is_dir():
             raise SiglipOnnxError(f"{path} is a folder; give the name of a file that ends with .npy.")
-    if not out.parent.is_dir():
-        raise SiglipOnnxError(f"{out.parent} is not a folder; create it first, or choose another place for {out.name}.")
     return rows_path
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +83,17 @@ def describe_result(result: NamedTuple) -> dict[str, Any]:
 def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
     print_json_line(document, indent=2)
+
+
+def print_json_list(facts: Mapping[str, Any], key: str, items: Iterable[object]) -> None:
+    """Print ``facts`` with a list as their last entry, item by item: as :func:`print_json`, without all in memory."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    head, _, tail = to_json({**facts, key: []}, 2, encoding=encoding).rpartition("]")
+    separator = "\n    "
+    for item in items:
+        click.echo(head + separator + to_json(item, 2, encoding=encoding).replace("\n", "\n    "), nl=False)
+        head, separator = "", ",\n    "
+    click.echo(head + ("" if head else "\n  ") + "]" + tail)
 
 
 def print_json_line(document: object, indent: int | None = None) -> None:

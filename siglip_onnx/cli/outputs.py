@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,11 +35,14 @@ def check_output(
 ) -> None:
     """Refuse to replace a file that is not of the kind that is written, unless it is to be overwritten, or an input.
 
-    A device or pipe is written to. Without a file there is nothing to replace.
+    A device or pipe is written to. Without a file there is nothing to replace, but a folder must be there: it is
+    checked before work of hours whose result could not be kept.
 
     Raises:
-        SiglipOnnxError: the file is of another kind, or is one of the inputs or in a folder that is one.
+        SiglipOnnxError: the file is of another kind, or is one of the inputs or in a folder that is one; or there is no
+            folder for it, or one that cannot be written.
     """
+    _check_parent(path, option)
     try:
         status = path.stat()
     except (OSError, ValueError):  # the writing reports why
@@ -54,6 +58,23 @@ def check_output(
         raise SiglipOnnxError(
             f"{path} exists already and is not {kind.name}, so it is not replaced; choose another name for {option}, "
             "or replace it: --overwrite"
+        )
+
+
+def _check_parent(path: Path, option: str) -> None:
+    """Refuse a file in a folder that does not exist, or in which none can be made.
+
+    Raises:
+        SiglipOnnxError: it is one of these.
+    """
+    parent = path.parent
+    if not os.path.isdir(parent):  # noqa: PTH112 - is_dir() raises for long names
+        raise SiglipOnnxError(
+            f"{path} cannot be written: {parent} is not a folder; create it first, or choose another name for {option}."
+        )
+    if not os.path.lexists(path) and not os.access(parent, os.W_OK | os.X_OK):
+        raise SiglipOnnxError(
+            f"{path} cannot be written: files cannot be made in {parent}; choose another name for {option}."
         )
 
 
