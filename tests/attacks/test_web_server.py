@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
+from support.waiting import wait_until
 from support.web_server import running, started
 
 import siglip_onnx
@@ -33,8 +34,7 @@ MAX_GROWTH_BYTES = 300_000_000  # before the limits 1.1 to 5 GB
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with started(cwd=tmp_path_factory.mktemp("server")) as (process, url):
         port = urlsplit(url).port or 0
-        while status_of(port, "/readyz") != 200:
-            time.sleep(0.05)
+        wait_until(lambda: status_of(port, "/readyz") == 200)
         PROCESS_IDS[port] = process.pid
         yield port
 
@@ -284,8 +284,7 @@ def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
     """One line is logged; and the server answers as soon as connections are free again."""
     with started(cwd=tmp_path, files=80) as (process, url):
         port = urlsplit(url).port or 0
-        while status_of(port, "/readyz") != 200:
-            time.sleep(0.05)
+        wait_until(lambda: status_of(port, "/readyz") == 200)
         clients = [socket.create_connection(("127.0.0.1", port), timeout=WATCHDOG_S) for _ in range(150)]
         time.sleep(2)
         for client in clients:

@@ -5,8 +5,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from support.commands import assert_error, command, run_without
 from support.images import make_image
 from support.jobs import tree
+from support.waiting import wait_until
 
 from siglip_onnx.system.threads import available_threads
 
@@ -49,6 +50,19 @@ def ray_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def killed_with_its_children(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process that is still there in the end, and what it started, which holds its stderr open."""
+    psutil = pytest.importorskip("psutil", reason="psutil is not installed; it is part of the extra [dev]")
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+
 def embed(images: Path, bundle: Path, out: Path, *options: str) -> list[str]:
     return command("embed", images, "--model", bundle, "--shard-size", 20, "--out", out, *options)
 
@@ -66,17 +80,17 @@ def test_ray_killed_midway_writes_the_bytes_of_the_local_engine(
     psutil = pytest.importorskip("psutil", reason="psutil is not installed; it is part of the extra [dev]")
     out = tmp_path / "out"
     by_ray = embed(images, small_bundle, out, "--engine", "ray")
-    with subprocess.Popen(by_ray, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while not list(out.glob("receipts/*")):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
+    with subprocess.Popen(by_ray, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process, \
+            killed_with_its_children(process):  # fmt: skip
+        wait_until(lambda: list(out.glob("receipts/*")) or process.poll() is not None, seconds=200)
+        assert process.poll() is None, process.communicate()[1]
         children = psutil.Process(process.pid).children(recursive=True)
         actors = [child for child in children if "ray::_ShardActor" in " ".join(child.cmdline()[:1])]
         assert len(actors) == available_threads()
         assert_private([psutil.Process(process.pid), *actors])
         for child in actors[:1] if victim == "actor" else children:
             os.kill(child.pid, signal.SIGKILL)
-        error = process.communicate(timeout=120)[1]
+        error = process.communicate(timeout=200)[1]
     assert "Traceback" not in error
     if victim == "actor":
         assert process.returncode == 3, error

@@ -19,6 +19,7 @@ from PIL import Image
 from support.commands import command
 from support.images import make_image, save_all
 from support.jobs import SHARD_SIZE, InProcess, embed, sha256_of, tree
+from support.waiting import wait_until
 
 from siglip_onnx.bulk.job import open_job
 from siglip_onnx.bulk.spec import ModelSpec
@@ -63,9 +64,8 @@ def test_interrupted_job_resumes_to_the_same_bytes(folder: Path, small_bundle: P
         command(*arguments, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), start_new_session=True,  # noqa: PLW1509
     ) as process:  # fmt: skip
-        while not list(out.glob("receipts/*.json")):
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_until(lambda: process.poll() is not None or list(out.glob("receipts/*.json")))
+        assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130, error

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.commands import command
+from support.waiting import wait_until
 
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
@@ -56,13 +57,6 @@ def members_of(group: int) -> list[int]:
         if int(fields[2]) == group and fields[0] != "Z":
             members.append(int(path.parent.name))
     return members
-
-
-def wait_until(is_true: Any) -> None:
-    end = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from support.images import make_image
 
 from siglip_onnx.bulk.job import open_job
 from siglip_onnx.cli import _OneLine, main
-from siglip_onnx.cli.output import format_table, print_csv, print_paths
+from siglip_onnx.cli.output import format_table, print_csv, print_json, print_json_list, print_paths
 from siglip_onnx.errors import ImageError, SiglipOnnxError, printable
 from siglip_onnx.image import load_image
 
@@ -100,6 +100,15 @@ def test_csv_for_other_programs_is_exact(monkeypatch: pytest.MonkeyPatch) -> Non
         shown = streams[0].getvalue().decode()
     assert not UNSAFE.search(shown)
     assert r"red\x1b[31m.png" in shown
+
+
+@pytest.mark.parametrize("items", [[], [{"a": []}], [{"text": "星\n", "rows": [1, {"b": None}]}, {}, 3]])
+def test_json_in_parts_is_the_json_of_the_whole(items: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"model": "a]b", "templates": []}
+    print_json(facts | {"results": items})
+    whole = capsys.readouterr().out
+    print_json_list(facts, "results", iter(items))
+    assert capsys.readouterr().out == whole
 
 
 def test_paths_that_begin_with_a_dash_are_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,3 +184,17 @@ def test_images_of_a_test_set_and_of_a_page_are_never_replaced(tmp_path: Path) -
     ):
         assert_error(run(*arguments, "--overwrite"), 1, "red_star.png is one of the files that are read")
         assert photo.read_bytes() == (IMAGES_PATH / names[0]).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["search", "duplicates", "explain", "compile", "fit", "embed"])
+def test_a_folder_that_does_not_exist_is_noticed_before_the_work(
+    name: str, photos: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in ("compile", "fit"):
+        pytest.importorskip("onnx_ir")
+    arguments, suffix = commands(photos, texts)[name]
+    monkeypatch.setattr("siglip_onnx.session.LazySession.load", None)  # nothing is computed
+    missing = tmp_path / "missing"
+    assert_error(run(*arguments, missing / f"x.{suffix}"), 1, f"{missing} is not a folder; create it first, or choose")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    assert_error(run(*arguments, tmp_path / f"x.{suffix}"), 1, f"files cannot be made in {tmp_path}; choose another n")

@@ -114,6 +114,8 @@ def test_scores_of_images(activation: str, tmp_path: Path) -> None:
         pytest.approx(row, rel=1e-4) for row in expected.tolist()
     ]
     assert rows[2]["status"] == "io_error"
+    parts = run("classify", STAR, EGGS, "missing.png", "--head", tmp_path / "head.npz", "--jsonl")
+    assert [json.loads(line) for line in parts.stdout.splitlines()] == json.loads(result.stdout)["results"]
     table = run("classify", STAR, "--head", tmp_path / "head.npz").stdout.splitlines()
     assert table[0].split() == ["image", "label", "score"]
     lines = run("classify", STAR, "--head", tmp_path / "head.npz", "--csv").stdout.splitlines()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.commands import assert_error, run
 from support.hub_server import Hub, serve
+from support.waiting import wait_until
 
 import siglip_onnx
 from siglip_onnx import demo
@@ -484,7 +485,7 @@ def test_killed_download_leaves_the_cache_usable(hub: Hub, small_bundle: Path, f
         hub.gate = threading.Event()
         hub.requests.clear()
         process = start(LOAD)
-        wait_for(lambda requests=requests: hub.requests.total() >= min(requests, 4))
+        wait_until(lambda requests=requests: hub.requests.total() >= min(requests, 4))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
         hub.gate.set()
@@ -493,14 +494,6 @@ def test_killed_download_leaves_the_cache_usable(hub: Hub, small_bundle: Path, f
         assert verify_folder(cached_models()[0].folder) == []
         assert stale_entries() == []
         assert run("models", "rm", NAME).exit_code == 0
-
-
-def wait_for(condition: object) -> None:
-    for _ in range(600):
-        if condition():  # type: ignore[operator]
-            return
-        threading.Event().wait(0.05)
-    pytest.fail("it did not happen within 30 s")
 
 
 def test_checkpoint_may_be_called_bundle(hub: Hub, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.images import encode, make_image
+from support.waiting import wait_until
 
 import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
@@ -64,13 +65,6 @@ def is_alive(pid: int) -> bool:
 
 def num_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def wait_until(condition: object, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def assert_same(pool: DecoderPool, source: object) -> None:

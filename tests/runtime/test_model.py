@@ -187,6 +187,24 @@ def test_keywords_replace_options(small_bundle: Path, tmp_path: Path) -> None:
         SigLIP(bundle, variants="int8")
 
 
+def test_labels_in_blocks_are_those_of_one_block(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, templates = [f"text {number % 7}" for number in range(20)], ["{}", "a {}", "{} b"]
+    expected = siglip_onnx.load(small_bundle).encode_labels(texts, template=templates)
+    monkeypatch.setattr("siglip_onnx.text_tower._PROMPTS_AT_ONCE", 10)
+    model = siglip_onnx.load(small_bundle)
+    embedded: list[str] = []
+    embed = model.text.embed
+    monkeypatch.setattr(model.text, "embed", lambda prompts: embedded.extend(prompts) or embed(prompts))
+    np.testing.assert_array_equal(model.encode_labels(texts, template=templates), expected)
+    assert len(embedded) == len(set(embedded)) == 21
+    with pytest.raises(TextError):
+        model.encode_labels([*(f"other {number}" for number in range(19)), "\ud800"])
+    with pytest.raises(TextError, match=r"has no \{\}"):
+        model.encode_labels([], template="x")
+    assert model.encode_labels([], template="{}").shape == (0, model.embedding_dim)
+    assert len(embedded) == 21  # nothing of the texts before one that cannot be used
+
+
 def test_cached_label_does_not_keep_the_batch_it_was_embedded_in() -> None:
     labels = LabelCache("space", 4)
     labels.put("a", np.zeros((100, 4), np.float32)[3])

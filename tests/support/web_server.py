@@ -1,6 +1,5 @@
 """Run the web server in a thread of the test process or as a process, and send requests to it."""
 
-import asyncio
 import base64
 import contextlib
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from support.commands import command
+from support.waiting import wait_until
 
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.model import SigLIP
@@ -95,8 +95,7 @@ def error_of(response: Any, status: int, code: str) -> dict[str, Any]:
 
 
 def wait_until_ready(client: TestClient) -> None:
-    while client.get("/readyz").status_code != 200:
-        pass
+    wait_until(lambda: client.get("/readyz").status_code == 200)
 
 
 class HeldCalls:
@@ -113,16 +112,8 @@ class HeldCalls:
         monkeypatch.setattr(owner, name, held)
 
 
-def wait_for(condition: Any) -> None:
-    async def poll() -> None:
-        while not condition():
-            await asyncio.sleep(0.01)
-
-    asyncio.run(asyncio.wait_for(poll(), 30))
-
-
 def ask(host: Any, method: str, path: str, body: str = "") -> str:
-    with socket.create_connection((host.hostname, host.port)) as client:
+    with socket.create_connection((host.hostname, host.port), timeout=60) as client:
         head = f"{method} {path} HTTP/1.1\r\nHost: {host.netloc}\r\nConnection: close\r\n"
         client.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         with client.makefile("rb") as answer:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from support.web_server import wait_for
+from support.waiting import wait_until
 
 from siglip_onnx.web.lookups import Lookups, TooManyLookupsError
 
@@ -48,7 +48,7 @@ def test_slow_lookups_delay_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(ask())
     assert len(names.asked) == 42
-    wait_for(lambda: not lookups._running)  # the threads of lookups that nobody waits for end later
+    wait_until(lambda: not lookups._running)  # the threads of lookups that nobody waits for end later
 
 
 def test_requests_that_ended_do_not_count_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_requests_that_ended_do_not_count_against_others(monkeypatch: pytest.Mon
         assert await again == ["93.184.216.34"]
 
     asyncio.run(ask())
-    wait_for(lambda: not lookups._running)
+    wait_until(lambda: not lookups._running)
     assert not lookups._waiting
 
 

@@ -4,7 +4,6 @@ import http.client
 import json
 import signal
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.commands import assert_error, run, run_process, run_without
+from support.waiting import wait_until
 from support.web_server import STAR, started
 
 from siglip_onnx.cli.web import open_models
@@ -38,11 +38,9 @@ def test_server_finishes_requests_before_it_stops(tmp_path: Path, number: int, e
         connection.putheader("Content-Type", "multipart/form-data; boundary=parts")
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body[:1000])
-        while "siglip_queue_size 1" not in get(f"{url}metrics"):
-            time.sleep(0.01)
+        wait_until(lambda: "siglip_queue_size 1" in get(f"{url}metrics"))
         process.send_signal(number)
-        while is_listening(url):
-            time.sleep(0.01)
+        wait_until(lambda: not is_listening(url))
         connection.send(body[1000:])
         answer = connection.getresponse()
         reply = json.loads(answer.read())

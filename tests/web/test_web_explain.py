@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 from starlette.testclient import TestClient
+from support.waiting import wait_until
 from support.web_page import NewPage, add, choose, page_of_star
 from support.web_server import (
     EGGS_PATH,
@@ -21,7 +22,6 @@ from support.web_server import (
     error_of,
     in_base64,
     running,
-    wait_for,
 )
 
 import siglip_onnx
@@ -133,25 +133,25 @@ def test_others_are_answered_between_the_runs_which_end_when_the_client_goes(
     body = json.dumps({"images": [in_base64(STAR)], "texts": ["a red star"]}).encode()
     with running([model], Settings(port=0, workers=1)) as address:
         host = urlsplit(address)
-        wait_for(lambda: ask(host, "GET", "/readyz").startswith("HTTP/1.1 200"))
+        wait_until(lambda: ask(host, "GET", "/readyz").startswith("HTTP/1.1 200"))
         held = hold_runs(monkeypatch)
         with socket.create_connection((host.hostname, host.port)) as client:
             head = f"POST /v1/explain HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Type: application/json\r\n"
             client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             held.turns.release(2)
-            wait_for(lambda: held.count == 3)
+            wait_until(lambda: held.count == 3)
             texts = json.dumps({"texts": ["a"]})
             answers: list[str] = []
             other = threading.Thread(target=lambda: answers.append(ask(host, "POST", "/v1/embed/texts", texts)))
             other.start()
-            wait_for(lambda: "siglip_queue_size 2" in ask(host, "GET", "/metrics"))
+            wait_until(lambda: "siglip_queue_size 2" in ask(host, "GET", "/metrics"))
             while other.is_alive():
                 held.turns.release()
                 other.join(1)
             assert answers
             assert answers[0].startswith("HTTP/1.1 200")
             assert held.count < 8
-        wait_for(lambda: "siglip_queue_size 0" in ask(host, "GET", "/metrics"))
+        wait_until(lambda: "siglip_queue_size 0" in ask(host, "GET", "/metrics"))
         held.turns.release(100)
         asyncio.run(asyncio.sleep(0.2))
         assert held.count < 8

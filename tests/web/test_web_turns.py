@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.web_server import EGGS, STAR, HeldCalls, ask, client_of, error_of, in_base64, running, wait_for
+from support.waiting import wait_until
+from support.web_server import EGGS, STAR, HeldCalls, ask, client_of, error_of, in_base64, running
 
 from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.model import SigLIP
@@ -116,24 +117,24 @@ def test_others_are_answered_between_images_and_texts(
     total = MANY if owner is DecoderPool else len(TEXTS)
     with running([model], Settings(port=0, workers=1)) as address:
         host = urlsplit(address)
-        wait_for(lambda: ask(host, "GET", "/readyz").startswith("HTTP/1.1 200"))
+        wait_until(lambda: ask(host, "GET", "/readyz").startswith("HTTP/1.1 200"))
         held = HeldCalls(monkeypatch, owner, name)
         with socket.create_connection((host.hostname, host.port)) as client:
             content = json.dumps(body).encode()
             head = f"POST {path} HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Type: application/json\r\n"
             client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             held.turns.release()
-            wait_for(lambda: held.count == 2)
+            wait_until(lambda: held.count == 2)
             answers: list[str] = []
             another = threading.Thread(target=lambda: answers.append(ask(host, "POST", other[0], json.dumps(other[1]))))
             another.start()
-            wait_for(lambda: "siglip_queue_size 2" in ask(host, "GET", "/metrics"))
+            wait_until(lambda: "siglip_queue_size 2" in ask(host, "GET", "/metrics"))
             while another.is_alive():
                 held.turns.release()
                 another.join(0.1)
             assert answers[0].startswith("HTTP/1.1 200")
             assert held.count < total
-        wait_for(lambda: "siglip_queue_size 0" in ask(host, "GET", "/metrics"))
+        wait_until(lambda: "siglip_queue_size 0" in ask(host, "GET", "/metrics"))
         held.turns.release(100)
         asyncio.run(asyncio.sleep(0.2))
         assert held.count < total
