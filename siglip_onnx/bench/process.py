@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchmarkError
+from ..system.frozen import module_command
 from .backend import Configuration
 from .timer import Limits
 from .worker import JOB, RESULT
@@ -65,7 +65,7 @@ def run_job(configuration: Configuration, job: Job, folder: Path, search_path: S
     folder.mkdir(parents=True, exist_ok=True)
     environment = pinned_environment(configuration, search_path)
     (folder / JOB).write_text(json.dumps(job.to_document(configuration)), encoding="utf-8")
-    command = [sys.executable, "-m", "siglip_onnx.bench.worker", str(folder)]
+    command = module_command("siglip_onnx.bench.worker", str(folder), first=search_path)
     try:
         done = subprocess.run(  # noqa: S603 - ourselves
             command, env=environment, capture_output=True, text=True, errors="replace", timeout=_WATCHDOG_SECONDS,

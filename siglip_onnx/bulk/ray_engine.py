@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +80,9 @@ class RayEngine:
             cpus = (self._workers or available_workers(model.memory_bytes())) + 1
             options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
-            self._ray.init(self._address or "local", runtime_env={"env_vars": _ENVIRONMENT}, **options)
+            # Workers look for modules in what is the current folder here, where a stranger's may lie.
+            with contextlib.chdir(sys.prefix):
+                self._ray.init(self._address or "local", runtime_env={"env_vars": _ENVIRONMENT}, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise JobError(
                 f"Ray at {self._address or 'this machine'} does not answer: {first_line(error)}. Check --ray-address, "

@@ -32,6 +32,7 @@ MAX_CRASHES = 50  # in a row, without one image done between them
 MAX_DEATHS_OUTSIDE_IMAGES = 3  # likewise
 MIN_PART = 4  # images of a part of a shard
 _SHUTDOWN_SECONDS = 3.0
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}  # otherwise they look for modules in the current folder first
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -257,7 +258,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self._job, self._model), daemon=True)
         try:
-            with interrupts_deferred(), _environment(_ONE_THREAD):
+            with interrupts_deferred(), _environment(_ONE_THREAD | _SAFE_PATH):
                 if os.name == "posix":
                     resource_tracker.ensure_running()  # otherwise `start` does so, and unblocks Ctrl-C
                 with children_uninterrupted():

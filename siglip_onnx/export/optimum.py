@@ -20,6 +20,7 @@ from optimum.utils import NormalizedConfig
 
 from ..config import NaflexVisionConfig, SiglipConfig
 from ..errors import CheckpointError
+from ..verify.pytorch import LOADING
 from .checkpoint import expected_shapes
 from .graph import IR_VERSION, MICROSOFT
 
@@ -142,7 +143,7 @@ def _trace(kind: Any, onnx_config: type[TowerOnnxConfig], checkpoint: Path, out:
     transformers.logging.set_verbosity_error()  # it would warn of the other tower's weights, which are not used
     try:
         # Some checkpoints are saved in half precision; the graph computes in float32.
-        model = kind.from_pretrained(checkpoint, local_files_only=True, dtype=torch.float32)
+        model = kind.from_pretrained(checkpoint, dtype=torch.float32, **LOADING)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"transformers cannot load {checkpoint}: {error}") from error
     finally:

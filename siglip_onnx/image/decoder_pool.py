@@ -23,7 +23,7 @@ from PIL import Image
 from ..errors import ImageError, SiglipOnnxError
 from ..options import RuntimeOptions
 from ..system.fork import call_after_fork, renewed_lock, weak_call
-from ..system.frozen import check_freeze_support, interpreter, is_frozen, support_processes
+from ..system.frozen import check_freeze_support, is_frozen, python_command, support_processes
 from ..system.interrupts import interrupts_deferred
 from .decode import DecodedImage, ImageReader, ImageSource
 from .decoder_process import (
@@ -55,7 +55,7 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # keep some memory between two images: to get it again is slower than
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # everything else that a process of its own costs
 }
-_BOOT = "import sys; sys.path[:] = {path!r}; from siglip_onnx.image.decoder_process import main; main()"
+_BOOT = "from siglip_onnx.image.decoder_process import main; main()"
 _ADVICE = "Check the limits of processes and memory, or decode without processes (--no-isolate-decoding)."
 _FROZEN_DECODER = "--siglip-onnx-decoder"  # the argument of a frozen program's decoder processes
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _command() -> list[str]:
     check_freeze_support()
     if is_frozen():
         return [sys.executable, _FROZEN_DECODER]
-    return [*interpreter(), "-P", "-c", _BOOT.format(path=sys.path)]
+    return python_command(_BOOT)
 
 
 class DecoderPool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import SiglipOnnxError
 
@@ -34,7 +36,7 @@ def check_freeze_support() -> None:
         )
 
 
-def interpreter() -> list[str]:
+def _interpreter() -> list[str]:
     """Return the command of a Python with the same isolation (``-I``, ``-E``, ``-s``) as this one.
 
     Raises:
@@ -46,3 +48,22 @@ def interpreter() -> list[str]:
     if flags.isolated:
         return [sys.executable, "-I"]
     return [sys.executable, *(["-E"] if flags.ignore_environment else []), *(["-s"] if flags.no_user_site else [])]
+
+
+def python_command(code: str, *first: Path) -> list[str]:
+    """Return the command of a Python that runs code with the isolation and the search path of this one.
+
+    Python would look for modules in the current folder first, where a stranger's ``numpy.py`` may lie, for ``-c`` and
+    ``-m`` alike; ``first`` are folders to look in before the others.
+
+    Raises:
+        SiglipOnnxError: this program is frozen and carries no Python to start.
+    """
+    path = [*map(str, first), *sys.path]
+    return [*_interpreter(), "-P", "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
+
+
+def module_command(module: str, *arguments: str, first: Sequence[Path] = ()) -> list[str]:
+    """Return the command of a Python that runs a module as ``-m`` does; see :func:`python_command`."""
+    code = f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    return [*python_command(code, *first), *arguments]

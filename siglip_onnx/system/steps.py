@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import SiglipOnnxError
-from .frozen import interpreter
+from .frozen import module_command
 from .interrupts import children_uninterrupted, interrupts_deferred
 
 if sys.platform != "win32":
@@ -32,12 +32,12 @@ class Outcome(NamedTuple):
 
 
 def run_steps(module: str, arguments: Sequence[str], report: Callable[[str], None]) -> Outcome:
-    """Run ``python -m module`` and report its steps; lines that libraries print count as steps.
+    """Run a module, as ``python -m`` does, and report its steps; lines that libraries print count as steps.
 
     Ctrl-C and other exceptions end the process with SIGTERM, on which a module that writes files must remove them.
     """
     result, error, message = None, "", "no message"
-    with _running([*interpreter(), "-m", module, *arguments]) as process:
+    with _running(module_command(module, *arguments)) as process:
         for line in process.stdout or ():
             entry = _parse_line(line)
             if "result" in entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from ..options import DROP
 VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"
 _SIZES = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings", "vocab_size")
 ALLOWED = {"pixels": 0.0, "ids": 0.0, VISION_EMBEDDING: 1e-5, TEXT_EMBEDDING: 1e-5, "features": 1e-4, "logits": 1e-4}
+# How transformers loads a model. A config may name its attention, and a name of the Hub would be code to download.
+LOADING: dict[str, Any] = {"local_files_only": True, "attn_implementation": "sdpa"}
 Rows = tuple[Floats, Floats]  # ours and the reference's
 
 
@@ -138,7 +140,8 @@ def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:
     options: dict[str, Any] = {}
     if is_vision_language(document):
         has_head = config.vision is not None and config.vision.vision_use_head
-        options["config"] = model_class.config_class(**document["vision_config"] | {"vision_use_head": has_head})
+        vision = without_code(document["vision_config"])
+        options["config"] = model_class.config_class(**vision | {"vision_use_head": has_head})
     if kind != CLASSIFIER and checkpoint_kind(document) != DUAL:
         # transformers 5 writes single towers without the prefix of transformers 4; others have them behind one.
         parts = "embeddings|encoder|post_layernorm|final_layer_norm|head"
@@ -147,7 +150,7 @@ def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:
     transformers.logging.set_verbosity_error()  # it would warn of weights of other towers, which are not used
     try:
         model, loading = model_class.from_pretrained(
-            checkpoint, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+            checkpoint, output_loading_info=True, dtype=torch.float32, **LOADING, **options
         )
     finally:
         transformers.logging.set_verbosity(level)
@@ -225,14 +228,15 @@ def load_reference(checkpoint: Path) -> Any:
     vision = document.get("vision_config")
     if isinstance(vision, dict):
         document["vision_config"] = plain_sizes(vision, path)
-    kind: Any = transformers.Siglip2Config if document.get("model_type") == NAFLEX else transformers.SiglipConfig
+    family = "Siglip2" if document.get("model_type") == NAFLEX else "Siglip"
+    model_class: Any = getattr(transformers, f"{family}Model")
+    config = model_class.config_class.from_dict(without_code(document))
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would warn of the two numbers that are set below
     try:
-        model, info = transformers.AutoModel.from_pretrained(
-            checkpoint, config=kind.from_dict(document), local_files_only=True, ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )  # fmt: skip
+        model, info = model_class.from_pretrained(
+            checkpoint, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **LOADING
+        )
     finally:
         transformers.logging.set_verbosity(level)
     if info["missing_keys"]:
@@ -241,6 +245,12 @@ def load_reference(checkpoint: Path) -> Any:
         name = entry if isinstance(entry, str) else entry[0]  # some versions add the shapes
         getattr(model, name).data.fill_(_read_scalar(checkpoint, name))
     return model.eval()
+
+
+def without_code(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config, and those of its towers, without what may name code: its attention, and classes of its own."""
+    kept = {key: value for key, value in document.items() if "attn_implementation" not in key and key != "auto_map"}
+    return {key: without_code(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _read_scalar(checkpoint: Path, name: str) -> float:
