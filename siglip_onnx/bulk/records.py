@@ -112,9 +112,14 @@ class Receipt:
         return sum(self.counts.values())
 
     @property
+    def num_vectors(self) -> int:
+        """Number of rows with a vector."""
+        return self.counts.get(OK, 0)
+
+    @property
     def num_errors(self) -> int:
         """Number of rows without a vector."""
-        return self.num_inputs - self.counts.get(OK, 0)
+        return self.num_inputs - self.num_vectors
 
 
 class Input(NamedTuple):
