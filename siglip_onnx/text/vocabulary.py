@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError
 from ..system.npy_files import NPY_ERRORS
-from .growth import check_document
+from .growth import check_text
 
 PIECES = "tokenizer_pieces.npz"
 # What numpy and zipfile raise for a damaged archive, and what a document or table of another form leads to.
@@ -64,9 +64,8 @@ class PieceTable:
         try:
             _check_archive(path)
             with np.load(path, allow_pickle=False) as table:
-                self.document: Json = json.loads(table["document"].tobytes())
+                self.document: Json = json.loads(check_text(table["document"].tobytes().decode()))
                 self._arrays = {name: table[name] for name in table.files if name != "document"}
-            check_document(self.document)
             self._model: Json = self.document["model"]
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]
