@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..head import Floats, l2_normalize
 from .listing import input_of, status_of
-from .records import OK, Row
+from .records import Row
 from .search import Collection
 
 DEFAULT_THRESHOLD = 0.98
@@ -96,8 +96,7 @@ def _read(collection: Collection, only_existing: bool) -> tuple[list[_Image], Fl
     parts = [np.empty((0, collection.job.facts.embedding_dim), np.float32)]
     num_changed = 0
     for shard in collection.shards:
-        with_vector = [row for row in collection.job.read_rows(shard) if row.status == OK]  # in the vectors' order
-        examined = [_examine(row) for row in with_vector]
+        examined = [_examine(row) for row in collection.read_rows(shard)]
         num_changed += examined.count(None)
         kept = {
             number: image
@@ -105,7 +104,7 @@ def _read(collection: Collection, only_existing: bool) -> tuple[list[_Image], Fl
             if image is not None and not (only_existing and image.missing)
         }
         images += kept.values()
-        vectors = collection.job.read_vectors(shard)[list(kept)]
+        vectors = collection.read_vectors(shard)[list(kept)]
         # Rounded to f16, they are not of length 1 any more.
         parts.append(l2_normalize(vectors.astype(np.float32)) if vectors.dtype == np.float16 else vectors)
     return images, np.concatenate(parts), num_changed

@@ -85,14 +85,20 @@ def update_index(
 
 
 def _can_be_read_now(index: Path) -> bool:
-    """Say whether an image that had an error may be readable now: a disk was away, or an extra was missing."""
+    """Say whether an image that had an error may be readable now: a disk was away, or an extra was missing.
+
+    If the list of errors is damaged, any may be; the run writes the list again.
+    """
     if not (index / ERRORS).is_file():
         return False
-    return any(
-        error["status"] == "io_error"
-        or (error["status"] == "unsupported" and is_heic(error["path"]) and is_installed("heic"))
-        for error in read_errors(index)
-    )
+    try:
+        return any(
+            error["status"] == "io_error"
+            or (error["status"] == "unsupported" and is_heic(error["path"]) and is_installed("heic"))
+            for error in read_errors(index)
+        )
+    except JobError:
+        return True
 
 
 def _check_inputs(images: Path, index: Path) -> None:

@@ -26,7 +26,9 @@ from ..system.records import read_record
 from .layouts import LAYOUTS, Layout
 from .records import (
     FORMAT,
+    MAX_LINE_BYTES,
     MAX_SHARD_SIZE,
+    OK,
     STATUSES,
     Input,
     JobFacts,
@@ -47,8 +49,8 @@ DERIVED = (SUMMARY, ERRORS, *_INDEX_OF_0_1)
 # Files of a shard, as are those of a layout.
 PLAN, ROWS, RECEIPT = "plan/{:06}.jsonl", "rows/{:06}.jsonl", "receipts/{:06}.json"
 PARTS = "partial"  # the folder of saved results of shards that are not complete
-# Paths of 4,096 bytes, each an escape of 6, twice in a row with a message. A folder from elsewhere may claim any size.
-_MAX_LINES_BYTES = 65_536 * MAX_SHARD_SIZE
+_MAX_LINES_BYTES = MAX_LINE_BYTES * MAX_SHARD_SIZE
+_MAX_VALUE_BYTES = 8  # of a number of a vector
 _NUMBER = "[0-9]{6,12}"  # of a shard
 _PART_NAME = re.compile(rf"({_NUMBER})-([0-9a-f]*)-[0-9a-f]{{32}}")
 
@@ -70,6 +72,7 @@ class Job:
         self.facts = facts
         self.layout: Layout = LAYOUTS[facts.layout](facts.embedding_dim, np.dtype(facts.dtype))
         self._fingerprint = facts.fingerprint
+        self._max_shard_bytes = _MAX_LINES_BYTES + _MAX_VALUE_BYTES * MAX_SHARD_SIZE * facts.embedding_dim
 
     def shards(self) -> list[int]:
         """Return the numbers of the planned shards."""
@@ -105,20 +108,31 @@ class Job:
         write_whole(self.path, name, [f"{to_json(header)}\n".encode(), body], durable=False)
 
     def read_parts(self, shard: int) -> Iterator[Part]:
-        """Yield the saved results of a shard; what is damaged or belongs to another job is left out."""
+        """Yield the saved results of a shard.
+
+        What is damaged, belongs to another job, or together has more bytes than a shard can have is left out.
+        """
+        bytes_left = self._max_shard_bytes
         for path in self._part_paths(shard):
             try:
-                with open_regular(path) as file:
-                    header, _, body = file.read().partition(b"\n")
-                facts = json.loads(header)
-                whole = facts["fingerprint"] == self._fingerprint and facts["sha256"] == _sha256(body)
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                content = read_small(path, bytes_left)
+                bytes_left -= len(content)
+                rows, vectors = self._read_part(content, str(path))
+            except (OSError, ValueError, TypeError, KeyError, RecursionError, JobError):
                 continue
-            if whole:
-                lines = body.split(b"\n", facts["rows"])
-                rows = rows_from_bytes(b"\n".join(lines[:-1]), str(path))
-                vectors = np.frombuffer(lines[-1], np.float32).reshape(-1, self.facts.embedding_dim)
-                yield Part(path.name.split("-")[1], rows, vectors)
+            yield Part(path.name.split("-")[1], rows, vectors)
+
+    def _read_part(self, content: bytes, name: str) -> tuple[list[Row], NDArray[Any]]:
+        header, _, body = content.partition(b"\n")
+        facts = json.loads(header)
+        if facts["fingerprint"] != self._fingerprint or facts["sha256"] != _sha256(body):
+            raise damaged(name)
+        lines = body.split(b"\n", facts["rows"])
+        rows = rows_from_bytes(b"\n".join(lines[:-1]), name)
+        vectors = np.frombuffer(lines[-1], np.float32).reshape(-1, self.facts.embedding_dim)
+        if len(rows) != facts["rows"] or len(vectors) != sum(row.status == OK for row in rows):
+            raise damaged(name)
+        return rows, vectors
 
     def remove_parts(self, shard: int) -> None:
         """Remove the saved results of a shard, but not their folder, to which other workers may be writing."""
@@ -241,7 +255,9 @@ class Job:
             try:
                 if (self.path / name).stat().st_size != facts.size_bytes:
                     return False
-                if read_files and _sha256_of_file(self.path / name) != facts.sha256:
+                if read_files and (
+                    facts.size_bytes > self._max_shard_bytes or _sha256_of_file(self.path / name) != facts.sha256
+                ):
                     return False
             except (OSError, JobError):
                 return False

@@ -18,6 +18,8 @@ from ..system.records import read_record
 
 FORMAT = "siglip_onnx.job/1"
 MAX_SHARD_SIZE = 1000
+# Paths of 4,096 bytes, each an escape of 6, twice in a row with a message. A folder from elsewhere may claim any size.
+MAX_LINE_BYTES = 65_536
 DTYPES = ("float32", "float16")
 _MAX_DIM = 65_536
 _MAX_INT = 2**63 - 1
@@ -112,9 +114,14 @@ class Receipt:
         return sum(self.counts.values())
 
     @property
+    def num_vectors(self) -> int:
+        """Number of rows with a vector."""
+        return self.counts.get(OK, 0)
+
+    @property
     def num_errors(self) -> int:
         """Number of rows without a vector."""
-        return self.num_inputs - self.counts.get(OK, 0)
+        return self.num_inputs - self.num_vectors
 
 
 class Input(NamedTuple):

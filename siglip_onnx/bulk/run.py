@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -24,12 +23,13 @@ from .job import ERRORS, LOG, SUMMARY, Job, begin_job, make_folder
 from .listing import Listing
 from .plan import update_plan
 from .progress import Changes, Progress
-from .records import OK, STATUSES, JobFacts, Receipt
+from .records import MAX_LINE_BYTES, OK, STATUSES, JobFacts, Receipt, damaged, read_lines
 from .shard import Task
 from .spec import ModelSpec
 from .storage import clear_temporary, locked, remove, write_whole, writing
 from .worker_pool import MIN_PART, WorkerPool
 
+_ERROR_FIELDS = ("path", "status", "message")
 SUMMARY_FORMAT = "siglip_onnx.job_summary/1"
 _NO_INPUTS = "No images were found; give a folder or a list that has some, or see --all-files."
 _log = logging.getLogger(__name__)
@@ -172,16 +172,30 @@ def _finish(job: Job) -> dict[str, Any]:
 
 
 def read_errors(out: Path) -> Iterator[dict[str, str]]:
-    """Yield path, status and message of each input of a finished job that has no vector."""
-    with open_regular(out / ERRORS) as file:
-        yield from map(json.loads, file)
+    """Yield path, status and message of each input of a finished job that has no vector.
+
+    Raises:
+        JobError: the file cannot be read, or is damaged.
+    """
+    path = out / ERRORS
+    try:
+        with open_regular(path) as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise damaged(str(path))
+                for error in read_lines(line, _ERROR_FIELDS, str(path)):
+                    if not all(type(value) is str for value in error.values()):
+                        raise damaged(str(path))
+                    yield error
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror}. Run the same command again.") from error
 
 
 def _error_lines(job: Job, shards: Iterable[int]) -> Iterator[bytes]:
     for shard in shards:
         for row in job.read_rows(shard):
             if row.status != OK:
-                line = to_json({"path": row.path, "status": row.status, "message": row.message})
+                line = to_json({name: getattr(row, name) for name in _ERROR_FIELDS})
                 yield f"{line}\n".encode()
 
 

@@ -129,7 +129,7 @@ class Collection:
         self._receipts = {shard: receipt for shard, receipt in receipts.items() if receipt is not None}
         self.shards = list(self._receipts)
         self.num_unfinished = len(shards) - len(self.shards)
-        self.num_vectors = sum(receipt.counts.get("ok", 0) for receipt in self._receipts.values())
+        self.num_vectors = sum(receipt.num_vectors for receipt in self._receipts.values())
 
     def check_model(self, model: SigLIP) -> None:
         """Check that a model has the embedding space of the stored vectors.
@@ -178,9 +178,8 @@ class Collection:
         for shard in self.shards:
             if self.job.receipt(shard, read_files=True) is None:
                 raise self._damaged(f"holds shard {shard}, whose files differ from its receipt")
-        vectors = np.concatenate([self.job.read_vectors(shard) for shard in self.shards])
+        vectors = np.concatenate([self.read_vectors(shard) for shard in self.shards])
         self._check_same(self.shards)
-        self._check_count(len(vectors), "vectors")
         return vectors
 
     @cached_property
@@ -190,9 +189,28 @@ class Collection:
         Raises:
             JobError: stored rows cannot be read.
         """
-        rows = [row for shard in self.shards for row in self.job.read_rows(shard) if row.row is not None]
+        rows = [row for shard in self.shards for row in self.read_rows(shard)]
         self._check_same(self.shards)
-        self._check_count(len(rows), "rows of images")
+        return rows
+
+    def read_vectors(self, shard: int) -> NDArray[Any]:
+        """Return the vectors of a shard ``(N, D)``, as many as its receipt states; see :meth:`.Job.read_vectors`.
+
+        Raises:
+            JobError: they cannot be read, hold NaN or infinity, or are of another number.
+        """
+        vectors = self.job.read_vectors(shard)
+        self._check_count(shard, len(vectors), "vectors")
+        return vectors
+
+    def read_rows(self, shard: int) -> list[Row]:
+        """Return the rows that have a vector, in the order of :meth:`read_vectors`.
+
+        Raises:
+            JobError: they cannot be read, or are of another number than the shard's receipt states.
+        """
+        rows = [row for row in self.job.read_rows(shard) if row.row is not None]
+        self._check_count(shard, len(rows), "rows of images")
         return rows
 
     def _check_same(self, shards: Iterable[int]) -> None:
@@ -200,9 +218,11 @@ class Collection:
         if any(self.job.receipt(shard, read_files=False) != self._receipts[shard] for shard in shards):
             raise JobError(f"{self.job.path} was changed after it was opened. Open it again.")
 
-    def _check_count(self, count: int, name: str) -> None:
-        if count != self.num_vectors:
-            raise self._damaged(f"holds {count:,} {name}, expected {self.num_vectors:,}")
+    def _check_count(self, shard: int, count: int, name: str) -> None:
+        expected = self._receipts[shard].num_vectors
+        if count != expected:
+            self._check_same([shard])
+            raise self._damaged(f"holds {count:,} {name} in shard {shard}, expected {expected:,}")
 
     def _damaged(self, problem: str) -> JobError:
         return JobError(f"{self.job.path} {problem}. Run the embed command again; it rewrites damaged shards.")
@@ -306,7 +326,7 @@ class Collection:
             ranked = self._nearest(query, number, threads)
             groups = _group_by_content(ranked)
             # With one group more than needed, the members of the others are complete.
-            if len(groups) > count or len(ranked) == self.num_vectors:
+            if len(groups) > count or len(ranked) < number:
                 return [_fold(group) for group in groups[:count]]
             number *= 4
 
@@ -321,7 +341,7 @@ class Collection:
         """Return the candidates in order, with scores that are computed again in full precision."""
         if not len(candidates.scores):
             return []
-        stored = {shard: self.job.read_vectors(shard) for shard in set(candidates.shards.tolist())}
+        stored = {shard: self.read_vectors(shard) for shard in set(candidates.shards.tolist())}
         rows = zip(candidates.shards.tolist(), candidates.rows.tolist(), strict=True)
         vectors = np.array([stored[shard][row] for shard, row in rows]).astype(np.float32)
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
@@ -351,9 +371,11 @@ class Collection:
         score, largest = make_scorer(np.dtype(self.job.facts.dtype), query), _MAX_SCORE * float(np.linalg.norm(query))
         candidates = []
         for shard in shards:
+            vectors = self.job.layout.read(self.job.path, shard)
+            self._check_count(shard, len(vectors), "vectors")
             # Scores show NaN and infinity as well as the vectors do, but for a fraction of the time.
             with np.errstate(all="ignore"):
-                scores = score(self.job.layout.read(self.job.path, shard))
+                scores = score(vectors)
             if not (np.abs(scores) < largest).all():
                 raise self.job.not_finite(shard)
             rows = _top(scores, count)

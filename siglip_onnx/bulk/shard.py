@@ -119,9 +119,10 @@ class _Earlier:
     def __init__(self, job: Job, task: Task) -> None:
         self._by_path: dict[str, _Result] = {}
         self._by_sha256: dict[str, _Result] = {}
-        if job.receipt(task.shard, read_files=True) is not None:
+        if (receipt := job.receipt(task.shard, read_files=True)) is not None:
             vectors = np.array(job.layout.read(job.path, task.shard))  # a copy: the file is about to be replaced
-            self._add(job.read_rows(task.shard), vectors, retry=task.retry_errors)
+            if len(vectors) == receipt.num_vectors:
+                self._add(job.read_rows(task.shard), vectors, retry=task.retry_errors)
         for part in job.read_parts(task.shard):
             self._add(part.rows, part.vectors, retry=task.retry_errors and part.run != task.run)
 

@@ -13,9 +13,10 @@ Entry = tuple[int, int | bytes]  # number and value of a field
 
 
 def read_fields(message: int | Message, only: Container[int] | None = None) -> Iterator[tuple[int, Any]]:
-    """Yield the fields of a message, or only those of some numbers, so that the others are not copied.
+    """Yield the number and value of each field of a message.
 
-    Values are numbers, and bytes or, of a ``memoryview``, views.
+    Values are numbers, and bytes or, of a ``memoryview``, views. With ``only``, values of fields of other numbers are
+    None, so that they are not copied.
 
     Raises:
         ValueError: it is damaged, is a number itself, or has numbers of fixed size, which ``only`` skips.
@@ -34,7 +35,9 @@ def read_fields(message: int | Message, only: Container[int] | None = None) -> I
         place += {_VARINT: 0, _BYTES: number, _FIXED_32: 4, _FIXED_64: 8}[kind]
         if place > len(message):
             raise ValueError("a field that ends too late")
-        if kind in (_VARINT, _BYTES) and (only is None or key >> 3 in only):
+        if kind not in (_VARINT, _BYTES) or (only is not None and key >> 3 not in only):
+            yield key >> 3, None
+        else:
             yield key >> 3, message[begin:place] if kind == _BYTES else number
 
 

@@ -1,4 +1,4 @@
-"""Refuse a tokenizer that could lengthen a text without bound, before it is loaded.
+"""Refuse a tokenizer that could lengthen a text without bound, or take too long for it, before it is loaded.
 
 The library applies normalizers even while it loads, to the added tokens. Thirty replacements of a character by two
 turn one character into a gigabyte.
@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ..system.files import read_small
+from .expressions import count_steps, replace_expressions
 
 MAX_GROWTH = 256.0  # characters per character; real tokenizers stay below 80, most of it for one Arabic ligature
 MAX_SPLIT_GROWTH = 16.0  # the same of a pre-tokenizer; those of real tokenizers stay at 2
 MAX_STEPS = 64
+MAX_PATTERN_STEPS = 500  # of all patterns for each character of a text
 MAX_PREPENDED = 100  # characters
 MAX_TOKENIZER_BYTES = 200_000_000  # five times the largest one known
 MAX_APPENDED = 100  # tokens
 MAX_ADDED_WORK = 25e6  # squares of the lengths of added tokens, one second; those of Gemma have 5e4
 _CHECKED = ("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding", "added_tokens")
+_WITH_PATTERNS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}  # and the keys of their sequences
 # How much longer each kind of step can make a text, apart from those that :func:`_growth` computes. Those of Unicode
 # alone do not add up, and count as 1.
 _NORMALIZERS = {
@@ -40,23 +43,39 @@ _PRE_TOKENIZERS = {
 _KEY = re.compile(r'("(?:[a-z_]|\\u00[4-7][0-9a-fA-F]){7,14}")[ \t\r\n]*:[ \t\r\n]*(?=[\[{])')
 
 
-def check_file(path: Path) -> None:
-    """Check a ``tokenizer.json``, without parsing its vocabulary.
+def read_checked(path: Path) -> str:
+    """Return the text of a ``tokenizer.json`` to load; see :func:`check_text`.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it could lengthen a text too much, or is damaged where it says so.
+        ValueError: it is refused.
     """
-    _check_parts(list(_find_values(read_small(path, MAX_TOKENIZER_BYTES).decode())))
+    return check_text(read_small(path, MAX_TOKENIZER_BYTES).decode())
+
+
+def check_text(text: str) -> str:
+    """Check the text of a ``tokenizer.json``, without parsing its vocabulary.
+
+    Returns the text to load, in which slow regular expressions that export writes are replaced.
+
+    Raises:
+        ValueError: it could lengthen a text too much or take too long for it, or is damaged where it says so.
+    """
+    text = replace_expressions(text)
+    _check_parts(list(_find_values(text)))
+    return text
 
 
 def check_document(document: dict[str, Any]) -> None:
-    """Check a parsed ``tokenizer.json``.
+    """Check a parsed ``tokenizer.json`` that is to be written, and loaded by :func:`read_checked`.
 
     Raises:
-        ValueError: it could lengthen a text too much.
+        ValueError: it could lengthen a text too much or take too long for it.
     """
-    _check_parts([(name, document.get(name)) for name in _CHECKED])
+    parts = {name: document.get(name) for name in _CHECKED}
+    for name in _WITH_PATTERNS:
+        parts[name] = json.loads(replace_expressions(json.dumps(parts[name])))
+    _check_parts(list(parts.items()))
 
 
 def _check_parts(parts: Sequence[tuple[str, Any]]) -> None:
@@ -66,6 +85,10 @@ def _check_parts(parts: Sequence[tuple[str, Any]]) -> None:
          for name, value in parts if name == "normalizer"),
         default=1.0,
     )  # fmt: skip
+    patterns = (step.get("pattern") for name, value in parts if (key := _WITH_PATTERNS.get(name))
+                for step in _steps(value, key))  # fmt: skip
+    if (num_steps := sum(map(_pattern_steps, patterns))) > MAX_PATTERN_STEPS:
+        raise ValueError(f"patterns of {num_steps:,} steps for each character, expected at most {MAX_PATTERN_STEPS}")
     for name, value in parts:
         if name == "added_tokens":
             _check_added_tokens(value, growth)
@@ -121,6 +144,14 @@ def _check_growth(what: str, growths: Iterable[float], maximum: float) -> float:
         if total > maximum:
             raise ValueError(f"{what} that makes texts {total:,.0f} times as long")
     return total
+
+
+def _pattern_steps(pattern: Any) -> int:
+    """Return how many steps the pattern of a step may take for each character of a text."""
+    if not isinstance(pattern, dict):
+        return 0
+    expression = pattern.get("Regex")
+    return len(str(pattern.get("String", ""))) if expression is None else count_steps(str(expression))
 
 
 def _known(kinds: Mapping[str, float], kind: object) -> float:

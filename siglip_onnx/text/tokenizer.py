@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, SiglipOnnxError, TextError
 from ..system.fork import renewed_lock
-from .growth import check_file
+from .growth import read_checked
 from .templates import MAX_CHARACTERS
 from .vocabulary import PIECES, PieceTable
 
@@ -112,8 +112,7 @@ class Tokenizer:
         with self._lock:
             if self._loaded is None:
                 with _library_errors(f"{self._path} cannot be read"):
-                    check_file(self._path)
-                    self._loaded = tokenizers.Tokenizer.from_file(str(self._path))
+                    self._loaded = tokenizers.Tokenizer.from_str(read_checked(self._path))
             return self._loaded
 
 

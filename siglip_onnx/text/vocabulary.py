@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,14 +35,19 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ..errors import BundleError
-from .growth import check_document
+from ..system.npy_files import NPY_ERRORS
+from .growth import check_text
 
 PIECES = "tokenizer_pieces.npz"
+# What numpy and zipfile raise for a damaged archive, and what a document or table of another form leads to.
+_DAMAGED = (*NPY_ERRORS, LookupError, AttributeError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 FEW_CHARACTERS, _FEW_NORMALIZED = 2_000, 8_000
 MAX_PIECE_CHARACTERS = 200  # of SigLIP's vocabularies at most 31
+_MAX_CHARACTER_BYTES = 4  # of UTF-8
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Json = dict[str, Any]
+Arrays = Mapping[str, NDArray[Any]]
 Numbers = NDArray[np.int64]
 Number = TypeVar("Number", np.int64, np.uint64)
 
@@ -58,17 +64,15 @@ class PieceTable:
         try:
             _check_archive(path)
             with np.load(path, allow_pickle=False) as table:
-                self.document: Json = json.loads(table["document"].tobytes())
+                self.document: Json = json.loads(check_text(table["document"].tobytes().decode()))
                 self._arrays = {name: table[name] for name in table.files if name != "document"}
-            check_document(self.document)
             self._model: Json = self.document["model"]
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]
+            _check_arrays(self._arrays, self._model)
             self._longest = int(self._arrays["longest"])
-            if not 0 < self._longest <= MAX_PIECE_CHARACTERS:
-                raise ValueError(f"its longest piece has {self._longest} characters")
             self._required = self._find_required()
-        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise BundleError(f"{path} is damaged ({error!r}). Export or download the model again.") from error
 
     def normalize(self, texts: Sequence[str]) -> list[str] | None:
@@ -154,6 +158,53 @@ def _check_archive(path: Path) -> None:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > path.stat().st_size:
         raise ValueError(f"it would unpack to {unpacked:,} bytes")
+
+
+def _check_arrays(arrays: Arrays, model: Json) -> None:
+    """Check that the arrays are those of one vocabulary, and that ids and places lie inside it.
+
+    Raises:
+        ValueError: they are not, or do not.
+        KeyError: one is missing.
+    """
+    count, longest = arrays["ends"].size, arrays["longest"]
+    pieces = _take(arrays, "pieces", np.uint8, arrays["pieces"].size)
+    ends = _take(arrays, "ends", np.uint32, count)
+    _take(arrays, "hashes", np.uint64, count)
+    _check_ids("order", _take(arrays, "order", np.uint32, count), count)
+    _check_rising("ends", np.append(np.uint32(0), ends), pieces.size)
+    if longest.shape != () or longest.dtype.kind not in "iu" or not 0 < longest <= MAX_PIECE_CHARACTERS:
+        raise ValueError(f"its longest piece has {longest!s:.40} characters, expected 1 to {MAX_PIECE_CHARACTERS}")
+    if (size_bytes := np.diff(ends, prepend=np.uint32(0)).max(initial=0)) > _MAX_CHARACTER_BYTES * longest:
+        raise ValueError(f"a piece has {size_bytes:,} bytes, but the longest one {longest} characters")
+    if model["type"] == "BPE":
+        num_merges = arrays["merge_ranks"].size
+        _take(arrays, "merge_ranks", np.uint32, num_merges)
+        _check_ids("merge_pairs", _take(arrays, "merge_pairs", np.uint32, num_merges, 2), count)
+        _check_rising("merge_starts", _take(arrays, "merge_starts", np.uint32, count + 1), num_merges)
+        return
+    if not np.isfinite(_take(arrays, "scores", np.float64, count)).all():
+        raise ValueError("scores has NaN or infinity")
+    if type(model["unk_id"]) is not int or not 0 <= model["unk_id"] < count:
+        raise ValueError(f"unk_id is {model['unk_id']!r:.40}, expected one of {count:,} ids")
+
+
+def _take(arrays: Arrays, name: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
+    array = arrays[name]
+    if array.dtype != dtype or array.shape != shape:
+        found = f"{array.dtype!s:.40} of shape {array.shape!s:.40}"
+        raise ValueError(f"{name} is {found}, expected {dtype.__name__} of shape {shape}")
+    return array
+
+
+def _check_ids(name: str, ids: NDArray[Any], count: int) -> None:
+    if (largest := int(ids.max(initial=0))) >= count and ids.size:
+        raise ValueError(f"{name} has the id {largest:,}, expected ids of {count:,} pieces")
+
+
+def _check_rising(name: str, places: NDArray[Any], end: int) -> None:
+    if places[0] != 0 or places[-1] != end or (places[1:] < places[:-1]).any():
+        raise ValueError(f"{name} has places up to {places.max():,}, expected ones that rise from 0 to {end:,}")
 
 
 def write_pieces(document: Json, path: Path) -> None:

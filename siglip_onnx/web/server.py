@@ -116,8 +116,9 @@ def serve(models: Sequence[Served], settings: Settings, *, listening: Callable[[
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes bodies
     # By default Python switches threads every 5 ms, which would delay the event loop behind computing threads.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    # uvicorn raises the signal again after the drain; a requested stop is not a failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # Until uvicorn installs the same handler, when its loop runs. It raises the signal again after the drain, which
+    # then does nothing: a requested stop is not a failure.
+    signal.signal(signal.SIGTERM, server.handle_exit)
     with bound:
         listening(page_address(bound))
         server.run(sockets=[bound])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,32 @@ def test_images_that_an_extra_or_a_disk_makes_readable_are_tried_again(
         assert _can_be_read_now(job) == again
     (job / "errors.jsonl").unlink()
     assert not _can_be_read_now(job)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"path": 5', b"[1]\n", b"{}\n", b'{"path": 5, "status": "ok", "message": ""}\n', b"["]
+)
+def test_damaged_list_of_errors_is_written_again(content: bytes, photos: Path, tmp_path: Path) -> None:
+    (photos / "junk.png").write_text("not an image")
+    assert run("search", photos, "a star").exit_code == 3
+    (job,) = jobs(tmp_path / "cache")
+    expected = (job / "errors.jsonl").read_bytes()
+    (job / "errors.jsonl").write_bytes(content * (1 if content != b"[" else 100_000))
+    for command in ("duplicates", "search"):
+        done = run(command, photos, *(["a star"] if command == "search" else []))
+        assert (done.exit_code, "1 image cannot be read" in done.stderr) == (3, True), done.output
+        assert (job / "errors.jsonl").read_bytes() == expected
+
+
+def test_sparse_list_of_errors_takes_no_memory(tmp_path: Path) -> None:
+    with (tmp_path / "errors.jsonl").open("wb") as file:
+        file.truncate(1_000_000_000)
+    tracemalloc.start()
+    try:
+        assert _can_be_read_now(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_searches_at_the_same_time_wait_for_each_other(photos: Path) -> None:

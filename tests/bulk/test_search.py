@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from support.images import make_image
 from support.jobs import unit_vectors, write_job
 
 import siglip_onnx
+from siglip_onnx.bulk.duplicates import find_duplicates
 from siglip_onnx.bulk.gallery import Group, Tile, render_gallery
-from siglip_onnx.bulk.search import Query, Term, encode_query, make_scorer, open_collection
+from siglip_onnx.bulk.search import Collection, Query, Term, encode_query, make_scorer, open_collection
+from siglip_onnx.bulk.shard import Task, find_pending
 from siglip_onnx.cli.output import format_percent
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import JobError, ModelNotFoundError, OptionError, SiglipOnnxError
@@ -218,6 +221,65 @@ def test_rows_of_absurd_size_are_not_read(embedded: Path, tmp_path: Path) -> Non
     document["files"]["rows/000000.jsonl"]["size_bytes"] = 5_000_000_000
     receipt.write_text(json.dumps(document))
     assert_error(run("search", copy, "a star"), 1, "has more than 65,536,000 bytes")
+
+
+def edit_count(folder: Path, shard: int, difference: int) -> None:
+    """Change the number of vectors that a receipt states."""
+    path = folder / "receipts" / f"{shard:06}.json"
+    document = json.loads(path.read_text())
+    document["counts"]["ok"] += difference
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("differences", [(1, 0), (-1, 0), (1, -1)])
+def test_folder_whose_receipts_count_other_vectors_is_damaged(differences: tuple[int, int], tmp_path: Path) -> None:
+    """Also if the numbers of two shards are wrong, but their sum is right."""
+    vectors = unit_vectors(20)
+    write_job(tmp_path / "job", vectors, shard_size=10)
+    for shard, difference in enumerate(differences):
+        edit_count(tmp_path / "job", shard, difference)
+    message = rf"holds 10 (vectors|rows of images) in shard [01], expected {10 + differences[0]}"
+    calls: list[Callable[[Collection], object]] = [
+        lambda collection: collection.search(vectors[0], 5),
+        lambda collection: collection.search(vectors[0], 30, fold_duplicates=True),
+        find_duplicates,
+    ]
+    for call in calls:
+        with pytest.raises(JobError, match=message):
+            call(open_collection(tmp_path / "job"))
+    with pytest.raises(JobError, match=r"holds 10 rows of images in shard 0, expected"):
+        _ = open_collection(tmp_path / "job").rows
+    with pytest.raises(JobError, match=r"holds shard 0, whose files differ from its receipt"):
+        _ = open_collection(tmp_path / "job").vectors
+
+
+def test_search_that_folds_duplicates_ends_without_the_right_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It asks for more results until there are no more, whatever the number of vectors is said to be."""
+    vectors = unit_vectors(20)
+    write_job(tmp_path / "job", vectors)
+    collection = open_collection(tmp_path / "job")
+    asked: list[int] = []
+    nearest = collection._nearest
+
+    def count_calls(query: Query, count: int, threads: int) -> Any:
+        asked.append(count)
+        assert len(asked) < 10
+        return nearest(query, count, threads)
+
+    monkeypatch.setattr(collection, "_nearest", count_calls)
+    collection.num_vectors = 21
+    assert len(collection.search(vectors[0], 25, fold_duplicates=True)) == 20
+    assert len(asked) == 1
+
+
+def test_images_without_their_vectors_are_embedded_again(tmp_path: Path) -> None:
+    """The files of a shard match its receipt, but the vectors are fewer than the rows."""
+    job = write_job(tmp_path / "job", unit_vectors(20))
+    inputs, rows = job.read_plan(0), job.read_rows(0)
+    job.commit(0, inputs, rows, unit_vectors(19))
+    assert find_pending(job, Task(0)) == list(range(20))
 
 
 def test_vectors_of_more_rows_than_a_shard_has_are_not_read(embedded: Path, tmp_path: Path) -> None:

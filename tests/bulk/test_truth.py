@@ -1,7 +1,10 @@
 """The rows of a job state what was embedded: by which model, from which bytes; nothing unfinishable is left."""
 
+import hashlib
+import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -182,3 +185,64 @@ def test_saved_errors_are_retried_on_request_by_a_later_run_only(folder: Path, s
     assert [[row.status for row in part.rows] for part in job.read_parts(0)] == [["unsupported", OK]]
     same_run, next_run = (Task(0, retry_errors=True, run=run) for run in ("a", "b"))
     assert set(find_pending(job, next_run)) - set(find_pending(job, same_run)) == {index}
+
+
+def rewrite_part(path: Path, rows: object, body: bytes) -> None:
+    """Write a part of saved results whose hash is right."""
+    header = json.loads(path.read_bytes().partition(b"\n")[0])
+    header |= {"rows": rows, "sha256": hashlib.sha256(body).hexdigest()}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+
+
+def test_saved_results_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "job", unit_vectors(4))
+    rows = job.read_rows(0)
+    job.save_part(0, "a", rows, unit_vectors(4))
+    (path,) = (tmp_path / "job" / "partial").iterdir()
+    whole, dim = path.read_bytes(), 48
+    body = whole.partition(b"\n")[2]
+    assert [len(part.rows) for part in job.read_parts(0)] == [4]
+    for num_rows, content in (
+        (4, body[: -4 * dim]),  # a vector is missing
+        (4, body + bytes(4 * dim)),
+        (4, body[:-1]),
+        (3, body),
+        (10**9, body),
+        (-1, body),
+        ("4", body),
+        (4, body.replace(b'"row": 3', b'"row": 9')),
+    ):
+        rewrite_part(path, num_rows, content)
+        assert list(job.read_parts(0)) == []
+    path.write_bytes(whole)
+    assert [len(part.rows) for part in job.read_parts(0)] == [4]
+
+
+def test_saved_results_of_absurd_size_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = write_job(tmp_path / "job", unit_vectors(4))
+    for run in ("a", "b"):
+        job.save_part(0, run, job.read_rows(0), unit_vectors(4))
+    whole, _ = (tmp_path / "job" / "partial").iterdir()
+    monkeypatch.setattr(job, "_max_shard_bytes", whole.stat().st_size * 3 // 2)
+    assert [part.run for part in job.read_parts(0)] == ["a"]  # together they have more than a shard can have
+    with whole.open("wb") as file:
+        file.truncate(1_000_000_000)
+    tracemalloc.start()
+    try:
+        assert len(list(job.read_parts(0))) == 1
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_of_absurd_size_are_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = write_job(tmp_path / "job", unit_vectors(4))
+    path, receipt = tmp_path / "job" / "vectors" / "000000.npy", tmp_path / "job" / "receipts" / "000000.json"
+    os.truncate(path, 10**12)
+    document = json.loads(receipt.read_text())
+    document["files"]["vectors/000000.npy"]["size_bytes"] = 10**12
+    receipt.write_text(json.dumps(document))
+    hashed: list[Path] = []
+    monkeypatch.setattr("siglip_onnx.bulk.job._sha256_of_file", hashed.append)
+    assert job.receipt(0, read_files=True) is None
+    assert path not in hashed

@@ -1,8 +1,10 @@
 """Weights of graphs lie in files that the manifest lists, wherever in a graph they are named."""
 
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,10 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import siglip_onnx
 from siglip_onnx.bundle.folder import verify_folder
-from siglip_onnx.bundle.graph_files import weight_files
+from siglip_onnx.bundle.graph_files import MAX_FIELDS, weight_files
 from siglip_onnx.bundle.integrity import FileFacts, file_facts
 from siglip_onnx.bundle.manifest import embedding_space, read_manifest
 from siglip_onnx.errors import BundleError
+from siglip_onnx.system.protobuf import read_fields, write_fields
 
 
 def external(location: str) -> TensorProto:
@@ -79,6 +82,52 @@ def test_names_of_weights_are_found_everywhere(make: Callable[[], onnx.ModelProt
 def test_files_that_are_not_graphs(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(ValueError, match=r"."):
+        weight_files(tmp_path / "m.onnx")
+
+
+def field(number: int, content: bytes) -> bytes:
+    return write_fields([(number, content)])
+
+
+@pytest.mark.parametrize("repeated", [field(1, b""), field(200, b""), b"\x10\x01", field(5, field(13, b""))])
+def test_graph_of_countless_fields_is_refused_before_they_are_read(
+    repeated: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes, unknown fields, numbers and tensors: each took 140 bytes and some microseconds."""
+    path, num_read = tmp_path / "m.onnx", 0
+
+    def count_fields(message: Any, only: Any) -> Iterator[tuple[int, Any]]:
+        nonlocal num_read
+        for entry in read_fields(message, only):
+            num_read += 1
+            yield entry
+
+    monkeypatch.setattr("siglip_onnx.bundle.graph_files.read_fields", count_fields)
+    path.write_bytes(field(7, repeated * MAX_FIELDS))
+    with pytest.raises(ValueError, match="more than 500,000 fields outside its weights"):
+        weight_files(path)
+    assert num_read == MAX_FIELDS + 1
+    path.write_bytes(field(7, repeated * (MAX_FIELDS // 4)))
+    assert weight_files(path) == set()
+
+
+def test_memory_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(field(7, field(1, b"") * 50_000))
+    tracemalloc.start()
+    try:
+        assert weight_files(path) == set()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path) -> None:
+    content = b""
+    for _ in range(100):
+        content = field(1, field(5, field(6, content)))  # a node, its attribute, a graph
+    (tmp_path / "m.onnx").write_bytes(field(7, content))
+    with pytest.raises(ValueError, match="more than 100 deep"):
         weight_files(tmp_path / "m.onnx")
 
 

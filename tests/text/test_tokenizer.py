@@ -1,10 +1,13 @@
 """Token ids equal the slow reference tokenizer's, with real vocabularies and texts where they are available."""
 
 import base64
+import io
 import json
 import lzma
 import shutil
 import unicodedata
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +271,85 @@ def test_table_of_absurd_pieces_takes_no_memory(tmp_path: Path) -> None:
     np.savez(tmp_path / "pieces.npz", **arrays | {"longest": np.array(10**9)})
     with pytest.raises(BundleError, match="its longest piece has 1000000000 characters"):
         PieceTable(tmp_path / "pieces.npz")
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """The arrays of a Unigram and of a BPE vocabulary, by the name of their file."""
+    document = json.loads((demo.BUNDLE_PATH / "tokenizer.json").read_text(encoding="utf-8"))
+    options = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": False, "ignore_merges": False}
+    vocab = {piece: number for number, piece in enumerate(("<unk>", "</s>", "r", "e", "d", "re", "red"))}
+    model = {"type": "BPE", "vocab": vocab, "merges": [["r", "e"], ["re", "d"]]} | options
+    write_pieces(document, tmp_path / "unigram.npz")
+    write_pieces(document | {"model": model, "normalizer": None}, tmp_path / "bpe.npz")
+    return {path.stem: dict(np.load(path)) for path in tmp_path.glob("*.npz")}
+
+
+def set_value(index: Any, value: float) -> Callable[[Any], Any]:
+    """Return a function that changes one value of an array."""
+
+    def change(array: Any) -> Any:
+        array = array.copy()
+        array[index] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "problem"),
+    [
+        ("bpe", "merge_starts", set_value(3, 700_000_000), "merge_starts has places up to 700,000,000, expected"),
+        ("bpe", "merge_starts", set_value(-1, 700_000_000), r"expected ones that rise from 0 to 2"),
+        ("bpe", "merge_starts", set_value(0, 1), "merge_starts has places"),
+        ("bpe", "merge_starts", lambda array: array.astype(np.int64), "merge_starts is int64 of shape"),
+        ("bpe", "merge_starts", lambda array: array[:-1], "merge_starts is uint32 of shape"),
+        ("bpe", "merge_pairs", set_value((0, 1), 7), "merge_pairs has the id 7, expected ids of 7 pieces"),
+        ("bpe", "merge_pairs", lambda array: array[:1], "merge_pairs is"),
+        ("bpe", "merge_ranks", lambda array: array[:1], "merge_pairs is"),
+        ("bpe", "order", set_value(0, 4_000_000_000), "order has the id 4,000,000,000"),
+        ("bpe", "ends", set_value(-1, 10**9), "ends has places up to 1,000,000,000"),
+        ("bpe", "ends", set_value(2, 3), "ends has places"),
+        ("bpe", "longest", lambda _: np.array(1), "a piece has 5 bytes, but the longest one 1 characters"),
+        ("bpe", "hashes", lambda array: array[:3], "hashes is"),
+        ("bpe", "pieces", lambda array: array.astype(np.float64), "pieces is float64"),
+        ("unigram", "scores", set_value(5, np.nan), "scores has NaN or infinity"),
+        ("unigram", "scores", lambda array: array[:-1], "scores is"),
+        ("unigram", "longest", lambda _: np.array(np.inf), "its longest piece has inf characters"),
+        ("unigram", "longest", lambda _: np.array([3, 4]), "its longest piece has"),
+    ],
+)
+def test_table_whose_arrays_do_not_fit_together_is_damaged(
+    kind: str, name: str, change: Any, problem: str, tables: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    arrays = tables[kind]
+    np.savez(tmp_path / PIECES, **arrays | {name: change(arrays[name])})
+    with pytest.raises(BundleError, match=f"is damaged .*{problem}"):
+        PieceTable(tmp_path / PIECES)
+
+
+@pytest.mark.parametrize("unk_id", [-1, 10**9, None])
+def test_table_without_its_unknown_piece_is_damaged(
+    unk_id: int | None, tables: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    document = json.loads(tables["unigram"]["document"].tobytes())
+    document["model"]["unk_id"] = unk_id
+    arrays = tables["unigram"] | {"document": np.frombuffer(json.dumps(document).encode(), np.uint8)}
+    np.savez(tmp_path / PIECES, **arrays)
+    with pytest.raises(BundleError, match=r"unk_id is .*, expected one of \d+ ids"):
+        PieceTable(tmp_path / PIECES)
+
+
+def test_array_that_claims_terabytes_is_damaged(tables: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
+    np.savez(tmp_path / PIECES, **{name: array for name, array in tables["unigram"].items() if name != "scores"})
+    with zipfile.ZipFile(tmp_path / PIECES, "a") as archive:
+        archive.writestr("scores.npy", header.getvalue())
+    with pytest.raises(BundleError, match="is damaged"):
+        PieceTable(tmp_path / PIECES)
+
+
+def test_table_of_merges_that_was_not_changed_is_read(tables: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    np.savez(tmp_path / PIECES, **tables["bpe"])
+    assert PieceTable(tmp_path / PIECES).encode(["red"], ["red"]) == [[6]]

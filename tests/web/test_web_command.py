@@ -3,6 +3,7 @@
 import http.client
 import json
 import signal
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -54,6 +55,21 @@ def test_server_finishes_requests_before_it_stops(tmp_path: Path, number: int, e
     assert "Traceback" not in stderr
     assert "星" not in stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_sigterm_before_the_event_loop_runs_stops_the_server(tmp_path: Path) -> None:
+    """A script may stop the server as soon as it reads its URL."""
+    program = (
+        "import os, signal, siglip_onnx\n"
+        "from siglip_onnx.web.server import serve\n"
+        "from siglip_onnx.web.settings import Settings\n"
+        "stop = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "serve([siglip_onnx.load('demo', threads=1)], Settings(port=0), listening=stop)\n"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=WATCHDOG_S)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def form_of(image: bytes, texts: list[str]) -> bytes:
