@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -275,10 +276,18 @@ class _Worker:
             theirs.close()
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, however busy it is: the next run does the rest of its shard."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _work(connection: Connection, job_path: Path, spec: ModelSpec) -> None:
     """Embed shards until the pool closes the connection; runs in the worker process."""
     # Messages of the log are in the rows already, and stderr shows a progress line.
     logging.getLogger("siglip_onnx").addHandler(logging.NullHandler())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         job, model = open_job(job_path), spec.open()
         check_model(job, model)

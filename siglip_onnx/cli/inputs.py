@@ -130,6 +130,13 @@ def _expand(argument: str) -> list[str]:
     return [argument]
 
 
+def stands_for_many(argument: str) -> bool:
+    """Say whether an argument is a folder, a list or a pattern, whose images its user need not know one by one."""
+    if os.path.lexists(argument):
+        return os.path.isdir(argument)  # noqa: PTH112 - is_dir() raises for long names
+    return argument.startswith(LIST_MARK) or is_pattern(argument)
+
+
 def _find_matches(pattern: str) -> list[str]:
     """Return the paths that match a pattern; ``**`` stands for folders at any depth, but not for links to folders.
 

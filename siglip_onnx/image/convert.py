@@ -93,13 +93,15 @@ def _largest_level(levels: NDArray[Any], mode: str, file: Image.Image) -> int:
 def to_rgb(image: Image.Image, background: Color | None) -> Image.Image:
     """Convert to mode RGB; transparency is composited on ``background``, or dropped if that is None.
 
+    An image that is RGB already, without transparency, is returned as it is: a copy costs as much as decoding some.
+
     Sources: ``transformers.image_transforms.convert_to_rgb`` of 5.24 on white, which however drops premultiplied alpha
     and the alpha of palettes; of 4.57, which drops all transparency.
     """
     if image.mode == "La":  # which Pillow converts only to LA
         image = image.convert("LA")
     if background is None or not _has_transparency(image):
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     flat = Image.new("RGB", image.size)
     for top, bottom in _blocks(image.width, image.height):
         block = image.crop((0, top, image.width, bottom)).convert("RGBA")

@@ -23,6 +23,7 @@ from .corrections import correct_alpha, correct_before_decoding
 from .guard import check_exif, check_header
 from .guard_heif import is_incomplete
 from .guard_jpeg import is_read_in_one_pass
+from .guard_tiff import read_orientation
 from .openers import open_file
 from .preprocess import Fit
 
@@ -219,8 +220,8 @@ class ImageReader:
         correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         try:
-            loaded = correct_alpha(loaded, raw)
-            return DecodedImage(self._to_rgb(_upright(loaded, name), image, name), truncated)
+            rgb = self._to_rgb(_upright(correct_alpha(loaded, raw), name), image, name)
+            return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
 
@@ -256,8 +257,10 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 
     Data that cannot be read say nothing, as in other programs that show photos.
     """
+    exif = image.info.get("exif")
+    orientation = read_orientation(exif, name) if isinstance(exif, bytes) else None
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        orientation = image.getexif().get(_ORIENTATION) if orientation is None else orientation  # also of TIFF and XMP
     except Exception as error:  # parsers raise almost anything on damaged data
         _log.warning("%s has EXIF data that cannot be read, so it is not turned: %s.", name, _cause(error))
         return image

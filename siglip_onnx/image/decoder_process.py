@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import select
 import signal
 import struct
 import sys
@@ -28,6 +29,7 @@ from .openers import load_heic_opener
 from .preprocess import Fit, NaflexFit, SquashFit
 
 if sys.platform != "win32":
+    import fcntl
     import resource
 
 Message = dict[str, Any]
@@ -167,7 +169,7 @@ class _Decoder:
         if request is None:
             return False
         data = self._read(request["bytes"])
-        with _timed(self._limits):
+        with _timed(self._limits), _ending_with_parent():
             reply, pixels = self._decode(data, request)
         reply["logs"] = self._logs.take()
         if self._memory is None:
@@ -249,6 +251,29 @@ def _timed(limits: DecoderLimits) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    """End the process if its parent ends within the block: a decoder may be busy for minutes, deaf to everything else.
+
+    When the parent's end of stdin is closed, Linux sends a signal whose default is to end the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the parent may ignore it, which children inherit
+    flags = fcntl.fcntl(0, fcntl.F_GETFL)
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, flags | fcntl.FASYNC)
+    waiting = select.poll()
+    waiting.register(0, 0)
+    if waiting.poll(0):  # it has ended already: only what happens now sends a signal
+        os._exit(1)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(0, fcntl.F_SETFL, flags)
 
 
 class _AddressSpace:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import struct
+from collections import deque
 from typing import IO
 
+from .guard_tiff import EXIF, check_entries
 from .headers import bomb, read_at
 
 MAX_SCANS = 64  # an encoder's progressive JPEG has about ten
@@ -48,6 +52,9 @@ def check_jpeg(file: IO[bytes], name: str) -> None:
             metadata += marker == _PHOTOSHOP or header[4:8] == b"Exif"
             if metadata > MAX_METADATA_SEGMENTS:
                 raise bomb(name, f"more than {MAX_METADATA_SEGMENTS} segments of EXIF or Photoshop data")
+            if header[4:10] == EXIF:
+                with contextlib.suppress(struct.error):  # it is damaged, which changes no pixel
+                    deque(check_entries(io.BytesIO(read_at(file, position + 10, length - 8)), name), maxlen=0)
         elif marker == _SCAN:
             scans += 1
             if scans > most:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -9,14 +11,18 @@ from typing import IO, NamedTuple
 from ..options import ImageLimits
 from .headers import bomb, read_at
 
+EXIF = b"Exif\0\0"  # before a TIFF in other files
 MAX_ENTRIES = 4096
 MAX_VALUES = 400_000  # numbers of one directory: two for each row of the tallest image in three planes
 MAX_TILES = 500_000
+_ORIENTATION = 274
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP = 256, 257, 322, 323, 278
 _SMALL_TILE = 4_000_000  # pixels
 # struct's codes and sizes of the types that libtiff takes for a size, whatever type the standard demands.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _BYTES = (1, 2, 6, 7)  # types that are not unpacked one by one
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_SHARED = 4  # times the bytes of a file that its entries may have together: they may overlap
 
 
 class _Entry(NamedTuple):
@@ -35,7 +41,7 @@ def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     """
     sizes: dict[int, int] = {}
     values = 0
-    for entry in _read_entries(file, 0, name):
+    for entry in check_entries(file, name):
         values += 0 if entry.kind in _BYTES else entry.num_values
         if values > MAX_VALUES:
             raise bomb(name, f"more than {MAX_VALUES:,} values in a directory")
@@ -52,6 +58,35 @@ def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         tiles = -(-width // tile_width) * -(-height // tile_length)
         if tiles > MAX_TILES:
             raise bomb(name, f"{tiles:,} tiles")
+
+
+def check_entries(file: IO[bytes], name: str) -> Iterator[_Entry]:
+    """Yield the entries of the first directory of a TIFF, or of EXIF data, which Pillow reads one by one.
+
+    Raises:
+        ImageError: of status ``"too_large"``: together they have far more bytes than the file.
+        struct.error: the directory is truncated.
+    """
+    end, total = file.seek(0, 2), 0
+    for entry in _read_entries(file, 0, name):
+        size = _TYPE_BYTES.get(entry.kind, 1) * entry.num_values
+        total += size if size <= end else 0  # of a longer one nothing is read
+        if total > _SHARED * end:
+            raise bomb(name, f"entries of {total:,} bytes in {end:,}")
+        yield entry
+
+
+def read_orientation(exif: bytes, name: str) -> int | None:
+    """Return the orientation of EXIF data, None if there is none: whatever other entries are, or where they point.
+
+    Raises:
+        ImageError: of status ``"too_large"``, see :func:`check_entries`.
+    """
+    with contextlib.suppress(struct.error):
+        for entry in check_entries(io.BytesIO(exif.removeprefix(EXIF)), name):
+            if entry.tag == _ORIENTATION:
+                return entry.value
+    return None
 
 
 def _read_entries(file: IO[bytes], start: int, name: str) -> Iterator[_Entry]:

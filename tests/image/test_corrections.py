@@ -101,13 +101,17 @@ def test_alpha_of_a_tga_without_bits_for_it(alpha: int, attribute_bits: int, use
     assert load_image(bytes(data)).getpixel((3, 3)) == expected.convert("RGB").getpixel((3, 3))
 
 
+TURNED = (0x112, 3, 1, b"\6\0")
+
+
 def exif_of(*fields: tuple[int, int, int, bytes]) -> bytes:
-    """Return EXIF data of orientation 6 and more fields: tag, type, count, value of up to four bytes."""
-    entries = sorted([(0x112, 3, 1, b"\6\0"), *fields])
+    """Return EXIF data of these fields: tag, type, count, value of up to four bytes."""
+    entries = sorted(fields)
     body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
 
 
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
 @pytest.mark.parametrize(
     "field",
     [
@@ -115,11 +119,13 @@ def exif_of(*fields: tuple[int, int, int, bytes]) -> bytes:
         (0x128, 1, 1, b"\2"),  # its unit as a byte
         (0x2BC, 2, 4, b"<x/>"),  # XMP as text
         (0x8825, 4, 1, b"\xff\xff\0\0"),  # a directory behind the end
+        (0x10F, 2, 50, b"\xff\xff\0\0"),  # a text behind the end, before the orientation
+        (0x10F, 2, 1 << 31, b"\x10\0\0\0"),  # a text that is longer than the data
     ],
 )
 def test_an_odd_field_of_exif_data_does_not_keep_a_photo_from_being_turned(field: tuple[int, int, int, bytes]) -> None:
     image = make_image(np.random.default_rng(0), (40, 24))
-    data = encode(image, "JPEG", exif=exif_of(field), quality=95)
+    data = encode(image, "JPEG", exif=exif_of(TURNED, field), quality=95)
     turned = ImageReader().read(data).rgb
     expected = ImageReader().read(encode(image, "JPEG", quality=95)).rgb.transpose(Image.Transpose.ROTATE_270)
     np.testing.assert_array_equal(np.asarray(turned), np.asarray(expected))
@@ -133,5 +139,30 @@ def test_exif_data_that_cannot_be_read_turn_nothing(
 
     monkeypatch.setattr(Image.Image, "getexif", fail)
     image = make_image(np.random.default_rng(0), (40, 24))
-    np.testing.assert_array_equal(np.asarray(load_image(encode(image, exif=exif_of()))), np.asarray(image))
+    data = encode(image, exif=exif_of((0x128, 3, 1, b"\2\0")))
+    np.testing.assert_array_equal(np.asarray(load_image(data)), np.asarray(image))
     assert "has EXIF data that cannot be read, so it is not turned: cut" in caplog.text
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "TIFF"])
+def test_entries_that_share_their_bytes_without_end_are_refused(format_: str) -> None:
+    """Older versions of Pillow copy the bytes of each: 4,000 times 60 kB."""
+    entries = exif_of(*((0x9000 + number, 7, 30_000, b"\x10\0\0\0") for number in range(2000))) + bytes(34_000)
+    data = entries[6:] if format_ == "TIFF" else encode(Image.new("RGB", (8, 8)), format_, exif=entries)
+    with pytest.raises(ImageError, match=r"entries of [\d,]+ bytes in 58,"):
+        load_image(data)
+
+
+def test_an_rgb_image_is_not_copied_unless_it_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = make_image(np.random.default_rng(0), (40, 24))
+    data, expected = encode(image, "JPEG", exif=exif_of((0x112, 3, 1, b"\1\0"))), np.asarray(image)
+    own = load_image(image)
+    assert own is not image
+    np.testing.assert_array_equal(np.asarray(own), expected)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a copy")
+
+    for name in ("copy", "convert"):
+        monkeypatch.setattr(Image.Image, name, fail)
+    assert load_image(data).size == (40, 24)

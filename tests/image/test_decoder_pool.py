@@ -282,7 +282,9 @@ def test_no_process_is_left(end: str, code: int) -> None:
 
 
 @ON_LINUX
-def test_ctrl_c_during_an_image_ends_its_process() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_during_an_image_ends_its_process_too(number: int) -> None:
+    """Also where the parent cannot do so: SIGTERM and SIGKILL end it at once."""
     code = LEAVE + "sys.stdin.buffer.read(1)\npool.read(sys.stdin.buffer.read())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, STAR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -293,9 +295,9 @@ def test_ctrl_c_during_an_image_ends_its_process() -> None:
     process.stdin.write(b"." + SLOW)
     process.stdin.close()
     time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == -signal.SIGINT
-    assert not is_alive(decoder)
+    process.send_signal(number)
+    assert process.wait(20) == -number
+    wait_until(lambda: not is_alive(decoder), seconds=3)  # the image takes longer
     process.stdout.close()
     assert process.stderr
     process.stderr.close()

@@ -61,8 +61,10 @@ def test_photo_of_the_camera_is_not_reduced(new_page: NewPage, stack: ExitStack)
         page = new_page(url) if url else new_page()
         page.click("#camera")
         expect(page.locator("#camera-take")).to_be_visible()
-        page.wait_for_function("video.videoWidth && video.videoHeight")
-        size = page.evaluate("[video.videoWidth, video.videoHeight].join(' × ')")
+        for _ in range(600):
+            if (size := page.evaluate("[video.videoWidth, video.videoHeight].join(' × ')")) != "0 × 0":
+                break
+            page.wait_for_timeout(50)
         page.click("#camera-take")
         expect(page.locator("#image-facts")).to_contain_text(f"{name} · {size} pixels")
 
