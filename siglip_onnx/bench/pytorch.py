@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..bundle.folder import open_bundle
+from ..config import CONFIG, read_document
 from ..head import Floats
 from ..image.decode import load_image
-from ..verify.pytorch import image_processor, load_reference, tokenizer
+from ..verify.pytorch import check_sizes, image_processor, load_reference, tokenizer
 from .backend import Configuration, Inputs
 
 
@@ -23,6 +24,7 @@ class PyTorch:
     def __init__(self, configuration: Configuration) -> None:
         torch.set_num_threads(configuration.threads)
         checkpoint, config = Path(configuration.checkpoint), open_bundle(Path(configuration.bundle)).config
+        check_sizes(read_document(checkpoint / CONFIG), config, checkpoint)
         self.model = load_reference(checkpoint)
         self.dtype = torch.float32
         self._processor = image_processor(checkpoint, config)

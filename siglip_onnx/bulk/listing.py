@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from ..errors import ImageError, ImageFileError, ImageNotFoundError, JobError
+from ..image.guard import check_large_header
 from ..options import ImageLimits
 from ..system.files import open_regular
 from .records import Input
@@ -282,6 +283,7 @@ def read_content(path: str, limits: ImageLimits) -> Content:
             with open_regular(path) as file:
                 before = input_of(path, os.fstat(file.fileno()))
                 limits.check_bytes(before.size_bytes or 0, path)
+                check_large_header(file, limits, path)
                 content = file.read()
                 after = input_of(path, os.fstat(file.fileno()))
             limits.check_bytes(len(content), path)

@@ -24,6 +24,7 @@ _GROWTH = 20  # bytes of values by bytes of the file: texts are compressed, and 
 _FEW_TEXT_BYTES, _FEW_IMAGE_BYTES = 32_000_000, 256_000_000
 # Of images, for threads that read them slightly out of order; of a small file, only the first number of bytes.
 _KEPT_ROWS, _FEW_KEPT_BYTES, _KEPT_BYTES = 256, 32_000_000, 128_000_000
+_MAX_LEVELS = 3  # of a column: itself, its list, and the element of that
 _BUFFER_BYTES = 1_000_000
 
 
@@ -93,6 +94,11 @@ class ParquetFile:
         if not names:
             yield from ({} for _ in range(self._starts[-1]))
             return
+        for column in self._footer.columns:
+            if column.names[0] in names and len(column.names) > _MAX_LEVELS:
+                raise self._unreadable(
+                    ValueError(f"the column {column.names[0]:.100} is nested; expected values or lists")
+                )
         allowed = num_bytes = max(_FEW_TEXT_BYTES, _GROWTH * self.size_bytes)
         try:
             for group in range(len(self._starts) - 1):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from io import BufferedReader
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 MAX_FOOTER_BYTES = 16_000_000
 _MAGIC = b"PAR1"
@@ -22,7 +22,8 @@ _FEW_VALUE_BYTES = 1_000_000  # of a fixed size, for which also a value that is 
 _FEW_LIST_VALUES, _LIST_VALUES_PER_BYTE = 1_000_000, 4  # of a column with lists, whose levels are decoded at once
 _BYTES_PER_PAGE, _FEW_PAGES = 200, 1000
 _HEADER_BYTES = 32_768  # of a page; its statistics have at most 4 kB a value
-_BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
+# Kinds of values in Thrift.
+_BOOLEANS, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = (1, 2), 3, 4, 5, 6, 7, 8, 9, 10, 12
 _DICTIONARY_PAGE, _REPEATED = 2, 2
 _MAX_DEPTH = 12  # of structures and of columns
 
@@ -74,7 +75,7 @@ def read_footer(file: BufferedReader) -> Footer:
         raise ValueError(f"its footer has {footer_bytes:,} bytes, expected at most {allowed:,}")
     file.seek(size_bytes - 8 - footer_bytes)
     try:
-        fields = _Fields(file.read(footer_bytes)).read_struct()
+        fields = _Fields(file.read(footer_bytes)).read_struct().check(_LIST, 2, 4).check(_I64, 3)
         columns = list(_columns(iter(fields[2]), (), has_lists=False))
         groups = [_row_group(each, size_bytes, len(columns)) for each in fields.get(4, [])]
     except (LookupError, TypeError, AttributeError, StopIteration, UnicodeDecodeError, RuntimeError) as error:
@@ -108,7 +109,7 @@ def _check_fixed_size(footer: Footer, column: Column, num_values: int) -> None:
         raise ValueError(f"values of the column {name:.100} have {size_bytes:,} bytes, at most {allowed:,} are allowed")
 
 
-def scan_pages(file: BufferedReader, start: int, length: int) -> Pages:
+def scan_pages(file: IO[bytes], start: int, length: int) -> Pages:
     """Return the sizes of the pages in the ``length`` bytes from ``start`` on.
 
     Raises:
@@ -138,7 +139,7 @@ def scan_pages(file: BufferedReader, start: int, length: int) -> Pages:
 
 def _columns(elements: Iterator[Any], names: tuple[str, ...], *, has_lists: bool) -> Iterator[Column]:
     """Yield the columns of values below the next element of a schema, which lists a tree depth first."""
-    element = next(elements)
+    element = next(elements).check(_I32, 1, 2, 3, 5).check(_BINARY, 4)
     has_lists |= element.get(3) == _REPEATED
     num_children = element.get(5, 0)
     if len(names) > _MAX_DEPTH or num_children < 0:
@@ -151,10 +152,10 @@ def _columns(elements: Iterator[Any], names: tuple[str, ...], *, has_lists: bool
         yield from _columns(elements, (*inner, ""), has_lists=has_lists)
 
 
-def _row_group(fields: dict[int, Any], size_bytes: int, num_columns: int) -> RowGroup:
+def _row_group(fields: _Struct, size_bytes: int, num_columns: int) -> RowGroup:
     chunks = []
-    for chunk in fields[1]:
-        facts = chunk[3]
+    for chunk in fields.check(_LIST, 1).check(_I64, 2, 3)[1]:
+        facts = chunk.check(_STRUCT, 3)[3].check(_I64, 5, 6, 7, 9, 10, 11)
         start, length = facts[9], facts[7]
         if 0 < facts.get(11, 0) < start:  # its dictionary comes first
             start = facts[11]
@@ -169,12 +170,31 @@ def _row_group(fields: dict[int, Any], size_bytes: int, num_columns: int) -> Row
 def _read_page(header: _Fields) -> tuple[int, int, int, int]:
     """Return the type, the bytes decompressed and stored, and the number of values of a page."""
     try:
-        fields = header.read_struct()
+        fields = header.read_struct().check(_I32, 1, 2, 3).check(_STRUCT, 5, 7, 8)
         kind, page_bytes, stored_bytes = (int(fields[number]) for number in (1, 2, 3))
-        inner = next((fields[number] for number in (5, 7, 8) if number in fields), {1: 0})  # by type of the page
+        parts = [fields[number] for number in (5, 7, 8) if number in fields]  # by type of the page
+        inner = parts[0].check(_I32, 1) if parts else {1: 0}
         return kind, page_bytes, stored_bytes, int(inner[1])
     except (LookupError, TypeError) as error:
         raise ValueError("the header of a page is damaged") from error
+
+
+class _Struct(dict[int, Any]):
+    """The fields of a structure by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: dict[int, int] = {}
+
+    def check(self, kind: int, *numbers: int) -> _Struct:
+        """Check that these fields are of a kind, or absent: the library skips a field of another kind.
+
+        Raises:
+            LookupError: one is of another kind.
+        """
+        if any(self.kinds.get(number, kind) != kind for number in numbers):
+            raise LookupError
+        return self
 
 
 class _Fields:
@@ -184,18 +204,20 @@ class _Fields:
         self._data = data
         self.place = 0
 
-    def read_struct(self, depth: int = _MAX_DEPTH) -> dict[int, Any]:
-        """Return the fields of a structure by number."""
-        fields: dict[int, Any] = {}
-        number = 0
+    def read_struct(self, depth: int = _MAX_DEPTH) -> _Struct:
+        """Return the fields of a structure, each of which may occur once."""
+        fields, number = _Struct(), 0
         while (head := self._read_byte()) != 0:
             number = number + (head >> 4) if head >> 4 else self._read_integer()
             kind = head & 15
+            if number in fields:
+                raise LookupError
+            fields.kinds[number] = kind
             fields[number] = kind == _BOOLEANS[0] if kind in _BOOLEANS else self._read_value(kind, depth)
         return fields
 
     def _read_value(self, kind: int, depth: int) -> Any:
-        if kind in _INTEGERS:
+        if kind in (_I16, _I32, _I64):
             return self._read_integer()
         if kind == _BINARY:
             return self._read_bytes(self._read_varint())
@@ -207,7 +229,7 @@ class _Fields:
             raise LookupError
         if kind == _STRUCT:
             return self.read_struct(depth - 1)
-        if kind not in _LISTS:
+        if kind not in (_LIST, _SET):
             raise LookupError
         head = self._read_byte()
         size = head >> 4 if head >> 4 < 15 else self._read_varint()

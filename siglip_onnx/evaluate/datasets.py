@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ _MAX_LINE_CHARACTERS = 10_000_000  # of a line of JSON, or a row of CSV
 _MAX_COLUMNS = 1000  # of CSV; a row that has fewer values is filled up
 _MAX_LABELS_BYTES = 100_000_000
 _MAX_LANGUAGES = 200  # of captions; each has a list for each image
-_MAX_DIGITS = 18  # of a label that is a number
+_WHOLE_NUMBER = re.compile(r"([+-]?\d{1,18})(?:\.0*)?")
 _log = logging.getLogger(__name__)
 Key = str | int
 Keyed = tuple[Sample, tuple[Key, ...]]
@@ -468,10 +469,11 @@ def _class_numbers(path: Path, keys: Iterable[Key], texts: Sequence[str], *, are
 
 
 def _position(key: Key) -> int | None:
-    """Return a label that is a number, also one that is written as text."""
+    """Return a label that is a whole number, also one that is written as text, or by pandas as ``1.0``."""
     if isinstance(key, int):
         return key
-    return int(key) if key.isdecimal() and len(key) <= _MAX_DIGITS else None
+    match = _WHOLE_NUMBER.fullmatch(key)
+    return None if match is None else int(match[1])
 
 
 def _labeled(

@@ -39,6 +39,7 @@ from .decoder_process import (
     send,
     write_shared,
 )
+from .guard import check_large_header
 from .preprocess import Fit
 
 if sys.platform != "win32":
@@ -115,6 +116,7 @@ class DecoderPool:
             return self._reader.read(source, fit)
         max_bytes = self._reader.limits.max_bytes
         with self._reader.open_source(source) as (file, name):
+            check_large_header(file, self._reader.limits, name)
             data = source if isinstance(source, bytes) else file.read(max_bytes + 1)
         self._reader.limits.check_bytes(len(data), name)
         with self._slots:

@@ -20,6 +20,7 @@ from .guard_jpeg2000 import CODESTREAM, check_jpeg2000
 from .guard_tiff import check_tiff
 from .headers import bomb, read_at
 
+LARGE_BYTES = 50_000_000  # more than almost any photo has
 MAX_PNG_TEXTS = 16  # compressed texts, each of up to a megabyte
 MAX_PNG_CHUNKS = 100_000  # most are of pixels
 MAX_PNG_OTHERS = 10_000
@@ -67,6 +68,17 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
             _check_psd(file, prefix, limits, name)
     except (struct.error, IndexError):
         pass  # truncated within its header: the decoder reports it
+    file.seek(0)
+
+
+def check_large_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
+    """Check the header of a large file before all of it is read into memory; that of others is checked when decoded.
+
+    Raises:
+        ImageError: of status ``"too_large"``.
+    """
+    if file.seek(0, os.SEEK_END) > LARGE_BYTES:
+        check_header(file, limits, name)
     file.seek(0)
 
 

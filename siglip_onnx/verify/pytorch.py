@@ -37,13 +37,18 @@ from ..head import Floats
 from ..image.decode import ImageSource, load_image
 from ..model import SigLIP
 from ..options import DROP
+from ..text.growth import check_document
 
 # Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
 VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"
-_SIZES = ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings", "vocab_size")
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+    "patch_size", "num_patches", "max_position_embeddings", "vocab_size", "projection_size",
+)  # fmt: skip
 ALLOWED = {"pixels": 0.0, "ids": 0.0, VISION_EMBEDDING: 1e-5, TEXT_EMBEDDING: 1e-5, "features": 1e-4, "logits": 1e-4}
 # How transformers loads a model. A config may name its attention, and a name of the Hub would be code to download.
 LOADING: dict[str, Any] = {"local_files_only": True, "attn_implementation": "sdpa"}
+_UNUSED = ("auto_map", "num_labels")
 Rows = tuple[Floats, Floats]  # ours and the reference's
 
 
@@ -76,6 +81,7 @@ def compare_with_pytorch(
         CheckpointError: transformers cannot load the checkpoint, or it is of a model of other sizes.
     """
     manifest, config = model.bundle.manifest, model.bundle.config
+    check_sizes(read_document(checkpoint / CONFIG), config, checkpoint)  # before transformers makes what it states
     try:
         reference = load_part(checkpoint, manifest.kind, config)
         processor = None if config.vision is None else image_processor(checkpoint, config)
@@ -87,7 +93,7 @@ def compare_with_pytorch(
             f"transformers cannot load {checkpoint}: {first_line(error)}. If another version than "
             f"{transformers.__version__} saved it, give the original checkpoint."
         ) from error
-    _check_sizes(reference.config, config, checkpoint)
+    check_sizes(reference.config, config, checkpoint)
     stages: dict[str, StageDifference] = {}
     rows: dict[str, Rows] = {}
     with torch.no_grad():
@@ -107,22 +113,26 @@ def compare_with_pytorch(
     return list(stages.values())
 
 
-def _check_sizes(reference: Any, config: SiglipConfig, checkpoint: Path) -> None:
-    """Check that a config of transformers has the sizes of the model.
+def check_sizes(reference: Any, config: SiglipConfig, checkpoint: Path) -> None:
+    """Check that a checkpoint's ``config.json``, or a config of transformers, states the sizes of the model.
 
     Raises:
-        CheckpointError: it has others.
+        CheckpointError: it states others.
     """
     for tower in TOWERS:
-        ours, theirs = getattr(config, tower), getattr(reference, f"{tower}_config", reference)
+        ours, theirs = getattr(config, tower), _get(reference, f"{tower}_config") or reference
         for name in _SIZES if ours is not None else ():
-            expected, found = getattr(ours, name, None), getattr(theirs, name, None)
+            expected, found = getattr(ours, name, None), _get(theirs, name)
             found = found[0] if isinstance(found, list | tuple) and found else found
             if None not in (expected, found) and expected != found:
                 raise CheckpointError(
                     f"{checkpoint} has {name} {found} in its {tower} tower, but the model has {expected}. Give the "
                     "checkpoint that it was exported from."
                 )
+
+
+def _get(owner: Any, name: str) -> Any:
+    return owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
 
 
 def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:
@@ -138,10 +148,12 @@ def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:
     model_class: Any = getattr(transformers, f"{family}{names[kind]}")
     document = read_document(checkpoint / CONFIG)
     options: dict[str, Any] = {}
+    section = without_code(document if kind == CLASSIFIER else document.get(f"{kind}_config") or document)
+    if isinstance(vision := section.get("vision_config") if kind == CLASSIFIER else section, dict) and kind != TEXT:
+        vision |= plain_sizes(vision, checkpoint / CONFIG)
     if is_vision_language(document):
-        has_head = config.vision is not None and config.vision.vision_use_head
-        vision = without_code(document["vision_config"])
-        options["config"] = model_class.config_class(**vision | {"vision_use_head": has_head})
+        section["vision_use_head"] = config.vision is not None and config.vision.vision_use_head
+    options["config"] = model_class.config_class.from_dict(section)
     if kind != CLASSIFIER and checkpoint_kind(document) != DUAL:
         # transformers 5 writes single towers without the prefix of transformers 4; others have them behind one.
         parts = "embeddings|encoder|post_layernorm|final_layer_norm|head"
@@ -248,8 +260,8 @@ def load_reference(checkpoint: Path) -> Any:
 
 
 def without_code(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config, and those of its towers, without what may name code: its attention, and classes of its own."""
-    kept = {key: value for key, value in document.items() if "attn_implementation" not in key and key != "auto_map"}
+    """Return a config, and those of its towers, without what may name code, and a number of labels without names."""
+    kept = {key: value for key, value in document.items() if "attn_implementation" not in key and key not in _UNUSED}
     return {key: without_code(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
@@ -279,6 +291,7 @@ def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     if (checkpoint / SENTENCEPIECE).exists():
         slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE))
         return lambda text: slow(text, **settings).input_ids
+    check_document(read_document(checkpoint / TOKENIZER))
     # Not from_pretrained: version 4 cannot read the tokenizer_config.json of version 5.
     gemma = transformers.GemmaTokenizerFast(
         tokenizer_file=str(checkpoint / TOKENIZER), add_bos_token=False, add_eos_token=True, padding_side="right"

@@ -19,6 +19,7 @@ from support.drawn import write_json_lines, write_tar
 
 from siglip_onnx.bulk import parquet
 from siglip_onnx.bulk.layouts import ParquetLayout
+from siglip_onnx.bulk.parquet_pages import scan_pages
 from siglip_onnx.errors import DataError, ImageError, JobError
 from siglip_onnx.evaluate import datasets
 from siglip_onnx.evaluate.datasets import DataOptions, open_data, read_labels
@@ -145,6 +146,33 @@ def test_images_of_parquet_are_read_in_any_order(tmp_path: Path) -> None:
     samples = open_data(path).samples
     for order in (range(50), range(0, 50, 7), [30, 2, 2, 49, 0, 19, 20, 21]):
         assert [samples[row].read() for row in order] == [images[row] for row in order]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sound"),
+    [
+        (b"\x15\xc8\x01\x15\x14\x2c", True),  # field 2, i32: 100 bytes; field 3, i32: 10 stored; field 5, a structure
+        (b"\x15\xc8\x01\x15\x14\x06\x04\x02\x3c", False),  # field 2 once more, as an i64 of 1
+        (b"\x16\xc8\x01\x15\x14\x2c", False),  # field 2 as an i64
+    ],
+)
+def test_what_two_readers_read_differently_is_refused(sizes: bytes, sound: bool) -> None:
+    """The library skips a field of another kind than its own, and uses an earlier one of the same number."""
+    header = b"\x15\x00" + sizes + b"\x15\x08\x00\x00"  # 4 values
+    file = io.BytesIO(header + bytes(10))
+    if sound:
+        assert scan_pages(file, 0, len(header) + 10) == (100, 4)
+    else:
+        with pytest.raises(ValueError, match="the header of a page is damaged"):
+            scan_pages(file, 0, len(header) + 10)
+
+
+def test_texts_are_nested_in_one_list_at_most(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "x.parquet")(image=[IMAGE] * 2, caption=[["a", "b"], ["c"]])
+    assert open_data(path).captions == {"": {0: ["a", "b"], 1: ["c"]}}
+    path = parquet_of(tmp_path / "x.parquet")(image=[IMAGE] * 2, caption=[[["a"], ["b"]], [["c"]]])
+    with pytest.raises(DataError, match="the column caption is nested; expected values or lists"):
+        open_data(path)
 
 
 def test_columns_that_are_not_used_are_not_read(tmp_path: Path) -> None:

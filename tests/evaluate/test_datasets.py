@@ -353,3 +353,15 @@ def test_an_archive_that_was_cut_later(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ImageError, match="ends in the middle of an image"):
         data.samples[0].read()
+
+
+@pytest.mark.parametrize("written", ["{}", "{}.0", "{}.00", "+{}"])
+def test_whole_numbers_are_positions_however_they_are_written(written: str, tmp_path: Path) -> None:
+    """A table of pandas has them as 1.0 if one value is missing."""
+    rows = [("a.png", written.format(1)), ("b.png", written.format(0))]
+    path = write_csv(tmp_path / "set.csv", ("path", "label"), rows)
+    with pytest.raises(DataError, match="labels that are numbers, such as"):
+        open_data(path)
+    (tmp_path / "words.txt").write_text("a star\na moon\n")
+    data = open_data(path, DataOptions(labels=tmp_path / "words.txt"))
+    assert [sample.labels for sample in data.samples] == [(1,), (0,)]

@@ -185,8 +185,6 @@ def test_vision_tower_as_transformers_5_saves_it(
     outputs = reference_outputs(reference, checkpoint, images)
     pooled = torch.nn.functional.normalize(torch.cat([output.pooler_output for output in outputs])).numpy()
     assert_allclose(siglip_onnx.load(tmp_path / "out").encode_images(images), pooled, atol=1e-5, rtol=0)
-    assert_error(run("verify", tmp_path / "out", "--reference", checkpoint), 4, "transformers cannot load")
-    write_json(checkpoint / "config.json", config)  # a size that transformers 4 can read
     verified = run("verify", tmp_path / "out", "--reference", checkpoint)
     assert verified.exit_code == 0, verified.stderr
     assert "vision embedding" in verified.stdout

@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import struct
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +20,10 @@ from support.images import encode
 from support.source import libraries_of, nodes_of_package
 
 from siglip_onnx import ImageLimits, SiglipOnnxError
+from siglip_onnx.bulk.listing import read_file
 from siglip_onnx.errors import ImageError
-from siglip_onnx.image import FORMATS, SERVER_LIMITS, load_image, open_image
+from siglip_onnx.image import FORMATS, SERVER_LIMITS, ImageReader, load_image, open_image
+from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.image.guard import check_header
 
 SMALL = ImageLimits(max_pixels=1000, max_side=100, max_bytes=2000)
@@ -310,3 +313,18 @@ def test_cut_entry_does_not_hide_the_frames_of_avif() -> None:
     for content in (data, bytes(cut)):
         with pytest.raises(ImageError, match="600x500 pixels, more than the 250,000"):
             check_header(io.BytesIO(content), ImageLimits(max_pixels=250_000), "x")
+
+
+@pytest.mark.parametrize("kind", ["job", "decoder process"])
+def test_a_large_file_is_refused_by_its_header_before_it_is_read(kind: str, tmp_path: Path) -> None:
+    """A sparse file of half a gigabyte takes nothing on the disk, but would in memory."""
+    path = tmp_path / "x.png"
+    with path.open("wb") as file:
+        file.write(encode(Image.new("1", (30_000, 30_000)))[:1000])
+        file.truncate(60_000_000)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="30000x30000 pixels, more than the"):
+        read_file(str(path), ImageLimits()) if kind == "job" else DecoderPool(ImageReader()).read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000

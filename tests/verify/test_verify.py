@@ -145,7 +145,7 @@ def test_verify_names_what_is_missing(tmp_path: Path, small_checkpoint: Path, sm
     assert "has no fp32 variant to compare with; it has int8" in run("verify", tmp_path / "int8").stderr
     assert run("verify", tmp_path / "int8").exit_code == 4
     assert run("verify", tmp_path / "int8", "--reference", small_checkpoint).exit_code == 0
-    assert "transformers cannot load" in run("verify", small_bundle, "--reference", tmp_path).stderr
+    assert "config.json does not exist" in run("verify", small_bundle, "--reference", tmp_path).stderr
     assert "is not a folder" in run("verify", small_bundle, "--images", tmp_path / "nowhere").stderr
 
 
@@ -178,3 +178,30 @@ def test_order_agreement_of_many_pairs_is_estimated() -> None:
     assert tracemalloc.get_traced_memory()[1] < 200_000_000
     tracemalloc.stop()
     assert _order_agreement(expected, expected) == 1
+
+
+@pytest.mark.export
+def test_a_reference_is_loaded_without_code_and_sizes_that_its_config_names(
+    small_checkpoint: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    """transformers would download and import a kernel of that name, and make weights of any size."""
+    from siglip_onnx.verify.pytorch import load_reference
+
+    checkpoint = Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text())
+
+    def write(**changes: object) -> None:
+        parts = {name: config[name] | changes for name in ("vision_config", "text_config")}
+        (checkpoint / "config.json").write_text(json.dumps(config | changes | parts))
+
+    kernel = "someone/kernel"
+    write(attn_implementation=kernel, _attn_implementation=kernel, auto_map={"AutoModel": f"{kernel}--code.Model"})
+    reference = load_reference(checkpoint).config
+    for each in (reference, reference.vision_config, reference.text_config):
+        assert each._attn_implementation == "sdpa"
+    write(vocab_size=2_000_000_000)
+    assert_error(
+        run("verify", small_bundle, "--reference", checkpoint), 4, "has vocab_size 2000000000 in its text tower, but"
+    )
+    write(num_labels=2_000_000_000)
+    assert run("verify", small_bundle, "--reference", checkpoint).exit_code == 0
