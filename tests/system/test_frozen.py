@@ -36,7 +36,7 @@ def test_frozen_program_without_freeze_support_starts_no_copy_of_itself(monkeypa
     with pytest.raises(SiglipOnnxError, match=r"Call siglip_onnx\.freeze_support\(\) first"):
         model.encode_images(STAR)
     with pytest.raises(SiglipOnnxError, match="A frozen program cannot do this"):
-        frozen.interpreter()
+        frozen._interpreter()
     monkeypatch.setattr(sys, "argv", ["program"])
     siglip_onnx.freeze_support()
     assert decoder_pool._command() == [sys.executable, "--siglip-onnx-decoder"]
