@@ -6,9 +6,11 @@ Files that are merely damaged are left to the decoder, whose message is better.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
+from collections.abc import Callable
 from typing import IO
 
 from PIL import Image
@@ -44,30 +46,23 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         ImageError: of status ``"too_large"``.
     """
     prefix = read_at(file, 0, 26)
-    try:
-        if prefix.startswith(_PNG):
-            _check_png_size(file, 0, limits, name)
-            _check_png_texts(file, 0, name)
-        elif prefix.startswith(b"\xff\xd8"):
-            check_jpeg(file, name)
-        elif prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")):
-            check_jpeg2000(file, limits, name)
-        elif prefix[4:8] == b"ftyp":
-            check_heif(file, limits, name)
-        elif prefix.startswith(_TIFFS):
-            check_tiff(file, limits, name)
-        elif prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP":
-            _check_webp(file, name)
-        elif prefix.startswith((b"GIF87a", b"GIF89a")):
-            _check_gif(file, name)
-        elif re.match(rb"P[0-6fy]", prefix):
-            _check_netpbm(file, name)
-        elif prefix.startswith(b"\0\0\1\0"):
-            _check_icon(file, limits, name)
-        elif prefix.startswith(b"8BPS"):
-            _check_psd(file, prefix, limits, name)
-    except (struct.error, IndexError):
-        pass  # truncated within its header: the decoder reports it
+    # A file may begin as one of several formats: each decoder that might take it has its check.
+    checks: list[tuple[bool, Callable[[], None]]] = [
+        (prefix.startswith(_PNG), lambda: _check_png(file, 0, limits, name)),
+        (prefix.startswith(b"\xff\xd8"), lambda: check_jpeg(file, name)),
+        (prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")), lambda: check_jpeg2000(file, limits, name)),
+        (prefix[4:8] == b"ftyp", lambda: check_heif(file, limits, name)),
+        (prefix.startswith(_TIFFS), lambda: check_tiff(file, limits, name)),
+        (prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP", lambda: _check_webp(file, name)),
+        (prefix.startswith((b"GIF87a", b"GIF89a")), lambda: _check_gif(file, name)),
+        (re.match(rb"P[0-6fy]", prefix) is not None, lambda: _check_netpbm(file, name)),
+        (prefix.startswith(b"\0\0\1\0"), lambda: _check_icon(file, limits, name)),
+        (prefix.startswith(b"8BPS"), lambda: _check_psd(file, prefix, limits, name)),
+    ]
+    for is_of_format, check in checks:
+        with contextlib.suppress(struct.error, IndexError):  # truncated within its header: the decoder reports it
+            if is_of_format:
+                check()
     file.seek(0)
 
 
@@ -91,6 +86,11 @@ def check_exif(image: Image.Image, name: str) -> None:
     exif = image.info.get("exif")
     if isinstance(exif, bytes) and len(exif) > MAX_EXIF_BYTES:
         raise bomb(name, f"{len(exif):,} bytes of EXIF data")
+
+
+def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
+    _check_png_size(file, start, limits, name)
+    _check_png_texts(file, start, name)
 
 
 def _check_png_size(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
@@ -189,8 +189,7 @@ def _check_icon(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         start = struct.unpack("<I", read_at(file, 6 + 16 * number + 12, 4))[0]
         header = read_at(file, start, 16)
         if header.startswith(_PNG):
-            _check_png_size(file, start, limits, name)
-            _check_png_texts(file, start, name)
+            _check_png(file, start, limits, name)
         elif header[:4] == b"\x0c\0\0\0":
             width, height = struct.unpack("<HH", header[4:8])
             limits.check_size(width, max(1, height // 2), name)

@@ -22,7 +22,9 @@ MAX_MARKERS = 20_000
 CODESTREAM = b"\xff\x4f\xff\x51"
 _FEW_PRECINCTS, _SAMPLES_PER_PRECINCT = 4096, 512  # a precinct costs 2 kB; encoders make them of 128x128 and more
 _FEW_BLOCKS, _SAMPLES_PER_BLOCK = 4096, 200  # a code-block costs 900 bytes; encoders make them of 32x32 or 64x64
-_COD, _COC, _SOT, _SOD = 0x52, 0x53, 0x90, 0x93
+_COD, _COC, _SOT, _SOD, _END = 0x52, 0x53, 0x90, 0x93, 0xD9
+# The markers that the decoder knows; behind another one it looks for the next known one, wherever that stands.
+_KNOWN = frozenset(b"\x50\x51\x52\x53\x55\x57\x58\x59\x5c\x5d\x5e\x5f\x60\x61\x63\x64\x74\x75\x77\x78\x90\x91\x93")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ def _check_markers(file: IO[bytes], start: int, size: _Size, name: str) -> None:
         if len(header) < 4 or header[0] != 0xFF:
             return
         marker, length = header[1], int.from_bytes(header[2:4], "big")
+        if marker == _END:
+            return
+        if marker not in _KNOWN:
+            raise bomb(name, f"an unknown marker ff{marker:02x}")
         if marker == _SOT and len(header) >= 12:
             tile_part, part_length = position, int.from_bytes(header[6:10], "big")
             tile_end = tile_part + part_length

@@ -135,6 +135,13 @@ def jpeg2000_style(*, levels: int = 2, block: tuple[int, int] = (4, 4), precinct
     return b"\xff\x4f\xff\x51" + size + main + quantization + tile + b"\xff\xd9"
 
 
+def jpeg2000_of_an_unknown_marker() -> bytes:
+    """Precincts behind a marker that seems to skip 32 kB, and behind which decoders look for the next known marker."""
+    data = jpeg2000_style(precincts=bytes(3))
+    end = data.index(b"\xff\x52")
+    return data[:end] + b"\xff\x70\x7f\xfe" + data[end:]
+
+
 def jp2_of_components(components: int = 400) -> bytes:
     """4,096 tiles of 400 components each, behind a box that decoders skip."""
     data = jpeg2000(1, 64, boxed=True)
@@ -208,6 +215,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jpeg of hidden scans": lambda: jpeg_of_many_scans().replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda"),
     "jpeg of 10 MB of fill bytes": lambda: small("JPEG").replace(b"\xff\xd8", b"\xff\xd8" + b"\xff" * 10_000_000, 1),
     "jpeg of two million comments": jpeg_of_many_segments,  # reading their headers alone takes seconds
+    "jpeg 2000 of precincts behind an unknown marker": jpeg2000_of_an_unknown_marker,
+    "ppm of comments that begins as HEIF": lambda: b"P3 #ftypx\n" + b"#\n" * 200_000 + b"9 9 9\n" + b"1 " * 243,
+    "icon that begins as HEIF": lambda: b"\0\0\1\0ftyp" + bytes(100),
     "jpeg 2000 of 65,025 tiles": lambda: jpeg2000(1, 255, boxed=False),  # 750 MB in 172 bytes
     "jp2 whose box hides the size": lambda: jpeg2000(30_000, 30_000, boxed=True),
     "tiff header of a gigapixel": lambda: tiff((32_000, 32_000), (32_000, 32_000), b""),
