@@ -93,6 +93,8 @@ def _read_entries(file: IO[bytes], start: int, name: str) -> Iterator[_Entry]:
     header = read_at(file, start, 16)
     order = ">" if header.startswith(b"MM") else "<"
     is_big = struct.unpack(f"{order}H", header[2:4])[0] == 43
+    if is_big and header[4:8] != struct.pack(f"{order}HH", 8, 0):  # Pillow takes some as files that are not big
+        raise bomb(name, "a header of a BigTIFF with other offsets than of 8 bytes")
     position = struct.unpack(f"{order}Q", header[8:16])[0] if is_big else struct.unpack(f"{order}I", header[4:8])[0]
     number, field = ("Q", "Q") if is_big else ("H", "I")
     count_bytes = struct.calcsize(f"={number}")

@@ -8,6 +8,7 @@ from typing import Any
 
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5  # wire types
 _MAX_SHIFT = 63  # of the last 7 bits of a number
+_MAX_KEY = 1 << 32
 Message = bytes | mmap | memoryview
 Entry = tuple[int, int | bytes]  # number and value of a field
 
@@ -25,7 +26,9 @@ def read_fields(message: int | Message, only: Container[int] | None = None) -> I
         raise ValueError("a number where a message is expected")
     place = 0
     while place < len(message):
-        key, place = _read_varint(message, place)
+        begin, (key, place) = place, _read_varint(message, place)
+        if key >= _MAX_KEY or place - begin > max(1, -(-key.bit_length() // 7)):  # of which libraries take 32 bits
+            raise ValueError("a field whose number is written in an odd way")
         kind, number = key & 7, 0
         if kind in (_VARINT, _BYTES):
             number, place = _read_varint(message, place)

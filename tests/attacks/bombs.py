@@ -217,6 +217,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jpeg of two million comments": jpeg_of_many_segments,  # reading their headers alone takes seconds
     "jpeg 2000 of precincts behind an unknown marker": jpeg2000_of_an_unknown_marker,
     "ppm of comments that begins as HEIF": lambda: b"P3 #ftypx\n" + b"#\n" * 200_000 + b"9 9 9\n" + b"1 " * 243,
+    "tiff that is a BigTIFF only for some": lambda: b"MM\0+\0\0\0\x10" + struct.pack(">Q", 16) + bytes(100),
     "icon that begins as HEIF": lambda: b"\0\0\1\0ftyp" + bytes(100),
     "jpeg 2000 of 65,025 tiles": lambda: jpeg2000(1, 255, boxed=False),  # 750 MB in 172 bytes
     "jp2 whose box hides the size": lambda: jpeg2000(30_000, 30_000, boxed=True),

@@ -111,6 +111,21 @@ def test_graph_of_countless_fields_is_refused_before_they_are_read(
     assert weight_files(path) == set()
 
 
+@pytest.mark.parametrize("key", [b"\xea\x80\x80\x80\x10", b"\xea\x00", b"\xea\x80\x80\x00"])
+def test_a_field_whose_number_libraries_read_as_another_is_damage(key: bytes, tmp_path: Path) -> None:
+    """They take the lower 32 bits: field 13, the place of a tensor's weights, with more bits or bytes than it needs."""
+    tensor = external("hidden.bin").SerializeToString()
+    start = tensor.index(b"\x6a")
+    path = tmp_path / "m.onnx"
+    for content, hidden in ((tensor, False), (tensor[:start] + key + tensor[start + 1 :], True)):
+        path.write_bytes(field(7, field(5, content)))
+        if hidden:
+            with pytest.raises(ValueError, match="a field whose number is written in an odd way"):
+                weight_files(path)
+        else:
+            assert weight_files(path) == {"hidden.bin"}
+
+
 def test_memory_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(field(7, field(1, b"") * 50_000))
