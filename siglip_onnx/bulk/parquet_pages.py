@@ -24,6 +24,8 @@ _BYTES_PER_PAGE, _FEW_PAGES = 200, 1000
 _HEADER_BYTES = 32_768  # of a page; its statistics have at most 4 kB a value
 # Kinds of values in Thrift.
 _BOOLEANS, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = (1, 2), 3, 4, 5, 6, 7, 8, 9, 10, 12
+_BITS = {_I16: 16, _I32: 32, _I64: 64}
+_MAX_NUMBER = 32_767  # of a field
 _DICTIONARY_PAGE, _REPEATED = 2, 2
 _MAX_DEPTH = 12  # of structures and of columns
 
@@ -205,20 +207,20 @@ class _Fields:
         self.place = 0
 
     def read_struct(self, depth: int = _MAX_DEPTH) -> _Struct:
-        """Return the fields of a structure, each of which may occur once."""
+        """Return the fields of a structure, in ascending order."""
         fields, number = _Struct(), 0
         while (head := self._read_byte()) != 0:
-            number = number + (head >> 4) if head >> 4 else self._read_integer()
-            kind = head & 15
-            if number in fields:
+            last, kind = number, head & 15
+            number = last + (head >> 4) if head >> 4 else self._read_integer(_I16)
+            if not last < number <= _MAX_NUMBER:  # the library takes the lower bits, and the last of equal ones
                 raise LookupError
             fields.kinds[number] = kind
             fields[number] = kind == _BOOLEANS[0] if kind in _BOOLEANS else self._read_value(kind, depth)
         return fields
 
     def _read_value(self, kind: int, depth: int) -> Any:
-        if kind in (_I16, _I32, _I64):
-            return self._read_integer()
+        if kind in _BITS:
+            return self._read_integer(kind)
         if kind == _BINARY:
             return self._read_bytes(self._read_varint())
         if kind in (_BYTE, *_BOOLEANS):
@@ -258,6 +260,8 @@ class _Fields:
             if shift > 63:
                 raise LookupError
 
-    def _read_integer(self) -> int:
+    def _read_integer(self, kind: int) -> int:
         value = self._read_varint()
+        if value.bit_length() > _BITS[kind]:
+            raise LookupError
         return (value >> 1) ^ -(value & 1)

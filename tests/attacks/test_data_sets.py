@@ -154,6 +154,8 @@ def test_images_of_parquet_are_read_in_any_order(tmp_path: Path) -> None:
         (b"\x15\xc8\x01\x15\x14\x2c", True),  # field 2, i32: 100 bytes; field 3, i32: 10 stored; field 5, a structure
         (b"\x15\xc8\x01\x15\x14\x06\x04\x02\x3c", False),  # field 2 once more, as an i64 of 1
         (b"\x16\xc8\x01\x15\x14\x2c", False),  # field 2 as an i64
+        (b"\x15\xc8\x01\x15\x14\x05\x84\x80\x08\x02\x05\x0a", False),  # a field 65,538, which is 2 in 16 bits
+        (b"\x15\xc8\x81\x80\x80\x20\x15\x14\x2c", False),  # field 2 of 2^32 + 100 bytes
     ],
 )
 def test_what_two_readers_read_differently_is_refused(sizes: bytes, sound: bool) -> None:
