@@ -100,7 +100,7 @@ class Answer(NamedTuple):
 @section(
     OUTPUT,
     click.option("--bars", is_flag=True, help="Also draw the probabilities as bars."),
-    click.option("--json", "format_", flag_value="json", help="Print one JSON document, at the end."),
+    click.option("--json", "format_", flag_value="json", help="Print one JSON document."),
     click.option("--jsonl", "format_", flag_value="jsonl", help="Print one line of JSON per image, as it is computed."),
     click.option("--csv", "format_", flag_value="csv", help="Print CSV, one line per image and text."),
 )
