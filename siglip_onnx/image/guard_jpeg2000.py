@@ -78,23 +78,26 @@ def _find_codestream(file: IO[bytes], name: str) -> int:
 
 def _check_markers(file: IO[bytes], start: int, size: _Size, name: str) -> None:
     """Check the coding styles in the main header and in those of all tile-parts; a later one may replace an earlier."""
-    position, layers, tile_part, tile_end = start + 2, 1, 0, 0
+    position, layers = start + 2, 1
+    part_length, tile_end, in_tile_header, had_tile = 0, 0, False, False
     for _ in range(MAX_MARKERS):
         header = read_at(file, position, 18)
-        if len(header) < 4 or header[0] != 0xFF:
+        if len(header) < 4:  # the end of the file
             return
         marker, length = header[1], int.from_bytes(header[2:4], "big")
-        if marker == _END:
+        if marker == _END and had_tile and not in_tile_header:
             return
-        if marker not in _KNOWN:
-            raise bomb(name, f"an unknown marker ff{marker:02x}")
+        if header[0] != 0xFF or marker not in _KNOWN or (marker == _SOD and not in_tile_header):
+            raise bomb(name, f"an unexpected marker {header[:2].hex()}")
         if marker == _SOT and len(header) >= 12:
-            tile_part, part_length = position, int.from_bytes(header[6:10], "big")
-            tile_end = tile_part + part_length
+            part_length = int.from_bytes(header[6:10], "big")
+            tile_end, in_tile_header, had_tile = position + part_length, True, True
         elif marker == _SOD:
-            if tile_end <= position:  # the last tile-part, or one without a length
+            if part_length == 0:  # the last tile-part, up to the end
                 return
-            position = tile_end
+            if tile_end < position + 2:
+                raise bomb(name, "a tile-part that ends before its data")
+            position, in_tile_header = tile_end, False
             continue
         elif marker in (_COD, _COC):
             style = read_at(file, position + 4, length)
@@ -104,6 +107,8 @@ def _check_markers(file: IO[bytes], start: int, size: _Size, name: str) -> None:
             else:
                 index = 1 if size.components < 257 else 2
                 _check_style(style[index + 1 :], bool(style[index] & 1), layers, size, name)
+        if length < 2:
+            raise bomb(name, f"a marker of {length} bytes")
         position += 2 + length
     raise bomb(name, f"more than {MAX_MARKERS:,} markers")
 

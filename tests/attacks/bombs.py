@@ -135,11 +135,18 @@ def jpeg2000_style(*, levels: int = 2, block: tuple[int, int] = (4, 4), precinct
     return b"\xff\x4f\xff\x51" + size + main + quantization + tile + b"\xff\xd9"
 
 
-def jpeg2000_of_an_unknown_marker() -> bytes:
-    """Precincts behind a marker that seems to skip 32 kB, and behind which decoders look for the next known marker."""
+def jpeg2000_with(marker: bytes) -> bytes:
+    """Precincts behind a marker where none of its kind may stand, behind which decoders look for the next known one."""
     data = jpeg2000_style(precincts=bytes(3))
     end = data.index(b"\xff\x52")
-    return data[:end] + b"\xff\x70\x7f\xfe" + data[end:]
+    return data[:end] + marker + data[end:]
+
+
+def jpeg2000_of_a_short_tile_part(comment: bytes = b"") -> bytes:
+    """Precincts in the second tile-part, behind a first one whose length ends before its data."""
+    data = jpeg2000_style(precincts=bytes(3), in_tile=True)
+    start = data.index(b"\xff\x90")
+    return data[:start] + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 12, 0, 2) + comment + b"\xff\x93" + data[start:]
 
 
 def jp2_of_components(components: int = 400) -> bytes:
@@ -215,7 +222,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jpeg of hidden scans": lambda: jpeg_of_many_scans().replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda"),
     "jpeg of 10 MB of fill bytes": lambda: small("JPEG").replace(b"\xff\xd8", b"\xff\xd8" + b"\xff" * 10_000_000, 1),
     "jpeg of two million comments": jpeg_of_many_segments,  # reading their headers alone takes seconds
-    "jpeg 2000 of precincts behind an unknown marker": jpeg2000_of_an_unknown_marker,
+    "jpeg 2000 of precincts behind an unknown marker": lambda: jpeg2000_with(b"\xff\x70\x7f\xfe"),
+    "jpeg 2000 of precincts behind its end": lambda: jpeg2000_with(b"\xff\xd9"),
+    "jpeg 2000 of precincts behind data in its header": lambda: jpeg2000_with(b"\xff\x93"),
+    "jpeg 2000 of precincts behind a marker without length": lambda: jpeg2000_with(b"\xff\x64\0\0"),
+    "jpeg 2000 of a short tile-part": jpeg2000_of_a_short_tile_part,
+    "jpeg 2000 of a shorter tile-part": lambda: jpeg2000_of_a_short_tile_part(b"\xff\x64\0\6\0\1ab"),
     "ppm of comments that begins as HEIF": lambda: b"P3 #ftypx\n" + b"#\n" * 200_000 + b"9 9 9\n" + b"1 " * 243,
     "tiff that is a BigTIFF only for some": lambda: b"MM\0+\0\0\0\x10" + struct.pack(">Q", 16) + bytes(100),
     "icon that begins as HEIF": lambda: b"\0\0\1\0ftyp" + bytes(100),
