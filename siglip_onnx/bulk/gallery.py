@@ -19,6 +19,7 @@ from .listing import read_file
 _LARGE, _SMALL = 960, 480
 MARK = '<meta name="generator" content="siglip_onnx">'  # by which an earlier page is recognized
 _MAX_LARGE = 40  # images of a page
+MAX_TILES = 1000  # of a page, about 60 MB; commands leave out the others
 _STYLE = """
 * { box-sizing: border-box } body { font: 15px/1.4 system-ui, sans-serif; margin: 0 auto; padding: 1.5rem; max-width:
 100rem; color: #1f2328; background: #fff }

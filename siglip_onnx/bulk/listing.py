@@ -185,9 +185,12 @@ class Listing:
 def read_names(lines: IO[bytes]) -> Iterator[str]:
     """Yield the names in a list, one per line; empty lines are skipped.
 
-    A line that is longer than any path, such as a hole in a sparse file, is read in parts.
+    Of a line that is longer than any path, such as a hole in a sparse file, only the beginning is kept.
     """
     while line := lines.readline(_MAX_NAME_BYTES):
+        rest = line
+        while len(rest) == _MAX_NAME_BYTES and not rest.endswith(b"\n"):
+            rest = lines.readline(_MAX_NAME_BYTES)
         name = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
         if name:
             yield name

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..bulk.duplicates import DEFAULT_THRESHOLD, Copy, find_duplicates
-from ..bulk.gallery import Group, Tile, render_gallery
+from ..bulk.gallery import MAX_TILES, Group, Tile, render_gallery
 from ..bulk.records import JobFacts
 from ..system.files import write_atomic
 from .folders import PAGE, index_option, open_folder
@@ -16,8 +16,6 @@ from .help import OUTPUT, Command, section
 from .options import MODEL_OPTIONS, PATH, FiniteRange, ModelChoice, json_option, model_options, refuse_given
 from .output import describe_result, format_count, format_size, format_table, print_json, shown_path, warn, writing
 from .outputs import check_output, overwrite_option
-
-_MAX_TILES = 1000  # of a page, about 60 MB
 
 
 @click.command(
@@ -73,16 +71,14 @@ def duplicates(
     if html_path is not None:
         copies = [copy.path for group in groups for copy in group]
         check_output(html_path, PAGE, copies, overwrite=overwrite, option="--html")
-        sections, left = [], _MAX_TILES
+        sections, left = [], MAX_TILES
         for number, group in enumerate(groups, 1):
             tiles = [_tile(copy, is_first=copy is group[0]) for copy in group[:left]]
             left -= len(tiles)
             if tiles:
                 sections.append(Group(f"Group {number}: {format_count(len(group), 'image')}", tiles))
-        if len(copies) > _MAX_TILES:
-            warn(
-                f"{html_path} shows the first {_MAX_TILES:,} of {len(copies):,} images; the table and --json have all."
-            )
+        if len(copies) > MAX_TILES:
+            warn(f"{html_path} shows the first {MAX_TILES:,} of {len(copies):,} images; the table and --json have all.")
         subtitle = f"{folder} · {summary} · cosine at least {threshold:g} · {facts.model_name}, {facts.variant}"
         page = render_gallery("Duplicates", subtitle, sections)
         with writing(html_path, " Choose another place for --html."):

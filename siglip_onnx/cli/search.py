@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..bulk.gallery import Group, Tile, render_gallery
+from ..bulk.gallery import MAX_TILES, Group, Tile, render_gallery
 from ..bulk.records import JobFacts
 from ..bulk.search import Hit, Term, encode_query, find_existing, is_one_text
 from ..errors import ImageError, printable
@@ -172,7 +172,9 @@ def search(
     facts, title = opened.collection.job.facts, describe_query(query_terms)
     if html_path is not None:
         check_output(html_path, PAGE, [hit.path for hit in hits], overwrite=overwrite, option="--html")
-        tiles = [_tile(hit) for hit in hits]
+        tiles = [_tile(hit) for hit in hits[:MAX_TILES]]
+        if len(hits) > MAX_TILES:
+            warn(f"{html_path} shows the first {MAX_TILES:,} of {len(hits):,} images; the table and --json have all.")
         page = render_gallery(title, f"{folder} · {facts.model_name}, {facts.variant}", [Group("", tiles)])
         with writing(html_path, " Choose another place for --html."):
             write_atomic(html_path, page.encode())

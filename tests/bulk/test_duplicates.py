@@ -157,7 +157,7 @@ def test_vectors_of_embed_and_the_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert page.count('src="data:image/jpeg;base64,') == 3
     assert_error(run("duplicates", "nowhere"), 1, "nowhere does not exist; give a folder of images")
     assert_error(run("duplicates", "vectors", "--html", "photos"), 1, "photos cannot be written")
-    monkeypatch.setattr("siglip_onnx.cli.duplicates._MAX_TILES", 1)
+    monkeypatch.setattr("siglip_onnx.cli.duplicates.MAX_TILES", 1)
     result = run("duplicates", "vectors", "--html", "page.html")
     assert "page.html shows the first 1 of 3 images" in result.stderr
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<li>") == 1

@@ -293,3 +293,13 @@ def test_index_of_another_folder_is_refused(photos: Path, tmp_path: Path) -> Non
     assert run("search", photos, "a star", "--index", tmp_path / "index").exit_code == 0
     min(photos.iterdir()).unlink()  # the first image of the shard
     assert_error(run("search", other, "a star", "--index", tmp_path / "index"), 1, "holds images of another folder")
+
+
+def test_a_page_of_results_has_a_bounded_number_of_images(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siglip_onnx.cli.search.MAX_TILES", 2)
+    result = run("search", photos, "a star", "-k", "3", "--html", tmp_path / "page.html", "--json")
+    assert "page.html shows the first 2 of 3 images" in result.stderr
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<li>") == 2
+    assert len(json.loads(result.stdout)["results"]) == 3

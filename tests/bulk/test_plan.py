@@ -1,5 +1,6 @@
 """Updating the plan: new, changed and missing inputs rewrite only their own shards."""
 
+import io
 import os
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from support.images import make_image
 from support.jobs import SHARD_SIZE, InProcess, embed, rows_of, sha256_of, tree
 
 from siglip_onnx.bulk.known_inputs import KnownInputs
-from siglip_onnx.bulk.listing import Filter, Listing
+from siglip_onnx.bulk.listing import Filter, Listing, read_names
 from siglip_onnx.bulk.records import Input
 from siglip_onnx.bulk.spec import ModelSpec
 from siglip_onnx.errors import JobError, SiglipOnnxError
@@ -268,3 +269,12 @@ def test_known_inputs_finds_what_was_added() -> None:
     assert not known.mark_seen(0, Input("x", 1, 1))  # listed twice
     assert known.mark_seen(1, Input("y", None, None))
     assert known.latest("y", 1) == Input("y", None, None)
+
+
+def test_of_a_line_that_is_longer_than_any_path_only_the_beginning_is_kept() -> None:
+    """A sparse file of a gigabyte would otherwise be ten thousand names of 100 kB."""
+    lines = io.BytesIO(b"a.png\n" + bytes(1_000_000) + b"\nb.png\n" + b"x" * 99_999 + b"\n" + b"c.png")
+    names = list(read_names(lines))
+    assert [names[0], *names[2:3], *names[4:]] == ["a.png", "b.png", "c.png"]
+    assert len(names[1]) <= 100_000
+    assert names[3] == "x" * 99_999
