@@ -186,13 +186,17 @@ def _check_icon(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     if count > MAX_ICONS:
         raise bomb(name, f"{count} images")
     for number in range(count):
-        start = struct.unpack("<I", read_at(file, 6 + 16 * number + 12, 4))[0]
-        header = read_at(file, start, 16)
-        if header.startswith(_PNG):
-            _check_png(file, start, limits, name)
-        elif header[:4] == b"\x0c\0\0\0":
-            width, height = struct.unpack("<HH", header[4:8])
-            limits.check_size(width, max(1, height // 2), name)
-        else:
-            width, height = struct.unpack("<ii", header[4:12])
-            limits.check_size(abs(width), max(1, abs(height) // 2), name)
+        with contextlib.suppress(struct.error):  # of one image, which may not be the one that is read
+            _check_icon_image(file, struct.unpack("<I", read_at(file, 6 + 16 * number + 12, 4))[0], limits, name)
+
+
+def _check_icon_image(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
+    header = read_at(file, start, 16)
+    if header.startswith(_PNG):
+        _check_png(file, start, limits, name)
+    elif header[:4] == b"\x0c\0\0\0":
+        width, height = struct.unpack("<HH", header[4:8])
+        limits.check_size(width, max(1, height // 2), name)
+    else:
+        width, height = struct.unpack("<ii", header[4:12])
+        limits.check_size(abs(width), max(1, abs(height) // 2), name)

@@ -139,15 +139,13 @@ def _read_items(
         if b"pitm" in parts:
             numbers = _Numbers(_table(file, parts[b"pitm"], name))
             container.primary = numbers.read_item(wide=numbers.version > 0)
-    with suppress(*_DAMAGED):
-        for kind, number, targets in _references(file, parts[b"iref"], left, name) if b"iref" in parts else ():
-            if number in items and kind == b"dimg":
-                items[number].sources += targets
-            elif number in items and kind == b"auxl":
-                items[number].auxiliary_of += targets
-    with suppress(*_DAMAGED):
-        if b"iprp" in parts:
-            _read_properties(items, file, parts[b"iprp"], left, name)
+    for kind, number, targets in _references(file, parts[b"iref"], left, name) if b"iref" in parts else ():
+        if number in items and kind == b"dimg":
+            items[number].sources += targets
+        elif number in items and kind == b"auxl":
+            items[number].auxiliary_of += targets
+    if b"iprp" in parts:
+        _read_properties(items, file, parts[b"iprp"], left, name)
     if b"iloc" in parts:
         idat = parts[b"idat"].start if b"idat" in parts else 0
         with suppress(*_DAMAGED):
@@ -173,7 +171,9 @@ def _references(
     wide = read_at(file, iref.start, 1) != b"\0"
     for box in _boxes(file, iref.start + 4, iref.end, left, name):
         numbers = _Numbers(_table(file, box, name), 0)
-        yield box.kind, numbers.read_item(wide=wide), [numbers.read_item(wide=wide) for _ in range(numbers.read(2))]
+        with suppress(*_DAMAGED):
+            number = numbers.read_item(wide=wide)
+            yield box.kind, number, [numbers.read_item(wide=wide) for _ in range(numbers.read(2))]
 
 
 def _read_properties(items: dict[int, Item], file: IO[bytes], iprp: _Box, left: Iterator[int], name: str) -> None:
@@ -186,19 +186,22 @@ def _read_properties(items: dict[int, Item], file: IO[bytes], iprp: _Box, left: 
         elif box.kind == b"ipma":
             associations.append(box)
     for box in associations:
-        numbers = _Numbers(_table(file, box, name))
-        long_indices = numbers.flags & 1
-        for _ in range(numbers.read(4)):
-            item = items.get(numbers.read_item(wide=numbers.version > 0), Item(b""))
-            for _ in range(numbers.read(1)):
-                index = numbers.read(2) & 0x7FFF if long_indices else numbers.read(1) & 0x7F
-                if not 1 <= index <= len(properties):
-                    continue
-                kind, start, end = properties[index - 1]
-                if kind == b"ispe":
-                    item.size = struct.unpack(">II", read_at(file, start + 4, 8))
-                elif kind == b"hvcC":
+        with suppress(*_DAMAGED):
+            for item, index in _associations(_Numbers(_table(file, box, name)), items):
+                kind, start, end = properties[index - 1] if 1 <= index <= len(properties) else _Box(b"", 0, 0)
+                if kind == b"hvcC":
                     item.config = _table(file, _Box(kind, start, end), name)
+                elif kind == b"ispe" and len(size := read_at(file, start + 4, 8)) == 8:
+                    item.size = struct.unpack(">II", size)
+
+
+def _associations(numbers: _Numbers, items: dict[int, Item]) -> Iterator[tuple[Item, int]]:
+    """Yield images with the numbers of their properties, from 1 on."""
+    long_indices = numbers.flags & 1
+    for _ in range(numbers.read(4)):
+        item = items.get(numbers.read_item(wide=numbers.version > 0), Item(b""))
+        for _ in range(numbers.read(1)):
+            yield item, numbers.read(2) & 0x7FFF if long_indices else numbers.read(1) & 0x7F
 
 
 def _locations(table: bytes, idat: int, file_size: int, name: str) -> Iterator[tuple[int, list[Extent]]]:

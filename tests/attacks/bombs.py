@@ -230,6 +230,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jpeg 2000 of a shorter tile-part": lambda: jpeg2000_of_a_short_tile_part(b"\xff\x64\0\6\0\1ab"),
     "ppm of comments that begins as HEIF": lambda: b"P3 #ftypx\n" + b"#\n" * 200_000 + b"9 9 9\n" + b"1 " * 243,
     "tiff that is a BigTIFF only for some": lambda: b"MM\0+\0\0\0\x10" + struct.pack(">Q", 16) + bytes(100),
+    "icon whose first entry is damaged": lambda: (
+        b"\0\0\1\0\2\0"
+        + struct.pack("<BBBBHHII", 1, 1, 0, 0, 1, 32, 9, 1 << 31)
+        + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, 99, 38)
+        + png(12_000, 12_000)
+    ),
     "icon that begins as HEIF": lambda: b"\0\0\1\0ftyp" + bytes(100),
     "jpeg 2000 of 65,025 tiles": lambda: jpeg2000(1, 255, boxed=False),  # 750 MB in 172 bytes
     "jp2 whose box hides the size": lambda: jpeg2000(30_000, 30_000, boxed=True),
