@@ -221,7 +221,7 @@ class ImageReader:
         correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         try:
-            rgb = self._to_rgb(_upright(correct_alpha(loaded, raw), name), image, name)
+            rgb = self._to_rgb(_upright(correct_alpha(loaded, image, raw), name), image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
