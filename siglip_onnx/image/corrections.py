@@ -1,5 +1,7 @@
 """Correct what Pillow reads wrongly in some files of PNG, TIFF, TGA, PSD and ICO, or refuse what it cannot read right.
 
+pillow-heif is held to the image that a HEIC file shows.
+
 Sources: Adobe Photoshop File Formats Specification, for which channel is transparency; Microsoft's ``BITMAPINFOHEADER``
 for the mask of an icon.
 """
@@ -28,12 +30,20 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     """Correct an image that was opened, but not yet decoded; without ``file`` it is the caller's and stays as it is.
 
     Raises:
-        ImageError: of status ``"unsupported"``: Pillow would decode other pixels than the file's.
+        ImageError: of status ``"unsupported"``: Pillow would decode other pixels than the file's; or
+            ``"decode_error"``: another image than the one that the file shows.
     """
     if image.format == "PNG" and file is not None:
         _correct_transparent_color(image)
     elif image.format == "TIFF":
         _check_planes(getattr(image, "tag_v2", {}), name)
+    elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
+        # pillow-heif opens the first image that it can read if the primary one is damaged or of another codec.
+        raise ImageError(
+            f"{name} has a primary image that cannot be opened, and its other images are not taken for it; get the "
+            "file again, or save it as JPEG.",
+            status="decode_error",
+        )
 
 
 def correct_alpha(image: Image.Image, opened: Image.Image, file: IO[bytes] | None) -> Image.Image:
