@@ -462,4 +462,6 @@ def _truncated(name: str, advice: str) -> ImageError:
 def _cause(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no known format"
+    if "MAX_TEXT_CHUNK" in str(error):
+        return "a text or color profile in it unpacks to more than 1 MB; save it without metadata"
     return first_line(error) or type(error).__name__
