@@ -107,10 +107,13 @@ def score_with_classifier(classifier: Classifier, texts: Sequence[str] = (), wor
     return Scorer(classifier.fit, classifier.run, match, columns, workers)
 
 
-def _columns_of(texts: Sequence[str], labels: Sequence[str], name: str) -> list[int]:
-    if unknown := [text for text in texts if text not in labels]:
+def _columns_of(texts: Sequence[str], labels: Sequence[str], name: str) -> Sequence[int]:
+    if not texts:
+        return range(len(labels))
+    columns = {label: column for column, label in enumerate(labels)}
+    if unknown := [text for text in texts if text not in columns]:
         raise OptionError(f"{name} has no label {unknown[0]!r}; it has {', '.join(labels)}.")
-    return [labels.index(text) for text in texts or labels]
+    return [columns[text] for text in texts]
 
 
 @dataclass(frozen=True)

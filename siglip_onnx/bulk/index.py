@@ -80,7 +80,7 @@ def update_index(
             )
         facts = spec.job_facts(layout=stored.layout, dtype=stored.dtype, shard_size=stored.shard_size)
     # Vectors of missing images are kept: a disk may be unplugged. Results leave them out.
-    policy = Policy(fast_resume=True, retry_errors=_can_be_read_now(index), wait_s=_WAIT_S)
+    policy = Policy(fast_resume=True, retry_errors=_can_be_read_now(index), wait_s=_WAIT_S, may_be_unwritable=True)
     return index, run_job(index, listing, spec.absolute(), facts, policy=policy, engine=engine, progress=progress)
 
 

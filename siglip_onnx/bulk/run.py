@@ -26,7 +26,7 @@ from .progress import Changes, Progress
 from .records import MAX_LINE_BYTES, OK, STATUSES, JobFacts, Receipt, damaged, read_lines
 from .shard import Task
 from .spec import ModelSpec
-from .storage import clear_temporary, locked, remove, write_whole, writing
+from .storage import clear_temporary, is_unwritable, locked, remove, unless_unwritable, write_whole, writing
 from .worker_pool import MIN_PART, WorkerPool
 
 _ERROR_FIELDS = ("path", "status", "message")
@@ -42,7 +42,8 @@ class Policy:
 
     ``prune`` drops inputs that are no longer listed; ``retry_errors`` retries inputs that have an error; ``overwrite``
     starts over; ``fast_resume`` trusts files of the right size without reading them; ``wait_s`` is how long another run
-    of the same folder is waited for, in seconds.
+    of the same folder is waited for, in seconds. ``may_be_unwritable`` lets a run that has nothing to embed succeed
+    where the disk is full or read-only.
     """
 
     prune: bool = False
@@ -50,6 +51,7 @@ class Policy:
     overwrite: bool = False
     fast_resume: bool = False
     wait_s: float = 0
+    may_be_unwritable: bool = False
 
 
 class LocalEngine:
@@ -91,7 +93,7 @@ def run_job(
     """
     policy, engine = policy or Policy(), engine or LocalEngine()
     make_folder(out)
-    with locked(out, wait_s=policy.wait_s):
+    with locked(out, wait_s=policy.wait_s, optional=policy.may_be_unwritable):
         if policy.overwrite and listing.is_empty():
             raise JobError(_NO_INPUTS)
         job = begin_job(out, facts, overwrite=policy.overwrite)
@@ -101,11 +103,13 @@ def run_job(
                 "converted. To embed with the current pixels, start over with --overwrite.",
                 printable(out),
             )
-        clear_temporary(out)  # of earlier runs
+        with unless_unwritable(optional=policy.may_be_unwritable):
+            clear_temporary(out)  # of earlier runs
         try:
             return _run(job, listing, model.for_job(job.facts), policy, engine, progress or Progress())
         finally:
-            clear_temporary(out)
+            with unless_unwritable(optional=policy.may_be_unwritable):
+                clear_temporary(out)
 
 
 def _run(
@@ -115,16 +119,22 @@ def _run(
     if not job.shards():
         raise JobError(_NO_INPUTS)
     tasks, done = _find_tasks(job, policy)
-    log = _LoggedProgress(job, progress)
-    log.write("run", inputs=asdict(changes), shards_to_do=len(tasks), onnxruntime=runtime_version())
+    log, optional = _LoggedProgress(job, progress), policy.may_be_unwritable and not tasks
+    try:
+        log.write("run", inputs=asdict(changes), shards_to_do=len(tasks), onnxruntime=runtime_version())
+    except JobError as error:
+        if not (optional and is_unwritable(error)):
+            raise
+        _log.warning("%s cannot be written; it is up to date, and is used as it is.", printable(job.path))
     num_to_do = sum(len(job.read_plan(task.shard)) for task in tasks)
     log.planned(changes, num_to_do + sum(done.values()), done)
     if tasks:
         remove(job.path, SUMMARY)
     for _ in engine(job, model, tasks, log):
         pass
-    job.clear_parts()
-    return _finish(job)
+    with unless_unwritable(optional=optional):
+        job.clear_parts()
+    return _finish(job, optional=optional)
 
 
 def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
@@ -139,8 +149,8 @@ def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
     return tasks, done
 
 
-def _finish(job: Job) -> dict[str, Any]:
-    """Write the files that are derived from all shards: the list of errors and the summary."""
+def _finish(job: Job, *, optional: bool) -> dict[str, Any]:
+    """Write the files that are derived from all shards, the list of errors and the summary; return the latter."""
     counts, with_errors = Counter[str](), []
     shards = job.shards()
     for shard in shards:
@@ -150,7 +160,6 @@ def _finish(job: Job) -> dict[str, Any]:
         counts.update(receipt.counts)
         if receipt.num_errors:
             with_errors.append(shard)
-    write_whole(job.path, ERRORS, _error_lines(job, with_errors))
     facts = job.facts
     summary = {
         "format": SUMMARY_FORMAT,
@@ -167,7 +176,9 @@ def _finish(job: Job) -> dict[str, Any]:
         "dtype": facts.dtype,
         "fingerprint": facts.fingerprint,
     }
-    write_whole(job.path, SUMMARY, [f"{to_json(summary, indent=2)}\n".encode()])
+    with unless_unwritable(optional=optional):
+        write_whole(job.path, ERRORS, _error_lines(job, with_errors))
+        write_whole(job.path, SUMMARY, [f"{to_json(summary, indent=2)}\n".encode()])
     return summary
 
 

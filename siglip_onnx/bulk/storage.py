@@ -19,6 +19,7 @@ LOCK = ".lock"
 # Half-written files, and test files of a cluster.
 TEMPORARY_FILES = r"\.siglip_onnx-[0-9a-f]{32}\.part"
 
+_UNWRITABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _ERRORS_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -80,18 +81,37 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, *, wait_s: float = 0) -> Iterator[None]:
+def unless_unwritable(*, optional: bool) -> Iterator[None]:
+    """End a block where the disk is full or read-only, if what the block writes is ``optional``.
+
+    Raises:
+        JobError: the block raised it, for another reason.
+    """
+    try:
+        yield
+    except JobError as error:
+        if not (optional and is_unwritable(error)):
+            raise
+
+
+def is_unwritable(error: JobError) -> bool:
+    """Say whether an error means that the disk is full or read-only."""
+    return getattr(error.__cause__, "errno", None) in _UNWRITABLE
+
+
+@contextmanager
+def locked(folder: Path, *, wait_s: float = 0, optional: bool = False) -> Iterator[None]:
     """Keep other runs on this machine out of a folder; the lock ends with the process that holds it.
 
     Another run is waited for as long as ``wait_s`` seconds.
 
-    On a file system without locks, runs are not kept apart.
+    On a file system without locks, runs are not kept apart; nor on one that is read-only, if the lock is ``optional``.
 
     Raises:
         JobError: another run holds the lock, or the folder cannot be written.
     """
     lock = None
-    with writing(folder):
+    with unless_unwritable(optional=optional), writing(folder):
         try:
             lock = acquire(folder / LOCK, wait_s=0, fallback_to_soft=False)
             if lock is None and wait_s:

@@ -19,7 +19,7 @@ from ..config import (
     read_preprocessor_config,
 )
 from ..errors import BundleError
-from ..system.files import open_regular
+from ..system.files import read_small
 from ..system.names import leaves_folder
 from .integrity import FileFacts, changed_files, find_problem
 from .manifest import (
@@ -36,6 +36,9 @@ from .manifest import (
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_MAX_POSITION_BYTES = 200_000_000  # those of the largest model known have 2 MB; a config may claim any size
+_NPY_HEADER_BYTES = 1024  # numpy writes 128
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Bundle:
         vision = self.config.vision
         expected = (vision.num_patches, vision.hidden_size) if vision is not None else (0, 0)
         try:
-            with open_regular(path) as file:
-                positions: NDArray[np.float32] = read_npy(file.read())
+            max_bytes = min(4 * expected[0] * expected[1], _MAX_POSITION_BYTES) + _NPY_HEADER_BYTES
+            positions: NDArray[np.float32] = read_npy(read_small(path, max_bytes))
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} cannot be read: {error}. Export the model again.") from error
         if positions.shape != expected or positions.dtype != "float32":

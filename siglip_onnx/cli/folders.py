@@ -34,7 +34,7 @@ PAGE = Kind("a page of siglip-onnx", b"<!doctype html>", MARK.encode())
 index_option = click.option(
     "--index", type=PATH, metavar="DIR", help="Folder for the vectors of a folder of images. Default: one in the cache."
 )
-_PATCHES = re.compile(r"-(\d+)patches$")
+_PATCHES = re.compile(r"-([0-9]{1,5})patches\Z")
 
 
 @dataclass(frozen=True)

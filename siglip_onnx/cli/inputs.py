@@ -21,7 +21,7 @@ from ..hub.download import OFFLINE_VARIABLE, is_offline
 from ..image.decode import ImageReader, ImageSource
 from ..options import ImageLimits
 from ..system.extras import extra
-from ..system.files import open_list
+from ..system.files import is_open_descriptor, open_list
 from .output import format_count, warn
 
 STDIN = "-"
@@ -101,15 +101,25 @@ def open_names(path: Path) -> list[str]:
     """Return the names in a list, one per line.
 
     Raises:
-        SiglipOnnxError: the list cannot be read.
+        SiglipOnnxError: the list cannot be read, or names stdin, which only the user may.
     """
     try:
         with open_list(path) as file:
-            return list(read_names(file))
+            names = [_name_of_file(name) for name in read_names(file)]
     except OSError as error:
         raise SiglipOnnxError(
             f"The list {path} cannot be read: {error.strerror or error}; give a file with one path per line."
         ) from error
+    if unread := [name for name in names if is_open_descriptor(Path(name))]:
+        raise SiglipOnnxError(
+            f"The list {path} names {unread[0]}, expected paths of files; give {unread[0]} as an argument."
+        )
+    return names
+
+
+def _name_of_file(name: str) -> str:
+    """Return a name that a list or a folder gives so that it is not taken for stdin."""
+    return os.path.join(os.curdir, name) if name == STDIN else name  # noqa: PTH118 - Path drops "."
 
 
 def _expand(argument: str) -> list[str]:
@@ -126,7 +136,7 @@ def _expand(argument: str) -> list[str]:
         if not matches:
             raise SiglipOnnxError(f"No file matches {argument!r}; give an image, a folder, or another pattern.")
         # Each once: a folder and the images in it may both match.
-        return list(dict.fromkeys(name for match in matches for name in _expand(match)))
+        return list(dict.fromkeys(name for match in matches for name in _expand(_name_of_file(match))))
     return [argument]
 
 

@@ -20,7 +20,7 @@ from ..errors import DataError, ImageError, SiglipOnnxError
 from ..head import Floats
 from ..image.preprocess import Inputs
 from ..model import SigLIP
-from ..system.files import follow_links, is_part, open_regular, write_atomic
+from ..system.files import follow_links, is_part, read_small, write_atomic
 from ..system.json_files import read_json_object, to_json
 from ..system.npy_files import NPY_ERRORS
 from ..system.workers import in_batches, map_in_order
@@ -29,6 +29,7 @@ from .sources import Sample
 _BLOCK = 256  # inputs that are stored together
 FACTS = "evaluation.json"
 _BLOCKS = "embeddings"
+_MAX_BLOCK_BYTES = 200_000_000  # ten variants of 1,536 dimensions have 16 MB
 _DIGEST_BYTES = 32  # at the end of a block
 Prepare = Callable[[SigLIP, Image.Image], Inputs]
 
@@ -90,8 +91,7 @@ class Store:
         if path is None:
             return None
         try:
-            with open_regular(path) as file:
-                stored = file.read()
+            stored = read_small(path, _MAX_BLOCK_BYTES)
             content, digest = stored[:-_DIGEST_BYTES], stored[-_DIGEST_BYTES:]
             if self._digest(content) != digest:  # damaged, or of another evaluation that began here at the same time
                 return None

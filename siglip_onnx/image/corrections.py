@@ -1,9 +1,17 @@
-"""Correct what Pillow reads wrongly in some files of PNG, TIFF and TGA, or refuse what it cannot read right."""
+"""Correct what Pillow reads wrongly in some files of PNG, TIFF, TGA, PSD and ICO, or refuse what it cannot read right.
+
+pillow-heif is held to the image that a HEIC file shows.
+
+Sources: Adobe Photoshop File Formats Specification, for which channel is transparency; Microsoft's ``BITMAPINFOHEADER``
+for the mask of an icon.
+"""
 
 from __future__ import annotations
 
+import struct
 from typing import IO, Any
 
+import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
@@ -12,6 +20,9 @@ from .headers import read_at
 _BITS_PER_SAMPLE, _COMPRESSION, _PLANES = 258, 259, 284  # TIFF tags
 _SEPARATE, _UNCOMPRESSED = 2, 1
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those of 8 bits
+_PSD_HEADER_BYTES = 26
+_MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
+_BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
 _TGA_DESCRIPTOR = 17  # the byte whose low bits count those of the alpha channel
 
 
@@ -19,22 +30,82 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     """Correct an image that was opened, but not yet decoded; without ``file`` it is the caller's and stays as it is.
 
     Raises:
-        ImageError: of status ``"unsupported"``: Pillow would decode other pixels than the file's.
+        ImageError: of status ``"unsupported"``: Pillow would decode other pixels than the file's; or
+            ``"decode_error"``: another image than the one that the file shows.
     """
     if image.format == "PNG" and file is not None:
         _correct_transparent_color(image)
     elif image.format == "TIFF":
         _check_planes(getattr(image, "tag_v2", {}), name)
+    elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
+        # pillow-heif opens the first image that it can read if the primary one is damaged or of another codec.
+        raise ImageError(
+            f"{name} has a primary image that cannot be opened, and its other images are not taken for it; get the "
+            "file again, or save it as JPEG.",
+            status="decode_error",
+        )
 
 
-def correct_alpha(image: Image.Image, file: IO[bytes] | None) -> Image.Image:
-    """Return a decoded TGA without an alpha channel of which the file says that it has no bits, if all of it is 0.
+def correct_alpha(image: Image.Image, opened: Image.Image, file: IO[bytes] | None) -> Image.Image:
+    """Return a decoded image without an alpha channel that its file does not have, or has in another place.
 
-    Some programs write a channel that counts, although they state no bits.
+    Args:
+        image: the decoded image.
+        opened: the image as it was opened, which knows its format.
+        file: its file; None if it is the caller's, which stays as it is.
     """
-    if file is None or image.format != "TGA" or image.mode != "RGBA" or image.getextrema()[-1] != (0, 0):
+    if file is None or image.mode != "RGBA":
         return image
-    return image if read_at(file, _TGA_DESCRIPTOR, 1)[0] & 15 else image.convert("RGB")
+    if opened.format == "PSD":
+        return image if _has_transparency(file) else image.convert("RGB")
+    if opened.format in ("TGA", "ICO") and image.getextrema()[-1] == (0, 0):
+        if opened.format == "ICO":
+            return _mask_icon(image, opened, file)
+        # Some programs write a channel that counts, although they state no bits.
+        return image if read_at(file, _TGA_DESCRIPTOR, 1)[0] & 15 else image.convert("RGB")
+    return image
+
+
+def _has_transparency(file: IO[bytes]) -> bool:
+    """Say whether the fourth channel of a PSD is transparency: its count of layers is negative, or a block says so.
+
+    Otherwise it is a saved selection or a spot color. A file that ends before its layers has none.
+    """
+    try:
+        position = _PSD_HEADER_BYTES
+        for _ in range(2):  # the colors and the resources
+            position += 4 + struct.unpack(">I", read_at(file, position, 4))[0]
+        section_bytes, layers_bytes = struct.unpack(">II", read_at(file, position, 8))
+        if not section_bytes:
+            return False
+        if layers_bytes and struct.unpack(">h", read_at(file, position + 8, 2))[0] < 0:
+            return True
+    except struct.error:
+        return False
+    blocks_bytes = min(max(0, section_bytes - 4 - layers_bytes), _MAX_BLOCKS_BYTES)
+    return _MERGED_TRANSPARENCY in read_at(file, position + 8 + layers_bytes, blocks_bytes)
+
+
+def _mask_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Return an icon whose alpha is 0 everywhere with the transparency of the mask behind its pixels, as old ones have.
+
+    Without a mask it is opaque. An icon that is a PNG is left as it is.
+    """
+    start: int = opened.ico.entry[0].offset  # type: ignore[attr-defined]
+    header = read_at(file, start, _BITMAP_HEADER.size)
+    if len(header) < _BITMAP_HEADER.size:
+        return image
+    header_bytes, width, height, _, bits, compression = _BITMAP_HEADER.unpack(header)
+    if (width, height, bits, compression) != (image.width, 2 * image.height, 32, 0):
+        return image
+    row_bytes = (width + 31) // 32 * 4
+    mask = read_at(file, start + header_bytes + 4 * width * image.height, row_bytes * image.height)
+    if len(mask) < row_bytes * image.height:
+        return image.convert("RGB")
+    # A set bit is transparent; the rows are stored upwards.
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8).reshape(image.height, row_bytes)[::-1], axis=1)
+    image.putalpha(Image.fromarray(np.where(bits[:, :width], 0, 255).astype(np.uint8)))
+    return image
 
 
 def _correct_transparent_color(image: Image.Image) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line, printable
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
-from ..system.files import open_list
+from ..system.files import open_list, open_regular
 from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .corrections import correct_alpha, correct_before_decoding
 from .guard import check_exif, check_header
@@ -156,8 +156,9 @@ class ImageReader:
         Raises:
             ImageError: it cannot be opened, or is of another type.
         """
-        if isinstance(source, Mapping):
-            source = _stored_file(source)
+        opener = open_list
+        if isinstance(source, Mapping):  # of a data set, whose paths nobody has given: they may not name stdin
+            source, opener = _stored_file(source), open_regular
         if isinstance(source, bytes | bytearray | memoryview):
             content = bytes(source)
             yield io.BytesIO(content), f"the image ({len(content)} bytes)"
@@ -170,7 +171,7 @@ class ImageReader:
         path = Path(source)
         name = printable(path)
         try:
-            with open_list(path) as file:
+            with opener(path) as file:
                 yield file if file.seekable() else io.BytesIO(file.read(self.limits.max_bytes + 1)), name
         except ImageError:  # of the caller's block
             raise
@@ -220,7 +221,7 @@ class ImageReader:
         correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         try:
-            rgb = self._to_rgb(_upright(correct_alpha(loaded, raw), name), image, name)
+            rgb = self._to_rgb(_upright(correct_alpha(loaded, image, raw), name), image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
@@ -461,4 +462,6 @@ def _truncated(name: str, advice: str) -> ImageError:
 def _cause(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no known format"
+    if "MAX_TEXT_CHUNK" in str(error):
+        return "a text or color profile in it unpacks to more than 1 MB; save it without metadata"
     return first_line(error) or type(error).__name__

@@ -26,6 +26,7 @@ LARGE_BYTES = 50_000_000  # more than almost any photo has
 MAX_PNG_TEXTS = 16  # compressed texts, each of up to a megabyte
 MAX_PNG_CHUNKS = 100_000  # most are of pixels
 MAX_PNG_OTHERS = 10_000
+_PNG_PIXELS = (b"IDAT", b"fdAT")  # of the first frame, and of the others of an animation
 MAX_EXIF_BYTES = 1_000_000
 MAX_WEBP_CHUNKS = 10_000
 MAX_ICONS = 256
@@ -108,7 +109,7 @@ def _check_png_texts(file: IO[bytes], start: int, name: str) -> None:
         if kind == b"IEND":
             return
         position += 12 + length
-        others += kind != b"IDAT"
+        others += kind not in _PNG_PIXELS
         if others > MAX_PNG_OTHERS:
             raise bomb(name, f"more than {MAX_PNG_OTHERS:,} chunks without pixels")
         texts += kind in (b"zTXt", b"iTXt", b"iCCP")

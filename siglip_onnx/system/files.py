@@ -168,7 +168,12 @@ def open_list(path: Path) -> BufferedReader:
     Raises:
         OSError: the list cannot be opened, or is a folder, named pipe, socket or device.
     """
-    return path.open("rb") if _OPEN_DESCRIPTOR.fullmatch(str(path)) else open_regular(path)
+    return path.open("rb") if is_open_descriptor(path) else open_regular(path)
+
+
+def is_open_descriptor(path: Path) -> bool:
+    """Say whether a path stands for a descriptor that this process has open, such as ``/dev/stdin``."""
+    return _OPEN_DESCRIPTOR.fullmatch(str(path)) is not None
 
 
 def sync_folder(path: Path) -> None:

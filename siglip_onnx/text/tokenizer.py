@@ -63,10 +63,10 @@ class Tokenizer:
             chunk = texts[start : start + at_once]
             with _library_errors(f"{self._path} cannot tokenize"):
                 encoded = self._encode(chunk)
-            for number, (text, (ids, truncated)) in enumerate(zip(chunk, encoded, strict=True), start):
+                rows[start : start + len(chunk)] = [ids for ids, _ in encoded]
+            for text, (_, truncated) in zip(chunk, encoded, strict=True):
                 if truncated:
                     _log.warning("Only the first %d tokens of the text %r are read.", self.text_length, _short(text))
-                rows[number] = ids
         return rows
 
     def truncated(self, texts: list[str]) -> list[bool]:
@@ -95,17 +95,15 @@ class Tokenizer:
         if pieces is not None:
             normalized = pieces.normalize(texts)
             if normalized is not None:
-                return [self._finish(ids, pieces.document) for ids in pieces.encode(texts, normalized)]
+                return [self._finish(ids, pieces) for ids in pieces.encode(texts, normalized)]
             self._pieces = None  # from now on the whole model is used for all texts
         return [(encoding.ids, bool(encoding.overflowing)) for encoding in self._whole.encode_batch(texts)]
 
-    def _finish(self, ids: list[int], document: dict[str, Any]) -> tuple[list[int], bool]:
+    def _finish(self, ids: list[int], pieces: PieceTable) -> tuple[list[int], bool]:
         """Truncate, end and pad the ids of one text; also return whether they were truncated."""
-        ending = document["post_processor"]
-        end = ending["special_tokens"][ending["single"][-1]["SpecialToken"]["id"]]["ids"]
-        whole = ids[: self.text_length - len(end)] + end
-        padding = [document["padding"]["pad_id"]] * (self.text_length - len(whole))
-        return whole + padding, len(ids) > self.text_length - len(end)
+        room = self.text_length - len(pieces.end)
+        whole = ids[:room] + pieces.end
+        return whole + [pieces.pad] * (self.text_length - len(whole)), len(ids) > room
 
     @property
     def _whole(self) -> Any:

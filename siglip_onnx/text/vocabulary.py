@@ -70,10 +70,27 @@ class PieceTable:
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
             self._special = [token["content"] for token in self.document["added_tokens"]]
             _check_arrays(self._arrays, self._model)
+            self.end, self.pad = self._read_ending()
             self._longest = int(self._arrays["longest"])
             self._required = self._find_required()
         except _DAMAGED as error:
             raise BundleError(f"{path} is damaged ({error!r}). Export or download the model again.") from error
+
+    def _read_ending(self) -> tuple[list[int], int]:
+        """Return the ids that end each text, and the one that pads it.
+
+        Raises:
+            ValueError: one is not the id of a piece, or they are more than a text has.
+        """
+        ending, count = self.document["post_processor"], self._arrays["ends"].size
+        end = ending["special_tokens"][ending["single"][-1]["SpecialToken"]["id"]]["ids"]
+        pad = self.document["padding"]["pad_id"]
+        for id_ in (*end, pad):
+            if type(id_) is not int or not 0 <= id_ < count:
+                raise ValueError(f"a text ends or is padded with the id {id_!r:.40}, expected one of {count:,} ids")
+        if len(end) > min(self.lengths):
+            raise ValueError(f"{len(end):,} tokens end a text of {min(self.lengths):,}")
+        return end, pad
 
     def normalize(self, texts: Sequence[str]) -> list[str] | None:
         """Return the normalized texts; None if they are not few, which the whole vocabulary then tokenizes.

@@ -103,7 +103,7 @@ def explain(inference: Inference, request: ParsedRequest) -> Iterator[dict[str, 
         check_texts(request, inference.limits)
     elif list(request.templates) != ["{}"]:
         raise invalid("template: The served models are classifiers, which answer with their own labels; leave it out.")
-    elif any(text not in inference.models.labels for text in request.texts):
+    elif not set(request.texts) <= set(inference.models.labels):
         raise invalid("texts: The served classifiers do not have all of these labels; /v1/models lists them.")
     elif not request.texts and len(inference.models.labels) > inference.limits.texts:
         raise RequestError(

@@ -1,6 +1,7 @@
 """``search`` of a folder of images: indexed once, brought up to date, with the model that made the vectors; formats."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -127,6 +128,38 @@ def test_sparse_list_of_errors_takes_no_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_index_on_a_full_or_read_only_disk_is_searched_if_it_is_up_to_date(
+    code: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (photos / "broken.png").write_bytes(b"not an image")
+    expected = run("search", photos, "six eggs", "--json")
+    assert expected.exit_code == 3, expected.stderr
+    (index,) = jobs(tmp_path / "cache")
+    before = {path: path.read_bytes() for path in index.rglob("*") if path.is_file()}
+    for name in ("storage.acquire", "storage.write_atomic", "storage.remove_own_files", "job.remove_own_files",
+                 "run._open_own"):  # fmt: skip
+        monkeypatch.setattr(f"siglip_onnx.bulk.{name}", fail)
+    again = run("search", photos, "six eggs", "--json")
+    assert (again.exit_code, again.stdout) == (3, expected.stdout)
+    assert again.stderr.count(" cannot be written; it is up to date, and is used as it is.") == 1
+    assert {path: path.read_bytes() for path in index.rglob("*") if path.is_file()} == before
+    (photos / "new.png").write_bytes((IMAGES_PATH / "word_cat.png").read_bytes())
+    assert_error(run("search", photos, "six eggs"), 1, f"cannot be written: {os.strerror(code)}. Free space")
+
+
+def test_job_on_a_full_disk_says_so_even_if_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert run("embed", IMAGES_PATH, "--out", tmp_path / "out").exit_code == 0
+    monkeypatch.setattr("siglip_onnx.bulk.run._open_own", fail)
+    assert_error(run("embed", IMAGES_PATH, "--out", tmp_path / "out"), 1, "cannot be written: No space left on device")
 
 
 def test_searches_at_the_same_time_wait_for_each_other(photos: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from support.jobs import unit_vectors, write_job
 import siglip_onnx
 from siglip_onnx.bulk.duplicates import find_duplicates
 from siglip_onnx.bulk.gallery import Group, Tile, render_gallery
+from siglip_onnx.bulk.job import open_job
 from siglip_onnx.bulk.search import Collection, Query, Term, encode_query, make_scorer, open_collection
 from siglip_onnx.bulk.shard import Task, find_pending
 from siglip_onnx.cli.output import format_percent
@@ -294,6 +296,17 @@ def test_vectors_of_more_rows_than_a_shard_has_are_not_read(embedded: Path, tmp_
     document["files"]["vectors/000000.npy"]["size_bytes"] = path.stat().st_size
     receipt.write_text(json.dumps(document))
     assert_error(run("search", copy, "a star"), 1, "expected at most 1,000 rows of a shard")
+
+
+@pytest.mark.parametrize("suffix", ["9" * 5_000 + "patches", "٣patches", "64patches\n"])
+def test_vectors_of_an_odd_embedding_space_are_refused(suffix: str, embedded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
+    facts = open_job(copy).facts
+    odd = replace(facts, embedding_space=f"{facts.embedding_space}-{suffix}")
+    (copy / "job.json").write_bytes(odd.to_bytes())
+    for receipt in (copy / "receipts").iterdir():
+        receipt.write_text(receipt.read_text().replace(facts.fingerprint, odd.fingerprint))
+    assert_error(run("search", copy, "a star"), 1, "holds vectors of the embedding space int8-")
 
 
 def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path, tmp_path: Path) -> None:

@@ -88,6 +88,21 @@ def test_patterns_of_any_depth_name_each_image_once_and_follow_no_links(photos: 
         list_images(["photos/**/none*"])
 
 
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_lists_do_not_name_stdin(name: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{STAR}\n{name}\n")
+    with pytest.raises(SiglipOnnxError, match=f"names {name}, expected paths of files; give {name} as an argument"):
+        list_images([f"@{tmp_path / 'list.txt'}"])
+    assert list_images([name]) == [name]
+
+
+def test_file_called_like_the_mark_of_stdin_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").write_bytes(STAR.read_bytes())
+    (tmp_path / "list.txt").write_text("-\n")
+    assert list_images(["@list.txt"]) == list_images(["*-"]) == ["./-"]
+
+
 def test_image_on_stdin() -> None:
     result = CliRunner().invoke(main, ["classify", "-", *TEXTS, "--jsonl"], input=STAR.read_bytes())
     row = json.loads(result.stdout)

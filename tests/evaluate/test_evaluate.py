@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -458,6 +459,18 @@ def test_blocks_of_an_evaluation_that_began_at_the_same_time_are_not_read(tmp_pa
     stored = second.read("images", 0)
     assert stored is not None
     assert stored["rows"].tolist() == [0, 1, 2]
+
+
+def test_blocks_of_gigabytes_are_not_read(tmp_path: Path) -> None:
+    blocks = store.Store(tmp_path / "out", {"data": "a"})
+    with (tmp_path / "out" / "embeddings" / "images-000000.npz").open("wb") as file:
+        file.truncate(3_000_000_000)
+    tracemalloc.start()
+    try:
+        assert blocks.read("images", 0) is None
+        assert tracemalloc.get_traced_memory()[1] < 500_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_images_that_cannot_be_read_are_named_and_left_out(paths: list[Path], tmp_path: Path) -> None:

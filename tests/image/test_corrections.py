@@ -101,6 +101,65 @@ def test_alpha_of_a_tga_without_bits_for_it(alpha: int, attribute_bits: int, use
     assert load_image(bytes(data)).getpixel((3, 3)) == expected.convert("RGB").getpixel((3, 3))
 
 
+def psd(channels: np.ndarray[Any, Any], layers: int | None = None, blocks: bytes = b"") -> bytes:
+    """Write channels u8 ``(C, H, W)`` as a PSD in RGB without compression, with a count of layers or no section."""
+    count, height, width = channels.shape
+    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, count, height, width, 8, 3)
+    section = b""
+    if layers is not None:
+        section = (struct.pack(">Ihxx", 4, layers) if layers else bytes(4)) + bytes(4) + blocks
+    return head + bytes(8) + struct.pack(">I", len(section)) + section + bytes(2) + channels.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks", "is_transparent"),
+    [(None, b"", False), (0, b"", False), (2, b"", False), (-1, b"", True), (-3, b"", True),
+     (0, b"8BIMMtrn\0\0\0\0", True)],
+)  # fmt: skip
+def test_only_transparency_of_a_psd_is_transparent(layers: int | None, blocks: bytes, is_transparent: bool) -> None:
+    """A saved selection and a spot color are channels too."""
+    pixels = np.asarray(make_image(np.random.default_rng(0), (12, 9)))
+    selection = np.where(np.arange(12) < 5, 0, 255).astype(np.uint8) * np.ones((9, 1), np.uint8)
+    channels = np.concatenate([pixels.transpose(2, 0, 1), selection[np.newaxis]])
+    expected = np.where(selection[..., np.newaxis] == 0, 255, pixels) if is_transparent else pixels
+    read = load_image(psd(channels, layers, blocks))
+    np.testing.assert_array_equal(np.asarray(read), expected)
+
+
+def icon(pixels: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None) -> bytes:
+    """Write u8 ``(H, W, 4)`` as an icon of 32 bits, with a mask ``(H, W)`` that is True where it is transparent."""
+    height, width = pixels.shape[:2]
+    rows = b""
+    if mask is not None:
+        packed = np.packbits(mask, axis=1)
+        rows = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))[::-1].tobytes()
+    bitmap = struct.pack("<IiiHHIIiiII", 40, width, 2 * height, 1, 32, 0, 0, 0, 0, 0, 0)
+    bitmap += pixels[::-1, :, [2, 1, 0, 3]].tobytes() + rows
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, width, height, 0, 0, 1, 32, len(bitmap), 22) + bitmap
+
+
+@pytest.mark.parametrize("width", [32, 40])
+@pytest.mark.parametrize("alpha", [0, 200])
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_icon_without_alpha_has_the_transparency_of_its_mask(width: int, alpha: int, has_mask: bool) -> None:
+    pixels = np.asarray(make_image(np.random.default_rng(0), (width, 9)).convert("RGBA")).copy()
+    pixels[..., 3] = alpha
+    mask = np.zeros((9, width), bool)
+    mask[:3, :20] = True
+    read = np.asarray(load_image(icon(pixels, mask if has_mask else None)))
+    if alpha:
+        blended = Image.alpha_composite(Image.new("RGBA", (width, 9), "white"), Image.fromarray(pixels))
+        expected = np.asarray(blended.convert("RGB"))
+    else:
+        expected = np.where(mask[..., np.newaxis] & has_mask, 255, pixels[..., :3])
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_icon_of_a_transparent_png_stays_transparent() -> None:
+    image = Image.new("RGBA", (32, 32), (200, 30, 40, 0))
+    assert load_image(encode(image, "ICO")).getpixel((3, 3)) == (255, 255, 255)
+
+
 TURNED = (0x112, 3, 1, b"\6\0")
 
 

@@ -149,6 +149,17 @@ def test_the_preview_is_not_taken_for_the_photo() -> None:
         assert (red > 200, blue < 50) == (True, True)
 
 
+def test_no_other_image_is_taken_for_a_primary_one_that_cannot_be_opened() -> None:
+    red, blue = coded(Image.new("RGB", (TILE, TILE), "red")), coded(Image.new("RGB", (TILE, TILE), "blue"))
+    assert ImageReader().read(heif_file(red, blue, shown=2)).rgb.getpixel((9, 9))[2] > 200
+    size = (size_of(TILE, TILE),)
+    for broken in (Part(b"hvc1", blue.data, size), Part(b"jpeg", b"\xff\xd8\xff\xd9", size)):
+        for options in ({}, {"allow_truncated": True}):
+            error = refusal(heif_file(red, broken, shown=2), **options)
+            assert error.status == "decode_error"
+            assert "primary image that cannot be opened" in str(error)
+
+
 def test_containers_are_read_as_they_were_written() -> None:
     tile = coded(Image.new("RGB", (TILE, TILE)))
     container = read_container(io.BytesIO(heif_file(grid(2, 1, (128, 64), [2, 2], auxiliary_of=[2]), tile)), "x")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,33 @@ def test_photo_of_200_megapixels_is_classified(tmp_path: Path) -> None:
     assert_error(run(*call), 1, "16320x12240 pixels, more than the 89,478,485 allowed; resize it, or raise the limit")
     assert run(*call, "--fast-decode").exit_code == 0
     assert run(*call, "--max-megapixels", "200").exit_code == 0
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_long_animations_are_read() -> None:
+    """Their later frames are in chunks of some kilobytes, as those of the first one."""
+    image = make_image(np.random.default_rng(1), (24, 16))
+    data = encode(image, "PNG", save_all=True, append_images=[image.rotate(180)])
+    start = data.index(b"fdAT") - 4
+    (size,) = struct.unpack_from(">I", data, start)
+    (number,) = struct.unpack_from(">I", data, start + 8)
+    frame = data[start + 12 : start + 8 + size]
+    parts = [frame, *[b""] * 20_000]
+    chunks = [png_chunk(b"fdAT", struct.pack(">I", number + place) + part) for place, part in enumerate(parts)]
+    animation = data[:start] + b"".join(chunks) + data[start + 12 + size :]
+    np.testing.assert_array_equal(np.asarray(load_image(animation)), np.asarray(image))
+
+
+@pytest.mark.parametrize(("before", "kind"), [(b"IDAT", b"iCCP"), (b"IDAT", b"zTXt"), (b"IEND", b"zTXt")])
+def test_error_of_a_png_with_a_long_text_says_what_to_do(before: bytes, kind: bytes) -> None:
+    data = encode(make_image(np.random.default_rng(1), (24, 16)))
+    place = data.index(before) - 4
+    text = png_chunk(kind, b"x\0\0" + zlib.compress(bytes(2_000_000)))
+    with pytest.raises(ImageError, match="unpacks to more than 1 MB; save it without metadata"):
+        load_image(data[:place] + text + data[place:])
 
 
 def test_upright_images_keep_their_pixels() -> None:

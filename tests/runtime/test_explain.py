@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +157,27 @@ def test_command(tmp_path: Path) -> None:
     assert_error(run("explain", tmp_path / "missing.png", "--text", "a"), 1, "missing.png")
     assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "none" / "x.png"), 1, "cannot be written")
     assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "x.jpg"), 2, "the drawing is a PNG")
+
+
+def test_labels_of_a_large_classifier_are_found_in_linear_time() -> None:
+    num_compared = 0
+
+    class Label(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal num_compared
+            num_compared += 1
+            return str(self) == other
+
+    labels = [Label(number) for number in range(2_000)]
+    facts = SimpleNamespace(problem_type="")
+    classifier: Any = SimpleNamespace(labels=labels, facts=facts, model_name="x", fit=None, run=None)
+    assert list(score_with_classifier(classifier).columns) == list(range(2_000))
+    chosen = [Label(number) for number in range(1_999, -1, -1)]
+    assert list(score_with_classifier(classifier, chosen).columns) == list(range(1_999, -1, -1))
+    assert num_compared <= 10 * len(labels)
 
 
 def test_compiled_classifiers(tmp_path: Path) -> None:

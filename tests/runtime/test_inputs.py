@@ -3,6 +3,7 @@
 import copy
 import io
 import mmap
+import os
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from siglip_onnx.errors import (
     TextError,
 )
 from siglip_onnx.hub.cache import cache_errors
+from siglip_onnx.image.decode import open_image
 
 PATHS = sorted(IMAGES_PATH.iterdir())[:3]
 CONTENTS = [path.read_bytes() for path in PATHS]
@@ -247,3 +249,15 @@ def test_a_folder_that_changed_is_not_opened_for_a_pickled_model(tmp_path: Path)
 
     with pytest.raises(BundleError, match="but the pickled one had fp32-0"):
         reopen(BUNDLE_PATH, options, "fp32-0")
+
+
+def test_path_in_a_data_set_never_leads_to_an_open_pipe() -> None:
+    """Its writer might never write, and the path is not the user's."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    try:
+        path = f"/dev/fd/{reader}"
+        with pytest.raises(ImageError, match=f"{path} cannot be opened: it is a pipe, expected a regular file"):
+            open_image({"bytes": None, "path": path})
+    finally:
+        os.close(reader)

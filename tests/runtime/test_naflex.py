@@ -156,6 +156,20 @@ def test_wrong_patches_and_positions_are_refused(bundle: Path, small_bundle: Pat
         positions.write_bytes(content)
 
 
+def test_positions_of_gigabytes_are_not_read(bundle: Path) -> None:
+    """A sparse file takes no room on a disk, nor in an archive."""
+    opened = open_bundle(bundle)
+    positions = bundle / "position_embeddings.npy"
+    content = positions.read_bytes()
+    try:
+        with positions.open("r+b") as file:
+            file.truncate(3_000_000_000)
+        with pytest.raises(BundleError, match=r"cannot be read: it has more than 7,936 bytes\."):
+            opened.read_positions()
+    finally:
+        positions.write_bytes(content)
+
+
 def test_published_preprocessing_oracle(material: Path) -> None:
     """Grids, patch order, normalization and position resizing that another project recorded from the reference."""
     oracle = json.loads((material / "goldens/siglip2_naflex512_coremlit/preprocess.json").read_text())

@@ -59,8 +59,8 @@ def grid(columns: int, rows: int, size: tuple[int, int], tiles: Sequence[int], *
     return Part(b"grid", content, (size_of(*size),), tiles, **references)
 
 
-def heif_file(*parts: Part) -> bytes:
-    """Return a file of these items, numbered from 1; the first one is shown."""
+def heif_file(*parts: Part, shown: int = 1) -> bytes:
+    """Return a file of these items, numbered from 1."""
     numbered = list(enumerate(parts, 1))
     properties = list(dict.fromkeys(each for part in parts for each in part.properties))
     ipma = b"".join(
@@ -75,7 +75,7 @@ def heif_file(*parts: Part) -> bytes:
         if targets
     )
     entries = b"".join(
-        full_box(b"infe", struct.pack(">HH4sB", number, 0, part.kind, 0), version=2, flags=number > 1)
+        full_box(b"infe", struct.pack(">HH4sB", number, 0, part.kind, 0), version=2, flags=number not in (1, shown))
         for number, part in numbered
     )
 
@@ -87,7 +87,7 @@ def heif_file(*parts: Part) -> bytes:
         return full_box(
             b"meta",
             full_box(b"hdlr", struct.pack(">4x4s12xB", b"pict", 0)),
-            full_box(b"pitm", struct.pack(">H", 1)),
+            full_box(b"pitm", struct.pack(">H", shown)),
             full_box(b"iinf", struct.pack(">H", len(parts)), entries),
             full_box(b"iref", references) if references else b"",
             box(b"iprp", box(b"ipco", *properties), full_box(b"ipma", struct.pack(">I", len(parts)), ipma)),

@@ -340,6 +340,22 @@ def test_table_without_its_unknown_piece_is_damaged(
         PieceTable(tmp_path / PIECES)
 
 
+@pytest.mark.parametrize("value", [10**30, -5, 1.7, 10**9, True, "a", [1], None])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_table_whose_end_or_padding_is_not_a_piece_is_damaged(
+    kind: str, value: Any, tables: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    for change in ({"padding": {"pad_id": value}}, {"end": [value]}, {"end": [0] * 1000}):
+        document = json.loads(tables[kind]["document"].tobytes())
+        document["padding"] |= change.get("padding", {})
+        if "end" in change:
+            document["post_processor"]["special_tokens"]["</s>"]["ids"] = change["end"]
+        arrays = tables[kind] | {"document": np.frombuffer(json.dumps(document).encode(), np.uint8)}
+        np.savez(tmp_path / PIECES, **arrays)
+        with pytest.raises(BundleError, match="is damaged"):
+            PieceTable(tmp_path / PIECES)
+
+
 def test_array_that_claims_terabytes_is_damaged(tables: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
