@@ -34,7 +34,7 @@ def check_heif(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     """Compare the sizes of all frames that are decoded with the limits, each by itself and all together.
 
     Raises:
-        ImageError: of status ``"too_large"``.
+        ImageError: of status ``"too_large"``; or its boxes are damaged.
     """
     container, left = read_container(file, name), iter(range(MAX_UNITS))
     for extents in container.samples:

@@ -9,8 +9,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO, NamedTuple
 
+from ..errors import ImageError
 from .headers import bomb, read_at
 
 MAX_BOXES = 10_000
@@ -18,6 +20,7 @@ MAX_TABLE_BYTES = 100_000
 MAX_EXTENTS = 200  # of one coded image; encoders write one
 MAX_NESTING = 10  # of images that are made of others
 DERIVED = (b"grid", b"iovl", b"iden", b"tmap")  # kinds of images that are made of others
+_UNIQUE = (b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat")
 _SAMPLE_TABLE = (b"trak", b"mdia", b"minf", b"stbl")
 _DAMAGED = (struct.error, IndexError)
 
@@ -93,20 +96,30 @@ class _Box(NamedTuple):
 
 
 def read_container(file: IO[bytes], name: str) -> Container:
-    """Read the boxes of a file; what is damaged is left out, as far as possible.
+    """Read the boxes of a file; what decoders might read in another way is refused.
 
     Raises:
-        ImageError: of status ``"too_large"``: reading them would take long.
+        ImageError: the boxes of its images are damaged, occur twice, or take long to read.
     """
     container, left = Container(), iter(range(MAX_BOXES))
-    size = file.seek(0, 2)
-    for box in _boxes(file, 0, size, left, name):
-        with suppress(*_DAMAGED):
+    size, has_items = file.seek(0, 2), False
+    with suppress(*_DAMAGED):  # of what follows the images
+        for box in _boxes(file, 0, size, left, name):
             if box.kind == b"meta":
-                _read_items(container, file, box, size, left, name)
+                if has_items:
+                    raise _damaged(name)
+                has_items = True
+                try:
+                    _read_items(container, file, box, size, left, name)
+                except _DAMAGED as error:
+                    raise _damaged(name) from error
             elif box.kind == b"moov":
                 container.samples += _samples(file, box, left, name)
     return container
+
+
+def _damaged(name: str) -> ImageError:
+    return ImageError(f"{name} is damaged: the boxes that describe its images cannot be read, or occur twice.")
 
 
 def _boxes(file: IO[bytes], start: int, end: int, left: Iterator[int], name: str) -> Iterator[_Box]:
@@ -116,12 +129,10 @@ def _boxes(file: IO[bytes], start: int, end: int, left: Iterator[int], name: str
         size, kind = struct.unpack(">I4s", read_at(file, start, 8))
         header = 8
         if size == 1:
-            if start + 16 > end:
-                return
             size, header = struct.unpack(">Q", read_at(file, start + 8, 8))[0], 16
         stop = end if size == 0 else min(end, start + size)
         if stop < start + header:
-            return
+            raise IndexError
         yield _Box(kind, start + header, stop)
         start = stop
 
@@ -131,68 +142,73 @@ def _read_items(
 ) -> None:  # fmt: skip
     parts: dict[bytes, _Box] = {}
     for box in _boxes(file, meta.start + 4, meta.end, left, name):
-        if box.kind == b"iinf":
-            container.items |= {number: Item(kind) for number, kind in _entries(file, box, left, name)}
+        if box.kind in parts and box.kind in _UNIQUE:
+            raise IndexError
         parts[box.kind] = box
     items = container.items
-    with suppress(*_DAMAGED):
-        if b"pitm" in parts:
-            numbers = _Numbers(_table(file, parts[b"pitm"], name))
-            container.primary = numbers.read_item(wide=numbers.version > 0)
+    if b"iinf" in parts:
+        entries = list(_entries(file, parts[b"iinf"], left, name))
+        items |= {number: Item(kind) for number, kind in entries}
+        if len(items) < len(entries):
+            raise IndexError
+    if b"pitm" in parts:
+        numbers = _Numbers(_table(file, parts[b"pitm"], name))
+        container.primary = numbers.read_item(wide=numbers.version > 0)
     for kind, number, targets in _references(file, parts[b"iref"], left, name) if b"iref" in parts else ():
-        if number in items and kind == b"dimg":
-            items[number].sources += targets
-        elif number in items and kind == b"auxl":
-            items[number].auxiliary_of += targets
+        item = items.get(number, Item(b""))
+        item.sources += targets if kind == b"dimg" else []
+        item.auxiliary_of += targets if kind == b"auxl" else []
     if b"iprp" in parts:
         _read_properties(items, file, parts[b"iprp"], left, name)
     if b"iloc" in parts:
         idat = parts[b"idat"].start if b"idat" in parts else 0
-        with suppress(*_DAMAGED):
-            for number, extents in _locations(_table(file, parts[b"iloc"], name), idat, file_size, name):
-                if number in items:
-                    items[number].extents = extents
+        for number, extents in _locations(_table(file, parts[b"iloc"], name), idat, file_size, name):
+            if items.get(number, Item(b"")).extents:
+                raise IndexError
+            items.setdefault(number, Item(b"")).extents = extents
 
 
 def _entries(file: IO[bytes], iinf: _Box, left: Iterator[int], name: str) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the kind of each item."""
     count_bytes = 2 if read_at(file, iinf.start, 1) == b"\0" else 4
-    for box in _boxes(file, iinf.start + 4 + count_bytes, iinf.end, left, name):
+    count = int.from_bytes(read_at(file, iinf.start + 4, count_bytes), "big")
+    for box in islice(_boxes(file, iinf.start + 4 + count_bytes, iinf.end, left, name), count):
         version = read_at(file, box.start, 1)
         layout = ">H2x4s" if version <= b"\2" else ">I2x4s"
-        with suppress(struct.error):  # a cut entry after those that the decoder reads
-            yield struct.unpack(layout, read_at(file, box.start + 4, struct.calcsize(layout)))
+        yield struct.unpack(layout, read_at(file, box.start + 4, struct.calcsize(layout)))
 
 
 def _references(
     file: IO[bytes], iref: _Box, left: Iterator[int], name: str
 ) -> Iterator[tuple[bytes, int, list[int]]]:  # fmt: skip
-    """Yield the kind of each reference, the item that refers, and those that it refers to."""
+    """Yield the kind of each reference, the item that refers, and those that it refers to, which fill its box."""
     wide = read_at(file, iref.start, 1) != b"\0"
     for box in _boxes(file, iref.start + 4, iref.end, left, name):
         numbers = _Numbers(_table(file, box, name), 0)
-        with suppress(*_DAMAGED):
-            number = numbers.read_item(wide=wide)
-            yield box.kind, number, [numbers.read_item(wide=wide) for _ in range(numbers.read(2))]
+        number = numbers.read_item(wide=wide)
+        yield box.kind, number, [numbers.read_item(wide=wide) for _ in range(numbers.read(2))]
+        if not numbers.at_end:
+            raise IndexError
 
 
 def _read_properties(items: dict[int, Item], file: IO[bytes], iprp: _Box, left: Iterator[int], name: str) -> None:
     """Read the sizes and the decoders' configurations of images."""
-    properties: list[_Box] = []
+    properties: list[_Box] | None = None
     associations: list[_Box] = []
     for box in _boxes(file, iprp.start, iprp.end, left, name):
         if box.kind == b"ipco":
-            properties += _boxes(file, box.start, box.end, left, name)
+            if properties is not None:
+                raise IndexError
+            properties = list(_boxes(file, box.start, box.end, left, name))
         elif box.kind == b"ipma":
             associations.append(box)
     for box in associations:
-        with suppress(*_DAMAGED):
-            for item, index in _associations(_Numbers(_table(file, box, name)), items):
-                kind, start, end = properties[index - 1] if 1 <= index <= len(properties) else _Box(b"", 0, 0)
-                if kind == b"hvcC":
-                    item.config = _table(file, _Box(kind, start, end), name)
-                elif kind == b"ispe" and len(size := read_at(file, start + 4, 8)) == 8:
-                    item.size = struct.unpack(">II", size)
+        for item, index in _associations(_Numbers(_table(file, box, name)), items):
+            kind, start, end = properties[index - 1] if properties and index > 0 else _Box(b"", 0, 0)
+            if kind == b"hvcC" and not item.config:  # the first one, as decoders do
+                item.config = _table(file, _Box(kind, start, end), name)
+            elif kind == b"ispe":
+                item.size = max(item.size, struct.unpack(">II", read_at(file, start + 4, 8)))
 
 
 def _associations(numbers: _Numbers, items: dict[int, Item]) -> Iterator[tuple[Item, int]]:
@@ -275,6 +291,10 @@ class _Numbers:
         if self._position > len(self._table):
             raise IndexError
         return int.from_bytes(self._table[self._position - size : self._position], "big")
+
+    @property
+    def at_end(self) -> bool:
+        return self._position == len(self._table)
 
     def read_item(self, *, wide: bool) -> int:
         return self.read(4 if wide else 2)

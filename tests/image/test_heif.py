@@ -1,6 +1,7 @@
 """HEIC and AVIF files by their boxes: grids of tiles as phones write them, lost tiles, previews, and bombs."""
 
 import io
+import struct
 from contextlib import suppress
 
 import numpy as np
@@ -158,6 +159,41 @@ def test_no_other_image_is_taken_for_a_primary_one_that_cannot_be_opened() -> No
             error = refusal(heif_file(red, broken, shown=2), **options)
             assert error.status == "decode_error"
             assert "primary image that cannot be opened" in str(error)
+
+
+def with_more(data: bytes, kind: bytes, more: bytes, place: int | None = None) -> bytes:
+    """Return a file with bytes more at the end, or at a place, of the first box of a kind, which all boxes count."""
+    start = data.index(kind) - 4
+    (size,) = struct.unpack_from(">I", data, start)
+    place = start + size if place is None else place
+    changed = bytearray(data[:place] + more + data[place:])
+    for position, each in ((start, size), *((data.index(b"meta") - 4, 0),) * (kind != b"meta")):
+        old = each or struct.unpack_from(">I", data, position)[0]
+        struct.pack_into(">I", changed, position, old + len(more))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", [b"pitm", b"iref", b"iinf", b"iprp", b"iloc", b"meta"])
+def test_boxes_that_occur_twice_are_refused(kind: bytes) -> None:
+    """Decoders take the first of them."""
+    data = heif_file(grid(2, 1, (128, 64), [2, 2]), coded(Image.new("RGB", (TILE, TILE))))
+    start = data.index(kind) - 4
+    again = data[start : start + struct.unpack_from(">I", data, start)[0]]
+    twice = data + again if kind == b"meta" else with_more(data, b"meta", again)
+    with pytest.raises(ImageError, match="cannot be read, or occur twice"):
+        check_header(io.BytesIO(twice), ImageLimits(), "x.heic")
+    check_header(io.BytesIO(data), ImageLimits(), "x.heic")
+
+
+def test_a_reference_fills_its_box() -> None:
+    """Decoders read the next one behind its content, where another reference may stand."""
+    hidden = struct.pack(">I4sHHH", 14, b"cdsc", 2, 1, 1)
+    data = heif_file(grid(2, 1, (128, 64), [2, 2]), coded(Image.new("RGB", (TILE, TILE))))
+    changed = with_more(data, b"dimg", hidden)
+    start = changed.index(b"iref") - 4
+    struct.pack_into(">I", changed := bytearray(changed), start, struct.unpack_from(">I", changed, start)[0] + 14)
+    with pytest.raises(ImageError, match="cannot be read, or occur twice"):
+        check_header(io.BytesIO(changed), ImageLimits(), "x.heic")
 
 
 def test_containers_are_read_as_they_were_written() -> None:
