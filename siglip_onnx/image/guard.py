@@ -152,15 +152,15 @@ def _check_gif(file: IO[bytes], name: str) -> None:
     flags = struct.unpack(">B", read_at(file, 10, 1))[0]
     file.seek(13 + (3 << (flags & 7) + 1 if flags & 128 else 0))
     blocks = 0
-    while file.read(1) == b"!":  # an extension
-        file.read(1)
-        while size := file.read(1):
-            blocks += 1
-            if blocks > MAX_GIF_BLOCKS:
-                raise bomb(name, f"more than {MAX_GIF_BLOCKS:,} blocks before its image")
-            if size == b"\0":
-                break
-            file.seek(size[0], os.SEEK_CUR)
+    while (byte := file.read(1)) not in (b"", b",", b";"):  # up to an image or the end
+        blocks += 1  # also of bytes that decoders skip
+        if byte == b"!":  # an extension
+            file.read(1)
+            while (size := file.read(1)) not in (b"", b"\0") and blocks <= MAX_GIF_BLOCKS:
+                blocks += 1
+                file.seek(size[0], os.SEEK_CUR)
+        if blocks > MAX_GIF_BLOCKS:
+            raise bomb(name, f"more than {MAX_GIF_BLOCKS:,} blocks before its image")
 
 
 def _check_netpbm(file: IO[bytes], name: str) -> None:

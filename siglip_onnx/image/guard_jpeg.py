@@ -17,8 +17,8 @@ MAX_SEQUENTIAL_SCANS = 8  # one per component at most
 MAX_SEGMENTS = 5_000  # reading their headers alone takes time
 MAX_FILL = 100_000  # bytes between the segments before the first scan, which Pillow reads one by one in Python
 MAX_METADATA_SEGMENTS = 32  # of EXIF and of Photoshop, each of up to 64 kB, which Pillow parses in Python
-# Markers; the first has no length.
-_ALONE, _END, _SCAN, _EXIF, _PHOTOSHOP = 0x01, 0xD9, 0xDA, 0xE1, 0xED
+_END, _SCAN, _EXIF, _PHOTOSHOP = 0xD9, 0xDA, 0xE1, 0xED  # markers
+_ALONE = (0x01, 0xD8, _END)  # without a length
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _SEQUENTIAL = (0xC0, 0xC1)
 _FRAMES = (*_PROGRESSIVE, 0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF)
@@ -43,7 +43,7 @@ def check_jpeg(file: IO[bytes], name: str) -> None:
         if len(header) < 4:
             return
         _, marker, length = struct.unpack(">BBH", header[:4])
-        if marker == _END:
+        if marker == _END and scans > 0:  # before the first scan, decoders read on
             return
         if marker in _FRAMES and len(header) == 10:
             components = header[9]
@@ -61,7 +61,7 @@ def check_jpeg(file: IO[bytes], name: str) -> None:
                 raise bomb(name, f"more than {most} scans")
             if scans == 1 and most == MAX_SEQUENTIAL_SCANS and header[4] >= components > 0:
                 return  # all components in one scan, after which nothing is decoded
-        position += 2 if marker == _ALONE else 2 + length
+        position += 2 if marker in _ALONE else 2 + length
     raise bomb(name, f"more than {MAX_SEGMENTS:,} segments")
 
 
@@ -80,7 +80,7 @@ def is_read_in_one_pass(file: IO[bytes]) -> bool:
             components = header[9]
         elif header[1] == _SCAN:
             return header[4] == components
-        position += 2 if header[1] == _ALONE else 2 + int.from_bytes(header[2:4], "big")
+        position += 2 if header[1] in _ALONE else 2 + int.from_bytes(header[2:4], "big")
     return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from ..config import (
     TOKENIZER,
     TOWERS,
     VISION,
+    NaflexVisionConfig,
     SiglipConfig,
+    TextConfig,
+    VisionConfig,
     checkpoint_kind,
     is_vision_language,
     plain_sizes,
@@ -48,7 +51,10 @@ _SIZES = (
 ALLOWED = {"pixels": 0.0, "ids": 0.0, VISION_EMBEDDING: 1e-5, TEXT_EMBEDDING: 1e-5, "features": 1e-4, "logits": 1e-4}
 # How transformers loads a model. A config may name its attention, and a name of the Hub would be code to download.
 LOADING: dict[str, Any] = {"local_files_only": True, "attn_implementation": "sdpa"}
-_UNUSED = ("auto_map", "num_labels")
+_ADAPTER = "adapter_config.json"
+_KNOWN = {field.name for kind in (VisionConfig, NaflexVisionConfig, TextConfig) for field in fields(kind)} | {
+    "model_type", "vision_config", "text_config", "id2label", "label2id", "problem_type"
+}  # fmt: skip
 Rows = tuple[Floats, Floats]  # ours and the reference's
 
 
@@ -82,6 +88,7 @@ def compare_with_pytorch(
     """
     manifest, config = model.bundle.manifest, model.bundle.config
     check_sizes(read_document(checkpoint / CONFIG), config, checkpoint)  # before transformers makes what it states
+    _check_adapters(checkpoint)
     try:
         reference = load_part(checkpoint, manifest.kind, config)
         processor = None if config.vision is None else image_processor(checkpoint, config)
@@ -131,6 +138,16 @@ def check_sizes(reference: Any, config: SiglipConfig, checkpoint: Path) -> None:
                 )
 
 
+def _check_adapters(checkpoint: Path) -> None:
+    """Refuse a folder in which transformers would look for an adapter, whose base may lie anywhere.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    if (checkpoint / _ADAPTER).exists():
+        raise CheckpointError(f"{checkpoint} has {_ADAPTER}; a reference is a whole checkpoint, without an adapter.")
+
+
 def _get(owner: Any, name: str) -> Any:
     return owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
 
@@ -148,7 +165,7 @@ def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:
     model_class: Any = getattr(transformers, f"{family}{names[kind]}")
     document = read_document(checkpoint / CONFIG)
     options: dict[str, Any] = {}
-    section = without_code(document if kind == CLASSIFIER else document.get(f"{kind}_config") or document)
+    section = known_config(document if kind == CLASSIFIER else document.get(f"{kind}_config") or document)
     if isinstance(vision := section.get("vision_config") if kind == CLASSIFIER else section, dict) and kind != TEXT:
         vision |= plain_sizes(vision, checkpoint / CONFIG)
     if is_vision_language(document):
@@ -242,7 +259,7 @@ def load_reference(checkpoint: Path) -> Any:
         document["vision_config"] = plain_sizes(vision, path)
     family = "Siglip2" if document.get("model_type") == NAFLEX else "Siglip"
     model_class: Any = getattr(transformers, f"{family}Model")
-    config = model_class.config_class.from_dict(without_code(document))
+    config = model_class.config_class.from_dict(known_config(document))
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would warn of the two numbers that are set below
     try:
@@ -259,10 +276,13 @@ def load_reference(checkpoint: Path) -> Any:
     return model.eval()
 
 
-def without_code(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config, and those of its towers, without what may name code, and a number of labels without names."""
-    kept = {key: value for key, value in document.items() if "attn_implementation" not in key and key not in _UNUSED}
-    return {key: without_code(value) if isinstance(value, dict) else value for key, value in kept.items()}
+def known_config(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config, and those of its towers, say of sizes and labels: the rest may name code or quantizers."""
+    return {
+        key: known_config(value) if key in ("vision_config", "text_config") and isinstance(value, dict) else value
+        for key, value in document.items()
+        if key in _KNOWN
+    }
 
 
 def _read_scalar(checkpoint: Path, name: str) -> float:

@@ -236,6 +236,18 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, 99, 38)
         + png(12_000, 12_000)
     ),
+    "gif of many blocks behind a byte that decoders skip": lambda: gif_of_many_blocks(b"\1\0").replace(
+        b"!\xfe", b"\0!\xfe", 1
+    ),
+    "jpeg of 10 MB between its end and its first scan": lambda: small("JPEG").replace(
+        b"\xff\xd8", b"\xff\xd8\xff\xd9" + b"a" * 10_000_000, 1
+    ),
+    "jpeg of metadata behind its end": lambda: jpeg_of_metadata(b"\xed", b"x").replace(
+        b"\xff\xd8", b"\xff\xd8\xff\xd9", 1
+    ),
+    "jpeg of metadata behind another beginning": lambda: jpeg_of_metadata(b"\xed", b"x").replace(
+        b"\xff\xd8", b"\xff\xd8\xff\xd8", 1
+    ),
     "icon that begins as HEIF": lambda: b"\0\0\1\0ftyp" + bytes(100),
     "jpeg 2000 of 65,025 tiles": lambda: jpeg2000(1, 255, boxed=False),  # 750 MB in 172 bytes
     "jp2 whose box hides the size": lambda: jpeg2000(30_000, 30_000, boxed=True),

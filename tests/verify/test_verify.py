@@ -199,6 +199,11 @@ def test_a_reference_is_loaded_without_code_and_sizes_that_its_config_names(
     reference = load_reference(checkpoint).config
     for each in (reference, reference.vision_config, reference.text_config):
         assert each._attn_implementation == "sdpa"
+    write(quantization_config={"quant_method": "gptq", "bits": 4})
+    assert not hasattr(load_reference(checkpoint).config, "quantization_config")
+    (checkpoint / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    assert_error(run("verify", small_bundle, "--reference", checkpoint), 4, "has adapter_config.json; a reference is")
+    (checkpoint / "adapter_config.json").unlink()
     write(vocab_size=2_000_000_000)
     assert_error(
         run("verify", small_bundle, "--reference", checkpoint), 4, "has vocab_size 2000000000 in its text tower, but"
