@@ -86,11 +86,11 @@ _TYPES: dict[str, dict[str, _Keys]] = {
         "Metaspace": _METASPACE,
     },
     "model": {
-        "Unigram": {"unk_id": int | None, "byte_fallback": bool, "vocab": list, "merges": list},
+        "Unigram": {"unk_id": int | None, "byte_fallback": bool, "vocab": object, "merges": object},
         "BPE": {
             "dropout": NoneType, "unk_token": str | None, "continuing_subword_prefix": str | None,
             "end_of_word_suffix": str | None, "fuse_unk": bool | None, "byte_fallback": bool | None,
-            "ignore_merges": bool | None, "vocab": list, "merges": list,
+            "ignore_merges": bool | None, "vocab": object, "merges": object,
         },
     },
 }  # fmt: skip
@@ -98,7 +98,7 @@ _TYPES: dict[str, dict[str, _Keys]] = {
 _FACTORS = {"ByteLevel": 12.0, "Metaspace": 2.0}
 # The pieces and merges of a model, of which a file may have a million: they are matched, not parsed.
 _SPACE = r"[ \t\r\n]*+"
-_STRING = rf'"(?:[^"\\]|\\.){{0,{2 * MAX_STRING}}}+"'  # JSON may spell a character as two escapes
+_STRING = rf'"(?:[^"\\]|\\.){{0,{2 * MAX_STRING + 1}}}+"'  # two pieces, as merges have; of them, or as escapes
 _NUMBER = r"-?[0-9][0-9.eE+-]*+"
 _ENTRY = (
     rf"(?:{_STRING}(?:{_SPACE}:{_SPACE}{_NUMBER})?+"
