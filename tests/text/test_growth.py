@@ -49,11 +49,11 @@ def replace(pattern: str, content: str, **other: Any) -> dict[str, Any]:
         ({"type": "Replace", "pattern": {"String": ""}, "content": "b" * 100}, "101 times"),
         (sequence(*[replace("(?=a)", "a")] * 20), "64 times"),
         (sequence(*[replace("(?:a|)", "a")] * 20), "64 times"),
-        ({"type": "Prepend", "prepend": "x" * 101}, "add 101 characters"),
-        (sequence(*[{"type": "Prepend", "prepend": "x" * 60}] * 2), "add 120 characters"),
+        ({"type": "Prepend", "prepend": "x" * 41}, "add 41 characters"),
+        (sequence(*[{"type": "Prepend", "prepend": "x" * 30}] * 2), "add 60 characters"),
         # What one step adds, the next ones lengthen.
-        (sequence({"type": "Prepend", "prepend": "x" * 90}, replace(".", "aa")), "add 180 characters"),
-        (sequence({"type": "Prepend", "prepend": "x" * 5}, *[replace("$", "aa")] * 3), "add 161 characters"),
+        (sequence({"type": "Prepend", "prepend": "x" * 30}, replace(".", "aa")), "add 60 characters"),
+        (sequence({"type": "Prepend", "prepend": "x" * 5}, *[replace("$", "aa")] * 3), "add 53 characters"),
         (charsmap("犬" * 100), "100 times"),
         (sequence(*[charsmap("犬" * 10)] * 2), "100 times"),
         # Each of these letters becomes 18.
