@@ -182,7 +182,7 @@ def _check_step(step: Json) -> None:
             for name, value in piece.items():
                 _check_keys(name, value, {"id": str, "type_id": int})
     elif step.get("vocab") or step.get("merges"):
-        raise ValueError(f"a vocabulary of an unknown form, or with pieces of more than {MAX_STRING} characters")
+        raise ValueError(f"a vocabulary of an unknown form, or with a piece of more than {MAX_STRING} characters")
 
 
 def _check_choice(what: str, value: Any, types: _Keys) -> None:
