@@ -47,13 +47,27 @@ _SPELLINGS = {json.dumps(old, ensure_ascii=ascii_): new for old, new in _REPLACE
 _WRITTEN = re.compile(rf'("Regex"[ \t\r\n]*:[ \t\r\n]*)({"|".join(map(re.escape, _SPELLINGS))})')
 
 
+class Pattern(NamedTuple):
+    """How many steps a pattern takes at most at one place of a text before it fails, and a number that it matches.
+
+    ``least`` characters at least are matched; 0 if it may match nothing.
+    """
+
+    num_steps: int
+    least: int
+
+
 class _Item(NamedTuple):
-    """A part of an alternative: the characters that it reads before it can fail, and in how many ways it can match."""
+    """A part of an alternative: the characters that it reads before it can fail, and in how many ways it can match.
+
+    An item that may be empty, but not absent, can still fail, as an assertion can.
+    """
 
     text: str
     num_characters: int = 0
     num_ways: float = 1
     may_be_absent: bool = False
+    may_be_empty: bool = False
 
 
 def replace_expressions(document: str) -> str:
@@ -61,14 +75,14 @@ def replace_expressions(document: str) -> str:
     return _WRITTEN.sub(lambda match: match[1] + json.dumps(_SPELLINGS[match[2]]), document)
 
 
-def count_steps(expression: str) -> int:
-    """Return how many steps a regular expression takes at most at one place of a text before it fails.
+def read_expression(expression: str) -> Pattern:
+    """Return what a regular expression takes and matches; ``least`` is 1 for all that match more.
 
     Raises:
-        ValueError: they are not bounded, or it has a form that is not known.
+        ValueError: its steps are not bounded, or it has a form that is not known.
     """
     if expression in _REPLACED.values():
-        return len(expression)
+        return Pattern(len(expression), least=1)
     if len(expression) > MAX_CHARACTERS:
         raise ValueError(f"a regular expression of {len(expression):,} characters, expected at most {MAX_CHARACTERS:,}")
     alternatives = _parse(expression)
@@ -81,7 +95,7 @@ def count_steps(expression: str) -> int:
             steps += 3
         else:
             steps += _count_steps(items, expression)
-    return steps
+    return Pattern(steps, least=int(not any(all(item.may_be_empty for item in items) for items in alternatives)))
 
 
 def _count_steps(items: Sequence[_Item], expression: str) -> int:
@@ -117,7 +131,7 @@ def _parse(expression: str) -> list[list[_Item]]:
 
 def _read_item(match: re.Match[str], expression: str) -> _Item:
     if match["assertion"]:
-        return _Item(match[0], 1)
+        return _Item(match[0], 1, may_be_empty=True)
     quantifier, least, most = match["quantifier"], 1, 1.0
     if quantifier in ("?", "*", "+"):
         least, most = int(quantifier == "+"), 1.0 if quantifier == "?" else math.inf
@@ -128,11 +142,13 @@ def _read_item(match: re.Match[str], expression: str) -> _Item:
         raise _refusal(expression)
     if match["inside"] is None:
         num_characters = least if most == math.inf else int(most)
-        return _Item(match[0], num_characters, most - least + 1, least == 0)
+        return _Item(match[0], num_characters, most - least + 1, least == 0, least == 0)
     if quantifier not in (None, "?"):
         raise _refusal(expression)
     atoms = [atom["bar"] for atom in _ATOMS.finditer(match["inside"])]
-    return _Item(match[0], len(atoms), len(atoms) - atoms.count(None) + 1 + (quantifier == "?"), quantifier == "?")
+    absent = quantifier == "?"
+    num_ways = len(atoms) - atoms.count(None) + 1 + absent
+    return _Item(match[0], len(atoms), num_ways, absent, absent or "" in match["inside"].split("|"))
 
 
 def _refusal(expression: str) -> ValueError:

@@ -1,4 +1,4 @@
-"""Refuse a tokenizer that could lengthen a text without bound, or take too long for it, before it is loaded.
+"""Refuse a tokenizer that may take much more memory or time than its file and its texts, before it is loaded.
 
 The library applies normalizers even while it loads, to the added tokens. Thirty replacements of a character by two
 turn one character into a gigabyte.
@@ -8,39 +8,24 @@ from __future__ import annotations
 
 import base64
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ..system.files import read_small
-from .expressions import count_steps, replace_expressions
+from .expressions import Pattern, read_expression, replace_expressions
+from .tokenizer_format import Json, read_parts
 
-MAX_GROWTH = 256.0  # characters per character; real tokenizers stay below 80, most of it for one Arabic ligature
-MAX_SPLIT_GROWTH = 16.0  # the same of a pre-tokenizer; those of real tokenizers stay at 2
-MAX_STEPS = 64
+# A text of n characters, between two added tokens, may become one of ``MAX_GROWTH * n + MAX_ADDED``. Real tokenizers
+# reach 36 and 18: tables of characters turn one Arabic ligature into 18, and Metaspace may add a character to each.
+MAX_GROWTH = 40.0
+MAX_ADDED = 40.0
 MAX_PATTERN_STEPS = 500  # of all patterns for each character of a text
-MAX_PREPENDED = 100  # characters
 MAX_TOKENIZER_BYTES = 200_000_000  # five times the largest one known
 MAX_APPENDED = 100  # tokens
 MAX_ADDED_WORK = 25e6  # squares of the lengths of added tokens, one second; those of Gemma have 5e4
-_CHECKED = ("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding", "added_tokens")
-_WITH_PATTERNS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}  # and the keys of their sequences
-# How much longer each kind of step can make a text, apart from those that :func:`_growth` computes. Those of Unicode
-# alone do not add up, and count as 1.
-_NORMALIZERS = {
-    "NFC": 1.0, "NFD": 1.0, "NFKC": 1.0, "NFKD": 1.0, "Lowercase": 1.0, "Strip": 1.0, "StripAccents": 1.0, "Nmt": 1.0,
-    "BertNormalizer": 3.0, "ByteLevel": 2.0, "Prepend": 1.0, "Precompiled": 1.0,
-}  # fmt: skip
-_PRE_TOKENIZERS = {
-    "BertPreTokenizer": 1.0, "CharDelimiterSplit": 1.0, "Digits": 1.0, "FixedLength": 1.0, "Punctuation": 1.0,
-    "Split": 1.0, "UnicodeScripts": 1.0, "Whitespace": 1.0, "WhitespaceSplit": 1.0,
-    "Metaspace": 2.0,  # a character before each part
-    "ByteLevel": 4.0,  # bytes above 127 as characters of two, and a space before each part
-}  # fmt: skip
-# A key that may be one of these, before an array or object; in a vocabulary a number would follow. JSON may spell each
-# of its characters as an escape.
-_KEY = re.compile(r'("(?:[a-z_]|\\u00[4-7][0-9a-fA-F]){7,14}")[ \t\r\n]*:[ \t\r\n]*(?=[\[{])')
+# How many characters one may become. ByteLevel writes four bytes, as characters such as ½, of which NFKC makes three.
+_FACTORS = {"ByteLevel": 12.0, "Metaspace": 2.0}
 
 
 def read_checked(path: Path) -> str:
@@ -53,141 +38,80 @@ def read_checked(path: Path) -> str:
     return check_text(read_small(path, MAX_TOKENIZER_BYTES).decode())
 
 
+def check_document(document: Json) -> None:
+    """Check a parsed ``tokenizer.json`` that is to be written, and loaded by :func:`read_checked`.
+
+    Raises:
+        ValueError: it is refused.
+    """
+    check_text(json.dumps(document, ensure_ascii=False))
+
+
 def check_text(text: str) -> str:
     """Check the text of a ``tokenizer.json``, without parsing its vocabulary.
 
     Returns the text to load, in which slow regular expressions that export writes are replaced.
 
     Raises:
-        ValueError: it could lengthen a text too much or take too long for it, or is damaged where it says so.
+        ValueError: it is damaged, has a type or key that is not known, or could take too much memory or time.
     """
     text = replace_expressions(text)
-    _check_parts(list(_find_values(text)))
+    steps, added_tokens = read_parts(text)
+    _check_patterns(step["pattern"] for part in steps.values() for step in part if "pattern" in step)
+    _check_growth(steps["normalizer"] + steps["pre_tokenizer"])
+    _check_added_tokens(added_tokens, *_check_growth(steps["normalizer"]))
+    _check_templates(step for step in steps["post_processor"] if step["type"] == "TemplateProcessing")
     return text
 
 
-def check_document(document: dict[str, Any]) -> None:
-    """Check a parsed ``tokenizer.json`` that is to be written, and loaded by :func:`read_checked`.
-
-    Raises:
-        ValueError: it could lengthen a text too much or take too long for it.
-    """
-    parts = {name: document.get(name) for name in _CHECKED}
-    for name in _WITH_PATTERNS:
-        parts[name] = json.loads(replace_expressions(json.dumps(parts[name])))
-    _check_parts(list(parts.items()))
-
-
-def _check_parts(parts: Sequence[tuple[str, Any]]) -> None:
-    """Check the values of :data:`_CHECKED`, of which the last one of a name counts for the library, but all here."""
-    growth = max(
-        (_check_growth("a normalizer", map(_growth, _steps(value, "normalizers")), MAX_GROWTH)
-         for name, value in parts if name == "normalizer"),
-        default=1.0,
-    )  # fmt: skip
-    patterns = (step.get("pattern") for name, value in parts if (key := _WITH_PATTERNS.get(name))
-                for step in _steps(value, key))  # fmt: skip
-    if (num_steps := sum(map(_pattern_steps, patterns))) > MAX_PATTERN_STEPS:
+def _check_patterns(patterns: Iterable[Json]) -> None:
+    if (num_steps := sum(_read_pattern(pattern).num_steps for pattern in patterns)) > MAX_PATTERN_STEPS:
         raise ValueError(f"patterns of {num_steps:,} steps for each character, expected at most {MAX_PATTERN_STEPS}")
-    for name, value in parts:
-        if name == "added_tokens":
-            _check_added_tokens(value, growth)
-        else:
-            _check_part(name, value)
 
 
-def _check_part(name: str, value: Any) -> None:
-    if name == "pre_tokenizer":
-        kinds = (step.get("type") for step in _steps(value, "pretokenizers"))
-        _check_growth("a pre-tokenizer", (_known(_PRE_TOKENIZERS, kind) for kind in kinds), MAX_SPLIT_GROWTH)
-    elif name == "truncation":
-        if isinstance(value, dict) and value.get("stride"):
-            raise ValueError("a truncation whose parts overlap: the library would make one of each few tokens")
-    elif name == "padding":
-        if isinstance(value, dict) and value.get("pad_to_multiple_of"):
-            raise ValueError("a padding to multiples, expected one to a fixed length")
-    elif name == "post_processor" and _appended(value) > MAX_APPENDED:
-        raise ValueError(f"a post-processor that adds more than {MAX_APPENDED} tokens")
+def _read_pattern(pattern: Json) -> Pattern:
+    if "Regex" in pattern:
+        return read_expression(pattern["Regex"])
+    return Pattern(len(pattern["String"]), len(pattern["String"]))
 
 
-def _find_values(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield what follows the keys to check, wherever they are: they may occur twice, and be spelled with escapes.
+def _check_growth(steps: Iterable[Json]) -> tuple[float, float]:
+    """Return how many times as long steps can make a text, and how many characters they can then add."""
+    growth, added = 1.0, 0.0
+    for step in steps:
+        factor, new = _read_growth(step)
+        growth, added = growth * factor, added * factor + new
+        if growth > MAX_GROWTH or added > MAX_ADDED:
+            raise ValueError(
+                f"steps that make a text {growth:,.0f} times as long and add {added:,.0f} characters, expected at most "
+                f"{MAX_GROWTH:.0f} times and {MAX_ADDED:.0f} characters"
+            )
+    return growth, added
 
-    The time is proportional to the length of the text: keys are short, and values are not searched again for keys.
+
+def _read_growth(step: Json) -> tuple[float, float]:
+    """Return by which factor a step can lengthen a text, and how many characters it can then add.
+
+    Lengths are those of :func:`_length`, so that the forms of Unicode, and lower-casing, lengthen nothing.
     """
-    decoder = json.JSONDecoder()
-    match = _KEY.search(text)
-    while match:
-        name, end = json.loads(match[1]), match.end()
-        if name in _CHECKED:
-            value, end = decoder.raw_decode(text, end)
-            yield name, value
-        match = _KEY.search(text, end)
-
-
-def _check_added_tokens(tokens: Any, growth: float) -> None:
-    """Check tokens that the library looks for in texts: its automaton takes a time of the square of their lengths."""
-    work = 0.0
-    for token in tokens if isinstance(tokens, list) else ():
-        if isinstance(token, dict) and isinstance(content := token.get("content"), str):
-            work += max(1.0, len(content) * (growth if token.get("normalized", True) else 1.0)) ** 2
-    if work > MAX_ADDED_WORK:
-        raise ValueError("added tokens that are too many or too long")
-
-
-def _check_growth(what: str, growths: Iterable[float], maximum: float) -> float:
-    total = 1.0
-    for number, growth in enumerate(growths, 1):
-        total *= growth
-        if number > MAX_STEPS:
-            raise ValueError(f"{what} of more than {MAX_STEPS} steps")
-        if total > maximum:
-            raise ValueError(f"{what} that makes texts {total:,.0f} times as long")
-    return total
-
-
-def _pattern_steps(pattern: Any) -> int:
-    """Return how many steps the pattern of a step may take for each character of a text."""
-    if not isinstance(pattern, dict):
-        return 0
-    expression = pattern.get("Regex")
-    return len(str(pattern.get("String", ""))) if expression is None else count_steps(str(expression))
-
-
-def _known(kinds: Mapping[str, float], kind: object) -> float:
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"a step of the unknown kind {kind!r:.50}, which may lengthen texts")
-    return kinds[kind]
-
-
-def _steps(value: Any, parts: str) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a normalizer or pre-tokenizer, in order; ``parts`` is the key of those of a sequence."""
-    pending = [value]
-    while pending:
-        step = pending.pop()
-        if not isinstance(step, dict):
-            continue
-        nested = step.get(parts)
-        if isinstance(nested, list):
-            pending.extend(reversed(nested))
-        else:
-            yield step
-
-
-def _growth(step: dict[str, Any]) -> float:
-    """Return how much longer a step of a normalizer can make a text."""
-    kind = step.get("type")
+    kind = step["type"]
     if kind == "Replace":
-        pattern, content = step.get("pattern"), len(step.get("content") or "")
-        literal = pattern.get("String") if isinstance(pattern, dict) else None
-        if literal:
-            return max(1.0, content / len(literal))
-        return 1.0 + content  # a regular expression may match between characters
-    if kind == "Prepend" and len(step.get("prepend") or "") > MAX_PREPENDED:
-        raise ValueError(f"a normalizer that prepends more than {MAX_PREPENDED} characters")
-    if kind == "Precompiled" and isinstance(step.get("precompiled_charsmap"), str):
-        return _longest_replacement(base64.b64decode(step["precompiled_charsmap"]))
-    return _known(_NORMALIZERS, kind)
+        content, least = _length(step.get("content", "")), _read_pattern(step["pattern"]).least
+        # A pattern that may match nothing does so before each character and at the end.
+        return (max(1.0, content / least), 0.0) if least else (1.0 + content, content)
+    if kind == "Prepend":
+        return 1.0, _length(step.get("prepend", ""))
+    if kind == "Precompiled":
+        return _longest_replacement(base64.b64decode(step.get("precompiled_charsmap", ""), validate=True)), 0.0
+    return _FACTORS.get(kind, 1.0), 0.0
+
+
+def _length(text: str) -> float:
+    """Return the length of the longest form of a text, which no normalization of Unicode and no lower-casing exceeds.
+
+    The library's tables are those of Unicode 13, and Python's newer.
+    """
+    return float(len(unicodedata.normalize("NFKD", text)))
 
 
 def _longest_replacement(charsmap: bytes) -> float:
@@ -197,18 +121,30 @@ def _longest_replacement(charsmap: bytes) -> float:
     strings_start = 4 + int.from_bytes(charsmap[:4], "little")
     if len(charsmap) < strings_start:  # the library would allocate what it states
         raise ValueError(f"a table of characters that states {strings_start:,} bytes, and has {len(charsmap):,}")
-    strings = charsmap[strings_start:]
-    return float(max(1, *(len(string.decode(errors="replace")) for string in strings.split(b"\0"))))
+    strings = charsmap[strings_start:].decode(errors="replace")
+    return max(1.0, *map(_length, strings.split("\0")))
 
 
-def _appended(processor: Any) -> int:
-    """Return how many tokens and sequences the templates of a post-processor have."""
-    count, pending = 0, [processor]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, dict):
-            pending.extend(value for key, value in node.items() if key != "tokens")
-        elif isinstance(node, list):
-            count += len(node)
-            pending.extend(node if len(node) <= MAX_APPENDED else ())
-    return count
+def _check_added_tokens(tokens: Iterable[Json], growth: float, added: float) -> None:
+    """Check tokens that the library looks for in texts: its automaton takes a time of the square of their lengths."""
+    work = 0.0
+    for token in tokens:
+        length = _length(token.get("content", ""))
+        work += max(1.0, length * growth + added if token.get("normalized", True) else length) ** 2
+    if work > MAX_ADDED_WORK:
+        raise ValueError("added tokens that are too many or too long")
+
+
+def _check_templates(templates: Iterable[Json]) -> None:
+    """Check what is added to the tokens of a text: few tokens, and never the text once more."""
+    num_appended = 0
+    for template in templates:
+        tokens = template.get("special_tokens", {})
+        for pieces in (template.get("single", []), template.get("pair", [])):
+            texts = [piece["Sequence"].get("id") for piece in pieces if "Sequence" in piece]
+            if len(set(texts)) < len(texts):
+                raise ValueError("a post_processor that repeats a text")
+            special = [tokens.get(piece["SpecialToken"].get("id"), {}) for piece in pieces if "SpecialToken" in piece]
+            num_appended += sum(max(len(token.get("ids", [])), len(token.get("tokens", []))) for token in special)
+    if num_appended > MAX_APPENDED:
+        raise ValueError(f"a post_processor that adds {num_appended:,} tokens, expected at most {MAX_APPENDED}")
