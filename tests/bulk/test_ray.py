@@ -79,9 +79,12 @@ def test_ray_killed_midway_writes_the_bytes_of_the_local_engine(
 ) -> None:
     psutil = pytest.importorskip("psutil", reason="psutil is not installed; it is part of the extra [dev]")
     out = tmp_path / "out"
-    by_ray = embed(images, small_bundle, out, "--engine", "ray")
-    with subprocess.Popen(by_ray, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process, \
-            killed_with_its_children(process):  # fmt: skip
+    python, *words = embed(images, small_bundle, out, "--engine", "ray")
+    mark = tmp_path / "executed"
+    (tmp_path / "numpy.py").write_text(f"open({str(mark)!r}, 'w'); raise SystemExit")  # which no process may import
+    by_ray = [python, "-P", *words]  # as the installed script, without the current folder in its search path
+    with subprocess.Popen(by_ray, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) \
+            as process, killed_with_its_children(process):  # fmt: skip
         wait_until(lambda: list(out.glob("receipts/*")) or process.poll() is not None, seconds=200)
         assert process.poll() is None, process.communicate()[1]
         children = psutil.Process(process.pid).children(recursive=True)
@@ -91,6 +94,7 @@ def test_ray_killed_midway_writes_the_bytes_of_the_local_engine(
         for child in actors[:1] if victim == "actor" else children:
             os.kill(child.pid, signal.SIGKILL)
         error = process.communicate(timeout=200)[1]
+    assert not mark.exists()
     assert "Traceback" not in error
     if victim == "actor":
         assert process.returncode == 3, error
