@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from support.commands import assert_error, run
+from support.commands import assert_error, command, run
 from support.fragile import FragileSpec
 from support.jobs import embed, rows_of, sha256_of, tree
+from support.waiting import wait_until
 
 import siglip_onnx
 from siglip_onnx.bulk import worker_pool
@@ -181,3 +182,30 @@ def test_file_system_without_locks_can_be_written(code: int, tmp_path: Path, mon
     with locked(tmp_path), locked(tmp_path):
         pass
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere decoders end after their image")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_of_a_job_outlives_it(number: int, tmp_path: Path) -> None:
+    """Neither workers, nor their decoders in the middle of images that take half a minute together."""
+    psutil = pytest.importorskip("psutil", reason="psutil is not installed; it is part of the extra [dev]")
+    (tmp_path / "images").mkdir()
+    size = (4000).to_bytes(4, "big")
+    for image in range(8):
+        (tmp_path / "images" / f"{image}.qoi").write_bytes(b"qoif" + size * 2 + b"\4\0" + b"\xfe\1\2\3" * 16_000_000)
+    words = command("embed", tmp_path / "images", "--workers", 2, "--out", tmp_path / "out")
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        job, started = psutil.Process(process.pid), []
+
+        def decoders() -> list[Any]:
+            started[:] = job.children(recursive=True)
+            return [each for each in started if "decoder_process" in " ".join(each.cmdline())]
+
+        wait_until(lambda: len(decoders()) == 2 and all(each.cpu_times().user > 1 for each in decoders()))
+        process.send_signal(number)
+        process.wait(20)
+        gone, alive = psutil.wait_procs(started, timeout=10)
+    for each in alive:
+        each.kill()
+    assert len(gone) >= 4
+    assert alive == []

@@ -25,6 +25,7 @@ from siglip_onnx.cli.inputs import list_images
 from siglip_onnx.cli.output import draw_bar, format_percent, format_table, shorten
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
+from siglip_onnx.image.decoder_pool import DecoderPool
 
 STAR, EGGS = IMAGES_PATH / "red_star.png", IMAGES_PATH / "six_eggs.png"
 TEXTS = ("--text", "six eggs", "--text", "青い星", "--text", "a red star")
@@ -69,6 +70,29 @@ def test_what_a_folder_has_besides_its_images_is_named(words: tuple[str, ...], p
     assert "skipped 2 files without an image extension (1 RAW, 1 other) in photos. Convert RAW f" in result.stderr
     assert "did not follow 1 link to folders in photos.\n" in result.stderr
     assert "skipped" not in run("search", "photos", "a").stderr or words[0] == "classify"  # said once for an index
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(
+    ("arguments", "isolated"),
+    [
+        (["photos"], True),
+        (["photos/*.png"], True),
+        (["@photos/notes.txt"], True),
+        (["photos/star.png", "photos/deep"], True),
+        (["photos/star.png", "photos/b.png"], False),
+        (["photos", "--no-isolate-decoding"], False),
+        (["photos/star.png", "--isolate-decoding"], True),
+    ],
+)
+def test_images_that_were_not_named_one_by_one_are_decoded_in_processes_of_their_own(
+    arguments: list[str], isolated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[object] = []
+    read = DecoderPool.read
+    monkeypatch.setattr(DecoderPool, "read", lambda pool, *image: used.append(image) or read(pool, *image))
+    assert names(*arguments)
+    assert bool(used) == isolated
 
 
 def test_patterns_of_any_depth_name_each_image_once_and_follow_no_links(photos: Path) -> None:
