@@ -19,7 +19,7 @@ from PIL import Image
 from support.commands import command
 from support.images import make_image, save_all
 from support.jobs import SHARD_SIZE, InProcess, embed, sha256_of, tree
-from support.waiting import wait_until
+from support.waiting import interrupt, wait_until
 
 from siglip_onnx.bulk.job import open_job
 from siglip_onnx.bulk.spec import ModelSpec
@@ -66,8 +66,7 @@ def test_interrupted_job_resumes_to_the_same_bytes(folder: Path, small_bundle: P
     ) as process:  # fmt: skip
         wait_until(lambda: process.poll() is not None or list(out.glob("receipts/*.json")))
         assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-        _, error = process.communicate(timeout=30)
+        error = interrupt(process, group=True)  # as a terminal does: to the workers as well
     assert process.returncode == 130, error
     assert "can be resumed with the same command" in error
     assert "Traceback" not in error

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 from support.commands import assert_error, command, run
 from support.fake_internet import PUBLIC, FakeInternet, answering, response, serving_in_thread
+from support.waiting import interrupt
 
 import siglip_onnx
 from siglip_onnx.cli import main
@@ -240,8 +241,7 @@ def test_rows_appear_as_they_are_computed_and_stay_after_an_interrupt(format_: s
         printed = next(lines)
         while "a red star" not in printed:
             printed += next(lines)
-        process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
+        error = interrupt(process)
     os.close(write_end)
     assert process.returncode == 130
     assert str(STAR) in printed

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.commands import assert_error, command, run
+from support.waiting import interrupt
 
 import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
@@ -213,8 +214,7 @@ def test_interrupt_while_a_tower_loads_is_clean(small_bundle: Path) -> None:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a background job ignores it
         ) as process:  # fmt: skip
             time.sleep(delay)
-            process.send_signal(signal.SIGINT)
-            error = process.communicate(timeout=60)[1]
+            error = interrupt(process)
         assert process.returncode in (130, -signal.SIGINT)  # the latter while Python itself still starts
         assert "terminate called" not in error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.commands import command
-from support.waiting import wait_until
+from support.waiting import interrupt, wait_until
 
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
@@ -37,8 +37,7 @@ def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
 def press_ctrl_c(process: subprocess.Popen[str]) -> str:
     """Interrupt the group as a terminal does; check how it ends, and return what it printed on stderr."""
     with process:
-        os.killpg(process.pid, signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
+        error = interrupt(process, group=True)
     assert process.returncode == 130, error
     assert error.endswith(INTERRUPTED), error
     assert not [word for word in ("Traceback", "Error", "ignored", "Aborted") if word in error], error
