@@ -34,7 +34,7 @@ _MAX_LINE_CHARACTERS = 10_000_000  # of a line of JSON, or a row of CSV
 _MAX_COLUMNS = 1000  # of CSV; a row that has fewer values is filled up
 _MAX_LABELS_BYTES = 100_000_000
 _MAX_LANGUAGES = 200  # of captions; each has a list for each image
-_WHOLE_NUMBER = re.compile(r"([+-]?\d{1,18})(?:\.0*)?")
+_WHOLE_NUMBER = re.compile(r"(-?\d{1,18})(?:\.0)?")
 _log = logging.getLogger(__name__)
 Key = str | int
 Keyed = tuple[Sample, tuple[Key, ...]]
@@ -512,6 +512,8 @@ def _label_keys(value: object, path: Path, name: str) -> tuple[Key, ...]:
 
 
 def _keys(value: object, path: Path, name: str) -> list[Key]:
+    if isinstance(value, float) and value.is_integer():  # as pandas has whole numbers beside one missing value
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"{path}: {name} has the label {value!r:.100}; expected a word, a number, or a list of them.")
     if isinstance(value, int):
@@ -537,7 +539,9 @@ def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
             rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
             columns = rows.fieldnames or ()
             if len(columns) > _MAX_COLUMNS:
-                raise ValueError(f"it has {len(columns):,} columns, at most {_MAX_COLUMNS:,} are read")
+                raise ValueError(
+                    f"it has {len(columns):,} columns, at most {_MAX_COLUMNS:,} are read; keep those that are used"
+                )
             if repeated := [name for name, count in Counter(columns).items() if name and count > 1]:
                 raise ValueError(f"it has several columns {repeated[0]!r:.100}")
             for row in rows:

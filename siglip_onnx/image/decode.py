@@ -221,7 +221,8 @@ class ImageReader:
         correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         try:
-            rgb = self._to_rgb(_upright(correct_alpha(loaded, image, raw), name), image, name)
+            upright = _upright(correct_alpha(loaded, image, raw), name, from_file=file is not None)
+            rgb = self._to_rgb(upright, image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(error)}.") from error
@@ -253,12 +254,13 @@ class ImageReader:
         return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
+def _upright(image: Image.Image, name: str, *, from_file: bool) -> Image.Image:
     """Turn an image as its EXIF orientation says, without rewriting its EXIF data as ``ImageOps.exif_transpose`` does.
 
-    Data that cannot be read say nothing, as in other programs that show photos.
+    Data that cannot be read say nothing, as in other programs that show photos. Those of an image of the caller may
+    have been changed since they were read.
     """
-    exif = image.info.get("exif")
+    exif = image.info.get("exif") if from_file else None
     orientation = read_orientation(exif, name) if isinstance(exif, bytes) else None
     try:
         orientation = image.getexif().get(_ORIENTATION) if orientation is None else orientation  # also of TIFF and XMP

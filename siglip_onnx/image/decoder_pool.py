@@ -116,6 +116,7 @@ class DecoderPool:
             return self._reader.read(source, fit)
         max_bytes = self._reader.limits.max_bytes
         with self._reader.open_source(source) as (file, name):
+            self._reader.limits.check_bytes(file.seek(0, os.SEEK_END), name)
             check_large_header(file, self._reader.limits, name)
             data = source if isinstance(source, bytes) else file.read(max_bytes + 1)
         self._reader.limits.check_bytes(len(data), name)

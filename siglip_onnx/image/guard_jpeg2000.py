@@ -25,6 +25,7 @@ _FEW_BLOCKS, _SAMPLES_PER_BLOCK = 4096, 200  # a code-block costs 900 bytes; enc
 _COD, _COC, _SOT, _SOD, _END = 0x52, 0x53, 0x90, 0x93, 0xD9
 # The markers that the decoder knows; behind another one it looks for the next known one, wherever that stands.
 _KNOWN = frozenset(b"\x50\x51\x52\x53\x55\x57\x58\x59\x5c\x5d\x5e\x5f\x60\x61\x63\x64\x74\x75\x77\x78\x90\x91\x93")
+_STOPS = _KNOWN | {_END}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _check_markers(file: IO[bytes], start: int, size: _Size, name: str) -> None:
         marker, length = header[1], int.from_bytes(header[2:4], "big")
         if marker == _END and had_tile and not in_tile_header:
             return
-        if header[0] != 0xFF or marker not in _KNOWN or (marker == _SOD and not in_tile_header):
+        is_expected = header[0] == 0xFF and marker in _KNOWN and (marker != _SOD or in_tile_header)
+        if not is_expected and not _is_skipped(file, position, length):
             raise bomb(name, f"an unexpected marker {header[:2].hex()}")
         if marker == _SOT and len(header) >= 12:
             part_length = int.from_bytes(header[6:10], "big")
@@ -111,6 +113,13 @@ def _check_markers(file: IO[bytes], start: int, size: _Size, name: str) -> None:
             raise bomb(name, f"a marker of {length} bytes")
         position += 2 + length
     raise bomb(name, f"more than {MAX_MARKERS:,} markers")
+
+
+def _is_skipped(file: IO[bytes], position: int, length: int) -> bool:
+    """Say whether a marker is unknown, and the decoder finds the next known one where its length says."""
+    content = read_at(file, position, length + 4)
+    known = [place for place in range(len(content) - 1) if content[place] == 0xFF and content[place + 1] in _STOPS]
+    return content[:1] == b"\xff" and length % 2 == 0 and known[:1] == [2 + length]
 
 
 def _check_style(style: bytes, has_precincts: bool, layers: int, size: _Size, name: str) -> None:

@@ -59,7 +59,7 @@ def python_command(code: str, *first: Path) -> list[str]:
     Raises:
         SiglipOnnxError: this program is frozen and carries no Python to start.
     """
-    path = [*map(str, first), *sys.path]
+    path = [*map(str, first), *(place for place in sys.path if isinstance(place, str))]  # Python ignores others
     return [*_interpreter(), "-P", "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
 
 

@@ -225,3 +225,15 @@ def test_an_rgb_image_is_not_copied_unless_it_is_the_callers(monkeypatch: pytest
     for name in ("copy", "convert"):
         monkeypatch.setattr(Image.Image, name, fail)
     assert load_image(data).size == (40, 24)
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3])
+def test_the_caller_may_change_the_orientation_of_an_image(orientation: int | None) -> None:
+    image = make_image(np.random.default_rng(0), (40, 24))
+    opened = Image.open(io.BytesIO(encode(image, exif=exif_of(TURNED))))
+    if orientation is None:
+        del opened.getexif()[0x112]
+    else:
+        opened.getexif()[0x112] = orientation
+    expected = image.transpose(Image.Transpose.ROTATE_180) if orientation == 3 else image
+    np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(expected))

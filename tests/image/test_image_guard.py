@@ -328,3 +328,17 @@ def test_a_large_file_is_refused_by_its_header_before_it_is_read(kind: str, tmp_
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "accepted"), [(b"\0\4\0\1", True), (b"\0\6\0\1\xff\x52", False), (b"\0\5abc", False)]
+)
+def test_a_marker_that_the_decoder_of_jpeg_2000_skips(content: bytes, accepted: bool) -> None:
+    """Such as the profile of a newer edition: what follows is found where its length says, or the file is refused."""
+    data = encode(Image.new("RGB", (30, 20), "red"), "JPEG2000", no_jp2=True)
+    place = data.index(b"\xff\x52")
+    marked = data[:place] + b"\xff\x56" + content + data[place:]
+    if accepted:
+        assert_array_equal(np.asarray(load_image(marked)), np.asarray(load_image(data)))
+    else:
+        assert "an unexpected marker ff56" in str(refusal_of(marked))
