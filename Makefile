@@ -26,7 +26,7 @@ web: $(VENV)/.installed-web
 
 ## The whole test suite, in two processes, with PyTorch as the reference.
 test: $(VENV)/.installed-dev javascript
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 ## The runtime on emulated ARM64 CPUs with and without int8 instructions, compared with this machine; minutes. Needs
 ## apt. The result is benchmarks/results/arm.json.
