@@ -25,7 +25,7 @@ from .options import PATH, json_option, named_model, template_option, variant_op
 from .output import SOME_FAILED, format_count, format_size, format_table, print_json, warn
 from .outputs import check_output, overwrite_option
 
-_MAX_PAIRS = 20_000_000  # of image and label: about 40 bytes each
+_MAX_PAIRS = 20_000_000  # of image and label: about 60 bytes each
 
 
 @click.command(
