@@ -11,7 +11,7 @@ from ..bulk.duplicates import DEFAULT_THRESHOLD, Copy, find_duplicates
 from ..bulk.gallery import MAX_TILES, Group, Tile, render_gallery
 from ..bulk.records import JobFacts
 from ..system.files import write_atomic
-from .folders import PAGE, index_option, open_folder
+from .folders import PAGE, index_option, open_folder, warn_about_tiles
 from .help import OUTPUT, Command, section
 from .options import MODEL_OPTIONS, PATH, FiniteRange, ModelChoice, json_option, model_options, refuse_given
 from .output import describe_result, format_count, format_size, format_table, print_json, shown_path, warn, writing
@@ -77,8 +77,7 @@ def duplicates(
             left -= len(tiles)
             if tiles:
                 sections.append(Group(f"Group {number}: {format_count(len(group), 'image')}", tiles))
-        if len(copies) > MAX_TILES:
-            warn(f"{html_path} shows the first {MAX_TILES:,} of {len(copies):,} images; the table and --json have all.")
+        warn_about_tiles(html_path, len(copies), MAX_TILES)
         subtitle = f"{folder} · {summary} · cosine at least {threshold:g} · {facts.model_name}, {facts.variant}"
         page = render_gallery("Duplicates", subtitle, sections)
         with writing(html_path, " Choose another place for --html."):

@@ -116,6 +116,12 @@ def open_folder(context: click.Context, folder: Path, index: Path | None, given:
     return OpenFolder(open_collection(vectors or folder), choice, given, is_index, num_errors)
 
 
+def warn_about_tiles(page: Path, count: int, most: int) -> None:
+    """Say if a page shows only the first ``most`` of its images."""
+    if count > most:
+        warn(f"{page} shows the first {most:,} of {count:,} images; the table and --json have all.")
+
+
 def choose_model(facts: JobFacts, given: ModelChoice, *, is_named: bool = False) -> ModelChoice:
     """Return the choice of the model that made vectors, for what the user left open.
 

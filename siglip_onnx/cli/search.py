@@ -16,7 +16,7 @@ from ..errors import ImageError, printable
 from ..heads.score import read_head
 from ..heads.stored import search_by_head
 from ..system.files import write_atomic
-from .folders import PAGE, index_option, open_folder
+from .folders import PAGE, index_option, open_folder, warn_about_tiles
 from .heads import print_scores
 from .help import OUTPUT, Command, section
 from .inputs import STDIN, InputReader, find_missing
@@ -173,8 +173,7 @@ def search(
     if html_path is not None:
         check_output(html_path, PAGE, [hit.path for hit in hits], overwrite=overwrite, option="--html")
         tiles = [_tile(hit) for hit in hits[:MAX_TILES]]
-        if len(hits) > MAX_TILES:
-            warn(f"{html_path} shows the first {MAX_TILES:,} of {len(hits):,} images; the table and --json have all.")
+        warn_about_tiles(html_path, len(hits), MAX_TILES)
         page = render_gallery(title, f"{folder} · {facts.model_name}, {facts.variant}", [Group("", tiles)])
         with writing(html_path, " Choose another place for --html."):
             write_atomic(html_path, page.encode())

@@ -40,7 +40,7 @@ from ..head import Floats
 from ..image.decode import ImageSource, load_image
 from ..model import SigLIP
 from ..options import DROP
-from ..text.growth import check_document
+from ..text.growth import read_checked
 
 # Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
 VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"
@@ -165,9 +165,8 @@ def load_part(checkpoint: Path, kind: str, config: SiglipConfig) -> Any:
     model_class: Any = getattr(transformers, f"{family}{names[kind]}")
     document = read_document(checkpoint / CONFIG)
     options: dict[str, Any] = {}
-    section = known_config(document if kind == CLASSIFIER else document.get(f"{kind}_config") or document)
-    if isinstance(vision := section.get("vision_config") if kind == CLASSIFIER else section, dict) and kind != TEXT:
-        vision |= plain_sizes(vision, checkpoint / CONFIG)
+    section = document if kind == CLASSIFIER else document.get(f"{kind}_config") or document
+    section = known_config(section, checkpoint / CONFIG)
     if is_vision_language(document):
         section["vision_use_head"] = config.vision is not None and config.vision.vision_use_head
     options["config"] = model_class.config_class.from_dict(section)
@@ -254,12 +253,9 @@ def load_reference(checkpoint: Path) -> Any:
     """
     path = checkpoint / CONFIG
     document = read_document(path)
-    vision = document.get("vision_config")
-    if isinstance(vision, dict):
-        document["vision_config"] = plain_sizes(vision, path)
     family = "Siglip2" if document.get("model_type") == NAFLEX else "Siglip"
     model_class: Any = getattr(transformers, f"{family}Model")
-    config = model_class.config_class.from_dict(known_config(document))
+    config = model_class.config_class.from_dict(known_config(document, path))
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would warn of the two numbers that are set below
     try:
@@ -276,13 +272,21 @@ def load_reference(checkpoint: Path) -> Any:
     return model.eval()
 
 
-def known_config(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a config, and those of its towers, say of sizes and labels: the rest may name code or quantizers."""
-    return {
-        key: known_config(value) if key in ("vision_config", "text_config") and isinstance(value, dict) else value
+def known_config(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what a config, and those of its towers, say of sizes and labels: the rest may name code or quantizers.
+
+    Sizes that transformers 5 writes as lists are numbers, as transformers 4 expects them.
+
+    Raises:
+        CheckpointError: the sides of images or patches differ.
+    """
+    towers = ("vision_config", "text_config")
+    known = {
+        key: known_config(value, path) if key in towers and isinstance(value, dict) else value
         for key, value in document.items()
         if key in _KNOWN
     }
+    return plain_sizes(known, path)
 
 
 def _read_scalar(checkpoint: Path, name: str) -> float:
@@ -311,7 +315,7 @@ def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     if (checkpoint / SENTENCEPIECE).exists():
         slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE))
         return lambda text: slow(text, **settings).input_ids
-    check_document(read_document(checkpoint / TOKENIZER))
+    read_checked(checkpoint / TOKENIZER)  # before the library, which it may not harm
     # Not from_pretrained: version 4 cannot read the tokenizer_config.json of version 5.
     gemma = transformers.GemmaTokenizerFast(
         tokenizer_file=str(checkpoint / TOKENIZER), add_bos_token=False, add_eos_token=True, padding_side="right"
