@@ -106,7 +106,8 @@ class RuntimeOptions:
     ``background`` is the color behind transparent images, a name or ``#rrggbb``; ``"drop"`` gives the pixels of
     transformers 4.57 instead: see :class:`.ImageReader`.
     ``calibration`` is a file that ``siglip-onnx calibrate`` wrote, for this model.
-    ``isolate_decoding`` decodes images in processes of their own, under limits: see :class:`.DecoderPool`.
+    ``isolate_decoding`` decodes images in processes of their own, under limits: see :class:`.DecoderPool`; None does so
+    with formats other than JPEG, PNG and WebP.
     ``exact_int8`` forces exact int8 kernels on or off; None uses them where the fast ones saturate.
     ``few_runs`` loads int8 graphs sooner, for runs that take 5 to 30 % longer, with the same results; not those of the
     demo model and of version 0.1, whose weights are in ``*.onnx.data``.
@@ -124,7 +125,7 @@ class RuntimeOptions:
     exact_int8: bool | None = None
     background: str = WHITE
     calibration: Path | None = None
-    isolate_decoding: bool = False
+    isolate_decoding: bool | None = False
     few_runs: bool = False
 
     def __post_init__(self) -> None:

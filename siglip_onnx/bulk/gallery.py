@@ -7,11 +7,13 @@ import html
 import io
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError
-from ..image.decode import load_image
+from ..image.decode import ImageReader
+from ..image.decoder_pool import DecoderPool
 from ..options import DEFAULT_LIMITS
 from .listing import read_file
 
@@ -67,6 +69,8 @@ def render_gallery(title: str, subtitle: str, groups: Sequence[Group]) -> str:
     Tiles are numbered within their group.
     """
     side = _LARGE if sum(len(group.tiles) for group in groups) <= _MAX_LARGE else _SMALL
+    with closing(DecoderPool(ImageReader(draft_size=(side, side)), plain_here=True)) as reader:
+        rendered = [_render_group(group, side, reader) for group in groups]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f"{MARK}\n"
@@ -74,23 +78,21 @@ def render_gallery(title: str, subtitle: str, groups: Sequence[Group]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n"
-        f"<header><h1>{_escape(title)}</h1><p>{_escape(subtitle)}</p></header>\n"
-        + "".join(_render_group(group, side) for group in groups)
-        + "</html>\n"
+        f"<header><h1>{_escape(title)}</h1><p>{_escape(subtitle)}</p></header>\n" + "".join(rendered) + "</html>\n"
     )
 
 
-def _render_group(group: Group, side: int) -> str:
+def _render_group(group: Group, side: int, reader: DecoderPool) -> str:
     heading = f"<h2>{_escape(group.heading)}</h2>\n" if group.heading else ""
-    tiles = "".join(_render_tile(rank, tile, side) for rank, tile in enumerate(group.tiles, 1))
+    tiles = "".join(_render_tile(rank, tile, side, reader) for rank, tile in enumerate(group.tiles, 1))
     return f"{heading}<ul>\n{tiles}</ul>\n"
 
 
-def _render_tile(rank: int, tile: Tile, side: int) -> str:
+def _render_tile(rank: int, tile: Tile, side: int, reader: DecoderPool) -> str:
     shown = Path(tile.shown or tile.path)
     name, folder = _escape(shown.name), _escape("" if str(shown.parent) == "." else f"{shown.parent}/")
     link = _escape(Path(os.path.abspath(tile.path)).as_uri())  # noqa: PTH100 - resolve() would follow links
-    thumbnail = _thumbnail(tile.path, side)
+    thumbnail = _thumbnail(tile.path, side, reader)
     image = (
         f'<details name="image"><summary><img alt="{name}" src="{thumbnail}" loading="lazy"></summary>'
         f'<a href="{link}">Open {name}</a></details>'
@@ -105,9 +107,9 @@ def _render_tile(rank: int, tile: Tile, side: int) -> str:
     )
 
 
-def _thumbnail(path: str, side: int) -> str:
+def _thumbnail(path: str, side: int, reader: DecoderPool) -> str:
     try:
-        image = load_image(read_file(path, DEFAULT_LIMITS), draft_size=(side, side))
+        image = reader.read(read_file(path, DEFAULT_LIMITS)).rgb
     except ImageError:
         return ""
     image.thumbnail((side, side))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from ..model import SigLIP
 from ..vision_tower import EmbeddedImage
 from .heads import classify_with_head
 from .help import OUTPUT, Command, section
-from .inputs import InputReader, find_missing, list_images, read_texts, stands_for_many
+from .inputs import InputReader, find_missing, isolate_many, list_images, read_texts
 from .options import (
     NAME,
     PATH,
@@ -132,8 +131,7 @@ def classify(
     if exactly one of them applies, probability is the share.
     """
     all_texts = read_texts(texts, texts_file)
-    if choice.isolate_decoding is None:
-        choice = replace(choice, isolate_decoding=any(map(stands_for_many, images)))
+    choice = isolate_many(choice, images)
     if head is not None:
         refuse_given(OF_TEXTS, "A head has its own labels, and no probabilities")
         context.exit(classify_with_head(head, images, choice, format_))

@@ -14,7 +14,7 @@ from ..errors import ImageError, SiglipOnnxError
 from ..system.files import write_together
 from ..system.json_files import to_json
 from .help import Command
-from .inputs import InputReader, find_missing, list_images, read_texts
+from .inputs import InputReader, find_missing, isolate_many, list_images, read_texts
 from .jobs import JobChoice, check_no_job_options, embed_job, is_source, job_options
 from .options import DECODING_OPTIONS, NAME, PATH, ModelChoice, json_option, model_options, refuse_given, text_options
 from .output import describe_error, exit_code, format_count, print_json, show, warn, writing
@@ -87,6 +87,7 @@ def embed(
             f"{out} exists already, without {rows_path.name}, so it is not replaced; choose another name for --out, or "
             "replace it: --overwrite"
         )
+    choice = isolate_many(choice, images)
     context.exit(_embed_each(names, all_texts, out, rows_path, choice, overwrite=job.overwrite, as_json=as_json))
 
 

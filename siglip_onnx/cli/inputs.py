@@ -8,7 +8,8 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
@@ -19,9 +20,11 @@ from ..bulk.listing import JXL, OTHER, RAW, VIDEO, Listing, read_names
 from ..errors import ImageError, SiglipOnnxError, TextError
 from ..hub.download import OFFLINE_VARIABLE, is_offline
 from ..image.decode import ImageReader, ImageSource
+from ..image.decoder_pool import DecoderPool
 from ..options import ImageLimits
 from ..system.extras import extra
 from ..system.files import is_open_descriptor, open_list
+from .options import ModelChoice
 from .output import format_count, warn
 
 STDIN = "-"
@@ -140,7 +143,14 @@ def _expand(argument: str) -> list[str]:
     return [argument]
 
 
-def stands_for_many(argument: str) -> bool:
+def isolate_many(choice: ModelChoice, arguments: Iterable[str]) -> ModelChoice:
+    """Return a choice that decodes all images in processes of their own if an argument stands for many images."""
+    if choice.isolate_decoding is not None or not any(map(_stands_for_many, arguments)):
+        return choice
+    return replace(choice, isolate_decoding=True)
+
+
+def _stands_for_many(argument: str) -> bool:
     """Say whether an argument is a folder, a list or a pattern, whose images its user need not know one by one."""
     if os.path.lexists(argument):
         return os.path.isdir(argument)  # noqa: PTH112 - is_dir() raises for long names
@@ -265,15 +275,16 @@ def find_images(folder: Path, option: str, *, at_most: int | None = None) -> lis
     if at_most is not None and len(files) > at_most:
         warn(f"using {at_most} of the {len(files):,} files in {folder}.")
         files = [files[number * len(files) // at_most] for number in range(at_most)]
-    images = [path for path in files if _is_readable(path)]
+    with closing(DecoderPool(_CHECK)) as pool:
+        images = [path for path in files if _is_readable(path, pool)]
     if not images:
         raise SiglipOnnxError(f"{folder} contains no readable image; {option} expects a folder of images.")
     return images
 
 
-def _is_readable(path: Path) -> bool:
+def _is_readable(path: Path, pool: DecoderPool) -> bool:
     try:
-        _CHECK.read(path)
+        pool.read(path)
     except ImageError as error:
         warn(f"skipped: {error}")
         return False

@@ -140,7 +140,7 @@ class ModelChoice:
             image_limits=self.image_limits,
             allow_truncated=self.allow_truncated,
             background=self.background or WHITE,
-            isolate_decoding=bool(self.isolate_decoding),
+            isolate_decoding=self.isolate_decoding,
             few_runs=num_inputs is not None and num_inputs < MANY_INPUTS,
         )
 
@@ -220,7 +220,8 @@ model_options = section(MODEL, collect(ModelChoice, "choice", [
                       "beyond 8 bits, as transformers 4.57 does. Default: white."),
     click.option("--isolate-decoding/--no-isolate-decoding", default=None,
                  help="Decode images in processes of their own, under limits of memory and time, which images from "
-                      "strangers may need. Default: only for folders and lists."),
+                      "strangers may need. Default: those of folders, lists and patterns, and formats other than JPEG, "
+                      "PNG and WebP."),
     click.option("--offline", is_flag=True,
                  help="Do not use the network, even if the model is not in the cache."),
 ]))  # fmt: skip

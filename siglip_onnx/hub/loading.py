@@ -37,7 +37,7 @@ def load(
     image_limits: ImageLimits | None = None,
     allow_truncated: bool = False,
     background: str = WHITE,
-    isolate_decoding: bool = False,
+    isolate_decoding: bool | None = False,
     calibration: str | os.PathLike[str] | None = None,
     offline: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -68,6 +68,7 @@ def load(
         calibration: a file that ``siglip-onnx calibrate`` wrote for this model.
         isolate_decoding: decode images in processes of their own, one per worker, under limits of memory and time, for
             images that are not trusted; an image that exceeds them is an ``ImageError``. Costs 1 to 2 ms per image.
+            None: only images of formats other than JPEG, PNG and WebP.
         offline: open no socket; ``HF_HUB_OFFLINE=1`` in the environment does the same.
         cache: the old name of ``label_cache``.
         report: called with each line of progress of a download or export; by default it is logged at level INFO.

@@ -24,7 +24,7 @@ from .guard import check_exif, check_header
 from .guard_heif import is_incomplete
 from .guard_jpeg import is_read_in_one_pass
 from .guard_tiff import read_orientation
-from .openers import open_file
+from .openers import open_file, open_plain
 from .preprocess import Fit
 
 ImageSource = (
@@ -189,22 +189,36 @@ class ImageReader:
         Raises:
             ImageError: as :meth:`read`; the message calls the file ``name``.
         """
+        watched = self._check_file(file, name)
+        with _opening(name):
+            image = open_file(cast("IO[bytes]", watched), FORMATS, name)
+        return self._read_opened(image, watched, name, fit)
+
+    def read_plain(self, file: IO[bytes], name: str, fit: Fit | None = None) -> DecodedImage | None:
+        """Decode an open, seekable file if it is of one of :data:`.PLAIN_FORMATS`; None if it is not.
+
+        Raises:
+            ImageError: as :meth:`read_file`.
+        """
+        watched = self._check_file(file, name)
+        with _opening(name):
+            image = open_plain(cast("IO[bytes]", watched))
+        return None if image is None else self._read_opened(image, watched, name, fit)
+
+    def _check_file(self, file: IO[bytes], name: str) -> _WatchedFile:
+        """Check the length and the header of a file."""
         size_bytes = file.seek(0, io.SEEK_END)
         if size_bytes == 0:
             raise ImageError(f"{name} is empty (0 bytes); expected an image file.")
         self.limits.check_bytes(size_bytes, name)
         check_header(file, self.limits, name)
-        watched: Any = _WatchedFile(file)
-        try:
-            image = open_file(watched, FORMATS, name)
-        except ImageError:
-            raise
-        except Exception as error:  # decoders raise almost anything on damaged data
-            raise _cannot_open(error, name) from error
+        return _WatchedFile(file)
+
+    def _read_opened(self, image: Image.Image, file: _WatchedFile, name: str, fit: Fit | None) -> DecodedImage:
         with image:
-            self._check_size(image, file, name)
+            self._check_size(image, file.raw, name)
             check_exif(image, name)
-            return _fitted(self._decode(image, name, watched), fit)
+            return _fitted(self._decode(image, name, file), fit)
 
     def _check_size(self, image: Image.Image, file: IO[bytes], name: str) -> None:
         """Check the pixels that are decoded: those of the reduced image if a draft reduces the cost of decoding."""
@@ -441,6 +455,16 @@ def _decoded_part(image: Image.Image) -> Image.Image | None:
         return image.copy()
     finally:
         image.tile = tiles  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise almost anything on damaged data
+        raise _cannot_open(error, name) from error
 
 
 def _cannot_open(error: Exception, name: str) -> ImageError:

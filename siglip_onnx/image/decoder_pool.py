@@ -85,13 +85,16 @@ def _command() -> list[str]:
 class DecoderPool:
     """Reads images as its :class:`.ImageReader` does, in up to ``size`` processes; for any number of threads.
 
-    Paths and bytes are decoded in the processes. PIL images and arrays, which the caller has already, are converted
-    here. A child that inherits a pool by fork starts its own processes.
+    Paths and bytes are decoded in the processes, but with ``plain_here`` not those of the formats whose time and memory
+    follow from their headers (:data:`.PLAIN_FORMATS`). PIL images and arrays, which the caller has already, are
+    converted here. A child that inherits a pool by fork starts its own processes.
     """
 
-    def __init__(self, reader: ImageReader, size: int = 1, limits: DecoderLimits | None = None) -> None:
+    def __init__(
+        self, reader: ImageReader, size: int = 1, limits: DecoderLimits | None = None, *, plain_here: bool = False
+    ) -> None:
         """Prepare the pool; each process starts when it is first needed."""
-        self._reader, self._size = reader, size
+        self._reader, self._size, self._plain_here = reader, size, plain_here
         self._limits = limits or DecoderLimits.of_images(reader.limits)
         self._idle: list[_Decoder] = []
         self._running: set[_Decoder] = set()
@@ -116,6 +119,8 @@ class DecoderPool:
             return self._reader.read(source, fit)
         max_bytes = self._reader.limits.max_bytes
         with self._reader.open_source(source) as (file, name):
+            if self._plain_here and (decoded := self._reader.read_plain(file, name, fit)) is not None:
+                return decoded
             self._reader.limits.check_bytes(file.seek(0, os.SEEK_END), name)
             check_large_header(file, self._reader.limits, name)
             data = source if isinstance(source, bytes) else file.read(max_bytes + 1)
@@ -214,7 +219,9 @@ def open_reader(
 ) -> ImageReader | DecoderPool:
     """Return a reader with these options: a pool of ``size`` processes if they say so, by default one per worker."""
     reader = ImageReader(options.image_limits, options.allow_truncated, draft_size, options.background)
-    return DecoderPool(reader, size or options.workers) if options.isolate_decoding else reader
+    if options.isolate_decoding is False:
+        return reader
+    return DecoderPool(reader, size or options.workers, plain_here=options.isolate_decoding is None)
 
 
 class _DecoderEndedError(Exception):

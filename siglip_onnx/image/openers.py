@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
+from importlib import import_module
 from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -12,6 +13,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ..errors import ImageError, MissingExtraError
 from ..system.extras import extra
 
+# Formats whose decoders take time and memory in proportion to the pixels and bytes of a file. Their modules are loaded
+# one by one: all of them take longer.
+PLAIN_FORMATS = {"JPEG": "PIL.JpegImagePlugin", "PNG": "PIL.PngImagePlugin", "WEBP": "PIL.WebPImagePlugin"}
 # Formats that Pillow reads only if an opener was registered, by a program or by this module.
 _REGISTERED = ("HEIF", "JXL")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
@@ -31,10 +35,10 @@ def open_file(file: IO[bytes], formats: Sequence[str], name: str) -> ImageFile.I
         UnidentifiedImageError: it is of no such format.
     """
     Image.preinit()  # loads the decoders of the most common formats, init those of all
-    image = _open_loaded(file, formats)
+    image = _open_loaded(file, (*formats, *_REGISTERED))
     if image is None and not all(format_ in Image.OPEN for format_ in formats):
         Image.init()
-        image = _open_loaded(file, formats)
+        image = _open_loaded(file, (*formats, *_REGISTERED))
     if image is not None:
         return image
     if _is_heic(file) and "HEIF" not in Image.OPEN:
@@ -42,11 +46,18 @@ def open_file(file: IO[bytes], formats: Sequence[str], name: str) -> ImageFile.I
     raise UnidentifiedImageError("no known format")
 
 
+def open_plain(file: IO[bytes]) -> ImageFile.ImageFile | None:
+    """Open a file as one of :data:`PLAIN_FORMATS`; None if it is none of them."""
+    for module in PLAIN_FORMATS.values():
+        import_module(module)
+    return _open_loaded(file, tuple(PLAIN_FORMATS))
+
+
 def _open_loaded(file: IO[bytes], formats: Sequence[str]) -> ImageFile.ImageFile | None:
     """Open a file with the decoders that are loaded; None if it is of none of their formats."""
     file.seek(0)
     prefix = file.read(16)
-    for format_ in (name for name in (*formats, *_REGISTERED) if name in Image.OPEN):
+    for format_ in (name for name in formats if name in Image.OPEN):
         factory, accept = Image.OPEN[format_]
         # A string says why Pillow was built without this format.
         if accept is not None and (not (accepted := accept(prefix)) or isinstance(accepted, str)):

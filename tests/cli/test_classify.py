@@ -82,18 +82,32 @@ def test_what_a_folder_has_besides_its_images_is_named(words: tuple[str, ...], p
         (["@photos/notes.txt"], True),
         (["photos/star.png", "photos/deep"], True),
         (["photos/star.png", "photos/b.png"], False),
+        (["photos/star.png", "photos/b.gif"], True),
+        (["photos/b.gif", "--no-isolate-decoding"], False),
         (["photos", "--no-isolate-decoding"], False),
         (["photos/star.png", "--isolate-decoding"], True),
     ],
 )
-def test_images_that_were_not_named_one_by_one_are_decoded_in_processes_of_their_own(
+def test_images_not_named_one_by_one_and_of_unusual_formats_are_decoded_in_processes_of_their_own(
     arguments: list[str], isolated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used: list[object] = []
-    read = DecoderPool.read
-    monkeypatch.setattr(DecoderPool, "read", lambda pool, *image: used.append(image) or read(pool, *image))
+    with Image.open(STAR) as image:
+        image.save("photos/b.gif")
+    started: list[object] = []
+    start = DecoderPool._start
+    monkeypatch.setattr(DecoderPool, "_start", lambda pool: started.append(pool) or start(pool))
     assert names(*arguments)
-    assert bool(used) == isolated
+    assert bool(started) == isolated
+
+
+@pytest.mark.usefixtures("photos")
+def test_images_of_patterns_are_embedded_in_processes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    start = DecoderPool._start
+    monkeypatch.setattr(DecoderPool, "_start", lambda pool: started.append(pool) or start(pool))
+    assert run("embed", "photos/b.png", "--out", "x.npy").exit_code == len(started) == 0
+    assert run("embed", "photos/*.png", "--out", "y.npy").exit_code == 0
+    assert started
 
 
 def test_patterns_of_any_depth_name_each_image_once_and_follow_no_links(photos: Path) -> None:

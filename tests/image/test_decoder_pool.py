@@ -106,6 +106,26 @@ def test_errors_are_the_same(pool: DecoderPool, tmp_path: Path) -> None:
         assert (str(isolated.value), isolated.value.status) == (str(direct.value), direct.value.status)
 
 
+@pytest.mark.parametrize(("format_", "here"), [("JPEG", True), ("PNG", True), ("WEBP", True), ("GIF", False),
+                                               ("JPEG2000", False), ("AVIF", False), ("TIFF", False)])  # fmt: skip
+def test_plain_formats_need_no_process_where_they_are_decoded_here(format_: str, *, here: bool) -> None:
+    image = make_image(np.random.default_rng(1), (90, 41))
+    with contextlib.closing(DecoderPool(READER, plain_here=True)) as pool:
+        assert_same(pool, encode(image, format_))
+        assert bool(pids(pool)) != here
+
+
+@pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0no image", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPno image", b"no"])
+def test_errors_of_plain_formats_are_the_same(data: bytes) -> None:
+    with contextlib.closing(DecoderPool(READER, plain_here=True)) as pool:
+        errors = []
+        for reader in (READER, pool):
+            with pytest.raises(ImageError) as error:
+                reader.read(data)
+            errors.append((str(error.value), error.value.status))
+        assert errors[0] == errors[1]
+
+
 def test_options_and_log_lines_pass(caplog: pytest.LogCaptureFixture) -> None:
     reader = ImageReader(ImageLimits(max_pixels=5000), allow_truncated=True, background="red", draft_size=(8, 8))
     with contextlib.closing(DecoderPool(reader)) as pool:
