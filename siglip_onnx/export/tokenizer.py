@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from ..config import SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG, read_document
+from ..config import SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG
 from ..errors import CheckpointError
 from ..system.files import read_small
 from ..system.json_files import read_json_object
 from ..text.growth import MAX_TOKENIZER_BYTES, check_document
 from ..text.tokenizer import is_panic
 from ..text.vocabulary import MAX_PIECE_CHARACTERS, PIECES, write_pieces
+from .tokenizer_settings import EOS, TokenizerSettings, named_pad, read_settings
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
 _META = "▁"
+_WAVE_DASH = "～"  # of Japanese keyboards, which SentencePiece's NFKC keeps, and the library's turns into "~"
+_KEPT_WAVE_DASH = "\U0010fffd"  # what stands for it meanwhile: for private use, so no text has it
+# Added tokens stand in normalized texts as characters for private use, which no other step changes.
+_FIRST_MARK, _MARKS = 0x100000, "[\U00100000-\U0010ffff]"
 # str.isspace() and string.punctuation of Python, as the reference uses them.
 _WHITESPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 _PUNCTUATION = r"[!-/:-@\[-`{-~]"
@@ -49,7 +54,10 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
         problem = f"has neither {SENTENCEPIECE} nor {TOKENIZER}" if source.is_dir() else "is not a file"
         raise CheckpointError(f"{source} {problem}; SigLIP needs its tokenizer.")
     try:
-        document = _from_fast_tokenizer(path) if path.suffix == ".json" else _from_sentencepiece(path)
+        # A file that is not in the checkpoint has settings of its own beside it, or those of another tokenizer.
+        folder = source if source.is_dir() and cleaning is None else None
+        is_fast = path.suffix == ".json"
+        document = _from_fast_tokenizer(path, folder) if is_fast else _from_sentencepiece(path, folder)
         check_document(document)
         if cleaning is not None:
             document = _clean_as_open_clip(document, path, cleaning)
@@ -76,7 +84,7 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
     out.write_text(text, encoding="utf-8")
     config = _tokenizer_config(document, text_length)
     out.with_name(TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if len(document["model"]["vocab"]) >= LARGE_VOCABULARY:
+    if len(document["model"]["vocab"]) >= LARGE_VOCABULARY and not _has_marks(document):
         write_pieces(json.loads(text), out.with_name(PIECES))
 
 
@@ -121,7 +129,7 @@ def find_tokenizer(source: Path, names: Sequence[str] = (SENTENCEPIECE, TOKENIZE
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _from_sentencepiece(path: Path) -> Json:
+def _from_sentencepiece(path: Path, folder: Path | None) -> Json:
     from sentencepiece import sentencepiece_model_pb2  # noqa: PLC0415 - only these checkpoints need it
 
     proto: Any = sentencepiece_model_pb2  # generated at run time, so without types
@@ -136,12 +144,13 @@ def _from_sentencepiece(path: Path) -> Json:
         )
     pieces = [[piece.piece, piece.score] for piece in model.pieces]
     charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
+    settings = TokenizerSettings() if folder is None else read_settings(folder)
     return _unigram_document(
-        pieces, model.trainer_spec.unk_id, charsmap, byte_fallback=model.trainer_spec.byte_fallback
+        pieces, model.trainer_spec.unk_id, charsmap, settings, byte_fallback=model.trainer_spec.byte_fallback
     )
 
 
-def _from_fast_tokenizer(path: Path) -> Json:
+def _from_fast_tokenizer(path: Path, folder: Path | None) -> Json:
     try:
         document = read_json_object(path, MAX_TOKENIZER_BYTES)
         kind = document["model"]["type"]
@@ -150,56 +159,113 @@ def _from_fast_tokenizer(path: Path) -> Json:
             f"{path} holds no tokenizer of the tokenizers library ({error!r}). Download it again."
         ) from error
     if kind == "BPE":
-        return _gemma_document(document)
+        return _gemma_document(document, "" if folder is None else named_pad(folder))
     if kind == "Unigram":
         model = document["model"]
+        added = document.get("added_tokens") or ()
         return _unigram_document(
             model["vocab"],
             model["unk_id"],
             _find_charsmap(document),
+            TokenizerSettings() if folder is None else read_settings(folder, added),
             byte_fallback=model.get("byte_fallback", False),
         )
     raise CheckpointError(f"{path} holds a {kind} model, expected Unigram (SigLIP) or BPE (SigLIP 2).")
 
 
-def _unigram_document(vocab: list[list[Any]], unk_id: int, charsmap: str, *, byte_fallback: bool) -> Json:
-    """SigLIP: lower-case, no ASCII punctuation, single spaces, NFKC; ``</s>`` ends and pads.
+def _unigram_document(
+    vocab: list[list[Any]], unk_id: int, charsmap: str, settings: TokenizerSettings, *, byte_fallback: bool
+) -> Json:
+    """SigLIP: lower-case, no ASCII punctuation, single spaces, NFKC; ``</s>`` ends and pads, if settings do not differ.
 
     Lowercase works letter by letter, as ``SiglipTokenizer`` does: Σ becomes σ, also at the end of a word.
     ``docs/export.md`` lists the texts whose ids differ from the reference's.
     """
     pieces = [piece for piece, _ in vocab]
-    if "</s>" not in pieces:
+    if EOS not in pieces:
         raise CheckpointError(
             "The tokenizer has no </s> piece, with which SigLIP ends and pads texts. Download it again."
         )
-    eos = pieces.index("</s>")
+    eos = pieces.index(EOS)
+    marked = [{**token, "mark": chr(_FIRST_MARK + number)} for number, token in enumerate(settings.marked(pieces))]
+    by_id = {token["id"]: token["mark"] for token in marked}
+    named = {token["content"]: token["id"] for token in marked}
+    # The reference does not lower-case special tokens.
+    special, others = (_mark(token for token in marked if token["special"] is kind) for kind in (True, False))
+    pad = settings.pad or EOS
+    pad_id = _find_pad(pad, named | {EOS: eos}, pieces)
     return {
         "version": "1.0",
-        "added_tokens": [_special_token(eos, "</s>"), _special_token(unk_id, "<unk>")],
+        "added_tokens": [
+            _special_token(eos, EOS),
+            _special_token(unk_id, "<unk>"),
+            *(_marked_token(id_, mark) for id_, mark in by_id.items()),
+        ],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
                 _replace(_META, " "),
+                *special,
                 {"type": "Prepend", "prepend": _META},
-                {"type": "Lowercase"},
+                *([{"type": "Lowercase"}] if settings.lower else []),
+                *others,
                 _replace_regex(_PUNCTUATION, ""),
                 _replace_regex(_WHITESPACE, " "),
-                # Precompiled alone does not change long graphemes, such as decomposed Japanese.
-                *([{"type": "NFKC"}, {"type": "Precompiled", "precompiled_charsmap": charsmap}] if charsmap else []),
+                *(_normalize_as_sentencepiece(charsmap) if charsmap else []),
                 _replace_regex(" {2,}", " "),
                 _replace_regex(f"[ {_META}]+$", ""),
+                *(_JOIN_MARKS if marked else []),
                 _replace(" ", _META),
             ],
         },
-        "post_processor": _end_with("</s>", eos, "</s>", eos),
+        "post_processor": _end_with(EOS, eos, by_id.get(pad_id, pad), pad_id),
         "decoder": {"type": "Metaspace", "replacement": _META, "prepend_scheme": "always", "split": False},
-        "model": {"type": "Unigram", "unk_id": unk_id, "vocab": vocab, "byte_fallback": byte_fallback},
+        "model": {
+            "type": "Unigram",
+            "unk_id": unk_id,
+            "vocab": [[by_id.get(number, piece), score] for number, (piece, score) in enumerate(vocab)],
+            "byte_fallback": byte_fallback,
+        },
     }
 
 
-def _gemma_document(document: Json) -> Json:
-    """SigLIP 2: the published file, plus the lower-casing of training; ``<eos>`` ends, ``<pad>`` pads.
+def _find_pad(pad: str, added: Mapping[str, int], pieces: Sequence[str]) -> int:
+    """Return the id of the token that pads texts."""
+    if pad not in added and pad not in pieces:
+        raise CheckpointError(f"The tokenizer pads texts with {pad!r:.60}, which its vocabulary does not have.")
+    return added[pad] if pad in added else pieces.index(pad)
+
+
+def _has_marks(document: Json) -> bool:
+    return any(token["content"] >= chr(_FIRST_MARK) for token in document.get("added_tokens") or ())
+
+
+def _mark(tokens: Iterable[Json]) -> list[Json]:
+    """Replace added tokens by their marks, the longest first."""
+    longest_first = sorted(tokens, key=lambda token: len(token["content"]), reverse=True)
+    return [_replace(token["content"], token["mark"]) for token in longest_first]
+
+
+def _marked_token(token_id: int, mark: str) -> Json:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {"id": token_id, "content": mark} | flags
+
+
+def _normalize_as_sentencepiece(charsmap: str) -> list[Json]:
+    """Return the steps of a table of SentencePiece.
+
+    Precompiled alone does not change long graphemes, such as decomposed Japanese, which is why NFKC comes before it.
+    """
+    return [
+        _replace(_WAVE_DASH, _KEPT_WAVE_DASH),
+        {"type": "NFKC"},
+        _replace(_KEPT_WAVE_DASH, _WAVE_DASH),
+        {"type": "Precompiled", "precompiled_charsmap": charsmap},
+    ]
+
+
+def _gemma_document(document: Json, pad: str) -> Json:
+    """SigLIP 2: the published file, plus the lower-casing of training; ``<eos>`` ends, ``<pad>`` or ``pad`` pads.
 
     Lowercase is the step that ``Siglip2Tokenizer`` of transformers 5 adds, letter by letter: Σ always becomes σ.
     """
@@ -208,11 +274,13 @@ def _gemma_document(document: Json) -> Json:
         raise CheckpointError(
             "The tokenizer has no <eos> or no <pad>, with which SigLIP 2 ends and pads texts. Download it again."
         )
+    pad = pad or "<pad>"
+    pad_id = _find_pad(pad, vocab | {token["content"]: token["id"] for token in document.get("added_tokens") or ()}, ())
     published = document.get("normalizer")
     steps = [{"type": "Lowercase"}, *([published] if published else [])]
     return document | {
         "normalizer": {"type": "Sequence", "normalizers": steps},
-        "post_processor": _end_with("<eos>", vocab["<eos>"], "<pad>", vocab["<pad>"]),
+        "post_processor": _end_with("<eos>", vocab["<eos>"], pad, pad_id),
         "padding": None,
         "truncation": None,
     }
@@ -242,7 +310,7 @@ def _clean_as_open_clip(document: Json, path: Path, cleaning: str) -> Json:
         token for token in document["added_tokens"] if cleaner.normalize_str(token["content"]) == token["content"]
     ]
     cleaned = document | {"added_tokens": tokens, "normalizer": _sequence([*steps, *following])}
-    pad = _named_pad(path.parent)
+    pad = named_pad(path.parent)
     vocab = document["model"]["vocab"]
     ids = vocab if isinstance(vocab, dict) else {piece: number for number, (piece, _) in enumerate(vocab)}
     if pad in ids:
@@ -253,13 +321,6 @@ def _clean_as_open_clip(document: Json, path: Path, cleaning: str) -> Json:
 def _parts(step: Json | None, key: str) -> list[Json]:
     """Return the parts of a normalizer or pre-tokenizer, which may be a sequence."""
     return list(step.get(key, [step])) if step else []
-
-
-def _named_pad(folder: Path) -> str:
-    """Return the padding token that ``tokenizer_config.json`` names, or an empty string."""
-    path = folder / TOKENIZER_CONFIG
-    pad = read_document(path).get("pad_token") if path.exists() else None
-    return str(pad.get("content") if isinstance(pad, dict) else pad or "")
 
 
 def _sequence(steps: list[Json]) -> Json:
@@ -301,6 +362,12 @@ def _find_charsmap(document: Json) -> str:
     return ""
 
 
+# As the reference, which strips what is between two added tokens, and begins no word behind one.
+_JOIN_MARKS = [
+    _replace_regex(f" (?={_MARKS})", ""),
+    _replace_regex(f"(?<={_MARKS}) ", ""),
+    _replace_regex(f"^{_META}(?={_MARKS})", ""),
+]
 _STRIP: Json = {"type": "Strip", "strip_left": True, "strip_right": True}
 _EMPTY: Json = {"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]}}
 _SINGLE_SPACES = [_replace_regex(_WHITESPACE, " "), _STRIP]

@@ -36,6 +36,7 @@ from ..config import (
     read_preprocessor_document,
 )
 from ..errors import CheckpointError, first_line
+from ..export.tokenizer_settings import TOKEN_KEYS, named_pad, read_settings
 from ..head import Floats
 from ..image.decode import ImageSource, load_image
 from ..model import SigLIP
@@ -313,14 +314,30 @@ def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     length = config.text.max_position_embeddings if config.text is not None else 0
     settings = {"padding": "max_length", "truncation": True, "max_length": length}
     if (checkpoint / SENTENCEPIECE).exists():
-        slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE))
+        slow = transformers.SiglipTokenizer(str(checkpoint / SENTENCEPIECE), **_tokenizer_options(checkpoint))
         return lambda text: slow(text, **settings).input_ids
     read_checked(checkpoint / TOKENIZER)  # before the library, which it may not harm
     # Not from_pretrained: version 4 cannot read the tokenizer_config.json of version 5.
+    pad = {"pad_token": pad} if (pad := named_pad(checkpoint)) else {}
     gemma = transformers.GemmaTokenizerFast(
-        tokenizer_file=str(checkpoint / TOKENIZER), add_bos_token=False, add_eos_token=True, padding_side="right"
+        tokenizer_file=str(checkpoint / TOKENIZER), add_bos_token=False, add_eos_token=True, padding_side="right", **pad
     )
     return lambda text: gemma(text.lower(), **settings).input_ids
+
+
+def _tokenizer_options(checkpoint: Path) -> dict[str, Any]:
+    """Return the settings of a SentencePiece tokenizer that a checkpoint states, and no others, for the library."""
+    settings = read_settings(checkpoint)
+    tokens = {
+        token["id"]: transformers.AddedToken(**{key: token[key] for key in TOKEN_KEYS}) for token in settings.tokens
+    }
+    named = {"pad_token": settings.pad} if settings.pad else {}
+    special = [token["content"] for token in settings.tokens if token["special"]]
+    return {
+        "do_lower_case": settings.lower,
+        "added_tokens_decoder": tokens,
+        "additional_special_tokens": special,
+    } | named
 
 
 def _pixel_error(pixels: NDArray[Any], expected: NDArray[Any]) -> float:

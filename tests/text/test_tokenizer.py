@@ -9,6 +9,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ HARD = [
     "\x1c a\x1db", "a\u200bb", "😀 😀😀", "🇯🇵", "a" * 500, "word " * 200, "A.B.C", "...", "- -", "a\n\nb", "\u3000a",
     "ﷺ", "\x00a", "a\u0301", "\ufeffabc", "½ ²",
     "か\u3099", "ｶﾞﾊﾟﾝ", "\u1112\u1161\u11ab", "e\u0323\u0302", "don't", "100%", "#tag @name", "１２３",
+    "10時～12時", "～夏の海～ ~",
 ]  # fmt: skip
 
 # The known differences, each with its reason.
@@ -70,6 +72,67 @@ def differences(checkpoint: Path, spiece: Path, texts: list[str], tmp_path: Path
 
 def test_small_vocabulary(small_checkpoint: Path, tmp_path: Path) -> None:
     assert differences(small_checkpoint, small_checkpoint / "spiece.model", HARD, tmp_path) == []
+
+
+WORDS = ["a", "photo", "of", "dog's", "Running", "!", "it.", "<dog>", "zorblax", "<my cat>", "<Dog>", "<LOGO>",
+         "ﬁne", "  ", "zorblaxes", "x<dog>y", "-", "猫", "'", ",", "(", ")", "10時～12時",
+         "star", "STAR", "<logo>"]  # fmt: skip
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("added", [[], ["<dog>", "zorblax", "<my cat>", "star"]])
+@pytest.mark.parametrize("options", [{}, {"do_lower_case": False}, {"pad_token": "<unk>"}, {"pad_token": "[PAD]"}])
+def test_settings_of_a_fine_tuned_checkpoint(
+    options: dict[str, Any], added: list[str], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Random texts with tokens that were added, among them one that the vocabulary has, and special ones."""
+    from transformers import SiglipTokenizer
+
+    from siglip_onnx.verify.pytorch import tokenizer
+
+    reference = SiglipTokenizer(str(small_checkpoint / "spiece.model"), **options)
+    if added:
+        reference.add_tokens(added)
+        reference.add_special_tokens({"additional_special_tokens": ["<LOGO>"]})
+    reference.save_pretrained(tmp_path / "checkpoint")
+    write_tokenizer(tmp_path / "checkpoint", tmp_path / "out.json", text_length=32, vocab_size=10**6)
+    rng = np.random.default_rng(0)
+    # The reference loses a letter behind an added token that its vocabulary lacks, as this small one lacks capitals.
+    words = WORDS if options.get("do_lower_case", True) or not added else [*map(str.lower, WORDS[:-3]), "star"]
+    texts = ["<dog>", *(rng.choice([" ", "", "  "]).join(rng.choice(words, rng.integers(1, 7))) for _ in range(1000))]
+    expected = np.array(reference(texts, padding="max_length", truncation=True, max_length=32).input_ids)
+    ids = Tokenizer(tmp_path / "out.json", 32)(texts)
+    assert [text for text, ours, theirs in zip(texts, ids, expected, strict=True) if (ours != theirs).any()] == []
+    if added:
+        assert 75 in ids  # <my cat>
+    verified = tokenizer(tmp_path / "checkpoint", SimpleNamespace(text=SimpleNamespace(max_position_embeddings=32)))  # type: ignore
+    assert [verified(text) for text in texts[:50]] == expected[:50].tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            {"added_tokens_decoder": {"500": {"content": "<dog>"}}},
+            "'<dog>' with the id 500, but the next free id is 73",
+        ),
+        ({"added_tokens_decoder": {"73": {"content": "<dog>", "single_word": True}}}, "for whole words only"),
+        ({"added_tokens_decoder": {str(73 + n): {"content": f"<{n}>"} for n in range(41)}}, "adds 41 tokens; at most"),
+        ({"added_tokens_decoder": {"73": {"content": 5}}}, "added tokens of .* are damaged"),
+        ({"added_tokens_decoder": {"many": {"content": "<dog>"}}}, "added tokens of .* are damaged"),
+        ({"added_tokens_decoder": ["<dog>"]}, "added tokens of .* are damaged"),
+        ({"pad_token": "<none>"}, "pads texts with '<none>', which its vocabulary does not have"),
+        ({"eos_token": {"content": "<end>"}}, "ends texts with '<end>'"),
+        ({"do_lower_case": "no"}, "do_lower_case 'no', expected true or false"),
+    ],
+)
+def test_settings_that_cannot_be_exported_are_named(
+    config: dict[str, Any], problem: str, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copy(small_checkpoint / "spiece.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=problem):
+        write_tokenizer(tmp_path, tmp_path / "out.json", text_length=32, vocab_size=10**6)
 
 
 def test_known_differences_from_the_reference(small_checkpoint: Path, tmp_path: Path) -> None:
