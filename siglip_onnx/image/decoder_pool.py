@@ -373,7 +373,7 @@ class _Decoder:
             reason, status, is_final = f"more than {self._limits.wall_seconds:.0f} seconds", _TOO_LARGE, True
         else:
             code = self._wait()
-            cpu = f"more than {self._limits.cpu_seconds} seconds of CPU time"
+            cpu = "more CPU time than images of its size need"
             memory = f"more than {self._limits.memory_bytes:,} bytes of memory"
             reason, status, is_final = {
                 OUT_OF_MEMORY: (memory, _TOO_LARGE, False),

@@ -22,9 +22,11 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import IO, Any
 
+from PIL import Image
+
 from ..errors import ImageError
 from ..options import ImageLimits
-from .decode import ImageReader, load_decoders
+from .decode import DecodedImage, ImageReader, load_decoders
 from .openers import load_heic_opener
 from .preprocess import Fit, NaflexFit, SquashFit
 
@@ -37,6 +39,8 @@ OUT_OF_MEMORY = 77  # exit code
 _LENGTH = struct.Struct(">I")
 _ORPHAN_SECONDS = 5.0  # after the time limit, which the parent enforces unless it has died
 _BYTES_PER_PIXEL, _OVERHEAD_BYTES = 32, 256_000_000
+_OPENING_SECONDS, _CPU_SECONDS = 15, 2.0  # of CPU time for each image, and for each megapixel
+_SLOW_SECONDS, _SLOW_FORMATS = 5.0, ("QOI", "BMP", "PPM")  # that Pillow decodes in Python, in some of their forms
 _MAX_WALL_SECONDS = 240.0  # a bulk job ends a worker after 300
 _FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit)}
 # Modules that Pillow imports when it first needs them; later no file can be opened.
@@ -54,13 +58,18 @@ class DecoderLimits:
 
     Attributes:
         memory_bytes: address space beyond that of an idle decoder.
-        cpu_seconds: CPU time.
+        cpu_seconds: CPU time of the largest image; small ones have less, see :func:`cpu_seconds`.
         wall_seconds: time on the clock.
     """
 
     memory_bytes: int
     cpu_seconds: int
     wall_seconds: float
+
+    @property
+    def opening_seconds(self) -> int:
+        """CPU time until the number of pixels is known; decoding them may then take what they need."""
+        return min(_OPENING_SECONDS, self.cpu_seconds)
 
     @classmethod
     def of_images(cls, limits: ImageLimits) -> DecoderLimits:
@@ -144,8 +153,8 @@ class _Decoder:
     """Reads requests and writes replies."""
 
     def __init__(self, settings: Message, requests: IO[bytes], replies: IO[bytes]) -> None:
-        self._reader = _make_reader(settings["reader"])
         self._limits = DecoderLimits(**settings["limits"])
+        self._reader = _make_reader(settings["reader"], self._limits)
         self._memory: int | None = settings["memory"]
         self._max_output_bytes: int = 3 * self._reader.limits.max_pixels
         self._requests, self._replies = requests, replies
@@ -242,15 +251,23 @@ def _timed(limits: DecoderLimits) -> Iterator[None]:
         yield
         return
 
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    end = math.ceil(usage.ru_utime + usage.ru_stime) + limits.cpu_seconds
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
+    _limit_cpu(_used_seconds() + limits.opening_seconds)
     signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds + _ORPHAN_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _used_seconds() -> int:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return math.ceil(usage.ru_utime + usage.ru_stime)
+
+
+def _limit_cpu(end: int) -> None:
+    """Let the process end when it has used this CPU time in all."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
 
 
 @contextmanager
@@ -311,11 +328,31 @@ class _CollectedLogs(logging.Handler):
         return records
 
 
-def _make_reader(document: Mapping[str, Any]) -> ImageReader:
+@dataclass(frozen=True)
+class _LimitedReader(ImageReader):
+    """Allows an image the CPU time of its pixels, which are known once it is open."""
+
+    decoder_limits: DecoderLimits = DecoderLimits(0, 0, 0.0)
+
+    def _read_opened(self, image: Image.Image, file: Any, name: str, fit: Fit | None) -> DecodedImage:
+        if sys.platform != "win32":
+            limits, (opening_end, _) = self.decoder_limits, resource.getrlimit(resource.RLIMIT_CPU)
+            largest = opening_end - limits.opening_seconds + limits.cpu_seconds
+            _limit_cpu(min(largest, _used_seconds() + cpu_seconds(image)))
+        return super()._read_opened(image, file, name, fit)
+
+
+def cpu_seconds(image: Image.Image) -> int:
+    """Return the CPU time that decoding an opened image may take: several times what it takes on ordinary machines."""
+    per_megapixel = _SLOW_SECONDS if image.format in _SLOW_FORMATS else _CPU_SECONDS
+    return _OPENING_SECONDS + math.ceil(per_megapixel * image.width * image.height / 1e6)
+
+
+def _make_reader(document: Mapping[str, Any], limits: DecoderLimits) -> ImageReader:
     values = dict(document)
     values["limits"] = ImageLimits(**values["limits"])
     values["draft_size"] = values["draft_size"] and tuple(values["draft_size"])
-    return ImageReader(**values)
+    return _LimitedReader(**values, decoder_limits=limits)
 
 
 def _make_fit(document: Message | None) -> Fit | None:
