@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from ..options import ImageLimits
@@ -45,7 +45,7 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     prefix = read_at(file, 0, 26)
     # A file may begin as one of several formats: each decoder that might take it has its check.
     checks: list[tuple[bool, Callable[[], None]]] = [
-        (prefix.startswith(_PNG), lambda: _check_png(file, 0, limits, name)),
+        (prefix.startswith(_PNG), lambda: _check_png(file, 0, limits, name, iter(range(MAX_PNG_CHUNKS)))),
         (prefix.startswith(b"\xff\xd8"), lambda: check_jpeg(file, name)),
         (prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")), lambda: check_jpeg2000(file, limits, name)),
         (prefix[4:8] == b"ftyp", lambda: check_heif(file, limits, name)),
@@ -74,19 +74,12 @@ def check_large_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     file.seek(0)
 
 
-def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
-    _check_png_size(file, start, limits, name)
-    _check_png_texts(file, start, name)
-
-
-def _check_png_size(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
+def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str, chunks: Iterator[int]) -> None:
+    """Check the size of a PNG, and its texts; ``chunks`` counts down to the last chunk that is read."""
     width, height = struct.unpack(">II", read_at(file, start + 16, 8))
     limits.check_size(width, height, name)
-
-
-def _check_png_texts(file: IO[bytes], start: int, name: str) -> None:
     position, texts, others = start + len(_PNG), 0, 0
-    for _ in range(MAX_PNG_CHUNKS):
+    for _ in chunks:
         header = read_at(file, position, 8)
         if len(header) < 8:
             return
@@ -171,15 +164,16 @@ def _check_icon(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     count = struct.unpack("<H", read_at(file, 4, 2))[0]
     if count > MAX_ICONS:
         raise bomb(name, f"{count} images")
-    for number in range(count):
+    directory, chunks = read_at(file, 6, 16 * count), iter(range(MAX_PNG_CHUNKS))
+    for start in {entry[12] for entry in struct.iter_unpack("<12B I", directory[: len(directory) // 16 * 16])}:
         with contextlib.suppress(struct.error):  # of one image, which may not be the one that is read
-            _check_icon_image(file, struct.unpack("<I", read_at(file, 6 + 16 * number + 12, 4))[0], limits, name)
+            _check_icon_image(file, start, limits, name, chunks)
 
 
-def _check_icon_image(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
+def _check_icon_image(file: IO[bytes], start: int, limits: ImageLimits, name: str, chunks: Iterator[int]) -> None:
     header = read_at(file, start, 16)
     if header.startswith(_PNG):
-        _check_png(file, start, limits, name)
+        _check_png(file, start, limits, name, chunks)
     elif header[:4] == b"\x0c\0\0\0":
         width, height = struct.unpack("<HH", header[4:8])
         limits.check_size(width, max(1, height // 2), name)

@@ -239,6 +239,17 @@ def tiff_of_nested_exif() -> bytes:
     return image + shared_entries(4000, 60_000)[8:]
 
 
+def icon_of_many_chunks(count: int = 256) -> bytes:
+    """Entries for different images, which share their chunks: all but the last have one that holds the next."""
+    chunk = struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
+    begin = png(8, 8)[:33]
+    chain = b"".join(begin + struct.pack(">I4s", 41 * (count - number) - 12, b"IDAT") for number in range(count))
+    body = chain + begin + chunk * 99_000
+    places = (6 + 16 * count + 41 * number for number in range(count))
+    entries = b"".join(struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 32, 99, place) for place in places)
+    return b"\0\0\1\0" + struct.pack("<H", count) + entries + body
+
+
 def webp_of_long_exif() -> bytes:
     entry = struct.pack("<HHII", 40_000, 4, 1, 0)
     return small("WEBP", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 65_535) + entry * 900_000)
@@ -338,6 +349,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "webp of exif": lambda: small("WEBP", exif=b"Exif\0\0" + shared_entries(4000, 60_000)),
     "avif of exif": avif_of_exif,
     "tiff of nested exif": tiff_of_nested_exif,
+    "icon of many chunks": icon_of_many_chunks,
     "jpeg 2000 of 555,000 precincts": lambda: jpeg2000_style(precincts=b"\x11" * 3),  # 12 GB in 158 bytes
     "jpeg 2000 of precincts in a tile-part": lambda: jpeg2000_style(precincts=b"\x11" * 3, in_tile=True),
     "jpeg 2000 of 105,000 code-blocks": lambda: jpeg2000_style(block=(0, 0)),
