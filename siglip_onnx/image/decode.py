@@ -44,6 +44,10 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
+_PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
+_COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
+_SMALL_PIXELS = 1_000_000  # that cost little in any case
+_MAX_LIGHT_BYTES = 420_000_000  # photos of 50 megapixels take no more
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +190,9 @@ class ImageReader:
         return self._read_opened(image, watched, name, fit)
 
     def read_plain(self, file: IO[bytes], name: str, fit: Fit | None = None) -> DecodedImage | None:
-        """Decode an open, seekable file if it is of one of :data:`.PLAIN_FORMATS`; None if it is not.
+        """Decode an open, seekable file if it is of one of :data:`.PLAIN_FORMATS`, and not heavy; None otherwise.
+
+        Heavy are images that may take more than 420 MB, and from a megapixel on JPEGs of arithmetic coding.
 
         Raises:
             ImageError: as :meth:`read_file`.
@@ -196,8 +202,9 @@ class ImageReader:
             image = open_plain(cast("IO[bytes]", watched))
         if image is None:
             return None
+        num_pixels = image.width * image.height
         self._check_size(image, file, name)
-        return self._read_opened(image, watched, name, fit)
+        return None if _is_heavy(image, num_pixels, file, name) else self._read_opened(image, watched, name, fit)
 
     def _check_file(self, file: IO[bytes], name: str) -> _WatchedFile:
         """Check the length and the header of a file."""
@@ -259,6 +266,21 @@ class ImageReader:
         self.limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
         image = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array)
         return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
+
+
+def _is_heavy(image: Image.Image, num_pixels: int, file: IO[bytes], name: str) -> bool:
+    """Say whether an image of one of :data:`.PLAIN_FORMATS` may take much memory, or much time for its bytes.
+
+    ``num_pixels`` are those of the file, of which an opened image has fewer after a draft.
+    """
+    pixel_bytes = _PIXEL_BYTES[image.format or "WEBP"]
+    if image.format in _JPEGS and num_pixels > _SMALL_PIXELS:
+        frame = read_frame(file, name)
+        if frame is None or frame.is_arithmetic:
+            return True
+        if not frame.in_one_pass:
+            return _COEFFICIENT_BYTES * num_pixels > _MAX_LIGHT_BYTES
+    return pixel_bytes * image.width * image.height > _MAX_LIGHT_BYTES
 
 
 def _fitted(decoded: DecodedImage, fit: Fit | None) -> DecodedImage:

@@ -46,7 +46,7 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     # A file may begin as one of several formats: each decoder that might take it has its check.
     checks: list[tuple[bool, Callable[[], None]]] = [
         (prefix.startswith(_PNG), lambda: _check_png(file, 0, limits, name, iter(range(MAX_PNG_CHUNKS)))),
-        (prefix.startswith(b"\xff\xd8"), lambda: check_jpeg(file, name)),
+        (prefix.startswith(b"\xff\xd8"), lambda: check_jpeg(file, limits, name)),
         (prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")), lambda: check_jpeg2000(file, limits, name)),
         (prefix[4:8] == b"ftyp", lambda: check_heif(file, limits, name)),
         (prefix.startswith(TIFFS), lambda: check_tiff(file, limits, name)),

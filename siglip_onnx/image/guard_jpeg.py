@@ -7,10 +7,12 @@ import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+from ..options import ImageLimits
 from .guard_tiff import EXIF, check_exif
 from .headers import bomb, read_at
 
 MAX_SCANS = 64  # an encoder's progressive JPEG has about ten, of CMYK 18
+MAX_PASSES = 20  # scans of the largest image within the limits, of smaller ones in proportion more
 MAX_SEQUENTIAL_SCANS = 8  # one per component at most
 MAX_SEGMENTS = 5_000  # reading their headers alone takes time
 MAX_FILL = 100_000  # bytes between the segments before the first scan, which Pillow reads one by one in Python
@@ -39,7 +41,7 @@ class Frame(NamedTuple):
     in_one_pass: bool
 
 
-def check_jpeg(file: IO[bytes], name: str) -> None:
+def check_jpeg(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     """Count the scans up to the end of the first image; others, or a video, may follow it.
 
     Raises:
@@ -56,8 +58,9 @@ def check_jpeg(file: IO[bytes], name: str) -> None:
         if marker == _END and scans > 0:  # before the first scan, decoders read on
             return
         if marker in _FRAMES and len(header) == _HEADER_BYTES:
-            components = header[9]
-            most = MAX_SCANS if marker in _PROGRESSIVE else most
+            height, width, components = struct.unpack(">HHB", header[5:])
+            parts = limits.max_pixels // max(1, width * height)
+            most = min(MAX_SCANS, MAX_PASSES * max(1, parts)) if marker in _PROGRESSIVE else most
         elif marker in (_EXIF, _PHOTOSHOP):
             metadata += marker == _PHOTOSHOP or header[4:8] == b"Exif"
             if metadata > MAX_METADATA_SEGMENTS:

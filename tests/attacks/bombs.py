@@ -250,6 +250,16 @@ def icon_of_many_chunks(count: int = 256) -> bytes:
     return b"\0\0\1\0" + struct.pack("<H", count) + entries + body
 
 
+def jpeg_of_passes(scans: int, *, frame: int = 0xCA, side: int = 9400) -> bytes:
+    """A progressive JPEG without data, by default one of arithmetic coding and 88 megapixels."""
+    data = jpeg_of_empty_scans(frame, 0, side=side)
+    first = b"\xff\xda\0\x0c\3\1\0\2\0\3\0\0\0\x0d\0\0"
+    others = b"".join(
+        b"\xff\xda\0\x08\1" + bytes([1 + number % 3, 0]) + b"\1\x3f\x0d\0\0" for number in range(scans - 1)
+    )
+    return data[:-2] + first + others + b"\xff\xd9"
+
+
 def webp_of_long_exif() -> bytes:
     entry = struct.pack("<HHII", 40_000, 4, 1, 0)
     return small("WEBP", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 65_535) + entry * 900_000)
@@ -349,6 +359,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "webp of exif": lambda: small("WEBP", exif=b"Exif\0\0" + shared_entries(4000, 60_000)),
     "avif of exif": avif_of_exif,
     "tiff of nested exif": tiff_of_nested_exif,
+    "jpeg of 21 passes over the largest image": lambda: jpeg_of_passes(21),
     "icon of many chunks": icon_of_many_chunks,
     "jpeg 2000 of 555,000 precincts": lambda: jpeg2000_style(precincts=b"\x11" * 3),  # 12 GB in 158 bytes
     "jpeg 2000 of precincts in a tile-part": lambda: jpeg2000_style(precincts=b"\x11" * 3, in_tile=True),
