@@ -20,11 +20,11 @@ from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular
 from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .corrections import correct_alpha, correct_before_decoding
-from .guard import check_exif, check_header
+from .guard import check_header
 from .guard_heif import is_incomplete
-from .guard_jpeg import is_read_in_one_pass
-from .guard_tiff import read_orientation
+from .guard_jpeg import read_frame
 from .openers import open_file, open_plain
+from .orientation import read_orientation, turn_upright
 from .preprocess import Fit
 
 ImageSource = (
@@ -44,16 +44,10 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
-_ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
+_COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
+_SMALL_PIXELS = 1_000_000  # that cost little in any case
+_MAX_LIGHT_BYTES = 420_000_000  # photos of 50 megapixels take no more
 
 _log = logging.getLogger(__name__)
 
@@ -192,10 +186,13 @@ class ImageReader:
         watched = self._check_file(file, name)
         with _opening(name):
             image = open_file(cast("IO[bytes]", watched), FORMATS, name)
+        self._check_size(image, file, name)
         return self._read_opened(image, watched, name, fit)
 
     def read_plain(self, file: IO[bytes], name: str, fit: Fit | None = None) -> DecodedImage | None:
-        """Decode an open, seekable file if it is of one of :data:`.PLAIN_FORMATS`; None if it is not.
+        """Decode an open, seekable file if it is of one of :data:`.PLAIN_FORMATS`, and not heavy; None otherwise.
+
+        Heavy are images that may take more than 420 MB, and from a megapixel on JPEGs of arithmetic coding.
 
         Raises:
             ImageError: as :meth:`read_file`.
@@ -203,7 +200,11 @@ class ImageReader:
         watched = self._check_file(file, name)
         with _opening(name):
             image = open_plain(cast("IO[bytes]", watched))
-        return None if image is None else self._read_opened(image, watched, name, fit)
+        if image is None:
+            return None
+        num_pixels = image.width * image.height
+        self._check_size(image, file, name)
+        return None if _is_heavy(image, num_pixels, file, name) else self._read_opened(image, watched, name, fit)
 
     def _check_file(self, file: IO[bytes], name: str) -> _WatchedFile:
         """Check the length and the header of a file."""
@@ -216,8 +217,6 @@ class ImageReader:
 
     def _read_opened(self, image: Image.Image, file: _WatchedFile, name: str, fit: Fit | None) -> DecodedImage:
         with image:
-            self._check_size(image, file.raw, name)
-            check_exif(image, name)
             return _fitted(self._decode(image, name, file), fit)
 
     def _check_size(self, image: Image.Image, file: IO[bytes], name: str) -> None:
@@ -225,7 +224,7 @@ class ImageReader:
         whole = image.size
         if self.draft_size is not None and image.format in _JPEGS:  # of HEIC, a draft is the preview, another image
             image.draft(None, self.draft_size)
-        if image.size != whole and is_read_in_one_pass(file):
+        if image.size != whole and (frame := read_frame(file, name)) and frame.in_one_pass:
             self.limits.check_reduced(*whole, name)
             whole = image.size
         self.limits.check_size(*whole, name)
@@ -234,8 +233,9 @@ class ImageReader:
         raw = None if file is None else file.raw
         correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
+        orientation = read_orientation(loaded, name, from_file=file is not None)
         try:
-            upright = _upright(correct_alpha(loaded, image, raw), name, from_file=file is not None)
+            upright = turn_upright(correct_alpha(loaded, image, raw), orientation)
             rgb = self._to_rgb(upright, image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
@@ -268,21 +268,19 @@ class ImageReader:
         return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
 
 
-def _upright(image: Image.Image, name: str, *, from_file: bool) -> Image.Image:
-    """Turn an image as its EXIF orientation says, without rewriting its EXIF data as ``ImageOps.exif_transpose`` does.
+def _is_heavy(image: Image.Image, num_pixels: int, file: IO[bytes], name: str) -> bool:
+    """Say whether an image of one of :data:`.PLAIN_FORMATS` may take much memory, or much time for its bytes.
 
-    Data that cannot be read say nothing, as in other programs that show photos. Those of an image of the caller may
-    have been changed since they were read.
+    ``num_pixels`` are those of the file, of which an opened image has fewer after a draft.
     """
-    exif = image.info.get("exif") if from_file else None
-    orientation = read_orientation(exif, name) if isinstance(exif, bytes) else None
-    try:
-        orientation = image.getexif().get(_ORIENTATION) if orientation is None else orientation  # also of TIFF and XMP
-    except Exception as error:  # parsers raise almost anything on damaged data
-        _log.warning("%s has EXIF data that cannot be read, so it is not turned: %s.", name, _cause(error))
-        return image
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    pixel_bytes = _PIXEL_BYTES[image.format or "WEBP"]
+    if image.format in _JPEGS and num_pixels > _SMALL_PIXELS:
+        frame = read_frame(file, name)
+        if frame is None or frame.is_arithmetic:
+            return True
+        if not frame.in_one_pass:
+            return _COEFFICIENT_BYTES * num_pixels > _MAX_LIGHT_BYTES
+    return pixel_bytes * image.width * image.height > _MAX_LIGHT_BYTES
 
 
 def _fitted(decoded: DecodedImage, fit: Fit | None) -> DecodedImage:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import IO
 
 from ..options import ImageLimits
+from .guard_tiff import MAX_EXIF_BYTES, check_exif
 from .headers import bomb
 from .heif import Container, Extent, Item, read_container, read_extents
 
@@ -37,6 +38,7 @@ def check_heif(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         ImageError: of status ``"too_large"``; or its boxes are damaged.
     """
     container, left = read_container(file, name), iter(range(MAX_UNITS))
+    _check_exif(file, container, name)
     for extents in container.samples:
         for size in _av1_sizes(file, extents, left, name):
             limits.check_size(*size, name)
@@ -54,6 +56,15 @@ def check_heif(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         total += max(largest, stated) * decoded.get(number, 0)
     if total > _MOST_DECODED * limits.max_pixels:
         raise bomb(name, f"coded images of {total:,} pixels together")
+
+
+def _check_exif(file: IO[bytes], container: Container, name: str) -> None:
+    """Check EXIF data, which Pillow parses when it opens AVIF."""
+    total = sum(extent.size for extents in container.exif for extent in extents)
+    if total > MAX_EXIF_BYTES:
+        raise bomb(name, f"{total:,} bytes of EXIF data")
+    for extents in container.exif:
+        check_exif(read_extents(file, extents, 4, total), name)
 
 
 def is_incomplete(file: IO[bytes], name: str) -> bool:
@@ -80,7 +91,8 @@ def _frame_sizes(file: IO[bytes], item: Item, left: Iterator[int], name: str) ->
     elif item.kind in _HEVC:
         with suppress(*_DAMAGED):
             for unit in _configured_units(item.config):
-                yield from _hevc_size(unit)
+                _count(left, name)
+                yield from _hevc_size(unit[:_PARAMETERS_BYTES])
         with suppress(*_DAMAGED):
             for start, size in _hevc_units(file, item, left, name):
                 yield from _hevc_size(read_extents(file, item.extents, start, min(size, _PARAMETERS_BYTES)))
@@ -215,6 +227,6 @@ class _Bits:
     def read_golomb(self) -> int:
         """Read a number in the universal code of both formats (AV1 4.10.3, H.265 9.2)."""
         zeros = 0
-        while not self.read(1):
+        while zeros < 32 and not self.read(1):  # behind 32 of them, decoders expect no other bit
             zeros += 1
         return (1 << zeros) - 1 + self.read(zeros if zeros < 32 else 0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from support.images import encode, make_image
 
 from siglip_onnx.errors import ImageError
@@ -198,8 +199,8 @@ def test_exif_data_that_cannot_be_read_turn_nothing(
 
     monkeypatch.setattr(Image.Image, "getexif", fail)
     image = make_image(np.random.default_rng(0), (40, 24))
-    data = encode(image, exif=exif_of((0x128, 3, 1, b"\2\0")))
-    np.testing.assert_array_equal(np.asarray(load_image(data)), np.asarray(image))
+    opened = Image.open(io.BytesIO(encode(image, exif=exif_of(TURNED))))
+    np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(image))
     assert "has EXIF data that cannot be read, so it is not turned: cut" in caplog.text
 
 
@@ -237,3 +238,45 @@ def test_the_caller_may_change_the_orientation_of_an_image(orientation: int | No
         opened.getexif()[0x112] = orientation
     expected = image.transpose(Image.Transpose.ROTATE_180) if orientation == 3 else image
     np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(expected))
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def png_of_text(image: Image.Image, key: str, text: str) -> bytes:
+    texts = PngInfo()
+    texts.add_text(key, text, zip=True)
+    return encode(image, "PNG", pnginfo=texts)
+
+
+@pytest.mark.parametrize("kind", ["raw profile", "XMP text", "JPEG with XMP", "WebP with XMP", "damaged raw profile"])
+def test_all_places_of_an_orientation_are_read_without_pillows_parser(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Image.Image) -> None:
+        raise AssertionError("Pillow's parser of EXIF data")
+
+    image = make_image(np.random.default_rng(0), (40, 24))
+    exif = exif_of(TURNED)
+    raw = f"\nexif\n{len(exif):8}\n{exif.hex()}\n"
+    data = {
+        "raw profile": lambda: png_of_text(image, "Raw profile type exif", raw),
+        "damaged raw profile": lambda: png_of_text(image, "Raw profile type exif", raw + "x"),
+        "XMP text": lambda: png_of_text(image, "XML:com.adobe.xmp", XMP.decode()),
+        "JPEG with XMP": lambda: encode(image, "JPEG", xmp=XMP),
+        "WebP with XMP": lambda: encode(image, "WEBP", lossless=True, xmp=XMP),
+    }[kind]()
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    if kind == "damaged raw profile":
+        assert load_image(data).size == (40, 24)
+        assert "has EXIF data that cannot be read" in caplog.text
+    else:
+        assert load_image(data).size == (24, 40)
+
+
+def test_a_tiff_is_turned_once() -> None:
+    """By its tag, which counts more than its XMP; Pillow turns it."""
+    image = make_image(np.random.default_rng(0), (40, 24))
+    for orientation, size in ((1, (40, 24)), (6, (24, 40))):
+        tags = {0x112: orientation, 700: XMP.replace(b"6", b"5")}
+        assert load_image(encode(image, "TIFF", tiffinfo=tags)).size == size

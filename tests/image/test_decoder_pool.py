@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks.bombs import jpeg_of_empty_scans
 from PIL import Image
 from support.images import encode, make_image
 from support.waiting import wait_until
@@ -138,6 +139,35 @@ def test_plain_formats_need_no_process_where_they_are_decoded_here(format_: str,
     with contextlib.closing(DecoderPool(READER, plain_here=True)) as pool:
         assert_same(pool, encode(image, format_))
         assert bool(pids(pool)) != here
+
+
+@pytest.mark.parametrize(
+    ("format_", "size", "here"),
+    [
+        ("JPEG", (7200, 7200), True),
+        ("JPEG", (7400, 7400), False),  # 438 MB if it is turned
+        ("progressive", (5900, 5900), True),
+        ("progressive", (6000, 6000), False),
+        ("PNG", (5100, 5100), True),
+        ("PNG", (5200, 5200), False),
+        ("WEBP", (4500, 4500), True),
+        ("WEBP", (4600, 4600), False),
+        ("arithmetic", (1016, 1016), False),
+    ],
+)
+def test_images_that_may_take_much_memory_need_a_process(
+    format_: str, size: tuple[int, int], *, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageReader, "_read_opened", lambda *_: "here")
+    monkeypatch.setattr(DecoderPool, "_take", lambda *_: None)
+    monkeypatch.setattr(DecoderPool, "_decode", lambda *_: "in a process")
+    if format_ == "arithmetic":
+        data = jpeg_of_empty_scans(0xC9, 1, side=size[0])
+    else:
+        options = {"progressive": True} if format_ == "progressive" else {}
+        data = encode(Image.new("L", size), "JPEG" if options else format_, **options)
+    with contextlib.closing(DecoderPool(READER, plain_here=True)) as pool:
+        assert pool.read(data) == ("here" if here else "in a process")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0no image", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPno image", b"no"])

@@ -342,3 +342,20 @@ def test_a_marker_that_the_decoder_of_jpeg_2000_skips(content: bytes, accepted: 
         assert_array_equal(np.asarray(load_image(marked)), np.asarray(load_image(data)))
     else:
         assert "an unexpected marker ff56" in str(refusal_of(marked))
+
+
+def test_a_bigtiff_that_pillow_takes_for_another_tiff_is_refused() -> None:
+    error = refusal_of(b"MM\0+\0\x08\0\0" + struct.pack(">Q", 16) + bytes(100))
+    assert error.status == "unsupported"
+    assert "big-endian byte order" in str(error)
+
+
+def test_a_pointer_to_a_lost_directory_of_a_tiff_is_ignored() -> None:
+    image = Image.new("RGB", (40, 30), "red")
+    data = encode(image, "TIFF", tiffinfo={34665: 8}) + b"\xee" * 900_000  # the place seems to have many entries
+    for place in (len(data) - 890_000, len(data) + 9):
+        entry = struct.pack("<HHI", 34665, 4, 1)
+        lost = data.replace(entry + data[data.index(entry) + 8 :][:4], entry + struct.pack("<I", place))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_array_equal(np.asarray(load_image(lost)), np.asarray(image))
