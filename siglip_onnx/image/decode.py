@@ -250,7 +250,7 @@ class ImageReader:
             image, largest = scale_levels(image, file)
             if largest != 255:
                 _log.warning("%s has levels beyond 8 bits, which were scaled from 0-%d to 0-255.", name, largest)
-        return to_rgb(image, background)
+        return to_rgb(image, file, background)
 
     def _from_array(self, array: np.ndarray[Any, Any]) -> DecodedImage:
         shape = array.shape
@@ -265,7 +265,7 @@ class ImageReader:
             raise ImageError(f"An image array has shape {shape} and so no pixels; expected at least 1x1.")
         self.limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
         image = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array)
-        return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
+        return DecodedImage(to_rgb(image, image, parse_background(self.background)), truncated=False)
 
 
 def _is_heavy(image: Image.Image, num_pixels: int, file: IO[bytes], name: str) -> bool:
