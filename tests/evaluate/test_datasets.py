@@ -8,7 +8,8 @@ import pytest
 from support.drawn import NAMES_EN, draw_folders, write_csv, write_json_lines, write_tar
 
 from siglip_onnx.errors import DataError, ImageError
-from siglip_onnx.evaluate.datasets import CaptionedImages, DataOptions, LabeledImages, open_data, read_labels
+from siglip_onnx.evaluate.classes import read_labels
+from siglip_onnx.evaluate.datasets import CaptionedImages, DataOptions, LabeledImages, open_data
 
 DEFAULTS = DataOptions()
 CAPTIONS = [("a red circle", "red"), ("a blue star", "blue"), ("丸", "まる")]
