@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from ..bulk.listing import Listing, is_left_out, status_of
 from ..bulk.parquet import ParquetFile
 from ..errors import DataError
 from ..system.json_files import read_json_object
-from .classes import Key, number_labels, position_of, read_labels, split_lines
+from .classes import Key, number_folders, number_labels, number_names, position_of, read_labels, split_lines
 from .sources import Sample, file_sample, is_image_name, read_parquet, read_webdataset
 from .tables import read_csv, read_json_lines
 
@@ -166,12 +167,12 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
-    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(folder.name))
+    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(_name(folder)))
     keyed: list[Keyed] = []
     num_links = 0
     for folder in folders:
         listing = Listing([folder])
-        keyed += [(file_sample(path, os.path.relpath(image.path, path)), (folder.name,)) for image in listing]
+        keyed += [(file_sample(path, os.path.relpath(image.path, path)), (_name(folder),)) for image in listing]
         num_links += listing.linked_folders
     loose = sum(is_image_name(entry.name) for entry in path.iterdir())
     if loose and not keyed:
@@ -181,24 +182,17 @@ def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
     for count, what in ((loose, "images beside the folders of classes"), (num_links, "links to folders in them")):
         if count:
             _log.warning("%s: %s were left out: %d.", path, what, count)
-    names = [folder.name for folder in folders]
-    labels = None if options.labels is None else read_labels(options.labels)
-    if labels is None:
+    names = list(dict.fromkeys(map(_name, folders)))
+    if options.labels is None:
         texts = [name.replace("_", " ") for name in names]
-    elif isinstance(labels, dict):
-        texts = [labels.get(name, name.replace("_", " ")) for name in names]
-    elif set(names) <= set(labels):
-        names = texts = labels
-    elif all(name.isdecimal() and int(name) < len(labels) for name in names):
-        names, texts = [str(number) for number in range(len(labels))], labels
-    elif len(names) == len(labels):
-        texts = labels
-    else:
-        raise DataError(
-            f"{path} has {len(names)} folders, and {options.labels} has {len(labels)} labels that are not their names. "
-            "Write lines of folder<TAB>words."
-        )
-    return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
+        return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
+    numbers, texts = number_folders(path, names, options.labels)
+    return _labeled(path, keyed, numbers, texts, options)
+
+
+def _name(folder: Path) -> str:
+    """Return a folder's name with composed letters, which macOS takes apart."""
+    return normalize("NFC", folder.name)
 
 
 def _class_folders(path: Path) -> Iterator[Path]:
@@ -393,11 +387,10 @@ def _label(
     ``are_positions`` says that labels that are numbers are positions among the classes, and never their names.
     """
     labels: list[str] | dict[str, str] | None = None if options.labels is None else read_labels(options.labels)
+    keys = {key for _, row in keyed for key in row}
     if isinstance(labels, dict):
-        return _labeled(
-            path, keyed, {name: number for number, name in enumerate(labels)}, list(labels.values()), options
-        )
-    texts, keys = labels or names, {key for _, row in keyed for key in row}
+        return _labeled(path, keyed, number_names(path, keys, list(labels)), list(labels.values()), options)
+    texts = labels or names
     if texts is None:
         if any(position_of(key) is not None for key in keys):
             raise DataError(
@@ -450,7 +443,7 @@ def _keys(value: object, path: Path, name: str) -> list[Key]:
         raise DataError(f"{path}: {name} has the label {value!r:.100}; expected a word, a number, or a list of them.")
     if isinstance(value, int):
         return [value]
-    return [word for each in value.split(SEPARATOR) if (word := each.strip())]
+    return [normalize("NFC", word) for each in value.split(SEPARATOR) if (word := each.strip())]
 
 
 def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
