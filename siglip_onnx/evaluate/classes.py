@@ -151,20 +151,23 @@ def _find(path: Path, names: Iterable[str], lines: Sequence[str]) -> dict[str, i
     Raises:
         DataError: a name has several lines.
     """
+    plain_names = {name: _plain(name) for name in names}
+    wanted = {*plain_names, *plain_names.values()}  # of a million lines, few
     exact, plain = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
     for number, line in enumerate(lines):
-        exact[line].append(number)
-        plain[_plain(line)].append(number)
+        for form, numbers in ((line, exact), (_plain(line), plain)):
+            if form in wanted:
+                numbers[form].append(number)
     found = {}
-    for name in names:
-        numbers = exact.get(name) or plain.get(_plain(name), [])
-        if len(numbers) > 1:
+    for name, plain_name in plain_names.items():
+        places = exact.get(name) or plain.get(plain_name, [])
+        if len(places) > 1:
             raise DataError(
-                f"{path} has the label {name!r:.100}, which could be the class {numbers[0]} or {numbers[1]}: both have "
+                f"{path} has the label {name!r:.100}, which could be the class {places[0]} or {places[1]}: both have "
                 "this name. Write the labels file with lines of name<TAB>words, one for each class."
             )
-        if numbers:
-            found[name] = numbers[0]
+        if places:
+            found[name] = places[0]
     return found
 
 

@@ -370,6 +370,32 @@ def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
+def test_quotation_marks_of_a_table_with_tabs_are_parts_of_texts(tmp_path: Path) -> None:
+    texts = ['"A red star', "six eggs", 'two "eggs"', 'a monitor of 24"', '"a" and "b"', '"', "it's, well"]
+    lines = "".join(f"{number}.png\t{text}\n" for number, text in enumerate(texts))
+    (tmp_path / "x.tsv").write_text(f"path\tcaption\n{lines}")
+    assert captioned(tmp_path / "x.tsv").captions == {"": {number: [text] for number, text in enumerate(texts)}}
+    rows = [(f"{number}.png", text) for number, text in enumerate(texts)]
+    path = write_csv(tmp_path / "x.tsv", ("path", "caption"), rows, "\t")  # as pandas does, with enclosing quotes
+    assert path.read_text().count('""') > 4
+    assert captioned(path).captions == {"": {number: [text] for number, text in enumerate(texts)}}
+    (tmp_path / "x.tsv").write_text('"path"\t"label"\n"a.png"\t"a star"\n"b.png"\t"6 ""eggs"""\n')
+    assert labeled(tmp_path / "x.tsv").texts == ['6 "eggs"', "a star"]
+    for text, message in (("two\neggs", "has the caption '\"two'|row 2|eggs"), ("two\teggs", "cannot contain tabs")):
+        with pytest.raises(DataError, match=message):
+            open_data(write_csv(path, ("path", "caption"), [("a.png", text), ("b.png", "x")], "\t"))
+
+
+def test_rows_that_quotation_marks_join_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('path,caption\na.png,"A red star\nb.png,six eggs\nc.png,a monitor of 24"\n\nd.png,x\ne.png\n\n')
+    with pytest.raises(DataError, match="has the caption None"):
+        open_data(path)
+    path.write_text(path.read_text().replace("e.png", "e.png,y"))
+    assert len(captioned(path).samples) == 3
+    assert f"{path}: 1 rows go over several lines, from one quotation mark to another; check" in caplog.text
+
+
 def test_another_column_is_not_taken_for_the_language(tmp_path: Path) -> None:
     """Each image has a list for each language."""
     rows = [(f"{number}.png", "a", str(number)) for number in range(5000)]
