@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import StringIO, TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from ..bulk.listing import Listing, is_left_out, status_of
 from ..bulk.parquet import ParquetFile
 from ..errors import DataError
-from ..system.files import open_regular
 from ..system.json_files import read_json_object
+from .classes import Key, number_folders, number_labels, number_names, position_of, read_labels, split_lines
 from .sources import Sample, file_sample, is_image_name, read_parquet, read_webdataset
+from .tables import read_csv, read_json_lines
 
 PATHS = ("path", "image", "file_name", "filename", "file", "filepath", "image_path", "image/key")
 LABELS = ("label", "labels", "class", "cls")
@@ -30,13 +27,8 @@ SEPARATOR = "|"  # between the labels of one image in CSV
 ANY_LANGUAGE = ""
 _CLASS_NAMES = "classnames.txt"  # beside the archives of CLIP_benchmark
 _MAX_JSON_BYTES = 500_000_000  # that of COCO has 144 MB
-_MAX_LINE_CHARACTERS = 10_000_000  # of a line of JSON, or a row of CSV
-_MAX_COLUMNS = 1000  # of CSV; a row that has fewer values is filled up
-_MAX_LABELS_BYTES = 100_000_000
 _MAX_LANGUAGES = 200  # of captions; each has a list for each image
-_WHOLE_NUMBER = re.compile(r"(-?\d{1,18})(?:\.0)?")
 _log = logging.getLogger(__name__)
-Key = str | int
 Keyed = tuple[Sample, tuple[Key, ...]]
 
 
@@ -156,7 +148,7 @@ def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages |
     if path.is_dir():
         return _from_folders(path, options)
     readers: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
-        ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines,
+        ".csv": read_csv, ".tsv": read_csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines,
     }  # fmt: skip
     if path.suffix == ".json":
         return _from_karpathy(path, options)
@@ -167,36 +159,6 @@ def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages |
     return _from_rows(path, readers[path.suffix](path), options)
 
 
-def read_labels(path: Path) -> list[str] | dict[str, str]:
-    """Return the words for classes: one class per line, or lines of ``name<TAB>words``.
-
-    Raises:
-        DataError: the file cannot be read, is empty, or mixes both kinds of lines.
-    """
-    try:
-        with open_regular(path) as file:
-            content = file.read(_MAX_LABELS_BYTES + 1)
-        if len(content) > _MAX_LABELS_BYTES:
-            raise ValueError(f"it has more than {_MAX_LABELS_BYTES:,} bytes")
-        lines = [line for line in _lines(content.decode("utf-8-sig")) if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Give a UTF-8 file with one label per line.") from error
-    pairs = [line.split("\t", 1) for line in lines]
-    if not lines or len({len(pair) for pair in pairs}) > 1:
-        odd = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) == 1), "nothing")
-        raise DataError(
-            f"{path} has the line {odd!r:.100}; expected either one label per line, or name<TAB>words on each line."
-        )
-    if len(pairs[0]) == 1:
-        return [line.strip() for line in lines]
-    return {name.strip(): words.strip() for name, words in pairs}
-
-
-def _lines(text: str) -> list[str]:
-    """Return the lines of a text as a file has them; ``str.splitlines`` also splits at separators inside a line."""
-    return [line.rstrip("\n") for line in StringIO(text, newline=None)]
-
-
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
     """Return at most ``limit`` of ``count`` positions, evenly spaced."""
     if limit is None or limit >= count:
@@ -205,12 +167,12 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
-    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(folder.name))
+    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(_name(folder)))
     keyed: list[Keyed] = []
     num_links = 0
     for folder in folders:
         listing = Listing([folder])
-        keyed += [(file_sample(path, os.path.relpath(image.path, path)), (folder.name,)) for image in listing]
+        keyed += [(file_sample(path, os.path.relpath(image.path, path)), (_name(folder),)) for image in listing]
         num_links += listing.linked_folders
     loose = sum(is_image_name(entry.name) for entry in path.iterdir())
     if loose and not keyed:
@@ -220,24 +182,17 @@ def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
     for count, what in ((loose, "images beside the folders of classes"), (num_links, "links to folders in them")):
         if count:
             _log.warning("%s: %s were left out: %d.", path, what, count)
-    names = [folder.name for folder in folders]
-    labels = None if options.labels is None else read_labels(options.labels)
-    if labels is None:
+    names = list(dict.fromkeys(map(_name, folders)))
+    if options.labels is None:
         texts = [name.replace("_", " ") for name in names]
-    elif isinstance(labels, dict):
-        texts = [labels.get(name, name.replace("_", " ")) for name in names]
-    elif set(names) <= set(labels):
-        names = texts = labels
-    elif all(name.isdecimal() and int(name) < len(labels) for name in names):
-        names, texts = [str(number) for number in range(len(labels))], labels
-    elif len(names) == len(labels):
-        texts = labels
-    else:
-        raise DataError(
-            f"{path} has {len(names)} folders, and {options.labels} has {len(labels)} labels that are not their names. "
-            "Write lines of folder<TAB>words."
-        )
-    return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
+        return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
+    numbers, texts = number_folders(path, names, options.labels)
+    return _labeled(path, keyed, numbers, texts, options)
+
+
+def _name(folder: Path) -> str:
+    """Return a folder's name with composed letters, which macOS takes apart."""
+    return normalize("NFC", folder.name)
 
 
 def _class_folders(path: Path) -> Iterator[Path]:
@@ -379,7 +334,7 @@ def _from_archives(path: Path, archives: Iterable[Path], options: DataOptions) -
     captions = _Captions()
     for sample, rest in pairs:
         captions.add(sample)
-        captions.extend(ANY_LANGUAGE, _lines(_text(rest.get("txt"), sample)))
+        captions.extend(ANY_LANGUAGE, split_lines(_text(rest.get("txt"), sample)))
     return captions.finish(path)
 
 
@@ -432,48 +387,18 @@ def _label(
     ``are_positions`` says that labels that are numbers are positions among the classes, and never their names.
     """
     labels: list[str] | dict[str, str] | None = None if options.labels is None else read_labels(options.labels)
+    keys = {key for _, row in keyed for key in row}
     if isinstance(labels, dict):
-        return _labeled(
-            path, keyed, {name: number for number, name in enumerate(labels)}, list(labels.values()), options
-        )
-    texts, keys = labels or names, {key for _, row in keyed for key in row}
+        return _labeled(path, keyed, number_names(path, keys, list(labels)), list(labels.values()), options)
+    texts = labels or names
     if texts is None:
-        if any(_position(key) is not None for key in keys):
+        if any(position_of(key) is not None for key in keys):
             raise DataError(
                 f"{path} has labels that are numbers, such as {min(map(str, keys)):.100}; give their words with "
                 "--labels FILE, one class per line, that of 0 first."
             )
         texts = sorted(map(str, keys))
-    return _labeled(path, keyed, _class_numbers(path, keys, texts, are_positions=are_positions), texts, options)
-
-
-def _class_numbers(path: Path, keys: Iterable[Key], texts: Sequence[str], *, are_positions: bool) -> dict[Key, int]:
-    """Return the class of each label that has one; numbers are either all names of classes or all positions.
-
-    Raises:
-        DataError: they could be both.
-    """
-    by_name = {name: number for number, name in enumerate(texts)}
-    named = {key: by_name[str(key)] for key in keys if str(key) in by_name}
-    positions = {key: position for key in keys if (position := _position(key)) is not None}
-    placed = {key: position for key, position in positions.items() if 0 <= position < len(texts)}
-    words = {key: number for key, number in named.items() if key not in positions}
-    if are_positions or not positions.keys() <= named.keys():
-        return words | placed
-    if placed.keys() == positions.keys() and not placed.items() <= named.items():
-        raise DataError(
-            f"{path} has labels that are numbers, such as {min(map(str, positions))}, and may be names of classes or "
-            "their positions. Write the labels file with lines of name<TAB>words, one for each class."
-        )
-    return named
-
-
-def _position(key: Key) -> int | None:
-    """Return a label that is a whole number, also one that is written as text, or by pandas as ``1.0``."""
-    if isinstance(key, int):
-        return key
-    match = _WHOLE_NUMBER.fullmatch(key)
-    return None if match is None else int(match[1])
+    return _labeled(path, keyed, number_labels(path, keys, texts, are_positions=are_positions), texts, options)
 
 
 def _labeled(
@@ -518,7 +443,7 @@ def _keys(value: object, path: Path, name: str) -> list[Key]:
         raise DataError(f"{path}: {name} has the label {value!r:.100}; expected a word, a number, or a list of them.")
     if isinstance(value, int):
         return [value]
-    return [word for each in value.split(SEPARATOR) if (word := each.strip())]
+    return [normalize("NFC", word) for each in value.split(SEPARATOR) if (word := each.strip())]
 
 
 def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -527,65 +452,3 @@ def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 def _names(row: Mapping[str, Any]) -> str:
     return f"{', '.join(map(str, row)):.300}"
-
-
-def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
-            first = file.readline(_MAX_LINE_CHARACTERS)
-            file.seek(0)
-            delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
-            lines = _Lines(file)
-            rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
-            columns = rows.fieldnames or ()
-            if len(columns) > _MAX_COLUMNS:
-                raise ValueError(
-                    f"it has {len(columns):,} columns, at most {_MAX_COLUMNS:,} are read; keep those that are used"
-                )
-            if repeated := [name for name, count in Counter(columns).items() if name and count > 1]:
-                raise ValueError(f"it has several columns {repeated[0]!r:.100}")
-            for row in rows:
-                lines.num_characters = 0
-                if any(row.get(None, ())):
-                    raise ValueError(
-                        f"line {rows.line_num} has {len(columns) + len(row[None])} values for {len(columns)} columns; "
-                        "a text with commas needs quotes"
-                    )
-                yield row
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{path} cannot be read as CSV: {error}. Expected UTF-8 with a line of column names."
-        ) from error
-
-
-class _Lines:
-    """The lines of a file; those between two resets of ``num_characters``, such as a row of CSV, are bounded."""
-
-    def __init__(self, file: TextIOWrapper) -> None:
-        self._file = file
-        self.num_characters = 0
-
-    def __iter__(self) -> Iterator[str]:
-        while line := self._file.readline(_MAX_LINE_CHARACTERS + 1):
-            self.num_characters += len(line)
-            if self.num_characters > _MAX_LINE_CHARACTERS:
-                raise ValueError(f"a line or row has more than {_MAX_LINE_CHARACTERS:,} characters")
-            yield line
-
-
-def _read_json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    number = 0
-    try:
-        with TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
-            lines = _Lines(file)
-            for number, line in enumerate(lines, 1):  # noqa: B007 - the error names it
-                lines.num_characters = 0
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError("not an object")
-                    yield row
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}, line {number}: {error!s:.300}. Expected one JSON object per line, in UTF-8."
-        ) from error

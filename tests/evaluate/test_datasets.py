@@ -1,14 +1,16 @@
 """Every layout of a data set gives the same images and labels; what cannot be used is named."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from support.drawn import NAMES_EN, draw_folders, write_csv, write_json_lines, write_tar
 
 from siglip_onnx.errors import DataError, ImageError
-from siglip_onnx.evaluate.datasets import CaptionedImages, DataOptions, LabeledImages, open_data, read_labels
+from siglip_onnx.evaluate.classes import read_labels
+from siglip_onnx.evaluate.datasets import CaptionedImages, DataOptions, LabeledImages, open_data
 
 DEFAULTS = DataOptions()
 CAPTIONS = [("a red circle", "red"), ("a blue star", "blue"), ("丸", "まる")]
@@ -93,27 +95,138 @@ def test_every_layout_has_the_same_images_and_labels(layout: str, drawn: Path, t
     assert not data.multi_label
 
 
-def test_labels_of_folders(drawn: Path, tmp_path: Path) -> None:
+def folders(out: Path, names: Iterable[str]) -> Path:
+    """Make a folder per class with one image."""
+    for name in names:
+        (out / "set" / name).mkdir(parents=True)
+        (out / "set" / name / "x.png").touch()
+    return out / "set"
+
+
+def words_of_folders(data: Path, content: str) -> dict[str, str]:
+    """Return the words that a file of labels gives to the folders."""
+    labels = data.with_suffix(".txt")
+    labels.write_text(content, encoding="utf-8")
+    opened = labeled(data, DataOptions(labels=labels))
+    return {Path(sample.name).parts[0]: opened.texts[sample.labels[0]] for sample in opened.samples}
+
+
+def test_labels_of_folders(drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = tmp_path / "labels.txt"
 
     def texts(content: str) -> list[str]:
         labels.write_text(content, encoding="utf-8")
         return labeled(drawn, DataOptions(labels=labels)).texts
 
-    assert texts("a red star\t赤い星\n")[sorted(NAMES_EN).index("a red star")] == "赤い星"
-    assert texts("\n".join("ABCDEFGH")) == list("ABCDEFGH")  # as many as folders, in their order
     more = [*NAMES_EN, "a cat"]
+    assert texts("".join(f"{name}\tthe {name}\n" for name in more)) == [f"the {name}" for name in more]
+    assert f"{labels} names 1 classes that have no folder in {drawn}; they stay possible answers." in caplog.messages
     assert texts("\n".join(more)) == more
+    caplog.clear()
+    assert texts("\n".join("ABCDEFGH")) == list("ABCDEFGH")  # as many as folders, in their order
+    order = "has no names of folders, so its lines are taken in their order: a blue circle is 'A', ..., "
+    assert order in caplog.text
     with pytest.raises(DataError, match=r"8 folders.*3 labels that are not their names"):
         texts("x\ny\nz")
 
 
+FOLDERS = ("red_star", "eggs", "heart")  # not in their order
+
+
+@pytest.mark.parametrize(
+    ("names", "content", "message"),
+    [
+        (
+            FOLDERS,
+            "red_star\neggs\nhart",
+            "folder 'heart', which .* does not name, but others. Write a line of folder<T",
+        ),
+        (FOLDERS, "Red Star\nEggs\nHeart", "folder 'eggs', which .* does not name exactly: it has 'Eggs'"),
+        (FOLDERS, "red-star\nmore eggs\ntwo hearts", "folder 'red_star', .* exactly: it has 'red-star'"),
+        (FOLDERS, "RED_STAR\ta star\nEGGS\teggs\nHEART\ta heart", "folder 'eggs', .* exactly: it has 'EGGS'"),
+        (FOLDERS, "n1\ta star\nn2\teggs\nn3\ta heart", "folder 'eggs', which .* does not name, and no other"),
+        (FOLDERS, "red_star\ta star\neggs\teggs", "folder 'heart', which .* does not name, but others"),
+        (FOLDERS, "red star\nred_star\nRED_STAR\neggs\neggs\nheart", "label 'eggs', which could be the class 3 or 4"),
+        (FOLDERS, "red_star\tx\nred_star\ty\neggs\tz\nheart\tz", r"line 'red_star\\ty', whose name another line has"),
+        (FOLDERS, "red_star\tx\neggs\t\nheart\tz", r"line 'eggs\\t', of which a part is empty"),
+        (
+            ("1", "2"),
+            "a\nb\nc",
+            "2 folders from 1 to 2, and .* has 3 labels, which may count from 0, from 1, or in the",
+        ),
+        (("01", "03"), "a\nb\nc", "2 folders from 1 to 3, and .* has 3 labels"),
+        (("0", "1", "3"), "a\nb\nc", "3 folders from 0 to 3, and .* has 3 labels"),
+        (("1", "2", "4"), "a\nb\nc", "3 folders from 1 to 4, and .* has 3 labels"),
+        (("1", "2"), "1\n2\n3", "may be names of classes or their positions"),
+        (("0", "1", "cat"), "a\nb\ncat", "folder '0', which .* does not name, but others"),
+    ],
+)
+def test_folders_whose_labels_are_not_certain_are_refused(
+    names: Sequence[str], content: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        words_of_folders(folders(tmp_path, names), content)
+
+
+@pytest.mark.parametrize(
+    ("names", "content", "expected"),
+    [
+        (FOLDERS, "red star\neggs\nheart", ["red star", "eggs", "heart"]),
+        (FOLDERS, "red star\tA\neggs\tB\nheart\tC\nmoon\tD", ["A", "B", "C"]),
+        (("A", "a"), "a\nA", ["A", "a"]),
+        (("red_star", "red star"), "red star\nred_star", ["red_star", "red star"]),
+        (("n02", "n01"), "first\nsecond", ["second", "first"]),
+        (("n02", "n01"), "n01\tfirst\nn02\tsecond", ["second", "first"]),
+        (("0", "1", "2"), "a\nb\nc", ["a", "b", "c"]),
+        (("00", "07", "10"), "\n".join("abcdefghijkl"), ["a", "h", "k"]),
+        (("1", "2", "10", *"3456789"), "\n".join("abcdefghij"), ["a", "b", "j", *"cdefghi"]),
+        (("2", "0", "1"), "2\n0\n1", "names of classes or their positions"),
+        (("2", "3", "1"), "2\n1\n3", ["2", "3", "1"]),
+        (("2025", "2024"), "a\nb", ["b", "a"]),
+        (("0", "1"), "1\n2", ["1", "2"]),
+    ],
+)
+def test_words_of_folders(names: Sequence[str], content: str, expected: list[str] | str, tmp_path: Path) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            words_of_folders(folders(tmp_path, names), content)
+    else:
+        assert words_of_folders(folders(tmp_path, names), content) == dict(zip(names, expected, strict=True))
+
+
+def test_composed_and_decomposed_names_are_equal(tmp_path: Path) -> None:
+    """macOS writes names of folders into archives decomposed; editors write composed letters."""
+    names = ["赤い星", "たまご", "みどりのハート", "Äpfel"]
+    data = folders(tmp_path, [normalize("NFD", name) for name in names])
+    for content in ("\n".join(names), "\n".join(normalize("NFD", name) for name in names),
+                    "".join(f"{name}\tthe {name}\n" for name in names)):  # fmt: skip
+        for folder, text in words_of_folders(data, content).items():
+            assert normalize("NFC", text).endswith(normalize("NFC", folder))
+    assert labeled(data).texts == sorted(names)
+    rows = [("a.png", names[0]), ("b.png", normalize("NFD", names[1])), ("c.png", names[1])]
+    assert labeled(write_csv(tmp_path / "x.csv", ("path", "label"), rows)).texts == sorted(names[:2])
+    for content in ("\n".join(names), "".join(f"{normalize('NFD', name)}\t{name}\n" for name in names)):
+        (tmp_path / "labels.txt").write_text(content, encoding="utf-8")
+        opened = labeled(tmp_path / "x.csv", DataOptions(labels=tmp_path / "labels.txt"))
+        assert [opened.texts[sample.labels[0]] for sample in opened.samples] == [names[0], names[1], names[1]]
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (0, 2)])
+def test_numbers_that_may_count_from_1_are_said_to_count_from_0(
+    numbers: Sequence[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\nc")
+    rows = [{"path": f"{number}.png", "label": number} for number in numbers]
+    data = labeled(write_json_lines(tmp_path / "x.jsonl", rows), DataOptions(labels=tmp_path / "labels.txt"))
+    assert [sample.labels for sample in data.samples] == [(number,) for number in numbers]
+    warned = "has no label 0. Its labels count the classes from 0, so that 1 is 'b'; if they count from 1, write"
+    assert (warned in caplog.text) == (0 not in numbers)
+
+
 def test_folders_with_numbers_are_in_the_order_of_the_labels(tmp_path: Path) -> None:
-    for number in (0, 2, 10):
-        (tmp_path / "set" / str(number)).mkdir(parents=True)
-        (tmp_path / "set" / str(number) / "x.png").touch()
+    path = folders(tmp_path, ["0", "2", "10"])
     (tmp_path / "labels.txt").write_text("\n".join(f"class {number}" for number in range(12)))
-    data = labeled(tmp_path / "set", DataOptions(labels=tmp_path / "labels.txt"))
+    data = labeled(path, DataOptions(labels=tmp_path / "labels.txt"))
     assert [sample.labels for sample in data.samples] == [(0,), (2,), (10,)]
     assert len(data.texts) == 12
 
@@ -257,6 +370,32 @@ def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
+def test_quotation_marks_of_a_table_with_tabs_are_parts_of_texts(tmp_path: Path) -> None:
+    texts = ['"A red star', "six eggs", 'two "eggs"', 'a monitor of 24"', '"a" and "b"', '"', "it's, well"]
+    lines = "".join(f"{number}.png\t{text}\n" for number, text in enumerate(texts))
+    (tmp_path / "x.tsv").write_text(f"path\tcaption\n{lines}")
+    assert captioned(tmp_path / "x.tsv").captions == {"": {number: [text] for number, text in enumerate(texts)}}
+    rows = [(f"{number}.png", text) for number, text in enumerate(texts)]
+    path = write_csv(tmp_path / "x.tsv", ("path", "caption"), rows, "\t")  # as pandas does, with enclosing quotes
+    assert path.read_text().count('""') > 4
+    assert captioned(path).captions == {"": {number: [text] for number, text in enumerate(texts)}}
+    (tmp_path / "x.tsv").write_text('"path"\t"label"\n"a.png"\t"a star"\n"b.png"\t"6 ""eggs"""\n')
+    assert labeled(tmp_path / "x.tsv").texts == ['6 "eggs"', "a star"]
+    for text, message in (("two\neggs", "has the caption '\"two'|row 2|eggs"), ("two\teggs", "cannot contain tabs")):
+        with pytest.raises(DataError, match=message):
+            open_data(write_csv(path, ("path", "caption"), [("a.png", text), ("b.png", "x")], "\t"))
+
+
+def test_rows_that_quotation_marks_join_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('path,caption\na.png,"A red star\nb.png,six eggs\nc.png,a monitor of 24"\n\nd.png,x\ne.png\n\n')
+    with pytest.raises(DataError, match="has the caption None"):
+        open_data(path)
+    path.write_text(path.read_text().replace("e.png", "e.png,y"))
+    assert len(captioned(path).samples) == 3
+    assert f"{path}: 1 rows go over several lines, from one quotation mark to another; check" in caplog.text
+
+
 def test_another_column_is_not_taken_for_the_language(tmp_path: Path) -> None:
     """Each image has a list for each language."""
     rows = [(f"{number}.png", "a", str(number)) for number in range(5000)]
@@ -338,7 +477,14 @@ def test_unknown_labels_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "has the line 'nothing'"), (b"a\tb\nc\n", "has the line 'c'; expected either"), (b"\xff", "cannot be read")],
+    [
+        (b"", "has the line 'nothing'"),
+        (b"a\tb\nc\n", "has the line 'c'; expected either"),
+        (b"\xff", "cannot be read"),
+        (b"a\n" * 1_000_001, "has more than 1,000,000 lines"),
+        (b"a" * 20_000_001, "has more than 20,000,000 bytes"),
+        (b"\ta\nb\tc\n", "of which a part is empty"),
+    ],
 )
 def test_files_of_labels(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(content)

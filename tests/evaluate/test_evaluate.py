@@ -553,7 +553,12 @@ def test_data_that_no_command_can_use(command: str, drawn: Path, paths: list[Pat
     refused(table([(path, "") for path, _ in rows]), "has 16 images without any label")
     (tmp_path / "labels.txt").write_text("a red star\na cat")
     refused(table(rows), "among the 2 known classes (a red star, a cat). Add it", "--labels", tmp_path / "labels.txt")
-    refused(drawn, "labels.txt has 2 labels that are not their names", "--labels", tmp_path / "labels.txt")
+    refused(
+        drawn,
+        "'a blue circle', which " + f"{tmp_path / 'labels.txt'} does not name, but others",
+        "--labels",
+        tmp_path / "labels.txt",
+    )
     refused(drawn, "nothing.txt cannot be read", "--labels", tmp_path / "nothing.txt")
     refused(paths[0].parent, "has images, but no folder per class")
     (tmp_path / "broken").write_bytes(b"no image")
