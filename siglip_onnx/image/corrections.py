@@ -1,4 +1,4 @@
-"""Correct what Pillow reads wrongly in some files of PNG, TIFF, TGA, PSD and ICO, or refuse what it cannot read right.
+"""Correct what Pillow reads wrongly in some files of several formats, or refuse what it cannot read right.
 
 pillow-heif is held to the image that a HEIC file shows.
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import ImageError
 from .headers import read_at
+from .jpeg2000 import correct_jpeg2000, scale_jpeg2000
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PLANES = 258, 259, 284  # TIFF tags
 _SEPARATE, _UNCOMPRESSED = 2, 1
@@ -35,6 +36,8 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     """
     if image.format == "PNG" and file is not None:
         _correct_transparent_color(image)
+    elif image.format == "JPEG2000" and file is not None:
+        correct_jpeg2000(image, file, name)
     elif image.format == "TIFF":
         _check_planes(getattr(image, "tag_v2", {}), name)
     elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
@@ -46,14 +49,19 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
         )
 
 
-def correct_alpha(image: Image.Image, opened: Image.Image, file: IO[bytes] | None) -> Image.Image:
-    """Return a decoded image without an alpha channel that its file does not have, or has in another place.
+def correct_after_decoding(
+    image: Image.Image, opened: Image.Image, file: IO[bytes] | None, name: str
+) -> Image.Image:  # fmt: skip
+    """Return a decoded image with the levels of its file, without an alpha channel that is none, or elsewhere.
 
     Args:
         image: the decoded image.
         opened: the image as it was opened, which knows its format.
         file: its file; None if it is the caller's, which stays as it is.
+        name: how errors name it.
     """
+    if file is not None and opened.format == "JPEG2000":
+        return scale_jpeg2000(image, file, name)
     if file is None or image.mode != "RGBA":
         return image
     if opened.format == "PSD":

@@ -19,10 +19,11 @@ from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line,
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular
 from .convert import is_deep, parse_background, scale_levels, to_rgb
-from .corrections import correct_alpha, correct_before_decoding
+from .corrections import correct_after_decoding, correct_before_decoding
 from .guard import check_header
 from .guard_heif import is_incomplete
 from .guard_jpeg import read_frame
+from .jpeg2000 import is_cut
 from .openers import open_file, open_plain
 from .orientation import read_orientation, turn_upright
 from .preprocess import Fit
@@ -235,7 +236,7 @@ class ImageReader:
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         orientation = read_orientation(loaded, name, from_file=file is not None)
         try:
-            upright = turn_upright(correct_alpha(loaded, image, raw), orientation)
+            upright = turn_upright(correct_after_decoding(loaded, image, raw, name), orientation)
             rgb = self._to_rgb(upright, image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
@@ -419,7 +420,7 @@ def _load_pixels(
         image.load()
     except Exception as error:  # decoders raise almost anything on damaged data
         problem = error
-    incomplete = file is not None and image.format in _HEIFS and is_incomplete(file.raw, name)
+    incomplete = file is not None and _is_incomplete(image, file.raw, name)
     if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
         if problem is not None:
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
@@ -431,6 +432,21 @@ def _load_pixels(
         raise _truncated(name, "no part of it can be decoded") from problem
     _log.warning("%s is truncated; what is missing of it is gray, black or the background.", name)
     return partial, True
+
+
+def _is_incomplete(image: Image.Image, file: IO[bytes], name: str) -> bool:
+    """Say whether a file lacks data, as far as its decoder does not report it.
+
+    In a host that lets Pillow pass truncated images, those of JPEG 2000 and of icons do not.
+    """
+    if image.format in _HEIFS:
+        return is_incomplete(file, name)
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        return False
+    if image.format == "ICO":
+        entry: Any = image.ico.entry[0]  # type: ignore[attr-defined]
+        return bool(entry.offset + entry.size > file.seek(0, io.SEEK_END))
+    return image.format == "JPEG2000" and is_cut(file, name)
 
 
 def _ends_early(image: Image.Image, problem: Exception | None, read_past_end: bool, end_marker: bytes) -> bool:

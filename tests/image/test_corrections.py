@@ -13,6 +13,7 @@ from support.images import encode, make_image
 
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image import ImageReader, load_image
+from siglip_onnx.image.jpeg2000 import scale_jpeg2000
 
 GRAY, RGB = 0, 2  # color types of PNG
 
@@ -280,3 +281,44 @@ def test_a_tiff_is_turned_once() -> None:
     for orientation, size in ((1, (40, 24)), (6, (24, 40))):
         tags = {0x112: orientation, 700: XMP.replace(b"6", b"5")}
         assert load_image(encode(image, "TIFF", tiffinfo=tags)).size == size
+
+
+def jp2(colors: bytes, image: Image.Image) -> bytes:
+    """A JP2 with a palette of RGB."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(content), kind) + content
+
+    header = box(b"ihdr", struct.pack(">IIHBBBB", image.height, image.width, 1, 7, 7, 0, 0))
+    header += box(b"colr", b"\1\0\0" + struct.pack(">I", 16))
+    header += box(b"pclr", struct.pack(">HB", len(colors) // 3, 3) + b"\7\7\7" + colors)
+    header += box(b"cmap", b"".join(struct.pack(">HBB", 0, 1, channel) for channel in range(3)))
+    start = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ") + box(b"jp2h", header)
+    return start + box(b"jp2c", encode(image, "JPEG2000", no_jp2=True))
+
+
+def test_a_palette_of_jpeg_2000_may_have_equal_colors() -> None:
+    rng = np.random.default_rng(0)
+    colors = rng.integers(0, 256, (20, 3), dtype=np.uint8)
+    colors[5] = colors[2]
+    indices = rng.integers(0, 20, (30, 40), dtype=np.uint8)
+    read = load_image(jp2(colors.tobytes(), Image.fromarray(indices)))
+    np.testing.assert_array_equal(np.asarray(read), colors[indices])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("no_jp2", [True, False])
+def test_color_of_jpeg_2000_of_more_than_8_bits_is_refused(mode: str, no_jp2: bool) -> None:
+    data = encode(Image.new(mode, (20, 10)), "JPEG2000", no_jp2=no_jp2)
+    place = data.index(b"\xff\x4f\xff\x51") + 42 + 3 * (len(mode) - 1)  # the depth of the last channel
+    with pytest.raises(ImageError, match="colors of more than 8 bits") as raised:
+        load_image(data[:place] + b"\x0f" + data[place + 1 :])
+    assert raised.value.status == "unsupported"
+
+
+def test_channels_of_jpeg_2000_of_few_bits_are_scaled() -> None:
+    data = encode(Image.new("LA", (4, 1)), "JPEG2000", no_jp2=True)
+    depths = data[:42] + b"\3\1\1\0\1\1" + data[48:]  # 4 bits of gray, and one of alpha
+    shifted = Image.fromarray(np.array([[[0, 0], [16, 0], [128, 128], [240, 128]]], np.uint8))
+    scaled = scale_jpeg2000(shifted, io.BytesIO(depths), "x")
+    assert np.asarray(scaled).tolist() == [[[0, 0], [17, 0], [136, 255], [255, 255]]]
