@@ -113,6 +113,7 @@ class ImageReader:
         draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
             not smaller than that: faster, but not the same pixels. ``limits`` then count the reduced pixels.
         background: the name of a color, ``#rrggbb``, or ``"drop"``.
+        counts_file: ``limits`` count the pixels of the file also if ``draft_size`` reduces them.
 
     Raises:
         OptionError: ``background`` is none of these.
@@ -122,6 +123,7 @@ class ImageReader:
     allow_truncated: bool = False
     draft_size: tuple[int, int] | None = None
     background: str = WHITE
+    counts_file: bool = False
 
     def __post_init__(self) -> None:
         """Check the background."""
@@ -225,7 +227,8 @@ class ImageReader:
         whole = image.size
         if self.draft_size is not None and image.format in _JPEGS:  # of HEIC, a draft is the preview, another image
             image.draft(None, self.draft_size)
-        if image.size != whole and (frame := read_frame(file, name)) and frame.in_one_pass:
+        is_reduced = image.size != whole and not self.counts_file
+        if is_reduced and (frame := read_frame(file, name)) and frame.in_one_pass:
             self.limits.check_reduced(*whole, name)
             whole = image.size
         self.limits.check_size(*whole, name)
