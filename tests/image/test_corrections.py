@@ -283,6 +283,19 @@ def test_a_tiff_is_turned_once() -> None:
         assert load_image(encode(image, "TIFF", tiffinfo=tags)).size == size
 
 
+def test_the_callers_flat_images_stay_as_they_are() -> None:
+    """Pillow keeps the transparent color when it converts a palette, where other entries may have the same color."""
+    image = Image.new("P", (20, 10))
+    image.putpalette([0, 0, 0, 0, 0, 0, 255, 0, 0])
+    image.paste(1, (10, 0, 20, 10))
+    opened = Image.open(io.BytesIO(encode(image, "GIF", transparency=0)))
+    for mode in ("RGB", "L", "1"):
+        converted = opened.convert(mode)
+        np.testing.assert_array_equal(np.asarray(load_image(converted)), np.asarray(converted.convert("RGB")))
+    for kept in (opened, opened.copy()):
+        assert [load_image(kept).getpixel((x, 5)) for x in (5, 15)] == [(255, 255, 255), (0, 0, 0)]
+
+
 def jp2(colors: bytes, image: Image.Image) -> bytes:
     """A JP2 with a palette of RGB."""
 
