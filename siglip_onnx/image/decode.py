@@ -355,8 +355,8 @@ def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
         content = _read_up_to(file, max_bytes)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
-        problem = getattr(error, "strerror", None) or error
+    except Exception as error:  # a member of an archive raises almost anything on damaged data
+        problem = getattr(error, "strerror", None) or _cause(error)
         raise ImageFileError(f"{name} cannot be read: {problem}.") from error
     if content is None:
         raise ImageError(f"{name} is not a binary file; open it with mode 'rb'.", status="unsupported")
@@ -428,6 +428,8 @@ def _load_pixels(
         problem = error
     incomplete = file is not None and _is_incomplete(image, file.raw, name)
     if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
+        if isinstance(problem, MemoryError):
+            raise ImageError(f"{name} takes more memory than there is; resize it.", status="too_large") from problem
         if problem is not None:
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
         return image, False

@@ -50,6 +50,8 @@ def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
             f"{name} is a BigTIFF with big-endian byte order, which Pillow does not read; save it as TIFF or PNG.",
             status="unsupported",
         )
+    if read_at(file, 4, 4) == bytes(4):  # no directory
+        return
     directories = _Directories(file, name)
     sizes: dict[int, int] = {}
     nested: list[int] = []

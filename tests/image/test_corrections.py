@@ -1,5 +1,6 @@
 """What Pillow reads wrongly: transparent colors of other depths, planes of 16 bits, alpha without bits, odd EXIF."""
 
+import gzip
 import io
 import struct
 import zlib
@@ -11,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from support.images import encode, make_image
 
-from siglip_onnx.errors import ImageError
+from siglip_onnx.errors import ImageError, ImageFileError
 from siglip_onnx.image import ImageReader, load_image
 from siglip_onnx.image.jpeg2000 import scale_jpeg2000
 
@@ -335,3 +336,52 @@ def test_channels_of_jpeg_2000_of_few_bits_are_scaled() -> None:
     shifted = Image.fromarray(np.array([[[0, 0], [16, 0], [128, 128], [240, 128]]], np.uint8))
     scaled = scale_jpeg2000(shifted, io.BytesIO(depths), "x")
     assert np.asarray(scaled).tolist() == [[[0, 0], [17, 0], [136, 255], [255, 255]]]
+
+
+def compressed_tiff(levels: np.ndarray[Any, Any], order: str) -> bytes:
+    """A deflated gray TIFF of floats or signed integers."""
+    height, width = levels.shape
+    content = zlib.compress(levels.astype(levels.dtype.newbyteorder(order)).tobytes())
+    sample_format = 3 if levels.dtype.kind == "f" else 2
+    tags = [(256, width), (257, height), (258, 8 * levels.itemsize), (259, 8), (262, 1), (273, 0), (277, 1)]
+    tags += [(278, height), (279, len(content)), (339, sample_format)]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
+    header = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}IH", 8, len(tags))
+    return header + entries + bytes(4) + content
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.int32])
+def test_the_byte_order_of_a_compressed_tiff_changes_no_level(dtype: type) -> None:
+    """libtiff gives levels in the order of the machine, which Pillow would swap."""
+    levels = (np.arange(48).reshape(6, 8) / 47 * (1 if dtype is np.float32 else 32767)).astype(dtype)
+    little, big = (load_image(compressed_tiff(levels, order)) for order in "<>")
+    np.testing.assert_array_equal(np.asarray(big), np.asarray(little))
+    assert np.ptp(np.asarray(big)) > 100
+
+
+def test_a_fax_without_the_length_of_its_data_is_refused() -> None:
+    data = encode(Image.new("1", (40, 30)), "TIFF", compression="group4")
+    load_image(data)
+    entry = struct.pack("<HH", 279, 4)
+    with pytest.raises(ImageError, match="without the length of its data") as raised:
+        load_image(data.replace(entry, struct.pack("<HH", 280, 4)))
+    assert raised.value.status == "unsupported"
+
+
+@pytest.mark.parametrize("alpha_bits", [0, 1])
+@pytest.mark.parametrize("in_palette", [False, True])
+def test_the_last_of_16_bits_of_a_tga_is_opaque_where_it_is_set(alpha_bits: int, in_palette: bool) -> None:
+    colors = np.array([0x8000 | 31 << 10, 0x7FFF & 31 << 5], "<u2")  # red, set; green, clear
+    kind = (0, 1, 1, 0, 2, 16, 0, 0, 2, 1, 8) if in_palette else (0, 0, 2, 0, 0, 0, 0, 0, 2, 1, 16)
+    data = struct.pack("<BBBHHBHHHHBB", *kind, 0x20 | alpha_bits) + colors.tobytes() + b"\0\1" * in_palette
+    read = load_image(data)
+    clear = (255, 255, 255) if alpha_bits and not in_palette else (0, 255, 0)
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), clear]
+
+
+def test_damaged_members_of_archives_are_image_errors() -> None:
+    content = gzip.compress(encode(Image.new("RGB", (40, 30))))
+    for data in (content[:-20], content[:30] + b"\xff\xff" + content[32:]):
+        with gzip.open(io.BytesIO(data)) as file, pytest.raises(ImageFileError, match="cannot be read"):
+            load_image(file)
