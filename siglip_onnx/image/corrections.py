@@ -23,7 +23,7 @@ _STRIP_BYTES, _TILE_BYTES = 279, 325
 _SEPARATE, _UNCOMPRESSED, _FAXES = 2, 1, (2, 3, 4)
 _NATIVE_ORDER = {"F;32BF": "F;32NF", "F;64BF": "F;64NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "I;32B": "I;32N"}
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those of 8 bits
-_PSD_HEADER_BYTES = 26
+_PSD_HEADER_BYTES, _VERSION_INFO = 26, 1057  # the number of a resource
 _MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
 _BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
 _TGA_HEADER_BYTES = 18
@@ -42,8 +42,10 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
         correct_jpeg2000(image, file, name)
     elif image.format == "TIFF":
         _check_planes(getattr(image, "tag_v2", {}), name)
-        _check_strips(getattr(image, "tag_v2", {}), name)
+        _check_strips(image, getattr(image, "tag_v2", {}), name)
         _correct_byte_order(image)
+    elif image.format == "PSD":
+        _check_composite(image, name)
     elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
         # pillow-heif opens the first image that it can read if the primary one is damaged or of another codec.
         raise ImageError(
@@ -159,12 +161,24 @@ def _check_planes(tags: Any, name: str) -> None:
         )
 
 
-def _check_strips(tags: Any, name: str) -> None:
-    """Refuse a fax that does not say how long its data are: the decoder takes a truncated one for a complete one."""
+def _check_strips(image: Image.Image, tags: Any, name: str) -> None:
+    """Refuse a TIFF that lacks parts, or a fax without the length of its data, which may be truncated."""
     if _first(tags, _COMPRESSION) in _FAXES and _STRIP_BYTES not in tags and _TILE_BYTES not in tags:
         raise ImageError(
             f"{name} is a TIFF of a fax without the length of its data, so that it may be truncated; save it again.",
             status="unsupported",
+        )
+    tiles: Any = getattr(image, "tile", ())
+    if any(tile.codec_name == "raw" and tile.offset == 0 for tile in tiles):
+        raise ImageError(f"{name} is a TIFF with missing parts; save it again with all of them.", status="unsupported")
+
+
+def _check_composite(image: Image.Image, name: str) -> None:
+    """Refuse a PSD that was saved without the image of all layers together, in whose place it is white."""
+    resources: Any = getattr(image, "resources", ())
+    if any(number == _VERSION_INFO and content[4:5] == b"\0" for number, _, content in resources):
+        raise ImageError(
+            f"{name} is a PSD without a merged image; save it for maximum compatibility.", status="unsupported"
         )
 
 

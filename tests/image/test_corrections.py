@@ -385,3 +385,26 @@ def test_damaged_members_of_archives_are_image_errors() -> None:
     for data in (content[:-20], content[:30] + b"\xff\xff" + content[32:]):
         with gzip.open(io.BytesIO(data)) as file, pytest.raises(ImageFileError, match="cannot be read"):
             load_image(file)
+
+
+def test_a_sparse_tiff_is_refused() -> None:
+    """Pillow would read the header of the file as pixels."""
+    data = encode(Image.new("L", (16, 40)), "TIFF", tiffinfo={278: 10})
+    (place,) = struct.unpack_from("<I", data, data.index(struct.pack("<HHI", 273, 4, 4)) + 8)
+    load_image(data)
+    with pytest.raises(ImageError, match="missing parts") as raised:
+        load_image(data[: place + 4] + bytes(4) + data[place + 8 :])
+    assert raised.value.status == "unsupported"
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_a_psd_without_a_merged_image_is_refused(is_merged: bool) -> None:
+    version = struct.pack(">IBIII", 1, is_merged, 0, 0, 1) + b"\0"
+    resource = b"8BIM" + struct.pack(">HHI", 1057, 0, 17) + version
+    header = b"8BPS" + struct.pack(">HxxxxxxHIIHH", 1, 3, 4, 5, 8, 3) + bytes(4) + struct.pack(">I", len(resource))
+    data = header + resource + bytes(4) + b"\0\0" + b"\x80" * 60
+    if is_merged:
+        assert load_image(data).getpixel((2, 2)) == (128, 128, 128)
+    else:
+        with pytest.raises(ImageError, match="without a merged image"):
+            load_image(data)
