@@ -91,7 +91,7 @@ def calibrate_(
         refuse_given(("scope",), "--per language is for labels of several languages: --labels en=FILE --labels ja=FILE")
     for each in sets.values():
         check_output(out, CALIBRATION, (sample.path for sample in each.samples), overwrite=overwrite)
-    opened = load(model, variant=variant, workers=available_workers())
+    opened = load(model, variant=variant, workers=available_workers(), isolate_decoding=True)
     embedded = embed_labelled(opened, sets[""] if "" in sets else next(iter(sets.values())))
     first = next(iter(sets.values()))
     truth = one_hot([first.samples[row].labels for row in embedded.rows], len(first.texts))

@@ -31,7 +31,8 @@ STDIN = "-"
 LIST_MARK = "@"
 _KIND_NAMES = {RAW: "RAW", JXL: "JPEG XL", VIDEO: "video", OTHER: "other"}
 _MAX_TEXTS_CHARACTERS = 200_000_000
-_CHECK = ImageReader()  # reads as the commands do: at a reduced scale it would accept larger images than they can read
+# Reads all data of an image, but decodes a large JPEG at an eighth of its size: enough to know that it can be read.
+_CHECK = ImageReader(draft_size=(1, 1), counts_file=True)
 _OPTIONS = ", or raise the limit with "  # of other commands
 _SEPARATORS = re.escape(os.sep + (os.altsep or ""))
 _ANY_DEPTH = re.compile(rf"(?:^|(?<=[{_SEPARATORS}]))\*\*(?:[{_SEPARATORS}]+|$)")  # as a whole part of a pattern

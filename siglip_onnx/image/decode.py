@@ -19,10 +19,11 @@ from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line,
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular
 from .convert import is_deep, parse_background, scale_levels, to_rgb
-from .corrections import correct_alpha, correct_before_decoding
+from .corrections import correct_after_decoding, correct_before_decoding
 from .guard import check_header
 from .guard_heif import is_incomplete
 from .guard_jpeg import read_frame
+from .jpeg2000 import is_cut
 from .openers import open_file, open_plain
 from .orientation import read_orientation, turn_upright
 from .preprocess import Fit
@@ -44,6 +45,7 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
+_FLAT_MODES = ("1", "L", "RGB")
 _PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
 _COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
 _SMALL_PIXELS = 1_000_000  # that cost little in any case
@@ -112,6 +114,7 @@ class ImageReader:
         draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
             not smaller than that: faster, but not the same pixels. ``limits`` then count the reduced pixels.
         background: the name of a color, ``#rrggbb``, or ``"drop"``.
+        counts_file: ``limits`` count the pixels of the file also if ``draft_size`` reduces them.
 
     Raises:
         OptionError: ``background`` is none of these.
@@ -121,6 +124,7 @@ class ImageReader:
     allow_truncated: bool = False
     draft_size: tuple[int, int] | None = None
     background: str = WHITE
+    counts_file: bool = False
 
     def __post_init__(self) -> None:
         """Check the background."""
@@ -224,7 +228,8 @@ class ImageReader:
         whole = image.size
         if self.draft_size is not None and image.format in _JPEGS:  # of HEIC, a draft is the preview, another image
             image.draft(None, self.draft_size)
-        if image.size != whole and (frame := read_frame(file, name)) and frame.in_one_pass:
+        is_reduced = image.size != whole and not self.counts_file
+        if is_reduced and (frame := read_frame(file, name)) and frame.in_one_pass:
             self.limits.check_reduced(*whole, name)
             whole = image.size
         self.limits.check_size(*whole, name)
@@ -235,7 +240,7 @@ class ImageReader:
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         orientation = read_orientation(loaded, name, from_file=file is not None)
         try:
-            upright = turn_upright(correct_alpha(loaded, image, raw), orientation)
+            upright = turn_upright(correct_after_decoding(loaded, image, raw, name), orientation)
             rgb = self._to_rgb(upright, image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
@@ -243,6 +248,8 @@ class ImageReader:
 
     def _to_rgb(self, image: Image.Image, file: Image.Image, name: str) -> Image.Image:
         background = parse_background(self.background)
+        if file.format is None and image.mode in _FLAT_MODES:  # the caller converted it, with a key that counts no more
+            background = None
         if is_deep(image):
             if background is None:
                 _log.warning("%s has levels beyond 8 bits, which are cut at 255 as in transformers 4.57.", name)
@@ -348,8 +355,8 @@ def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
         content = _read_up_to(file, max_bytes)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
-        problem = getattr(error, "strerror", None) or error
+    except Exception as error:  # a member of an archive raises almost anything on damaged data
+        problem = getattr(error, "strerror", None) or _cause(error)
         raise ImageFileError(f"{name} cannot be read: {problem}.") from error
     if content is None:
         raise ImageError(f"{name} is not a binary file; open it with mode 'rb'.", status="unsupported")
@@ -419,8 +426,10 @@ def _load_pixels(
         image.load()
     except Exception as error:  # decoders raise almost anything on damaged data
         problem = error
-    incomplete = file is not None and image.format in _HEIFS and is_incomplete(file.raw, name)
+    incomplete = file is not None and _is_incomplete(image, file.raw, name)
     if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
+        if isinstance(problem, MemoryError):
+            raise ImageError(f"{name} takes more memory than there is; resize it.", status="too_large") from problem
         if problem is not None:
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
         return image, False
@@ -431,6 +440,21 @@ def _load_pixels(
         raise _truncated(name, "no part of it can be decoded") from problem
     _log.warning("%s is truncated; what is missing of it is gray, black or the background.", name)
     return partial, True
+
+
+def _is_incomplete(image: Image.Image, file: IO[bytes], name: str) -> bool:
+    """Say whether a file lacks data, as far as its decoder does not report it.
+
+    In a host that lets Pillow pass truncated images, those of JPEG 2000 and of icons do not.
+    """
+    if image.format in _HEIFS:
+        return is_incomplete(file, name)
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        return False
+    if image.format == "ICO":
+        entry: Any = image.ico.entry[0]  # type: ignore[attr-defined]
+        return bool(entry.offset + entry.size > file.seek(0, io.SEEK_END))
+    return image.format == "JPEG2000" and is_cut(file, name)
 
 
 def _ends_early(image: Image.Image, problem: Exception | None, read_past_end: bool, end_marker: bytes) -> bool:

@@ -36,6 +36,7 @@ if sys.platform != "win32":
 
 Message = dict[str, Any]
 OUT_OF_MEMORY = 77  # exit code
+KEPT_BYTES = 16_000_000  # of shared memory between two images; larger files are read from it as far as needed
 _LENGTH = struct.Struct(">I")
 _ORPHAN_SECONDS = 5.0  # after the time limit, which the parent enforces unless it has died
 _BYTES_PER_PIXEL, _OVERHEAD_BYTES = 32, 256_000_000
@@ -177,9 +178,9 @@ class _Decoder:
         request = receive(self._requests)
         if request is None:
             return False
-        data = self._read(request["bytes"])
+        file = self._open(request["bytes"])
         with _timed(self._limits), _ending_with_parent():
-            reply, pixels = self._decode(data, request)
+            reply, pixels = self._decode(file, request)
         reply["logs"] = self._logs.take()
         if self._memory is None:
             send(self._replies, reply, pixels)
@@ -188,13 +189,17 @@ class _Decoder:
             send(self._replies, reply)
         return True
 
-    def _read(self, size: int) -> bytes:
-        return read_exactly(self._requests, size) if self._memory is None else read_shared(self._memory, size)
+    def _open(self, size: int) -> IO[bytes]:
+        if self._memory is None:
+            return io.BytesIO(read_exactly(self._requests, size))
+        if size <= KEPT_BYTES:
+            return io.BytesIO(read_shared(self._memory, size))
+        return io.BufferedReader(_SharedFile(self._memory, size), 1 << 16)
 
-    def _decode(self, data: bytes, request: Message) -> tuple[Message, bytes]:
+    def _decode(self, file: IO[bytes], request: Message) -> tuple[Message, bytes]:
         fit = request["fit"]
         try:
-            decoded = self._reader.read_file(io.BytesIO(data), request["name"], _make_fit(fit))
+            decoded = self._reader.read_file(file, request["name"], _make_fit(fit))
         except ImageError as error:
             if _is_out_of_memory(error) or self._address_space.was_short():
                 raise MemoryError from error
@@ -211,11 +216,35 @@ def read_shared(memory: int, size: int) -> bytes:
     return data
 
 
-def write_shared(memory: int, data: bytes) -> None:
-    """Replace the first bytes of shared memory."""
+def write_shared(memory: int, data: bytes, position: int = 0) -> None:
+    """Replace bytes of shared memory, by default the first ones."""
     written = 0
     while written < len(data):
-        written += os.pwrite(memory, memoryview(data)[written:], written)
+        written += os.pwrite(memory, memoryview(data)[written:], position + written)
+
+
+class _SharedFile(io.RawIOBase):
+    """The first bytes of shared memory as a file."""
+
+    def __init__(self, memory: int, size: int) -> None:
+        self._memory, self._size, self._position = memory, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._memory, max(0, min(len(buffer), self._size - self._position)), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def limit_process(limits: DecoderLimits, file_bytes: int) -> list[str]:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import IO
 
+from ..errors import ImageError
 from ..options import ImageLimits
 from .guard_heif import check_heif
 from .guard_jpeg import check_jpeg
@@ -77,13 +78,17 @@ def check_large_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
 def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str, chunks: Iterator[int]) -> None:
     """Check the size of a PNG, and its texts; ``chunks`` counts down to the last chunk that is read."""
     width, height = struct.unpack(">II", read_at(file, start + 16, 8))
-    limits.check_size(width, height, name)
-    position, texts, others = start + len(_PNG), 0, 0
+    first = position = start + len(_PNG)
+    texts = others = 0
     for _ in chunks:
         header = read_at(file, position, 8)
         if len(header) < 8:
             return
         length, kind = struct.unpack(">I4s", header)
+        if (kind == b"IHDR") != (position == first):  # Pillow reads it anywhere, and the last one counts
+            raise ImageError(f"{name} is damaged: a PNG has one chunk IHDR, at its beginning; get the file again.")
+        if position == first:
+            limits.check_size(width, height, name)
         if kind == b"IEND":
             return
         position += 12 + length

@@ -23,7 +23,7 @@ _BIG_ENDIAN_BIGTIFF = b"MM\0+"
 _ORIENTATION = 274
 _NESTED = (34665, 34853, 40965)  # tags of further directories, which Pillow reads: EXIF, GPS, interoperability
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP = 256, 257, 322, 323, 278
-_SMALL_TILE = 4_000_000  # pixels
+_SMALL_TILE, _SMALL_TILES = 4_000_000, 40_000_000  # pixels of one, and of all, for an image of any size
 # struct's codes and sizes of the types that libtiff takes for a size, whatever type the standard demands.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _BYTES = (1, 2, 6, 7)  # types that are not unpacked one by one
@@ -50,6 +50,8 @@ def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
             f"{name} is a BigTIFF with big-endian byte order, which Pillow does not read; save it as TIFF or PNG.",
             status="unsupported",
         )
+    if read_at(file, 4, 4) == bytes(4):  # no directory
+        return
     directories = _Directories(file, name)
     sizes: dict[int, int] = {}
     nested: list[int] = []
@@ -78,6 +80,8 @@ def _check_tiles(sizes: dict[int, int], limits: ImageLimits, name: str) -> None:
         tiles = -(-width // tile_width) * -(-height // tile_length)
         if tiles > MAX_TILES:
             raise bomb(name, f"{tiles:,} tiles")
+        if tiles * tile_width * tile_length > max(4 * width * height, _SMALL_TILES):  # they may all have the same data
+            raise bomb(name, f"{tiles:,} tiles of {tile_width}x{tile_length} pixels for an image of {width}x{height}")
 
 
 def check_exif(exif: bytes, name: str) -> int | None:

@@ -326,6 +326,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "tiff header of a gigapixel": lambda: tiff((32_000, 32_000), (32_000, 32_000), b""),
     "tiff of a large tile, which is decoded whole": tiff_of_a_large_tile,
     "tiff of a large tile of signed sizes": tiff_of_a_signed_large_tile,
+    "tiff of 4,095 tiles of 4 megapixels each": lambda: tiff_of(
+        *shorts(ImageWidth=65_520, ImageLength=1, TileWidth=16, TileLength=249_984), (324, 4, 1, b"\10\0\0\0")
+    ),  # which may all be the same data
     "tiff of three million strips": tiff_of_many_strips,
     "tiff of three million strips as floats": lambda: tiff_of_many_strips(11),
     "tiff of 20,000 entries": tiff_of_many_entries,

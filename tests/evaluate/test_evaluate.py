@@ -30,6 +30,7 @@ from siglip_onnx.evaluate.datasets import LabeledImages, open_data
 from siglip_onnx.evaluate.protocols import PROTOCOLS
 from siglip_onnx.evaluate.run import evaluate
 from siglip_onnx.image.decode import ImageReader
+from siglip_onnx.image.decoder_pool import DecoderPool
 
 VARIANTS = ("fp32", "int8")
 Arrays = Mapping[str, np.ndarray]
@@ -606,3 +607,16 @@ def test_classes_with_the_same_words_are_named(drawn: Path, tmp_path: Path) -> N
     result = run("evaluate", "demo", drawn, "--labels", tmp_path / "labels.txt", "--limit", 8, "--variant", "int8")
     assert result.exit_code == 0
     assert "several classes have the words 'a star', so that none of them is ever right" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "fit"])
+def test_images_of_data_sets_are_decoded_in_processes(
+    command: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    start = DecoderPool._start
+    monkeypatch.setattr(DecoderPool, "_start", lambda pool: started.append(pool) or start(pool))
+    out = {"evaluate": "folder", "calibrate": "x.json", "fit": "x.onnx"}[command]
+    result = run(command, "demo", drawn, "-o", tmp_path / out)
+    assert result.exit_code == 0, result.stderr
+    assert started

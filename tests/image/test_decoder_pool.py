@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -429,6 +430,36 @@ def test_pool_survives_fork(pool: DecoderPool) -> None:
     first = pids(pool)
     assert_same(pool, STAR)
     assert pids(pool) == first
+
+
+@ON_LINUX
+def test_large_files_pass_in_blocks(pool: DecoderPool, tmp_path: Path) -> None:
+    """Only what a decoder asks for is read, and a hole, of which a file can have half a gigabyte, takes nothing."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8))
+    for format_ in ("BMP", "TIFF", "JPEG2000"):
+        (tmp_path / "x").write_bytes(encode(noise, format_))
+        assert_same(pool, tmp_path / "x")
+    path = tmp_path / "sparse.gif"
+    with path.open("wb") as file:
+        file.write(encode(make_image(np.random.default_rng(1)), "GIF"))
+        file.truncate(100_000_000)
+    assert_same(pool, path)
+    tracemalloc.start()
+    pool.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@ON_LINUX
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_large_file_takes_no_memory_after_its_image(cut: bool, pool: DecoderPool) -> None:
+    data = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8)), "BMP")
+    with contextlib.suppress(ImageError):
+        pool.read(data[:-100] if cut else data)
+    (decoder,) = pool._running
+    assert decoder._memory is not None
+    assert os.fstat(decoder._memory).st_size == 0
 
 
 @ON_LINUX

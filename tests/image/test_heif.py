@@ -131,6 +131,26 @@ def test_frames_count_as_often_as_they_are_decoded() -> None:
         assert raised.value.status == "too_large", kind
 
 
+def slices(part: Part, first: int, others: int) -> Part:
+    """Return a coded image with more slices, of which ``first`` begin another picture, as hidden ones do."""
+    start = struct.pack(">IBB", 10, 0x26, 1)
+    more = (start + b"\x80" * 8) * first + (start + bytes(8)) * others
+    return Part(part.kind, part.data + more, part.properties)
+
+
+def test_frames_that_are_not_shown_count() -> None:
+    red = coded(Image.new("RGB", (TILE, TILE), "red"))
+    frame = b"\x32\2ab"  # an OBU
+    hidden = Part(b"av01", frame_of_avif(TILE) + frame * 4, (size_of(TILE, TILE),))
+    limits = ImageLimits(max_pixels=TILE * TILE)
+    for part in (hidden, slices(red, 3, 0), slices(red, 0, 24)):
+        check_header(io.BytesIO(heif_file(part)), ImageLimits(), "x.heic")
+        with pytest.raises(ImageError, match="pixels together") as raised:
+            check_header(io.BytesIO(heif_file(part)), limits, "x.heic")
+        assert raised.value.status == "too_large"
+    check_header(io.BytesIO(heif_file(slices(red, 1, 8))), limits, "x.heic")
+
+
 def associations(count: int, *, config: bytes = b"") -> bytes:
     """A file whose images name the same properties again and again."""
     properties = (size_of(TILE, TILE), *([box(b"hvcC", config)] if config else []))
