@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -37,7 +37,7 @@ from .decoder_process import (
     read_shared,
     receive,
     send,
-    write_shared,
+    share_file,
 )
 from .guard import check_large_header
 from .preprocess import Fit
@@ -117,24 +117,13 @@ class DecoderPool:
         """
         if isinstance(source, np.ndarray | Image.Image):
             return self._reader.read(source, fit)
-        max_bytes = self._reader.limits.max_bytes
         with self._reader.open_source(source) as (file, name):
             if self._plain_here and (decoded := self._reader.read_plain(file, name, fit)) is not None:
                 return decoded
             self._reader.limits.check_bytes(file.seek(0, os.SEEK_END), name)
             check_large_header(file, self._reader.limits, name)
-            data = source if isinstance(source, bytes) else file.read(max_bytes + 1)
-        self._reader.limits.check_bytes(len(data), name)
-        with self._slots:
-            try:
-                return self._decode(data, name, fit, self._take())
-            except _DecoderEndedError as end:
-                if not end.try_again:
-                    raise _refusal(name, end) from end
-            try:  # an earlier image, or the system, may have been the cause: once more, in a new process
-                return self._decode(data, name, fit, self._start())
-            except _DecoderEndedError as end:
-                raise _refusal(name, end) from end
+            with self._slots:
+                return self._read_isolated(file, name, fit)
 
     def start(self) -> None:
         """Start one process ahead of its first image.
@@ -156,9 +145,20 @@ class DecoderPool:
         for decoder in used:
             decoder.end()  # the thread that waits for it closes its descriptors
 
-    def _decode(self, data: bytes, name: str, fit: Fit | None, decoder: _Decoder) -> DecodedImage:
+    def _read_isolated(self, file: IO[bytes], name: str, fit: Fit | None) -> DecodedImage:
         try:
-            result = decoder.decode(data, name, fit)
+            return self._decode(file, name, fit, self._take())
+        except _DecoderEndedError as end:
+            if not end.try_again:
+                raise _refusal(name, end) from end
+        try:  # an earlier image, or the system, may have been the cause: once more, in a new process
+            return self._decode(file, name, fit, self._start())
+        except _DecoderEndedError as end:
+            raise _refusal(name, end) from end
+
+    def _decode(self, file: IO[bytes], name: str, fit: Fit | None, decoder: _Decoder) -> DecodedImage:
+        try:
+            result = decoder.decode(file, name, fit)
         except ImageError:
             self._release(decoder)
             raise
@@ -279,23 +279,25 @@ class _Decoder:
         if missing := reply.get("missing_limits"):
             _log_once(f"On this system the limits of {', '.join(map(str, missing))} of decoder processes do not hold.")
 
-    def decode(self, data: bytes, name: str, fit: Fit | None) -> DecodedImage:
-        """Decode one file.
+    def decode(self, file: IO[bytes], name: str, fit: Fit | None) -> DecodedImage:
+        """Decode one seekable file.
 
         Raises:
             ImageError: the file cannot be read.
             _DecoderEndedError: the process ended.
         """
         self._num_images += 1
-        request = {"bytes": len(data), "name": name, "fit": describe_fit(fit)}
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        request = {"bytes": size, "name": name, "fit": describe_fit(fit)}
         try:
             if self._memory is None:
-                send(self._process.stdin, request, data)
+                send(self._process.stdin, request, file.read(size).ljust(size, b"\0"))
             else:
-                write_shared(self._memory, data)
+                share_file(file, size, self._memory)
                 send(self._process.stdin, request)
             reply = self._receive(self._limits.wall_seconds)
-            return self._result(reply, len(data)) if reply else self._raise_end()
+            return self._result(reply) if reply else self._raise_end()
         except (BrokenPipeError, ConnectionResetError):
             self._raise_end()
         except ImageError:
@@ -303,14 +305,17 @@ class _Decoder:
         except (KeyError, TypeError, ValueError, OverflowError) as error:  # it was hijacked or corrupted
             self._process.kill()
             raise _DecoderEndedError("an invalid reply", "decode_error", try_again=False) from error
+        finally:
+            if self._memory is not None and os.fstat(self._memory).st_size > _KEPT_BYTES:
+                os.ftruncate(self._memory, 0)
 
-    def _result(self, reply: Message, file_bytes: int) -> DecodedImage:
+    def _result(self, reply: Message) -> DecodedImage:
         """Return the image of a reply, or raise its error; nothing in it is taken for granted."""
         for level, line in reply.get("logs", ()):
             _decode_log.log(int(level), "%s", str(line)[:_MAX_MESSAGE])
         if "error" in reply:
             raise _image_error(reply)
-        return self._read_image(reply, file_bytes)
+        return self._read_image(reply)
 
     def end(self) -> None:
         """End the process at once, also while another thread waits for it."""
@@ -352,17 +357,12 @@ class _Decoder:
         self._expired = True
         self._process.kill()
 
-    def _read_image(self, reply: Message, file_bytes: int) -> DecodedImage:
+    def _read_image(self, reply: Message) -> DecodedImage:
         width, height = map(int, reply["fitted"])
         if not (width > 0 and height > 0 and width * height <= self._max_pixels):
             raise ValueError(f"an image of {width}x{height} pixels")
         count = 3 * width * height
-        if self._memory is None:
-            pixels = read_exactly(self._process.stdout, count)
-        else:
-            pixels = read_shared(self._memory, count)
-            if max(count, file_bytes) > _KEPT_BYTES:
-                os.ftruncate(self._memory, 0)
+        pixels = read_exactly(self._process.stdout, count) if self._memory is None else read_shared(self._memory, count)
         full_width, full_height = map(int, reply["size"])
         rgb = Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(height, width, 3))
         return DecodedImage(rgb, bool(reply["truncated"]), (full_width, full_height))

@@ -37,6 +37,10 @@ OUT_OF_MEMORY = 77  # exit code
 _LENGTH = struct.Struct(">I")
 _ORPHAN_SECONDS = 5.0  # after the time limit, which the parent enforces unless it has died
 _BYTES_PER_PIXEL, _OVERHEAD_BYTES = 32, 256_000_000
+_BLOCK_BYTES = 1 << 18  # that are copied to shared memory at once
+_ZEROS = bytes(_BLOCK_BYTES)
+_SMALL_BYTES = 16_000_000  # of a file that is copied from there as a whole: decoders in Python read it faster
+_READ_BYTES = 1 << 16  # that are copied at once of a larger one
 _MAX_WALL_SECONDS = 240.0  # a bulk job ends a worker after 300
 _FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit)}
 # Modules that Pillow imports when it first needs them; later no file can be opened.
@@ -168,9 +172,9 @@ class _Decoder:
         request = receive(self._requests)
         if request is None:
             return False
-        data = self._read(request["bytes"])
+        file = self._open(request["bytes"])
         with _timed(self._limits), _ending_with_parent():
-            reply, pixels = self._decode(data, request)
+            reply, pixels = self._decode(file, request)
         reply["logs"] = self._logs.take()
         if self._memory is None:
             send(self._replies, reply, pixels)
@@ -179,13 +183,17 @@ class _Decoder:
             send(self._replies, reply)
         return True
 
-    def _read(self, size: int) -> bytes:
-        return read_exactly(self._requests, size) if self._memory is None else read_shared(self._memory, size)
+    def _open(self, size: int) -> IO[bytes]:
+        if self._memory is None:
+            return io.BytesIO(read_exactly(self._requests, size))
+        if size <= _SMALL_BYTES:
+            return io.BytesIO(read_shared(self._memory, size))
+        return io.BufferedReader(_SharedFile(self._memory, size), _READ_BYTES)
 
-    def _decode(self, data: bytes, request: Message) -> tuple[Message, bytes]:
+    def _decode(self, file: IO[bytes], request: Message) -> tuple[Message, bytes]:
         fit = request["fit"]
         try:
-            decoded = self._reader.read_file(io.BytesIO(data), request["name"], _make_fit(fit))
+            decoded = self._reader.read_file(file, request["name"], _make_fit(fit))
         except ImageError as error:
             if _is_out_of_memory(error) or self._address_space.was_short():
                 raise MemoryError from error
@@ -194,19 +202,65 @@ class _Decoder:
         return reply, decoded.rgb.tobytes()
 
 
-def read_shared(memory: int, size: int) -> bytes:
-    """Return the first bytes of shared memory, fewer if it has fewer."""
-    data = os.pread(memory, size, 0)
-    while len(data) < size and (part := os.pread(memory, size - len(data), len(data))):  # at most 2 GB at once
+class _SharedFile(io.RawIOBase):
+    """The first bytes of shared memory as a file, of which only what a decoder asks for is copied."""
+
+    def __init__(self, memory: int, size: int) -> None:
+        self._memory, self._size, self._position = memory, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._size - self._position)]
+        count = os.preadv(self._memory, [view], self._position)
+        self._position += count
+        return count
+
+    def readall(self) -> bytes:
+        data = read_shared(self._memory, max(0, self._size - self._position), self._position)
+        self._position += len(data)
+        return data
+
+
+def read_shared(memory: int, size: int, start: int = 0) -> bytes:
+    """Return bytes of shared memory, fewer if it has fewer."""
+    data = os.pread(memory, size, start)
+    while len(data) < size and (part := os.pread(memory, size - len(data), start + len(data))):  # at most 2 GB at once
         data += part
     return data
 
 
-def write_shared(memory: int, data: bytes) -> None:
-    """Replace the first bytes of shared memory."""
+def write_shared(memory: int, data: bytes, start: int = 0) -> None:
+    """Replace bytes of shared memory."""
     written = 0
     while written < len(data):
-        written += os.pwrite(memory, memoryview(data)[written:], written)
+        written += os.pwrite(memory, memoryview(data)[written:], start + written)
+
+
+def share_file(file: IO[bytes], size: int, memory: int) -> None:
+    """Replace the first bytes of shared memory by those of a file, block by block; blocks of zeros take no memory.
+
+    A file that has become shorter is continued with zeros.
+    """
+    held = os.fstat(memory).st_size
+    for start in range(0, size, _BLOCK_BYTES):
+        zeros = _ZEROS[: size - start]
+        block = file.read(len(zeros)).ljust(len(zeros), b"\0")
+        if start < held or block != zeros:
+            write_shared(memory, block, start)
+    if held < size:
+        os.ftruncate(memory, size)
 
 
 def limit_process(limits: DecoderLimits, file_bytes: int) -> list[str]:
@@ -326,9 +380,12 @@ def _make_fit(document: Message | None) -> Fit | None:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Say whether memory that could not be had is behind an error; some decoders say only that the file is damaged."""
+    """Say whether memory that could not be had is behind an error; some decoders say only that the file is damaged.
+
+    The text of an :class:`.ImageError` contains the name of the image, which may be anything.
+    """
     while error is not None:
-        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        if isinstance(error, MemoryError) or ("memory" in str(error).lower() and not isinstance(error, ImageError)):
             return True
         error = error.__cause__
     return False

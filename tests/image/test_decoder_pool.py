@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from support.waiting import wait_until
 import siglip_onnx
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import ImageError, SiglipOnnxError
-from siglip_onnx.image import ImageLimits, ImageReader, decoder_pool
+from siglip_onnx.image import ImageLimits, ImageReader, decoder_pool, decoder_process
 from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.image.decoder_process import DecoderLimits, limit_process
 from siglip_onnx.image.preprocess import NaflexFit, SquashFit
@@ -89,9 +91,11 @@ def test_pixels_are_the_same(pool: DecoderPool, tmp_path: Path) -> None:
 
 def test_errors_are_the_same(pool: DecoderPool, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "out of memory.jpg").write_text("no image")
     (tmp_path / "empty.jpg").touch()
     sources = [
         tmp_path / "text.jpg",
+        tmp_path / "out of memory.jpg",
         tmp_path / "empty.jpg",
         tmp_path / "none.jpg",
         tmp_path,
@@ -382,6 +386,81 @@ def test_shared_memory_of_a_large_image_is_returned(pool: DecoderPool) -> None:
     (decoder,) = pool._running
     assert decoder._memory is not None
     assert os.fstat(decoder._memory).st_size == 0
+
+
+@ON_LINUX
+def test_shared_memory_of_a_large_file_is_returned_if_it_is_refused(pool: DecoderPool, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no known format"):
+        pool.read(sparse(tmp_path, b"no image"))
+    (decoder,) = pool._running
+    assert decoder._memory is not None
+    assert os.fstat(decoder._memory).st_size == 0
+
+
+def sparse(folder: Path, data: bytes, size: int = 200_000_000) -> Path:
+    """Return a file that holds data and a hole behind them."""
+    path = folder / "sparse"
+    path.write_bytes(data)
+    os.truncate(path, size)
+    return path
+
+
+@ON_LINUX
+@pytest.mark.parametrize("format_", ["GIF", "BMP", "TIFF"])
+def test_a_file_costs_what_its_decoder_reads_of_it(
+    pool: DecoderPool, tmp_path: Path, format_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hole of half a gigabyte took three times its bytes."""
+    image = make_image(np.random.default_rng(1), (90, 41))
+    path = sparse(tmp_path, encode(image, format_))
+    assert_same(pool, encode(image, format_))
+    (decoder,) = pool._running
+    held = []
+
+    def send(*arguments: Any) -> None:
+        held.append(os.fstat(decoder._memory or 0).st_blocks * 512)
+        decoder_process.send(*arguments)
+
+    monkeypatch.setattr(decoder_pool, "send", send)
+    before = peak_bytes(pids(pool)[0])
+    tracemalloc.start()
+    try:
+        assert np.array_equal(pool.read(path).rgb, READER.read(encode(image, format_)).rgb)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert max(held) < 1_000_000
+    assert peak_bytes(pids(pool)[0]) - before < 20_000_000
+
+
+def peak_bytes(pid: int) -> int:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+@ON_LINUX
+def test_a_file_replaces_what_is_in_shared_memory() -> None:
+    memory = os.memfd_create("test")
+    try:
+        content = np.random.default_rng(0).integers(1, 256, 1_000_000, np.uint8).tobytes()
+        holes = content[:300_000] + bytes(600_000) + content[900_000:]
+        for data in (content, holes, bytes(700_000), content[:500_000], holes * 3):
+            decoder_process.share_file(io.BytesIO(data), len(data), memory)
+            assert decoder_process.read_shared(memory, len(data)) == data
+            shared = io.BufferedReader(decoder_process._SharedFile(memory, len(data)), 1 << 16)
+            assert shared.read(70_000) == data[:70_000]
+            assert (shared.read(), shared.read(), shared.read(5)) == (data[70_000:], b"", b"")
+            shared.seek(-5, os.SEEK_END)
+            assert (shared.tell(), shared.read(9), shared.seek(99, os.SEEK_CUR)) == (
+                len(data) - 5,
+                data[-5:],
+                len(data) + 99,
+            )
+            assert shared.read(1) == b""
+        decoder_process.share_file(io.BytesIO(b"short"), 900_000, memory)  # it was cut while it was read
+        assert decoder_process.read_shared(memory, 900_000) == b"short".ljust(900_000, b"\0")
+    finally:
+        os.close(memory)
 
 
 @ON_LINUX
