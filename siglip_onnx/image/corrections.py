@@ -1,4 +1,4 @@
-"""Correct what Pillow reads wrongly in some files of PNG, TIFF, TGA, PSD and ICO, or refuse what it cannot read right.
+"""Correct what Pillow reads wrongly in some files, or refuse what it cannot read right.
 
 pillow-heif is held to the image that a HEIC file shows.
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import ImageError
 from .headers import read_at
+from .jpeg2000 import check_jpeg2000_levels, correct_jpeg2000
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PLANES = 258, 259, 284  # TIFF tags
 _SEPARATE, _UNCOMPRESSED = 2, 1
@@ -37,6 +38,8 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
         _correct_transparent_color(image)
     elif image.format == "TIFF":
         _check_planes(getattr(image, "tag_v2", {}), name)
+    elif image.format == "JPEG2000" and file is not None:
+        check_jpeg2000_levels(image, file, name)
     elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
         # pillow-heif opens the first image that it can read if the primary one is damaged or of another codec.
         raise ImageError(
@@ -46,24 +49,27 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
         )
 
 
-def correct_alpha(image: Image.Image, opened: Image.Image, file: IO[bytes] | None) -> Image.Image:
-    """Return a decoded image without an alpha channel that its file does not have, or has in another place.
+def correct_decoded(image: Image.Image, opened: Image.Image, file: IO[bytes] | None) -> Image.Image:
+    """Return a decoded image with the levels of its file, and without an alpha channel that this does not have.
 
     Args:
         image: the decoded image.
         opened: the image as it was opened, which knows its format.
         file: its file; None if it is the caller's, which stays as it is.
     """
+    if file is not None and opened.format == "JPEG2000":
+        return correct_jpeg2000(image, file)
     if file is None or image.mode != "RGBA":
         return image
+    is_opaque = False
     if opened.format == "PSD":
-        return image if _has_transparency(file) else image.convert("RGB")
-    if opened.format in ("TGA", "ICO") and image.getextrema()[-1] == (0, 0):
+        is_opaque = not _has_transparency(file)
+    elif opened.format in ("TGA", "ICO") and image.getextrema()[-1] == (0, 0):
         if opened.format == "ICO":
             return _mask_icon(image, opened, file)
         # Some programs write a channel that counts, although they state no bits.
-        return image if read_at(file, _TGA_DESCRIPTOR, 1)[0] & 15 else image.convert("RGB")
-    return image
+        is_opaque = not read_at(file, _TGA_DESCRIPTOR, 1)[0] & 15
+    return image.convert("RGB") if is_opaque else image
 
 
 def _has_transparency(file: IO[bytes]) -> bool:

@@ -19,7 +19,7 @@ from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line,
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular
 from .convert import is_deep, parse_background, scale_levels, to_rgb
-from .corrections import correct_alpha, correct_before_decoding
+from .corrections import correct_before_decoding, correct_decoded
 from .guard import check_exif, check_header
 from .guard_heif import is_incomplete
 from .guard_jpeg import is_read_in_one_pass
@@ -235,7 +235,7 @@ class ImageReader:
         correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         try:
-            upright = _upright(correct_alpha(loaded, image, raw), name, from_file=file is not None)
+            upright = _upright(correct_decoded(loaded, image, raw), name, from_file=file is not None)
             rgb = self._to_rgb(upright, image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
