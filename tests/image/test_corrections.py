@@ -92,6 +92,29 @@ def test_planes_of_a_tiff_are_read_right_or_refused(order: str) -> None:
     assert raised.value.status == "unsupported"
 
 
+def tiff_of_one_strip(levels: np.ndarray[Any, Any], order: str, compression: int, sample_format: int) -> bytes:
+    """Write gray levels ``(H, W)`` in a byte order, with deflate (8) or without compression (1)."""
+    data = levels.astype(levels.dtype.newbyteorder(order)).tobytes()
+    strip = zlib.compress(data) if compression == 8 else data
+    height, width = levels.shape
+    tags = {256: width, 257: height, 258: 8 * levels.itemsize, 259: compression, 262: 1, 273: 8, 277: 1, 278: height,
+            279: len(strip), 339: sample_format}  # fmt: skip
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(strip))
+    return head + strip + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("kind", "sample_format"), [("u1", 1), ("u2", 1), ("i2", 2), ("i4", 2), ("f4", 3)])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_levels_of_a_tiff_in_either_byte_order(kind: str, sample_format: int, order: str, compression: int) -> None:
+    """Of compressed ones, libtiff gives the levels in the order of the machine."""
+    largest = 1 if kind == "f4" else np.iinfo(kind).max
+    levels = np.tile(np.linspace(0, 1, 16), (4, 1))
+    data = tiff_of_one_strip((levels * largest).astype(kind), order, compression, sample_format)
+    np.testing.assert_allclose(np.asarray(load_image(data))[..., 0], 255 * levels, atol=1.01)
+
+
 @pytest.mark.parametrize(("alpha", "attribute_bits", "used"), [(0, 0, False), (0, 8, True), (90, 0, True)])
 def test_alpha_of_a_tga_without_bits_for_it(alpha: int, attribute_bits: int, used: bool) -> None:
     image = Image.new("RGBA", (8, 6), (200, 30, 40, alpha))
