@@ -350,8 +350,8 @@ def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
         content = _read_up_to(file, max_bytes)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
-        problem = getattr(error, "strerror", None) or error
+    except Exception as error:  # members of archives, compressed files and the caller's own ones raise almost anything
+        problem = getattr(error, "strerror", None) or _cause(error)
         raise ImageFileError(f"{name} cannot be read: {problem}.") from error
     if content is None:
         raise ImageError(f"{name} is not a binary file; open it with mode 'rb'.", status="unsupported")
