@@ -17,11 +17,9 @@ from PIL import Image
 from ..errors import ImageError
 from .headers import read_at
 from .jpeg2000 import check_jpeg2000_levels, correct_jpeg2000
+from .tiff import check_planes, correct_tiles
 
-_BITS_PER_SAMPLE, _COMPRESSION, _PLANES = 258, 259, 284  # TIFF tags
-_SEPARATE, _UNCOMPRESSED = 2, 1
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those of 8 bits
-_NATIVE_ORDER = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}  # of levels, as Pillow calls it
 _PSD_HEADER_BYTES = 26
 _MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
 _BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
@@ -38,9 +36,9 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     if image.format == "PNG" and file is not None:
         _correct_transparent_color(image)
     elif image.format == "TIFF":
-        _check_planes(getattr(image, "tag_v2", {}), name)
+        check_planes(image, name)
         if file is not None:
-            _correct_byte_order(image)
+            correct_tiles(image, name)
     elif image.format == "JPEG2000" and file is not None:
         check_jpeg2000_levels(image, file, name)
     elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
@@ -125,28 +123,3 @@ def _correct_transparent_color(image: Image.Image) -> None:
         image.info["transparency"] = key * _GRAY_STEPS[rawmode]
     elif isinstance(key, tuple) and isinstance(rawmode, str) and rawmode.startswith("RGB;16"):
         image.info["transparency"] = tuple(level >> 8 for level in key)
-
-
-def _check_planes(tags: Any, name: str) -> None:
-    """Refuse a TIFF with a plane for each channel that Pillow reads as if it had 8 bits, or as interleaved."""
-    if _first(tags, _PLANES) != _SEPARATE:
-        return
-    depths, is_compressed = tags.get(_BITS_PER_SAMPLE) or (1,), _first(tags, _COMPRESSION) != _UNCOMPRESSED
-    if (len(depths) > 1 and max(depths) > 8 and not is_compressed) or (len(depths) == 2 and is_compressed):
-        raise ImageError(
-            f"{name} is a TIFF with a plane for each of {len(depths)} channels of {max(depths)} bits, which Pillow "
-            "does not read right; save it with interleaved channels, or as PNG.",
-            status="unsupported",
-        )
-
-
-def _correct_byte_order(image: Image.Image) -> None:
-    """Let Pillow unpack what libtiff decompresses in the order of this machine, whatever that of the file is."""
-    tiles: Any = getattr(image, "tile", None)
-    if tiles and tiles[0][0] == "libtiff" and (native := _NATIVE_ORDER.get(tiles[0][3][0])):
-        image.tile = [tile._replace(args=(native, *tile[3][1:])) for tile in tiles]  # type: ignore[attr-defined]
-
-
-def _first(tags: Any, tag: int) -> Any:
-    value = tags.get(tag)
-    return value[0] if isinstance(value, tuple) and value else value

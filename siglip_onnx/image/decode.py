@@ -26,6 +26,7 @@ from .guard_jpeg import is_read_in_one_pass
 from .guard_tiff import read_orientation
 from .openers import open_file, open_plain
 from .preprocess import Fit
+from .tiff import may_be_cut
 
 ImageSource = (
     str
@@ -44,6 +45,8 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
+_CUT = "is truncated: its data ends early"
+_UNBOUNDED = "may be truncated: it does not state how long its fax data is"
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -421,13 +424,15 @@ def _load_pixels(
         image.load()
     except Exception as error:  # decoders raise almost anything on damaged data
         problem = error
-    incomplete = file is not None and image.format in _HEIFS and is_incomplete(file.raw, name)
+    unbounded = file is not None and may_be_cut(image)
+    incomplete = unbounded or (file is not None and image.format in _HEIFS and is_incomplete(file.raw, name))
     if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
         if problem is not None:
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
         return image, False
     if not allow_truncated:
-        raise _truncated(name, "get it again, or allow truncated images (--allow-truncated)") from problem
+        advice = "get it again, or allow truncated images (--allow-truncated)"
+        raise _truncated(name, advice, _UNBOUNDED if unbounded and problem is None else _CUT) from problem
     partial = image if problem is None else _decoded_part(image)
     if partial is None:
         raise _truncated(name, "no part of it can be decoded") from problem
@@ -481,8 +486,8 @@ def _means_truncated(error: Exception) -> bool:
     return "truncated" in text or "not enough image data" in text or "unexpected end of file" in text
 
 
-def _truncated(name: str, advice: str) -> ImageError:
-    return ImageError(f"{name} is truncated: its data ends early; {advice}.", status="truncated")
+def _truncated(name: str, advice: str, problem: str = _CUT) -> ImageError:
+    return ImageError(f"{name} {problem}; {advice}.", status="truncated")
 
 
 def _cause(error: Exception) -> str:

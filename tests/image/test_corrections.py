@@ -115,6 +115,41 @@ def test_levels_of_a_tiff_in_either_byte_order(kind: str, sample_format: int, or
     np.testing.assert_allclose(np.asarray(load_image(data))[..., 0], 255 * levels, atol=1.01)
 
 
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+@pytest.mark.parametrize("length", ["absent", "zero"])
+def test_fax_data_of_unknown_length_may_be_truncated(compression: str, length: str) -> None:
+    """What is missing of them is white, without an error."""
+    image = make_image(np.random.default_rng(0), (40, 24)).convert("1")
+    whole = encode(image, "TIFF", compression=compression)
+    np.testing.assert_array_equal(np.asarray(load_image(whole).convert("1")), np.asarray(image))
+    data = bytearray(whole)
+    entry = data.index(struct.pack("<H", 279), struct.unpack("<I", data[4:8])[0])
+    if length == "zero":
+        data[entry + 8 : entry + 12] = bytes(4)
+    else:
+        data[entry] += 1  # another tag
+    with pytest.raises(ImageError, match="may be truncated: it does not state how long its fax data is") as raised:
+        load_image(bytes(data))
+    assert raised.value.status == "truncated"
+    read = ImageReader(allow_truncated=True).read(bytes(data))
+    assert read.truncated
+    np.testing.assert_array_equal(np.asarray(read.rgb.convert("1")), np.asarray(image))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_without_some_strips_is_refused(compression: str) -> None:
+    """Pillow takes the header for pixels, as the offset of such a strip is 0."""
+    options = {"compression": compression, "tiffinfo": {278: 8}, "strip_size": 40 * 3 * 8}
+    data = bytearray(encode(make_image(np.random.default_rng(0), (40, 24)), "TIFF", **options))
+    with Image.open(io.BytesIO(data)) as opened:
+        offsets = opened.tag_v2[273]  # type: ignore[attr-defined]
+    assert len(offsets) == 3
+    position = data.index(struct.pack("<3I", *offsets))
+    data[position + 4 : position + 8] = bytes(4)
+    with pytest.raises(ImageError, match="leaves out parts of the image" if compression == "raw" else None):
+        load_image(bytes(data))
+
+
 @pytest.mark.parametrize(("alpha", "attribute_bits", "used"), [(0, 0, False), (0, 8, True), (90, 0, True)])
 def test_alpha_of_a_tga_without_bits_for_it(alpha: int, attribute_bits: int, used: bool) -> None:
     image = Image.new("RGBA", (8, 6), (200, 30, 40, alpha))
