@@ -99,7 +99,7 @@ def check_jpeg2000_levels(image: Image.Image, file: IO[bytes], name: str) -> Non
         )
 
 
-def correct_jpeg2000(image: Image.Image, file: IO[bytes]) -> Image.Image:
+def correct_jpeg2000(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
     """Return a decoded image with the levels, colors and transparency of its file."""
     layout = _read_layout(file)
     if layout is None:

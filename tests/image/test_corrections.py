@@ -159,6 +159,64 @@ def test_alpha_of_a_tga_without_bits_for_it(alpha: int, attribute_bits: int, use
     assert load_image(bytes(data)).getpixel((3, 3)) == expected.convert("RGB").getpixel((3, 3))
 
 
+def tga_of_16_bits(bits: np.ndarray[Any, Any], attribute_bits: int, *, has_palette: bool) -> bytes:
+    """Write levels of 5 bits for each color, with a further bit, as pixels ``(H, W)`` or as the palette of them."""
+    height, width = bits.shape
+    kind, count = (1, bits.size) if has_palette else (2, 0)
+    head = struct.pack("<BBBHHBHHHHBB", 0, has_palette, kind, 0, count, 16 if has_palette else 0, 0, 0, width, height,
+                       8 if has_palette else 16, 32 | attribute_bits)  # fmt: skip
+    indices = np.arange(bits.size, dtype=np.uint8).tobytes() if has_palette else b""
+    return head + bits.astype("<u2").tobytes() + indices
+
+
+@pytest.mark.parametrize("has_palette", [False, True])
+@pytest.mark.parametrize(
+    ("high", "attribute_bits", "opaque"),
+    [((0, 0), 0, (True, True)), ((0, 0), 1, (True, True)), ((1, 1), 0, (True, True)), ((1, 1), 1, (True, True)),
+     ((1, 0), 0, (True, True)), ((1, 0), 1, (True, False))],
+)  # fmt: skip
+def test_a_set_bit_of_a_short_tga_is_opaque(
+    high: tuple[int, int], attribute_bits: int, opaque: tuple[bool, bool], *, has_palette: bool
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 32768, (2, 8))
+    expected = np.stack([(levels >> shift & 31) * 255 // 31 for shift in (10, 5, 0)], axis=-1)
+    expected = np.where(np.array(opaque)[:, np.newaxis, np.newaxis], expected, 0)
+    data = tga_of_16_bits(levels | np.array(high)[:, np.newaxis] << 15, attribute_bits, has_palette=has_palette)
+    shown = np.asarray(load_image(data, background="black")).astype(int)
+    assert abs(shown - expected).max() <= 8
+
+
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_around_the_first_frame_of_a_webp_animation_is_the_background(*, has_alpha: bool) -> None:
+    """Where the frames are opaque, Pillow says that the animation is, and gives black around the first one."""
+    frames = [Image.new("RGBA", (64, 48)) for _ in range(2)]
+    for number, frame in enumerate(frames):
+        frame.paste((200, 30, 40, 255), (10 + 24 * number, 20, 30 + 24 * number, 40))
+    key = {"kmin": 1, "kmax": 1} if has_alpha else {}
+    data = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, **key)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.mode == ("RGBA" if has_alpha else "RGB")
+    shown = load_image(data, background="#00ff00")
+    expected = Image.new("RGBA", (64, 48), "#00ff00")
+    expected.alpha_composite(frames[0])
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(expected.convert("RGB")))
+
+
+@pytest.mark.parametrize("has_composite", [True, False])
+def test_a_psd_of_layers_alone_is_refused(*, has_composite: bool) -> None:
+    pixels = np.full((3, 9, 12), 255, np.uint8)
+    version = struct.pack(">IBIII", 1, has_composite, 0, 0, 1)
+    resource = b"8BIM" + struct.pack(">HHI", 1057, 0, len(version)) + version + bytes(len(version) % 2)
+    data = psd(pixels)
+    data = data[:30] + struct.pack(">I", len(resource)) + resource + data[34:]
+    if has_composite:
+        assert load_image(data).size == (12, 9)
+    else:
+        with pytest.raises(ImageError, match="a PSD without a composite image") as raised:
+            load_image(data)
+        assert raised.value.status == "unsupported"
+
+
 def psd(channels: np.ndarray[Any, Any], layers: int | None = None, blocks: bytes = b"") -> bytes:
     """Write channels u8 ``(C, H, W)`` as a PSD in RGB without compression, with a count of layers or no section."""
     count, height, width = channels.shape
