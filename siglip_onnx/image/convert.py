@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageFile
+from PIL import Image, ImageColor
 
 from ..errors import OptionError
 from ..options import DROP
@@ -128,7 +128,7 @@ def _transparent_color(image: Image.Image, file: Image.Image) -> Any:
     key = image.info.get("transparency")
     if image.mode == "P":
         return None if isinstance(key, tuple) else key
-    return key if isinstance(file, ImageFile.ImageFile) else None
+    return None if type(file) is Image.Image else key  # opened ones are of a class for their format
 
 
 def _bit_depth(file: Image.Image) -> int | None:

@@ -9,6 +9,7 @@ for the mask of an icon.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from ..errors import ImageError
 from .headers import read_at
-from .jpeg2000 import correct_jpeg2000, scale_jpeg2000
+from .jpeg2000 import check_jpeg2000_levels, correct_jpeg2000
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PLANES = 258, 259, 284  # TIFF tags
 _STRIP_BYTES, _TILE_BYTES = 279, 325
@@ -26,7 +27,9 @@ _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those o
 _PSD_HEADER_BYTES, _VERSION_INFO = 26, 1057  # the number of a resource
 _MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
 _BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
-_TGA_HEADER_BYTES = 18
+_TGA_HEADER_BYTES, _TGA_PALETTE_BITS, _TGA_BITS = 18, 7, 16
+_TGA_DESCRIPTOR = 17  # the byte whose low bits count those of the alpha channel
+_MAX_WEBP_CHUNKS = 100
 
 
 def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: str) -> None:
@@ -39,7 +42,7 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     if image.format == "PNG" and file is not None:
         _correct_transparent_color(image)
     elif image.format == "JPEG2000" and file is not None:
-        correct_jpeg2000(image, file, name)
+        check_jpeg2000_levels(image, file, name)
     elif image.format == "TIFF":
         _check_planes(getattr(image, "tag_v2", {}), name)
         _check_strips(image, getattr(image, "tag_v2", {}), name)
@@ -55,45 +58,68 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
         )
 
 
-def correct_after_decoding(
-    image: Image.Image, opened: Image.Image, file: IO[bytes] | None, name: str
-) -> Image.Image:  # fmt: skip
+def correct_after_decoding(image: Image.Image, opened: Image.Image, file: IO[bytes] | None) -> Image.Image:
     """Return a decoded image with the levels of its file, without an alpha channel that is none, or elsewhere.
 
     Args:
         image: the decoded image.
         opened: the image as it was opened, which knows its format.
         file: its file; None if it is the caller's, which stays as it is.
-        name: how errors name it.
     """
-    if file is not None and opened.format == "JPEG2000":
-        return scale_jpeg2000(image, file, name)
-    if file is not None and opened.format == "TGA":
-        return _correct_tga(image, read_at(file, 0, _TGA_HEADER_BYTES))
-    if file is None or image.mode != "RGBA":
-        return image
-    if opened.format == "PSD":
-        return image if _has_transparency(file) else image.convert("RGB")
-    if opened.format == "ICO" and image.getextrema()[-1] == (0, 0):
-        return _mask_icon(image, opened, file)
-    return image
+    correct = _CORRECTIONS.get(opened.format or "")
+    return image if file is None or correct is None else correct(image, opened, file)
 
 
-def _correct_tga(image: Image.Image, header: bytes) -> Image.Image:
-    """Return a TGA without an alpha channel that its header does not state, unless its levels differ.
+def _correct_jpeg2000(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
+    return correct_jpeg2000(image, file)
 
-    Some programs write one that counts, although they state no bits. Of 16 bits a set bit is opaque, and not
-    transparent as Pillow reads it; in the colors of a palette it means nothing.
+
+def _correct_psd(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
+    return image if image.mode != "RGBA" or _has_transparency(file) else image.convert("RGB")
+
+
+def _correct_tga(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Return a TGA without an alpha channel that does not count.
+
+    Some programs write one of 32 bits that counts, although they state no bits for it. In pixels of 16 bits, a set bit
+    is opaque, while Pillow reads it as transparent; those that would all be transparent were written without alpha.
     """
-    palette_bits, depth, alpha_bits = header[7], header[16], header[17] & 15
-    if image.mode == "P" and palette_bits == 16:
-        return image.convert("RGB")
+    header = read_at(file, 0, _TGA_HEADER_BYTES)
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
+        image = image.convert("RGBA")
+        is_short = header[_TGA_PALETTE_BITS] == 16
+    else:
+        is_short = header[_TGA_BITS] == 16
     if image.mode != "RGBA":
         return image
-    if depth == 16 and alpha_bits:
-        image.putalpha(image.getchannel("A").point(range(255, -1, -1)))
-        return image
-    return image if alpha_bits or (depth > 16 and image.getextrema()[-1] != (0, 0)) else image.convert("RGB")
+    states_alpha = header[_TGA_DESCRIPTOR] & 15 != 0
+    if is_short:
+        image.putalpha(image.getchannel("A").point([*range(255, -1, -1)]))
+    is_clear = image.getextrema()[-1] == (0, 0)
+    is_opaque = (is_clear or not states_alpha) if is_short else (is_clear and not states_alpha)
+    return image.convert("RGB") if is_opaque else image
+
+
+def _clear_around_frame(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Return the first frame of a WebP animation with transparency around it, where Pillow gives black."""
+    position = 12 if image.mode == "RGB" else file.seek(0, 2)
+    for _chunk in range(_MAX_WEBP_CHUNKS):
+        header = read_at(file, position, 20)
+        if len(header) < 20:
+            break
+        kind, length = struct.unpack("<4sI", header[:8])
+        if kind == b"ANMF":
+            left, top, width, height = (
+                int.from_bytes(header[start : start + 3], "little") for start in (8, 11, 14, 17)
+            )
+            shown = (2 * left, 2 * top, 2 * left + width + 1, 2 * top + height + 1)
+            if shown != (0, 0, *image.size):
+                alpha = Image.new("L", image.size)
+                alpha.paste(255, shown)
+                image.putalpha(alpha)
+            break
+        position += 8 + length + length % 2
+    return image
 
 
 def _has_transparency(file: IO[bytes]) -> bool:
@@ -121,6 +147,8 @@ def _mask_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Imag
 
     Without a mask it is opaque. An icon that is a PNG is left as it is.
     """
+    if image.mode != "RGBA" or image.getextrema()[-1] != (0, 0):
+        return image
     start: int = opened.ico.entry[0].offset  # type: ignore[attr-defined]
     header = read_at(file, start, _BITMAP_HEADER.size)
     if len(header) < _BITMAP_HEADER.size:
@@ -136,6 +164,15 @@ def _mask_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Imag
     bits = np.unpackbits(np.frombuffer(mask, np.uint8).reshape(image.height, row_bytes)[::-1], axis=1)
     image.putalpha(Image.fromarray(np.where(bits[:, :width], 0, 255).astype(np.uint8)))
     return image
+
+
+_CORRECTIONS: dict[str, Callable[[Image.Image, Image.Image, IO[bytes]], Image.Image]] = {
+    "ICO": _mask_icon,
+    "JPEG2000": _correct_jpeg2000,
+    "PSD": _correct_psd,
+    "TGA": _correct_tga,
+    "WEBP": _clear_around_frame,
+}
 
 
 def _correct_transparent_color(image: Image.Image) -> None:

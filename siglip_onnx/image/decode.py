@@ -240,7 +240,7 @@ class ImageReader:
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
         orientation = read_orientation(loaded, name, from_file=file is not None)
         try:
-            upright = turn_upright(correct_after_decoding(loaded, image, raw, name), orientation)
+            upright = turn_upright(correct_after_decoding(loaded, image, raw), orientation)
             rgb = self._to_rgb(upright, image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data

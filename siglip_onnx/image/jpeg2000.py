@@ -1,56 +1,128 @@
-"""Correct what Pillow reads wrongly in JPEG 2000: levels of other than 8 bits, and palettes; notice a truncated one.
+"""Correct what Pillow reads wrongly in JPEG 2000 files, or refuse what it cannot read right.
 
-Source: ISO/IEC 15444-1, annexes A.5.1 and I.5.3.
+Pillow shifts levels to 8 bits: of more bits, white overflows to black; of fewer, it becomes gray. It reads the palette
+of a JP2 as if no color occurred twice, and neither the order nor the kinds of channels.
+
+Source: ISO/IEC 15444-1, annexes A.5.1 (SIZ) and I.5.3 (boxes of the header).
 """
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from contextlib import suppress
-from typing import IO, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO
 
+import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from .guard_jpeg2000 import find_codestream
+from .guard_jpeg2000 import CODESTREAM, MAX_BOXES, find_codestream
 from .headers import read_at
 
-_SUPERBOX, _PALETTE = b"jp2h", b"pclr"
+_MAX_BOX_BYTES = 65_536
 _END = b"\xff\xd9"
 _END_BYTES = 64  # in which the end of a codestream is looked for
-_MAX_HEADER_BYTES = 100_000
-_MAX_COMPONENTS = 4  # that Pillow reads
+_COMPONENTS = 40  # where SIZ counts the components, and then describes each in three bytes
+_COLOR, _ALPHA, _PREMULTIPLIED = 0, 1, 2  # kinds of channels
+_ENUMERATED, _SYCC = 1, 18
+_ASSOCIATIONS = range(1, 65_535)  # of a channel with a color of the color space
+_PALETTES = {3: "RGB", 4: "RGBA"}  # by the number of columns
 
 
-def correct_jpeg2000(image: Image.Image, file: IO[bytes], name: str) -> None:
-    """Give an image that was opened the palette of its file: Pillow leaves out a color that occurs again.
+@dataclass(frozen=True)
+class _Layout:
+    """What a file says of its channels.
+
+    Attributes:
+        depths: bits of each component of the codestream.
+        boxes: content of the boxes in the header of a JP2, the first of each kind.
+    """
+
+    depths: tuple[int, ...]
+    boxes: Mapping[bytes, bytes]
+
+    @property
+    def is_sycc(self) -> bool:
+        color = self.boxes.get(b"colr", b"")
+        return color[:1] == bytes([_ENUMERATED]) and color[3:7] == struct.pack(">I", _SYCC)
+
+    @property
+    def channels(self) -> list[tuple[int, int, int]]:
+        """Numbers of channels, their kinds, and the colors that they belong to, counted from 1; none if unstated."""
+        content = self.boxes.get(b"cdef", b"")[2:]
+        return list(struct.iter_unpack(">3H", content[: len(content) // 6 * 6]))
+
+    def palette(self) -> tuple[bytes, str] | None:
+        """Return the 256 colors of the values that Pillow gives for indices, and their mode; None if it has others."""
+        content = self.boxes[b"pclr"]
+        if len(content) < 3:
+            return None
+        count, columns = struct.unpack(">HB", content[:3])
+        depths, colors = content[3 : 3 + columns], content[3 + columns : 3 + columns + count * columns]
+        maps = b"".join(struct.pack(">HBB", 0, 1, column) for column in range(columns))
+        is_direct = len(self.depths) == 1 and self.boxes.get(b"cmap") == maps and not self.is_sycc
+        if not is_direct or columns not in _PALETTES or set(depths) != {7} or not 0 < len(colors) == count * columns:
+            return None
+        shift = 8 - self.depths[0]
+        indices = [min(value >> shift, count - 1) for value in range(256)]
+        return b"".join(colors[columns * index :][:columns] for index in indices), _PALETTES[columns]
+
+    def find_problem(self, mode: str) -> str | None:
+        """Return what Pillow would read wrongly in this mode, None if nothing."""
+        deepest, count = max(self.depths), len(self.depths)
+        if deepest > (16 if mode == "I;16" else 8):
+            return f"levels of {deepest} bits"
+        if b"pclr" in self.boxes:
+            return None if mode == "P" and self.palette() else "a palette of an unusual form"
+        if min(self.depths) < 8 and (self.is_sycc or count != Image.getmodebands(mode)):
+            return f"components of {min(self.depths)} bits in an unusual color space"
+        last = count - 1
+        for number, kind, color in self.channels:
+            if (kind == _COLOR and color in _ASSOCIATIONS and color != number + 1) or (
+                kind in (_ALPHA, _PREMULTIPLIED) and number != last
+            ):
+                return "channels in an unusual order"
+        return None
+
+
+def check_jpeg2000_levels(image: Image.Image, file: IO[bytes], name: str) -> None:
+    """Check an image that was opened, but not yet decoded.
 
     Raises:
-        ImageError: of status ``"unsupported"``: a color has more than 8 bits, of which Pillow makes another one.
+        ImageError: of status ``"unsupported"``: Pillow would decode other pixels than the file's.
     """
-    if image.mode != "I;16" and max(_read_depths(file, name), default=0) > 8:
+    layout = _read_layout(file)
+    if layout is not None and (problem := layout.find_problem(image.mode)):
         raise ImageError(
-            f"{name} has colors of more than 8 bits, which Pillow does not read right in JPEG 2000; save it with 8 "
-            "bits, or as PNG.",
+            f"{name} is a JPEG 2000 with {problem}, which Pillow does not read right; save it as PNG.",
             status="unsupported",
         )
-    palette: Any = image.palette
-    if image.mode in ("P", "PA") and palette is not None and (colors := _read_palette(file)):
-        palette.palette = colors
 
 
-def scale_jpeg2000(image: Image.Image, file: IO[bytes], name: str) -> Image.Image:
-    """Scale channels of less than 8 bits, whose levels Pillow only shifts, so that the highest one is 255."""
-    depths = _read_depths(file, name)
-    if image.mode not in ("L", "LA", "RGB", "RGBA") or len(depths) != len(image.getbands()) or min(depths) >= 8:
+def correct_jpeg2000(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Return a decoded image with the levels, colors and transparency of its file."""
+    layout = _read_layout(file)
+    if layout is None:
         return image
-    levels = [min(255, (level >> 8 - depth) * 255 // ((1 << depth) - 1)) for depth in depths for level in range(256)]
-    return image.point(levels)
+    if image.mode == "P" and (palette := layout.palette()):
+        image.putpalette(*palette)
+    elif min(layout.depths) < 8 and image.mode != "I;16":
+        shifted = np.arange(256)
+        tables = [np.rint((shifted >> 8 - depth) * (255 / ((1 << depth) - 1))) for depth in layout.depths]
+        image = image.point(np.concatenate(tables).astype(int).tolist())
+    kinds = {number: kind for number, kind, _ in layout.channels}
+    if image.mode not in ("LA", "RGBA") or not kinds or (kind := kinds.get(len(layout.depths) - 1)) == _ALPHA:
+        return image
+    if kind == _PREMULTIPLIED:
+        return Image.merge(image.mode[:-1] + "a", image.split())
+    return image.convert(image.mode[:-1])
 
 
 def is_cut(file: IO[bytes], name: str) -> bool:
     """Say whether a file ends before its codestream does."""
-    with suppress(struct.error):
+    with contextlib.suppress(struct.error):
         start, size = find_codestream(file, name), file.seek(0, 2)
         length = int.from_bytes(read_at(file, start - 8, 4), "big") if start >= 8 else 0
         end = start - 8 + length if length > 8 else size
@@ -58,24 +130,36 @@ def is_cut(file: IO[bytes], name: str) -> bool:
     return True
 
 
-def _read_depths(file: IO[bytes], name: str) -> list[int]:
-    """Return the bits of each component."""
-    with suppress(struct.error):
-        start = find_codestream(file, name)
-        components = min(_MAX_COMPONENTS, struct.unpack(">H", read_at(file, start + 40, 2))[0])
-        fields = read_at(file, start + 42, 3 * components)
-        return [(depth & 0x7F) + 1 for depth in fields[::3]]
-    return []
+def _read_layout(file: IO[bytes]) -> _Layout | None:
+    """Return the layout of a file; None if it is truncated within its header."""
+    boxes: dict[bytes, bytes] = {}
+    start = 0
+    with contextlib.suppress(struct.error):
+        if read_at(file, 0, 4) != CODESTREAM:
+            for kind, begin, end in _walk(file, 0, file.seek(0, 2)):
+                if kind == b"jp2h" and not boxes:
+                    for inner, position, stop in _walk(file, begin, end):
+                        boxes.setdefault(inner, read_at(file, position, min(stop - position, _MAX_BOX_BYTES)))
+                elif kind == b"jp2c":
+                    start = begin
+                    break
+        count = struct.unpack(">H", read_at(file, start + _COMPONENTS, 2))[0]
+        depths = read_at(file, start + _COMPONENTS + 2, 3 * count)[::3]
+        if depths:
+            return _Layout(tuple((depth & 127) + 1 for depth in depths), boxes)
+    return None
 
 
-def _read_palette(file: IO[bytes]) -> bytes:
-    """Return the colors of a palette of a byte for each channel; nothing if there is none."""
-    header = read_at(file, 0, _MAX_HEADER_BYTES)
-    start = header.find(_PALETTE, max(0, header.find(_SUPERBOX))) + len(_PALETTE)
-    fields = header[start : start + 3]
-    if start < len(_PALETTE) or len(fields) < 3:
-        return b""
-    count, channels = struct.unpack(">HB", fields)
-    colors = start + 3 + channels
-    is_of_bytes = max(header[start + 3 : colors], default=0) <= 7
-    return header[colors : colors + count * channels] if is_of_bytes else b""
+def _walk(file: IO[bytes], position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the boxes between two positions: kind, start and end of the content."""
+    for _ in range(MAX_BOXES):
+        if position >= end:
+            return
+        length, kind = struct.unpack(">I4s", read_at(file, position, 8))
+        header = 8
+        if length == 1:
+            length, header = struct.unpack(">Q", read_at(file, position + 8, 8))[0], 16
+        stop = position + length if length else end
+        position += header
+        yield kind, position, max(stop, position)
+        position = max(stop, position)

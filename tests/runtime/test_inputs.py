@@ -1,17 +1,22 @@
 """What counts as images and as texts, what is refused with which error, and models that are pickled and copied."""
 
 import copy
+import gzip
 import io
+import lzma
 import mmap
 import os
 import pickle
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -124,6 +129,33 @@ def test_a_closed_file_is_an_os_error(demo: siglip_onnx.SigLIP) -> None:
         pass
     with pytest.raises(ImageFileError, match="closed file"):
         demo.encode_images(file)
+
+
+def damaged_files() -> Iterator[Any]:
+    """Yield open files whose content cannot be read to its end."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.png", CONTENTS[0])
+    changed = archive.getvalue().replace(CONTENTS[0], CONTENTS[0][:-1] + b"x")
+    with (
+        zipfile.ZipFile(io.BytesIO(changed)).open("a.png") as member,
+        gzip.open(io.BytesIO(gzip.compress(CONTENTS[0])[:-20])) as cut,
+        lzma.open(io.BytesIO(lzma.compress(CONTENTS[0])[:-20])) as other,
+    ):
+        yield from (member, cut, other)
+    failing = Mock()
+    failing.read.side_effect = RuntimeError("no network")
+    yield failing
+
+
+def test_a_file_that_cannot_be_read_is_one_error(demo: siglip_onnx.SigLIP) -> None:
+    *errors, embedded = demo.stream_embeddings(chain(damaged_files(), PATHS[:1]))
+    assert not isinstance(embedded, ImageError)
+    assert {type(error) for error in errors} == {ImageFileError}
+    messages = " ".join(map(str, errors))
+    assert messages.count("cannot be read: ") == len(errors) == 4
+    for cause in ("Bad CRC-32", "ended before the end-of-stream marker", "no network"):
+        assert cause in messages
 
 
 def test_the_error_says_which_image_failed(demo: siglip_onnx.SigLIP, caplog: pytest.LogCaptureFixture) -> None:
