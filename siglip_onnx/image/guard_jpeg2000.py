@@ -6,6 +6,7 @@ Source: ISO/IEC 15444-1, annexes A and B.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import IO
@@ -25,7 +26,7 @@ _FEW_BLOCKS, _SAMPLES_PER_BLOCK = 4096, 200  # a code-block costs 900 bytes; enc
 _COD, _COC, _SOT, _SOD, _END = 0x52, 0x53, 0x90, 0x93, 0xD9
 # The markers that the decoder knows; behind another one it looks for the next known one, wherever that stands.
 _KNOWN = frozenset(b"\x50\x51\x52\x53\x55\x57\x58\x59\x5c\x5d\x5e\x5f\x60\x61\x63\x64\x74\x75\x77\x78\x90\x91\x93")
-_STOPS = _KNOWN | {_END}
+_STOP = re.compile(b"\xff[" + re.escape(bytes([*sorted(_KNOWN), _END])) + b"]")
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def _check_markers(file: IO[bytes], start: int, size: _Size, name: str) -> None:
 def _is_skipped(file: IO[bytes], position: int, length: int) -> bool:
     """Say whether a marker is unknown, and the decoder finds the next known one where its length says."""
     content = read_at(file, position, length + 4)
-    known = [place for place in range(len(content) - 1) if content[place] == 0xFF and content[place + 1] in _STOPS]
-    return content[:1] == b"\xff" and length % 2 == 0 and known[:1] == [2 + length]
+    known = _STOP.search(content)
+    return content[:1] == b"\xff" and length % 2 == 0 and known is not None and known.start() == 2 + length
 
 
 def _check_style(style: bytes, has_precincts: bool, layers: int, size: _Size, name: str) -> None:

@@ -18,7 +18,7 @@ from .headers import bomb, read_at
 MAX_BOXES = 10_000
 MAX_TABLE_BYTES = 100_000
 MAX_TABLES_BYTES = 300_000  # of all tables together, each number of which is read in Python; photos have some kB
-MAX_EXTENTS = 200  # of one coded image; encoders write one
+MAX_EXTENTS = 50  # of one coded image; encoders write one
 MAX_NESTING = 10  # of images that are made of others
 DERIVED = (b"grid", b"iovl", b"iden", b"tmap")  # kinds of images that are made of others
 _EXIF = b"Exif"  # the kind of an item
