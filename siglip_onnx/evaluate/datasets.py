@@ -141,6 +141,8 @@ def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages |
                         "or .parquet file.")  # fmt: skip
     archives = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
     tables = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    if path.is_dir():
+        _check_one_form(path, archives, tables)
     if archives:
         return _from_archives(path, archives, options)
     if tables:
@@ -159,6 +161,21 @@ def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages |
     return _from_rows(path, readers[path.suffix](path), options)
 
 
+def _check_one_form(path: Path, archives: Sequence[Path], tables: Sequence[Path]) -> None:
+    """Refuse a folder that may be several data sets: archives, Parquet files, and folders of images.
+
+    Raises:
+        DataError: it may.
+    """
+    forms = [files[0].name for files in (archives, tables) if files]
+    if forms and (folders := sorted(_class_folders(path))) and not Listing(folders).is_empty():
+        forms.append(f"images in the folder {folders[0].name}")
+    if len(forms) > 1:
+        raise DataError(
+            f"{path} has {' and '.join(forms)}; expected one of them. Give the file, or a folder of its kind."
+        )
+
+
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
     """Return at most ``limit`` of ``count`` positions, evenly spaced."""
     if limit is None or limit >= count:
@@ -167,22 +184,22 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
-    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(_name(folder)))
-    keyed: list[Keyed] = []
-    num_links = 0
-    for folder in folders:
-        listing = Listing([folder])
-        keyed += [(file_sample(path, os.path.relpath(image.path, path)), (_name(folder),)) for image in listing]
-        num_links += listing.linked_folders
+    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(_composed(folder.name)))
+    listing = Listing(folders)
+    names_below = (os.path.relpath(image.path, path) for image in listing)
+    keyed: list[Keyed] = [(file_sample(path, name), (_composed(name.partition(os.sep)[0]),)) for name in names_below]
     loose = sum(is_image_name(entry.name) for entry in path.iterdir())
     if loose and not keyed:
         raise DataError(
             f"{path} has images, but no folder per class; move the images of each class to one of its name."
         )
-    for count, what in ((loose, "images beside the folders of classes"), (num_links, "links to folders in them")):
+    for count, what in ((loose, "images beside the folders of classes"),
+                        (listing.linked_folders, "links to folders in them")):  # fmt: skip
         if count:
             _log.warning("%s: %s were left out: %d.", path, what, count)
-    names = list(dict.fromkeys(map(_name, folders)))
+    if listing.left_out:
+        _log.warning("%s: left out of the folders of classes: %s.", path, listing.describe_left_out())
+    names = list(dict.fromkeys(_composed(folder.name) for folder in folders))
     if options.labels is None:
         texts = [name.replace("_", " ") for name in names]
         return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
@@ -190,9 +207,9 @@ def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
     return _labeled(path, keyed, numbers, texts, options)
 
 
-def _name(folder: Path) -> str:
-    """Return a folder's name with composed letters, which macOS takes apart."""
-    return normalize("NFC", folder.name)
+def _composed(name: str) -> str:
+    """Return a name with composed letters, which macOS takes apart."""
+    return normalize("NFC", name)
 
 
 def _class_folders(path: Path) -> Iterator[Path]:
@@ -443,7 +460,7 @@ def _keys(value: object, path: Path, name: str) -> list[Key]:
         raise DataError(f"{path}: {name} has the label {value!r:.100}; expected a word, a number, or a list of them.")
     if isinstance(value, int):
         return [value]
-    return [normalize("NFC", word) for each in value.split(SEPARATOR) if (word := each.strip())]
+    return [_composed(word) for each in value.split(SEPARATOR) if (word := each.strip())]
 
 
 def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -370,6 +370,38 @@ def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
+def test_files_without_the_extension_of_an_image_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    data = folders(tmp_path, ["a", "b"])
+    for name in ("a/noext", "b/y", "b/1.jxl", "b/.hidden"):
+        (data / name).touch()
+    assert len(labeled(data).samples) == 2
+    left_out = "3 files without an image extension (1 JPEG XL, 2 other)"
+    assert caplog.messages == [f"{data}: left out of the folders of classes: {left_out}."]
+    caplog.clear()
+    members = [("a.png", b"1"), ("a.cls", b"0"), ("b.jxl", b"2"), ("b.cls", b"1"), ("c.png", b"3"), ("c.cls", b"1"),
+               ("d", b"4"), ("d.cls", b"1")]  # fmt: skip
+    (tmp_path / "classnames.txt").write_text("x\ny")
+    path = write_tar(tmp_path / "x.tar", members)
+    assert len(labeled(path).samples) == 2
+    assert f"{path}: samples without a file that has an image extension were left out: 2." in caplog.messages
+
+
+def test_a_folder_of_several_data_sets_is_refused(tmp_path: Path) -> None:
+    """Only one of them would be read."""
+    data = folders(tmp_path, ["a", "b"])
+    write_tar(data / "backup.tar", [("a.png", b"1"), ("a.txt", b"x")])
+    with pytest.raises(DataError, match=r"has backup.tar and images in the folder a; expected one of them. Give"):
+        open_data(data)
+    for image in data.rglob("*.png"):
+        image.unlink()
+    assert len(captioned(data).samples) == 1
+    (data / "x.parquet").touch()
+    with pytest.raises(DataError, match=r"has backup.tar and x.parquet; expected one of them"):
+        open_data(data)
+
+
 def test_quotation_marks_of_a_table_with_tabs_are_parts_of_texts(tmp_path: Path) -> None:
     texts = ['"A red star', "six eggs", 'two "eggs"', 'a monitor of 24"', '"a" and "b"', '"', "it's, well"]
     lines = "".join(f"{number}.png\t{text}\n" for number, text in enumerate(texts))
