@@ -128,7 +128,9 @@ def _fit_pair(pairs: Iterable[tuple[Doubles, Bools]], start: Fit, *, fit_scale: 
     if not fit_scale:
         return 1.0, bias
     # Around the mean score of true pairs, scale and bias are nearly independent, so that Newton's steps are good ones.
-    totals = np.sum([(scores[truth].sum(), truth.sum()) for scores, truth in pairs], axis=0)
+    totals = np.sum([(scores[truth].sum(), truth.sum(), truth.size) for scores, truth in pairs], axis=0)
+    if totals[1] in (0, totals[2]):  # of rare labels, all true pairs may be in the fold that is held out
+        return 1.0, bias
     center = float(totals[0] / totals[1])
 
     def loss(place: Doubles) -> float:
