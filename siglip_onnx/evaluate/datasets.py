@@ -437,7 +437,7 @@ def _labeled(
         chosen = {numbers[key] if key in numbers else numbers[str(key)] for key in keys}
         classes = tuple(sorted(chosen))
         samples.append(replace(sample, labels=same.setdefault(classes, classes)))
-    if not texts:
+    if not any(sample.labels for sample in samples):
         raise DataError(f"{path} has {len(samples)} images without any label; expected a label for each, at least two.")
     if len(texts) < 2:
         only = f"one class, {texts[0]!r:.100}" if texts else "no labels"

@@ -52,11 +52,9 @@ class Fit:
         return np.array([self.texts.get((labels.language, text), self.bias) for text in labels.texts])
 
 
-def score_labels(
-    model: SigLIP, images: Floats, texts: Sequence[str], templates: Sequence[str], language: str
-) -> LabelSet:
-    """Return what the model says of unit embeddings ``(N, D)`` and texts, without its bias."""
-    scaled = model.encode_labels(list(texts), template=list(templates)).astype(np.float64)
+def score_labels(model: SigLIP, images: Floats, texts: Sequence[str], classes: Floats, language: str) -> LabelSet:
+    """Return what the model says of unit embeddings of images ``(N, D)`` and of texts ``(M, D)``, without its bias."""
+    scaled = classes.astype(np.float64)
     scaled *= np.exp(model.bundle.manifest.head["logit_scale"])
     scores = np.empty((len(images), len(texts)), np.float32)
     for rows in in_blocks(np.arange(len(images)), len(texts)):
