@@ -26,10 +26,10 @@ from ..system.threads import available_workers
 from .help import Command
 from .options import PATH, json_option, named_model, refuse_given, template_option, variant_option
 from .output import SOME_FAILED, format_percent, format_table, print_json, show, warn, writing
-from .outputs import Kind, check_output, overwrite_option
+from .outputs import check_output, json_kind, overwrite_option
 from .progress import AUTO, ProgressLine
 
-CALIBRATION = Kind("a calibration", b"{", CALIBRATION_FORMAT.encode())
+CALIBRATION = json_kind("a calibration", CALIBRATION_FORMAT)
 _SHOWN_LABELS = 10  # those with the largest errors before
 _MAX_PAIRS = 100_000_000  # of image and label: 5 bytes each
 
