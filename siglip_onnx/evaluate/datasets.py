@@ -172,7 +172,7 @@ def _check_one_form(path: Path, archives: Sequence[Path], tables: Sequence[Path]
         forms.append(f"images in the folder {folders[0].name}")
     if len(forms) > 1:
         raise DataError(
-            f"{path} has {' and '.join(forms)}; expected one of them. Give the file, or a folder of its kind."
+            f"{path} has {' and '.join(forms)}; expected one of them. Give the file, or move the others elsewhere."
         )
 
 

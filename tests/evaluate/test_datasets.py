@@ -124,7 +124,7 @@ def test_labels_of_folders(drawn: Path, tmp_path: Path, caplog: pytest.LogCaptur
     assert texts("\n".join(more)) == more
     caplog.clear()
     assert texts("\n".join("ABCDEFGH")) == list("ABCDEFGH")  # as many as folders, in their order
-    order = "has no names of folders, so its lines are taken in their order: a blue circle is 'A', ..., "
+    order = "does not name the folders, so its lines are assigned to them in order: a blue circle is 'A', ..., "
     assert order in caplog.text
     with pytest.raises(DataError, match=r"8 folders.*3 labels that are not their names"):
         texts("x\ny\nz")
@@ -139,26 +139,30 @@ FOLDERS = ("red_star", "eggs", "heart")  # not in their order
         (
             FOLDERS,
             "red_star\neggs\nhart",
-            "folder 'heart', which .* does not name, but others. Write a line of folder<T",
+            "folder 'heart', which .* does not name, although it names others. Wri",
         ),
         (FOLDERS, "Red Star\nEggs\nHeart", "folder 'eggs', which .* does not name exactly: it has 'Eggs'"),
         (FOLDERS, "red-star\nmore eggs\ntwo hearts", "folder 'red_star', .* exactly: it has 'red-star'"),
         (FOLDERS, "RED_STAR\ta star\nEGGS\teggs\nHEART\ta heart", "folder 'eggs', .* exactly: it has 'EGGS'"),
-        (FOLDERS, "n1\ta star\nn2\teggs\nn3\ta heart", "folder 'eggs', which .* does not name, and no other"),
-        (FOLDERS, "red_star\ta star\neggs\teggs", "folder 'heart', which .* does not name, but others"),
+        (
+            FOLDERS,
+            "n1\ta star\nn2\teggs\nn3\ta heart",
+            "folder 'eggs', which .* does not name; it names no folder at all",
+        ),
+        (FOLDERS, "red_star\ta star\neggs\teggs", "folder 'heart', which .* does not name, although it names others"),
         (FOLDERS, "red star\nred_star\nRED_STAR\neggs\neggs\nheart", "label 'eggs', which could be the class 3 or 4"),
         (FOLDERS, "red_star\tx\nred_star\ty\neggs\tz\nheart\tz", r"line 'red_star\\ty', whose name another line has"),
         (FOLDERS, "red_star\tx\neggs\t\nheart\tz", r"line 'eggs\\t', of which a part is empty"),
         (
             ("1", "2"),
             "a\nb\nc",
-            "2 folders from 1 to 2, and .* has 3 labels, which may count from 0, from 1, or in the",
+            "2 folders from 1 to 2, and .* has 3 labels; which label belongs to which folder is",
         ),
         (("01", "03"), "a\nb\nc", "2 folders from 1 to 3, and .* has 3 labels"),
         (("0", "1", "3"), "a\nb\nc", "3 folders from 0 to 3, and .* has 3 labels"),
         (("1", "2", "4"), "a\nb\nc", "3 folders from 1 to 4, and .* has 3 labels"),
         (("1", "2"), "1\n2\n3", "may be names of classes or their positions"),
-        (("0", "1", "cat"), "a\nb\ncat", "folder '0', which .* does not name, but others"),
+        (("0", "1", "cat"), "a\nb\ncat", "folder '0', which .* does not name, although it names others"),
     ],
 )
 def test_folders_whose_labels_are_not_certain_are_refused(
@@ -425,7 +429,7 @@ def test_rows_that_quotation_marks_join_are_counted(tmp_path: Path, caplog: pyte
         open_data(path)
     path.write_text(path.read_text().replace("e.png", "e.png,y"))
     assert len(captioned(path).samples) == 3
-    assert f"{path}: 1 rows go over several lines, from one quotation mark to another; check" in caplog.text
+    assert f"{path}: 1 rows span several lines, from one quotation mark to another; check" in caplog.text
 
 
 def test_another_column_is_not_taken_for_the_language(tmp_path: Path) -> None:

@@ -557,7 +557,7 @@ def test_data_that_no_command_can_use(command: str, drawn: Path, paths: list[Pat
     refused(table(rows), "among the 2 known classes (a red star, a cat). Add it", "--labels", tmp_path / "labels.txt")
     refused(
         drawn,
-        "'a blue circle', which " + f"{tmp_path / 'labels.txt'} does not name, but others",
+        "'a blue circle', which " + f"{tmp_path / 'labels.txt'} does not name, although it names others",
         "--labels",
         tmp_path / "labels.txt",
     )
