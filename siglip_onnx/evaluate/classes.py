@@ -107,13 +107,8 @@ def _check_unnamed(
     name = next((each for each in unnamed if _similar(each) in similar), unnamed[0])
     line = similar.get(_similar(name))
     if found or line is not None or isinstance(labels, dict):
-        hint = (
-            f" exactly: it has {line!r:.100}"
-            if line
-            else ", although it names others"
-            if found
-            else "; it names no folder at all"
-        )
+        hint = ", although it names others" if found else "; it names no folder at all"
+        hint = hint if line is None else f" exactly: it has {line!r:.100}"
         raise DataError(
             f"{path} has the folder {name!r:.100}, which {labels_path} does not name{hint}. Write a line of "
             "folder<TAB>words for each folder."

@@ -46,8 +46,15 @@ class LabeledImages:
     numbers: Mapping[Key, int]
 
     def take(self, limit: int | None) -> LabeledImages:
-        """Return this with at most ``limit`` images, evenly spaced."""
-        return replace(self, samples=[self.samples[index] for index in evenly_spaced(len(self.samples), limit)])
+        """Return this with at most ``limit`` images, evenly spaced.
+
+        Raises:
+            DataError: none of them has a label.
+        """
+        samples = [self.samples[index] for index in evenly_spaced(len(self.samples), limit)]
+        if not any(sample.labels for sample in samples):
+            raise DataError(f"None of {len(samples)} images of {self.path} has a label; give a higher --limit.")
+        return replace(self, samples=samples)
 
     def numbered_like(self, other: LabeledImages) -> LabeledImages:
         """Return this with its classes in the order of another set, which has as many and the same labels for them.

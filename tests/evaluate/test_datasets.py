@@ -443,6 +443,9 @@ def test_a_limit_takes_evenly_spaced_images(drawn: Path, tmp_path: Path) -> None
     data = labeled(drawn)
     assert len(data.take(None).samples) == len(data.take(99).samples) == 16
     assert {sample.labels[0] for sample in data.take(8).samples} == set(range(8))
+    rows = [(f"{number}.png", "a|b" * (number == 3)) for number in range(4)]
+    with pytest.raises(DataError, match=r"None of 2 images of .*x.csv has a label; give a higher --limit"):
+        labeled(write_csv(tmp_path / "x.csv", ("path", "label"), rows)).take(2)
     captions = captioned(karpathy(tmp_path / "x.json"), DataOptions(split="")).take(2)
     assert captions.captions == {"": {0: ["a red circle", "red"], 1: ["a blue star", "blue"]}}
 
