@@ -17,6 +17,7 @@ from ..system.files import open_regular
 Key = str | int
 _MAX_LABELS, _MAX_LABELS_BYTES = 1_000_000, 20_000_000  # WordNet has 117,000 names of things
 _WHOLE_NUMBER = re.compile(r"(-?\d{1,18})(?:\.0)?")
+_ASCII_PUNCTUATION = {code: None for code in range(128) if category(chr(code))[0] in "ZPC"}
 _log = logging.getLogger(__name__)
 
 
@@ -179,7 +180,10 @@ def _plain(name: str) -> str:
 
 def _similar(name: str) -> str:
     """Return a name in lower case, without spaces and punctuation."""
-    return "".join(each for each in normalize("NFKC", name).casefold() if category(each)[0] not in "ZPC")
+    folded = normalize("NFKC", name).casefold()
+    if folded.isascii():
+        return folded.translate(_ASCII_PUNCTUATION)
+    return "".join(each for each in folded if category(each)[0] not in "ZPC")
 
 
 def number_labels(path: Path, keys: Iterable[Key], texts: Sequence[str], *, are_positions: bool) -> dict[Key, int]:
