@@ -12,7 +12,8 @@ import siglip_onnx
 from siglip_onnx.image import SERVER_LIMITS
 
 app = FastAPI()
-model = siglip_onnx.load("demo", image_limits=SERVER_LIMITS)  # stricter limits, for images of untrusted users
+# For images of untrusted users: stricter limits, and a decoder process that ends at its limits of memory and time.
+model = siglip_onnx.load("demo", image_limits=SERVER_LIMITS, isolate_decoding=True)
 TEXTS = ["a red star", "six eggs"]
 
 

@@ -69,7 +69,7 @@ def render_gallery(title: str, subtitle: str, groups: Sequence[Group]) -> str:
     Tiles are numbered within their group.
     """
     side = _LARGE if sum(len(group.tiles) for group in groups) <= _MAX_LARGE else _SMALL
-    with closing(DecoderPool(ImageReader(draft_size=(side, side)), plain_here=True)) as reader:
+    with closing(DecoderPool(ImageReader(draft_size=(side, side)))) as reader:
         rendered = [_render_group(group, side, reader) for group in groups]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ _GROWTH = 20  # bytes of values by bytes of the file: texts are compressed, and 
 _FEW_TEXT_BYTES, _FEW_IMAGE_BYTES = 32_000_000, 256_000_000
 # Of images, for threads that read them slightly out of order; of a small file, only the first number of bytes.
 _KEPT_ROWS, _FEW_KEPT_BYTES, _KEPT_BYTES = 256, 32_000_000, 128_000_000
+_RECENT_FILES = 2  # threads may still read one while the next is begun
 _MAX_LEVELS = 3  # of a column: itself, its list, and the element of that
 _BUFFER_BYTES = 1_000_000
 
@@ -53,19 +56,18 @@ class ParquetFile:
             self.size_bytes = self._footer.size_bytes
             counts = [group.num_rows for group in self._footer.row_groups]
             self._check_rows(counts)
-            self._file = pyarrow.parquet.ParquetFile(
-                path, buffer_size=_BUFFER_BYTES, thrift_string_size_limit=MAX_FOOTER_BYTES,
-                thrift_container_size_limit=_MAX_PARTS,
+            self._open_library = partial(
+                pyarrow.parquet.ParquetFile, path, buffer_size=_BUFFER_BYTES,
+                thrift_string_size_limit=MAX_FOOTER_BYTES, thrift_container_size_limit=_MAX_PARTS,
             )  # fmt: skip
+            self._file: Any = self._open_library()
             self.columns = list(self._file.schema_arrow.names)
             if repeated := [name for name, count in Counter(self.columns).items() if count > 1]:
                 raise ValueError(f"it has several columns {repeated[0]!r:.100}")
         except self._errors as error:
             raise self._unreadable(error) from error
         self._starts = list(itertools.accumulate(counts, initial=0))
-        self._kept: LRUCache[int, tuple[Any]] = LRUCache(
-            _KEPT_ROWS, min(_KEPT_BYTES, max(_FEW_KEPT_BYTES, self.size_bytes))
-        )
+        self._kept = self._new_cache()
         self._next_row = 0
         self._ends: dict[int, tuple[int, DataError]] = {}  # of damaged row groups: the first unreadable row, and why
         self._num_counted = 0  # rows whose images were counted
@@ -73,10 +75,12 @@ class ParquetFile:
         self._ahead: Iterator[Any] | None = None  # the values from the next row on
         self._checked: dict[tuple[int, int], Pages] = {}
         self._lock = renewed_lock(self)
+        _recent.use(self)
 
     def class_names(self, column: str) -> list[str] | None:
         """Return the names of a column's classes, if the library datasets recorded them."""
-        metadata = self._file.schema_arrow.metadata or {}
+        with self._lock:
+            metadata = self._opened().schema_arrow.metadata or {}
         try:
             features = json.loads(metadata[b"huggingface"])["info"]["features"][column]
             names = features["names"] if "names" in features else features["feature"]["names"]
@@ -114,11 +118,12 @@ class ParquetFile:
     def value(self, column: str, row: int) -> Any:
         """Return one value of the column of images, which is meant to be read in the order of its rows.
 
-        The last rows are kept, for threads that read them slightly out of order.
+        The last rows are kept, for threads that read them slightly out of order, but only of the files used last.
 
         Raises:
             DataError: the file is damaged.
         """
+        _recent.use(self)
         with self._lock:
             kept = self._kept.get(row)
             if kept is not None:
@@ -142,6 +147,24 @@ class ParquetFile:
                 problem = self._unreadable(error)
                 self._ends[self._group(self._next_row)] = self._next_row, problem
                 raise problem from error
+
+    def release(self) -> None:
+        """Close the file, and forget what was read of it; what is used again is read again."""
+        with self._lock:
+            self._file, self._ahead, self._kept = None, None, self._new_cache()
+
+    def _opened(self) -> Any:
+        """Return the file of the library, whose footer must still be the one that was checked."""
+        opened = self._file
+        if opened is None:
+            with open_regular(self.path) as file:
+                if read_footer(file) != self._footer:
+                    raise ValueError("it was changed while it was read")
+            opened = self._file = self._open_library()
+        return opened
+
+    def _new_cache(self) -> LRUCache[int, tuple[Any]]:
+        return LRUCache(_KEPT_ROWS, min(_KEPT_BYTES, max(_FEW_KEPT_BYTES, self.size_bytes)))
 
     def _count(self, column: str, row: int, size_bytes: int) -> None:
         """Count the bytes of an image, once."""
@@ -183,7 +206,7 @@ class ParquetFile:
         if not paths:
             raise ValueError(f"the columns {', '.join(names):.100} hold nothing")
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest))
-        return iter(self._file.iter_batches(rows, row_groups=[group], columns=paths, use_threads=False))
+        return iter(self._opened().iter_batches(rows, row_groups=[group], columns=paths, use_threads=False))
 
     def _check_column(self, group: int, number: int) -> Pages:
         if (group, number) in self._checked:
@@ -202,6 +225,28 @@ class ParquetFile:
     def _unreadable(self, error: Exception) -> DataError:
         problem = first_line(error) or type(error).__name__
         return DataError(f"{self.path} cannot be read as Parquet: {problem:.300}. Expected an undamaged Parquet file.")
+
+
+class _Recent:
+    """The files that were used last: the others are released, so that memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._files: list[weakref.ref[ParquetFile]] = []
+        self._lock = renewed_lock(self)
+
+    def use(self, file: ParquetFile) -> None:
+        """Make a file the one used last."""
+        if self._files and self._files[-1]() is file:
+            return
+        with self._lock:
+            self._files = [each for each in self._files if each() not in (None, file)] + [weakref.ref(file)]
+            released, self._files = self._files[:-_RECENT_FILES], self._files[-_RECENT_FILES:]
+        for reference in released:
+            if (old := reference()) is not None:
+                old.release()
+
+
+_recent = _Recent()
 
 
 def _size_bytes(column: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ MAX_LINE_BYTES = 65_536
 DTYPES = ("float32", "float16")
 _MAX_DIM = 65_536
 _MAX_INT = 2**63 - 1
+_PATCHES = re.compile(r"-([0-9]{1,5})patches\Z")  # of an embedding space
 OK, CRASH = "ok", "crash"
 STATUSES = (OK, *ImageError.STATUSES, CRASH)
 
@@ -76,6 +78,12 @@ class JobFacts:
                 "is the model and you trust it, name it yourself: --model ./FOLDER, or open_collection(..., model=...)."
             )
         return name
+
+    @property
+    def max_num_patches(self) -> int | None:
+        """Number of patches of a NaFlex model that the vectors were embedded with; None for the checkpoint's own."""
+        found = _PATCHES.search(self.embedding_space)
+        return None if found is None else int(found[1])
 
     @property
     def background(self) -> str:

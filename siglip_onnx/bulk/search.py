@@ -161,6 +161,7 @@ class Collection:
                     model or facts.name_model(),
                     variant=facts.variant,
                     background=facts.background,
+                    max_num_patches=facts.max_num_patches,
                     offline=model is None,  # the folder may come from elsewhere: what it names is not downloaded
                 )
             except (ModelNotFoundError, DownloadError) as error:
@@ -178,7 +179,12 @@ class Collection:
         for shard in self.shards:
             if self.job.receipt(shard, read_files=True) is None:
                 raise self._damaged(f"holds shard {shard}, whose files differ from its receipt")
-        vectors = np.concatenate([self.read_vectors(shard) for shard in self.shards])
+        vectors = np.empty((self.num_vectors, self.job.facts.embedding_dim), self.job.facts.dtype)
+        start = 0
+        for shard in self.shards:  # one at a time: a shard that is mapped into memory keeps a file open
+            stored = self.read_vectors(shard)
+            vectors[start : start + len(stored)] = stored
+            start += len(stored)
         self._check_same(self.shards)
         return vectors
 
@@ -341,9 +347,11 @@ class Collection:
         """Return the candidates in order, with scores that are computed again in full precision."""
         if not len(candidates.scores):
             return []
-        stored = {shard: self.read_vectors(shard) for shard in set(candidates.shards.tolist())}
-        rows = zip(candidates.shards.tolist(), candidates.rows.tolist(), strict=True)
-        vectors = np.array([stored[shard][row] for shard, row in rows]).astype(np.float32)
+        shards = sorted(set(candidates.shards.tolist()))
+        vectors = np.empty((len(candidates.rows), self.job.facts.embedding_dim), np.float32)
+        for shard in shards:  # one at a time: a shard that is mapped into memory keeps a file open
+            chosen = candidates.shards == shard
+            vectors[chosen] = self.read_vectors(shard)[candidates.rows[chosen]]
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         if not (np.abs(lengths - 1) < _STORED_TOLERANCE).all():  # neither is NaN
             raise self._damaged("holds vectors whose length is not 1")
@@ -355,7 +363,7 @@ class Collection:
         similarities = vectors.astype(np.float64) @ query.vector.astype(np.float64)
         order = np.lexsort((candidates.rows, candidates.shards, -similarities))
         rows_of_hits = self._rows(candidates.shards[order], candidates.rows[order])
-        self._check_same(stored)
+        self._check_same(shards)
         probabilities = sigmoid(logits)
         return [
             (

@@ -93,7 +93,7 @@ def calibrate_(
         check_output(out, CALIBRATION, (sample.path for sample in each.samples), overwrite=overwrite)
     first = next(iter(sets.values()))
     check_truth(one_hot([sample.labels for sample in first.samples], len(first.texts)))
-    opened = load(model, variant=variant, workers=available_workers())
+    opened = load(model, variant=variant, workers=available_workers(), isolate_decoding=True)
     # Labels come first: one that cannot be used must not waste a pass over the images.
     encoded = {language: opened.encode_labels(each.texts, template=list(templates)) for language, each in sets.items()}
     embedded = embed_labelled(opened, first)

@@ -127,6 +127,7 @@ def evaluate_(
         workers=workers or available_workers(),
         allow_truncated=allow_truncated,
         calibration=calibration,
+        isolate_decoding=True,
     )
     models = _open_variants(model, variants, options)
     given = [*(() if templates_file and templates == ("{}",) else templates), *read_texts([], templates_file)]

@@ -93,8 +93,8 @@ def fit(
     samples = [*chosen.samples, *([] if other is None else other.samples)]
     check_output(out, CLASSIFIER, (sample.path for sample in samples), overwrite=overwrite)
     texts = [*chosen.texts, *([] if none_of_these is None else [none_of_these])]
-    opened = load(model, variant=variant, workers=available_workers())
-    check_compilable(opened)
+    opened = load(model, variant=variant, workers=available_workers(), isolate_decoding=True)
+    check_compilable(opened, len(texts))
     check_labels(texts)
     zero_shot = Head(
         opened.encode_labels(chosen.texts, template=templates).astype(np.float64),

@@ -34,7 +34,6 @@ PAGE = Kind("a page of siglip-onnx", rb"<!doctype html>\s*<html[^>]*>\s*<meta[^>
 index_option = click.option(
     "--index", type=PATH, metavar="DIR", help="Folder for the vectors of a folder of images. Default: one in the cache."
 )
-_PATCHES = re.compile(r"-([0-9]{1,5})patches\Z")
 
 
 @dataclass(frozen=True)
@@ -128,14 +127,14 @@ def choose_model(facts: JobFacts, given: ModelChoice, *, is_named: bool = False)
     ``is_named`` says that the user named it. A name that only the folder gives, which may come from elsewhere, is
     not downloaded.
     """
-    patches, model = _PATCHES.search(facts.embedding_space), given.model if is_named else facts.name_model()
+    model = given.model if is_named else facts.name_model()
     return replace(
         given,
         model=model,
         offline=given.offline or given.model != model,
         variant=given.variant or facts.variant,
         background=given.background or facts.background,
-        max_num_patches=given.max_num_patches or (int(patches[1]) if patches else None),
+        max_num_patches=given.max_num_patches or facts.max_num_patches,
     )
 
 

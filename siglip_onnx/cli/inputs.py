@@ -31,7 +31,8 @@ STDIN = "-"
 LIST_MARK = "@"
 _MAX_TEXTS_CHARACTERS = 200_000_000
 # Reads all data of an image, but decodes a large JPEG at an eighth of its size: enough to know that it can be read.
-_CHECK = ImageReader(draft_size=(1, 1))
+_CHECK = ImageReader(draft_size=(1, 1), counts_file=True)
+_OPTIONS = ", or raise the limit with "  # of other commands
 _SEPARATORS = re.escape(os.sep + (os.altsep or ""))
 _ANY_DEPTH = re.compile(rf"(?:^|(?<=[{_SEPARATORS}]))\*\*(?:[{_SEPARATORS}]+|$)")  # as a whole part of a pattern
 _URL = re.compile(r"https?://", re.I)
@@ -282,6 +283,7 @@ def _is_readable(path: Path, pool: DecoderPool) -> bool:
     try:
         pool.read(path)
     except ImageError as error:
-        warn(f"skipped: {error}")
+        problem, has_options, _ = str(error).partition(_OPTIONS)
+        warn(f"skipped: {problem}{'.' if has_options else ''}")
         return False
     return True

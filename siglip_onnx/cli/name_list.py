@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    NameChoice = click.Choice[str]
+else:
+    NameChoice = click.Choice  # generic from click 8.2 on
 
-class NameList(click.Choice[str]):
+
+class NameList(NameChoice):
     """Names separated by commas, each one of the choices."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -16,9 +21,10 @@ class NameList(click.Choice[str]):
         convert = super().convert
         return [convert(name.strip(), param, ctx) for name in str(value).split(",")]
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Show that there may be several."""
-        return f"{super().get_metavar(param, ctx)},..."
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Show that there may be several; click gives the context from 8.2 on."""
+        context = {} if ctx is None else {"ctx": ctx}
+        return f"{super().get_metavar(param, **context)},..."
 
 
 def flatten(_context: click.Context, _parameter: click.Parameter, values: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -85,11 +85,21 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images with captions: per language, those of each image that has some, by its number."""
+    """Images with captions: per language, those of each image that has some, by its number.
+
+    Attributes:
+        all_languages: those of the whole data set, where ``captions`` are those of some; empty if they are all.
+    """
 
     path: Path
     samples: list[Sample]
     captions: dict[str, dict[int, list[str]]]
+    all_languages: tuple[str, ...] = ()
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the whole data set has several languages."""
+        return len(self.all_languages or self.captions) > 1
 
     def take(self, limit: int | None) -> CaptionedImages:
         """Return this with at most ``limit`` images, evenly spaced."""
@@ -110,7 +120,8 @@ class CaptionedImages:
             if language not in self.captions:
                 known = ", ".join(name for name in self.captions if name) or "captions without a language"
                 raise DataError(f"{self.path} has no captions in {language!r}; it has {known}.")
-        return replace(self, captions={language: self.captions[language] for language in languages})
+        chosen = {language: self.captions[language] for language in languages}
+        return replace(self, captions=chosen, all_languages=tuple(self.captions))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
 RECALL_AT = (1, 5, 10)
 _RESAMPLES = 2000
 _COMPARED_AT_ONCE = 4_000_000  # pairs of image and text
-_RESAMPLED_AT_ONCE = 20_000_000  # numbers in memory
+_RESAMPLED_AT_ONCE = 20_000_000  # counts of a byte in memory
+_DRAWN_AT_ONCE = 2_000_000  # numbers in memory, 16 bytes each
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
 
@@ -35,7 +36,7 @@ def bootstrap_mean(values: NDArray[Any], *, seed: int = 0) -> Interval:
     """Return the mean of values ``(N,)`` with its interval; of differences on the same inputs, it is a paired one."""
     exact = values.astype(np.float64)
     rng = np.random.default_rng(seed)
-    at_once = max(1, _RESAMPLED_AT_ONCE // len(exact))
+    at_once = max(1, _DRAWN_AT_ONCE // len(exact))
     means = np.concatenate([
         exact[rng.integers(len(exact), size=(min(at_once, _RESAMPLES - start), len(exact)))].mean(axis=1)
         for start in range(0, _RESAMPLES, at_once)

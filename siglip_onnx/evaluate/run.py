@@ -155,7 +155,8 @@ class Evaluation:
                 for name, scores in self.scores.items()
                 if (key := metric if metric == "top1" else f"{metric}@1") in scores.units
             }
-            if measured:
+            # Of some languages, the mean cannot be compared with the published one of all of them.
+            if measured and (":" in metric or not self.facts["languages"]):
                 found[metric] = {
                     "percent": score.value,
                     "source": score.source,
@@ -277,6 +278,7 @@ def _facts(
         "protocol": protocol.to_document(),
         "templates": protocol.templates(templates) if labelled else [],
         "calibration": None if first.calibration is None else first.calibration.data,
+        "languages": [] if isinstance(data, LabeledImages) or not data.all_languages else list(data.captions),
         "limit": limit,
     }
 
@@ -352,16 +354,26 @@ def _score_labels(
 def _list_captions(
     data: CaptionedImages, protocol: Protocol
 ) -> tuple[list[str], dict[str, list[tuple[int, int]]]]:  # fmt: skip
-    """Return the captions to embed, each once, and per language pairs of caption and image, as positions."""
+    """Return the captions to embed, each once, and per language pairs of caption and image, as positions.
+
+    Raises:
+        DataError: there are none, or only some have a language.
+    """
+    if ANY_LANGUAGE in data.captions and len(data.captions) > 1:
+        raise DataError(
+            f"{data.path} has captions in {', '.join(filter(None, data.captions)):.200} and captions without a "
+            "language; state a language for all of them, or for none, or choose some with --language."
+        )
     positions: dict[str, int] = {}
     owners: dict[str, list[tuple[int, int]]] = {}
-    several = len(data.captions) > 1
     for language, rows in data.captions.items():
         owners[language] = [
             (positions.setdefault(text, len(positions)), row)
             for row, texts in rows.items()
-            for text in (texts[:1] if protocol.first_caption and several else texts)
+            for text in (texts[:1] if protocol.first_caption and data.is_multilingual else texts)
         ]
+    if not positions:
+        raise DataError(f"{data.path} has no caption for the images and languages that were chosen.")
     return list(positions), owners
 
 

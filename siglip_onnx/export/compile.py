@@ -63,7 +63,7 @@ def compile_classifier(
         tower, facts = _with_probabilities(model, labels, template, logit_bias)
         _finish(model, tower, facts, out, uint8=uint8, check=check)
         return
-    check_compilable(model)
+    check_compilable(model, len(labels))
     check_labels(labels)
     weights = model.encode_labels(labels, template=template).astype(np.float64)
     bias = model.biases(labels) if logit_bias is None else np.float64(check_bias(logit_bias))
@@ -100,7 +100,7 @@ def write_classifier(
     Raises:
         TextError, BundleError, SiglipOnnxError: as there.
     """
-    check_compilable(model)
+    check_compilable(model, len(labels))
     check_labels(labels)
     tower = _read_tower(model)
     _only_output(tower.graph, POOLED)
@@ -145,11 +145,12 @@ def _read_tower(model: SigLIP) -> ir.Model:
     return ir.external_data.load_to_model(ir.load(model.bundle.path / graph_path(VISION, model.variant)))
 
 
-def check_compilable(model: SigLIP) -> PreprocessorConfig:
-    """Check that the model can be compiled; return how images are prepared.
+def check_compilable(model: SigLIP, num_labels: int = 0) -> PreprocessorConfig:
+    """Check that the model can be compiled with that many labels besides its own; return how images are prepared.
 
     Raises:
         BundleError: a NaFlex model, one without vision tower, or one too large for one file.
+        TextError: the labels are too many for one file.
     """
     preprocessor = model.bundle.preprocessor
     model.bundle.manifest.check_tower(VISION)
@@ -164,6 +165,12 @@ def check_compilable(model: SigLIP) -> PreprocessorConfig:
         raise BundleError(
             f"The {model.variant} vision tower has {size:,} bytes, more than the {_MAX_FILE_BYTES:,} of one ONNX file. "
             "Compile a smaller variant: --variant int8"
+        )
+    room = (_MAX_FILE_BYTES - size) // (8 * model.embedding_dim) if num_labels else 0
+    if num_labels > room:
+        raise TextError(
+            f"{num_labels:,} labels are too many for one ONNX file of at most {_MAX_FILE_BYTES:,} bytes, which has "
+            f"room for {room:,} beside the {model.variant} vision tower. Compile fewer."
         )
     return preprocessor
 

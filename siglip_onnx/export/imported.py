@@ -53,6 +53,7 @@ from ..system.names import find_outside
 from ..verify.accuracy import REFERENCE, Accuracy
 from .foreign_graph import ForeignGraph, check_weights, read_graph
 from .output import check_out, new_bundle_folder
+from .sizes import check_sizes
 from .sources import Request, open_source
 from .sources.hugging_face import plain_config
 from .tokenizer import write_tokenizer
@@ -127,7 +128,7 @@ def import_bundle(
         config, config_files = _read_configs(folder)
         _, text = config.both()
         graphs = _find_graphs(folder, precisions, report)
-        head, base = _read_head(folder, checkpoint, report)
+        head, base = _read_head(folder, config, checkpoint, report)
         report("Copying graphs, configs and tokenizer")
         for name, content in config_files.items():
             (target / name).write_bytes(content)
@@ -262,14 +263,15 @@ def _open_graph(folder: ForeignFolder, name: str) -> ForeignGraph:
 
 
 def _read_head(
-    folder: ForeignFolder, checkpoint: str | None, report: Report
+    folder: ForeignFolder, config: SiglipConfig, checkpoint: str | None, report: Report
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Return ``logit_scale`` and ``logit_bias``, and what the manifest says of the checkpoint that they are from."""
     exporter = {"exporter": f"another one, imported by siglip_onnx {__version__}"}
     if checkpoint is not None and Path(checkpoint).exists():
         with ExitStack() as opened:
-            tensors = open_source(Request(Path(checkpoint), opened)).tensors
-            head = {name: float(np.asarray(tensors[name].read(), np.float32).reshape(-1)[0]) for name in NAMES}
+            source = open_source(Request(Path(checkpoint), opened))
+            check_sizes(source.config, config, checkpoint)
+            head = {name: float(np.asarray(source.tensors[name].read(), np.float32).reshape(-1)[0]) for name in NAMES}
         check_head(**head)
         return head, {"checkpoint": Path(checkpoint).resolve().name, "revision": None} | exporter
     base = checkpoint or _base_name(folder)
@@ -287,6 +289,7 @@ def _read_head(
     hub_name = parse_hub_name(base)
     report(f"Reading logit_scale and logit_bias of {hub_name.name}")
     remote = read_remote_head(hub_name.name, hub_name.revision)
+    check_sizes(remote.config, config, hub_name.name)
     head = {"logit_scale": remote.logit_scale, "logit_bias": remote.logit_bias}
     check_head(**head)
     return head, {"checkpoint": hub_name.name, "revision": remote.revision} | exporter

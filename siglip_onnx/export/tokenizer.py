@@ -20,8 +20,8 @@ from ..system.files import read_small
 from ..system.json_files import read_json_object
 from ..text.growth import MAX_TOKENIZER_BYTES, check_document
 from ..text.tokenizer import is_panic
-from ..text.vocabulary import MAX_PIECE_CHARACTERS, PIECES, write_pieces
-from .tokenizer_settings import EOS, TokenizerSettings, named_pad, read_settings
+from ..text.vocabulary import MAX_PIECE_CHARACTERS, PIECES, suits_table, write_pieces
+from .tokenizer_settings import EOS, TokenizerSettings, check_length, named_pad, read_settings
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
 _META = "▁"
@@ -56,6 +56,8 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
     try:
         # A file that is not in the checkpoint has settings of its own beside it, or those of another tokenizer.
         folder = source if source.is_dir() and cleaning is None else None
+        if folder is not None:
+            check_length(folder, text_length)
         is_fast = path.suffix == ".json"
         document = _from_fast_tokenizer(path, folder) if is_fast else _from_sentencepiece(path, folder)
         check_document(document)
@@ -84,8 +86,9 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
     out.write_text(text, encoding="utf-8")
     config = _tokenizer_config(document, text_length)
     out.with_name(TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if len(document["model"]["vocab"]) >= LARGE_VOCABULARY and not _has_marks(document):
-        write_pieces(json.loads(text), out.with_name(PIECES))
+    num_pieces = len(document["model"]["vocab"])
+    if num_pieces >= LARGE_VOCABULARY and suits_table(written := json.loads(text), num_pieces):
+        write_pieces(written, out.with_name(PIECES))
 
 
 def _check_ids(document: Json, vocab_size: int) -> None:
@@ -234,10 +237,6 @@ def _find_pad(pad: str, added: Mapping[str, int], pieces: Sequence[str]) -> int:
     if pad not in added and pad not in pieces:
         raise CheckpointError(f"The tokenizer pads texts with {pad!r:.60}, which its vocabulary does not have.")
     return added[pad] if pad in added else pieces.index(pad)
-
-
-def _has_marks(document: Json) -> bool:
-    return any(token["content"] >= chr(_FIRST_MARK) for token in document.get("added_tokens") or ())
 
 
 def _mark(tokens: Iterable[Json]) -> list[Json]:

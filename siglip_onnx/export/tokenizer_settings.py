@@ -90,6 +90,22 @@ def read_settings(folder: Path, tokens: Iterable[Json] = ()) -> TokenizerSetting
     return TokenizerSettings(lower, named_pad(folder), tuple(by_id[id_] for id_ in sorted(by_id)))
 
 
+def check_length(folder: Path, text_length: int) -> None:
+    """Check that the tokenizer beside a checkpoint does not pad texts to fewer tokens than the text tower takes.
+
+    Raises:
+        CheckpointError: it does. The tower pools the last token, so that all embeddings would differ.
+    """
+    path = folder / TOKENIZER_CONFIG
+    length = read_document(path).get("model_max_length") if path.exists() else None
+    if isinstance(length, int | float) and length < text_length:
+        raise CheckpointError(
+            f"{path} pads texts to {length} tokens (model_max_length), but the text tower takes {text_length}, and "
+            f"other padding gives other embeddings. If the model was trained with texts of {text_length} tokens, write "
+            "that number there."
+        )
+
+
 def named_pad(folder: Path) -> str:
     """Return the padding token that ``tokenizer_config.json`` names, or an empty string."""
     path = folder / TOKENIZER_CONFIG

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..config import SHARD_INDEX, WEIGHTS
+from ..config import CONFIG, SHARD_INDEX, WEIGHTS
 from ..errors import DownloadError
 from ..system.json_files import read_json_object
 from .download import Repository, fetch, fetch_range, look_up
@@ -22,11 +22,12 @@ NAMES = ("logit_scale", "logit_bias")
 
 @dataclass(frozen=True)
 class RemoteHead:
-    """The head of a checkpoint, and its commit."""
+    """The head of a checkpoint, its commit, and the content of its ``config.json``, empty if it has none."""
 
     logit_scale: float
     logit_bias: float
     revision: str
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def read_remote_head(name: str, revision: str | None) -> RemoteHead:
@@ -38,7 +39,18 @@ def read_remote_head(name: str, revision: str | None) -> RemoteHead:
     repository = look_up(name, revision)
     shards = _shards(repository)
     scale, bias = (_read_number(repository, shards[key], key) for key in NAMES)
-    return RemoteHead(scale, bias, repository.revision)
+    return RemoteHead(scale, bias, repository.revision, _config(repository))
+
+
+def _config(repository: Repository) -> dict[str, Any]:
+    if CONFIG not in repository.files:
+        return {}
+    with TemporaryDirectory() as folder:
+        fetch(repository, [CONFIG], Path(folder))
+        try:
+            return read_json_object(Path(folder) / CONFIG)
+        except ValueError as error:
+            raise _unusable(repository, f"its {CONFIG} is damaged ({error!r:.100})") from error
 
 
 def _shards(repository: Repository) -> dict[str, str]:

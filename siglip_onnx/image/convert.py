@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFile
 
 from ..errors import OptionError
 from ..options import DROP
@@ -15,7 +15,6 @@ from ..options import DROP
 Color = tuple[int, int, int]
 
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-_KEYED_MODES = ("1", "L", "P", "RGB")  # in which the file may name a color or palette entries as transparent
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 _OVERSHOOT = 1.25  # by which sharpening and resampling exceed the white of floats
@@ -71,7 +70,7 @@ def scale_levels(image: Image.Image, file: Image.Image) -> tuple[Image.Image, in
         levels = levels.view(np.uint32)  # Pillow has signed ones only
     largest = _largest_level(levels, image.mode, file)
     scaled = Image.fromarray(_scale(levels, largest, inverted=_tiff_tag(file, _PHOTOMETRIC, None) == _WHITE_IS_ZERO))
-    key = image.info.get("transparency")
+    key = _transparent_color(image, file)
     if not isinstance(key, int):
         return scaled, largest
     alpha = Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8))
@@ -90,17 +89,22 @@ def _largest_level(levels: NDArray[Any], mode: str, file: Image.Image) -> int:
     return next((candidate for candidate in candidates if reached <= candidate), candidates[-1])
 
 
-def to_rgb(image: Image.Image, background: Color | None) -> Image.Image:
+def to_rgb(image: Image.Image, file: Image.Image, background: Color | None) -> Image.Image:
     """Convert to mode RGB; transparency is composited on ``background``, or dropped if that is None.
 
     An image that is RGB already, without transparency, is returned as it is: a copy costs as much as decoding some.
+
+    Args:
+        image: a loaded image of any mode.
+        file: the image as it was opened, or as the caller gave it.
+        background: the color behind transparent pixels.
 
     Sources: ``transformers.image_transforms.convert_to_rgb`` of 5.24 on white, which however drops premultiplied alpha
     and the alpha of palettes; of 4.57, which drops all transparency.
     """
     if image.mode == "La":  # which Pillow converts only to LA
         image = image.convert("LA")
-    if background is None or not _has_transparency(image):
+    if background is None or not _has_transparency(image, file):
         return image if image.mode == "RGB" else image.convert("RGB")
     flat = Image.new("RGB", image.size)
     for top, bottom in _blocks(image.width, image.height):
@@ -110,10 +114,21 @@ def to_rgb(image: Image.Image, background: Color | None) -> Image.Image:
     return flat
 
 
-def _has_transparency(image: Image.Image) -> bool:
-    keyed = image.mode in _KEYED_MODES and image.info.get("transparency") is not None
+def _has_transparency(image: Image.Image, file: Image.Image) -> bool:
     palette_has_alpha = image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
-    return keyed or palette_has_alpha or image.mode in _ALPHA_MODES
+    return palette_has_alpha or image.mode in _ALPHA_MODES or _transparent_color(image, file) is not None
+
+
+def _transparent_color(image: Image.Image, file: Image.Image) -> Any:
+    """Return the color, level or palette entries that an image names as transparent, None if there are none.
+
+    Pillow keeps them when it converts, resizes or quantizes an image, whose opaque pixels may have that color by then:
+    of the caller's images it counts only as they were opened, and in the palette that it belongs to.
+    """
+    key = image.info.get("transparency")
+    if image.mode == "P":
+        return None if isinstance(key, tuple) else key
+    return key if isinstance(file, ImageFile.ImageFile) else None
 
 
 def _bit_depth(file: Image.Image) -> int | None:

@@ -1,4 +1,4 @@
-"""Correct what Pillow reads wrongly in some files of PNG, TIFF, TGA, PSD and ICO, or refuse what it cannot read right.
+"""Correct what Pillow reads wrongly in some files of several formats, or refuse what it cannot read right.
 
 pillow-heif is held to the image that a HEIC file shows.
 
@@ -16,14 +16,17 @@ from PIL import Image
 
 from ..errors import ImageError
 from .headers import read_at
+from .jpeg2000 import correct_jpeg2000, scale_jpeg2000
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PLANES = 258, 259, 284  # TIFF tags
-_SEPARATE, _UNCOMPRESSED = 2, 1
+_STRIP_BYTES, _TILE_BYTES = 279, 325
+_SEPARATE, _UNCOMPRESSED, _FAXES = 2, 1, (2, 3, 4)
+_NATIVE_ORDER = {"F;32BF": "F;32NF", "F;64BF": "F;64NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "I;32B": "I;32N"}
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those of 8 bits
-_PSD_HEADER_BYTES = 26
+_PSD_HEADER_BYTES, _VERSION_INFO = 26, 1057  # the number of a resource
 _MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
 _BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
-_TGA_DESCRIPTOR = 17  # the byte whose low bits count those of the alpha channel
+_TGA_HEADER_BYTES = 18
 
 
 def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: str) -> None:
@@ -35,8 +38,14 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     """
     if image.format == "PNG" and file is not None:
         _correct_transparent_color(image)
+    elif image.format == "JPEG2000" and file is not None:
+        correct_jpeg2000(image, file, name)
     elif image.format == "TIFF":
         _check_planes(getattr(image, "tag_v2", {}), name)
+        _check_strips(image, getattr(image, "tag_v2", {}), name)
+        _correct_byte_order(image)
+    elif image.format == "PSD":
+        _check_composite(image, name)
     elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
         # pillow-heif opens the first image that it can read if the primary one is damaged or of another codec.
         raise ImageError(
@@ -46,24 +55,45 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
         )
 
 
-def correct_alpha(image: Image.Image, opened: Image.Image, file: IO[bytes] | None) -> Image.Image:
-    """Return a decoded image without an alpha channel that its file does not have, or has in another place.
+def correct_after_decoding(
+    image: Image.Image, opened: Image.Image, file: IO[bytes] | None, name: str
+) -> Image.Image:  # fmt: skip
+    """Return a decoded image with the levels of its file, without an alpha channel that is none, or elsewhere.
 
     Args:
         image: the decoded image.
         opened: the image as it was opened, which knows its format.
         file: its file; None if it is the caller's, which stays as it is.
+        name: how errors name it.
     """
+    if file is not None and opened.format == "JPEG2000":
+        return scale_jpeg2000(image, file, name)
+    if file is not None and opened.format == "TGA":
+        return _correct_tga(image, read_at(file, 0, _TGA_HEADER_BYTES))
     if file is None or image.mode != "RGBA":
         return image
     if opened.format == "PSD":
         return image if _has_transparency(file) else image.convert("RGB")
-    if opened.format in ("TGA", "ICO") and image.getextrema()[-1] == (0, 0):
-        if opened.format == "ICO":
-            return _mask_icon(image, opened, file)
-        # Some programs write a channel that counts, although they state no bits.
-        return image if read_at(file, _TGA_DESCRIPTOR, 1)[0] & 15 else image.convert("RGB")
+    if opened.format == "ICO" and image.getextrema()[-1] == (0, 0):
+        return _mask_icon(image, opened, file)
     return image
+
+
+def _correct_tga(image: Image.Image, header: bytes) -> Image.Image:
+    """Return a TGA without an alpha channel that its header does not state, unless its levels differ.
+
+    Some programs write one that counts, although they state no bits. Of 16 bits a set bit is opaque, and not
+    transparent as Pillow reads it; in the colors of a palette it means nothing.
+    """
+    palette_bits, depth, alpha_bits = header[7], header[16], header[17] & 15
+    if image.mode == "P" and palette_bits == 16:
+        return image.convert("RGB")
+    if image.mode != "RGBA":
+        return image
+    if depth == 16 and alpha_bits:
+        image.putalpha(image.getchannel("A").point(range(255, -1, -1)))
+        return image
+    return image if alpha_bits or (depth > 16 and image.getextrema()[-1] != (0, 0)) else image.convert("RGB")
 
 
 def _has_transparency(file: IO[bytes]) -> bool:
@@ -129,6 +159,35 @@ def _check_planes(tags: Any, name: str) -> None:
             "does not read right; save it with interleaved channels, or as PNG.",
             status="unsupported",
         )
+
+
+def _check_strips(image: Image.Image, tags: Any, name: str) -> None:
+    """Refuse a TIFF that lacks parts, or a fax without the length of its data, which may be truncated."""
+    if _first(tags, _COMPRESSION) in _FAXES and _STRIP_BYTES not in tags and _TILE_BYTES not in tags:
+        raise ImageError(
+            f"{name} is a TIFF of a fax without the length of its data, so that it may be truncated; save it again.",
+            status="unsupported",
+        )
+    tiles: Any = getattr(image, "tile", ())
+    if any(tile.codec_name == "raw" and tile.offset == 0 for tile in tiles):
+        raise ImageError(f"{name} is a TIFF with missing parts; save it again with all of them.", status="unsupported")
+
+
+def _check_composite(image: Image.Image, name: str) -> None:
+    """Refuse a PSD that was saved without the image of all layers together, in whose place it is white."""
+    resources: Any = getattr(image, "resources", ())
+    if any(number == _VERSION_INFO and content[4:5] == b"\0" for number, _, content in resources):
+        raise ImageError(
+            f"{name} is a PSD without a merged image; save it for maximum compatibility.", status="unsupported"
+        )
+
+
+def _correct_byte_order(image: Image.Image) -> None:
+    """Let a compressed TIFF be read in the byte order of this machine, in which libtiff gives its levels."""
+    tiles: Any = getattr(image, "tile", ())
+    for number, tile in enumerate(tiles):
+        if tile.codec_name == "libtiff" and (order := _NATIVE_ORDER.get(tile.args[0])):
+            tiles[number] = tile._replace(args=(order, *tile.args[1:]))
 
 
 def _first(tags: Any, tag: int) -> Any:

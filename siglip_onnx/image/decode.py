@@ -19,12 +19,13 @@ from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line,
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular
 from .convert import is_deep, parse_background, scale_levels, to_rgb
-from .corrections import correct_alpha, correct_before_decoding
-from .guard import check_exif, check_header
+from .corrections import correct_after_decoding, correct_before_decoding
+from .guard import check_header
 from .guard_heif import is_incomplete
-from .guard_jpeg import is_read_in_one_pass
-from .guard_tiff import read_orientation
+from .guard_jpeg import read_frame
+from .jpeg2000 import is_cut
 from .openers import open_file, open_plain
+from .orientation import read_orientation, turn_upright
 from .preprocess import Fit
 
 ImageSource = (
@@ -44,16 +45,11 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
-_ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_FLAT_MODES = ("1", "L", "RGB")
+_PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
+_COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
+_SMALL_PIXELS = 1_000_000  # that cost little in any case
+_MAX_LIGHT_BYTES = 420_000_000  # photos of 50 megapixels take no more
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +114,7 @@ class ImageReader:
         draft_size: width and height in pixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size,
             not smaller than that: faster, but not the same pixels. ``limits`` then count the reduced pixels.
         background: the name of a color, ``#rrggbb``, or ``"drop"``.
+        counts_file: ``limits`` count the pixels of the file also if ``draft_size`` reduces them.
 
     Raises:
         OptionError: ``background`` is none of these.
@@ -127,6 +124,7 @@ class ImageReader:
     allow_truncated: bool = False
     draft_size: tuple[int, int] | None = None
     background: str = WHITE
+    counts_file: bool = False
 
     def __post_init__(self) -> None:
         """Check the background."""
@@ -192,10 +190,13 @@ class ImageReader:
         watched = self._check_file(file, name)
         with _opening(name):
             image = open_file(cast("IO[bytes]", watched), FORMATS, name)
+        self._check_size(image, file, name)
         return self._read_opened(image, watched, name, fit)
 
     def read_plain(self, file: IO[bytes], name: str, fit: Fit | None = None) -> DecodedImage | None:
-        """Decode an open, seekable file if it is of one of :data:`.PLAIN_FORMATS`; None if it is not.
+        """Decode an open, seekable file if it is of one of :data:`.PLAIN_FORMATS`, and not heavy; None otherwise.
+
+        Heavy are images that may take more than 420 MB, and from a megapixel on JPEGs of arithmetic coding.
 
         Raises:
             ImageError: as :meth:`read_file`.
@@ -203,7 +204,11 @@ class ImageReader:
         watched = self._check_file(file, name)
         with _opening(name):
             image = open_plain(cast("IO[bytes]", watched))
-        return None if image is None else self._read_opened(image, watched, name, fit)
+        if image is None:
+            return None
+        num_pixels = image.width * image.height
+        self._check_size(image, file, name)
+        return None if _is_heavy(image, num_pixels, file, name) else self._read_opened(image, watched, name, fit)
 
     def _check_file(self, file: IO[bytes], name: str) -> _WatchedFile:
         """Check the length and the header of a file."""
@@ -216,8 +221,6 @@ class ImageReader:
 
     def _read_opened(self, image: Image.Image, file: _WatchedFile, name: str, fit: Fit | None) -> DecodedImage:
         with image:
-            self._check_size(image, file.raw, name)
-            check_exif(image, name)
             return _fitted(self._decode(image, name, file), fit)
 
     def _check_size(self, image: Image.Image, file: IO[bytes], name: str) -> None:
@@ -225,7 +228,8 @@ class ImageReader:
         whole = image.size
         if self.draft_size is not None and image.format in _JPEGS:  # of HEIC, a draft is the preview, another image
             image.draft(None, self.draft_size)
-        if image.size != whole and is_read_in_one_pass(file):
+        is_reduced = image.size != whole and not self.counts_file
+        if is_reduced and (frame := read_frame(file, name)) and frame.in_one_pass:
             self.limits.check_reduced(*whole, name)
             whole = image.size
         self.limits.check_size(*whole, name)
@@ -234,8 +238,9 @@ class ImageReader:
         raw = None if file is None else file.raw
         correct_before_decoding(image, raw, name)
         loaded, truncated = _load_pixels(image, name, self.allow_truncated, file)
+        orientation = read_orientation(loaded, name, from_file=file is not None)
         try:
-            upright = _upright(correct_alpha(loaded, image, raw), name, from_file=file is not None)
+            upright = turn_upright(correct_after_decoding(loaded, image, raw, name), orientation)
             rgb = self._to_rgb(upright, image, name)
             return DecodedImage(rgb.copy() if rgb is image and file is None else rgb, truncated)
         except Exception as error:  # decoders raise almost anything on damaged data
@@ -243,6 +248,8 @@ class ImageReader:
 
     def _to_rgb(self, image: Image.Image, file: Image.Image, name: str) -> Image.Image:
         background = parse_background(self.background)
+        if file.format is None and image.mode in _FLAT_MODES:  # the caller converted it, with a key that counts no more
+            background = None
         if is_deep(image):
             if background is None:
                 _log.warning("%s has levels beyond 8 bits, which are cut at 255 as in transformers 4.57.", name)
@@ -250,7 +257,7 @@ class ImageReader:
             image, largest = scale_levels(image, file)
             if largest != 255:
                 _log.warning("%s has levels beyond 8 bits, which were scaled from 0-%d to 0-255.", name, largest)
-        return to_rgb(image, background)
+        return to_rgb(image, file, background)
 
     def _from_array(self, array: np.ndarray[Any, Any]) -> DecodedImage:
         shape = array.shape
@@ -265,24 +272,22 @@ class ImageReader:
             raise ImageError(f"An image array has shape {shape} and so no pixels; expected at least 1x1.")
         self.limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
         image = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array)
-        return DecodedImage(to_rgb(image, parse_background(self.background)), truncated=False)
+        return DecodedImage(to_rgb(image, image, parse_background(self.background)), truncated=False)
 
 
-def _upright(image: Image.Image, name: str, *, from_file: bool) -> Image.Image:
-    """Turn an image as its EXIF orientation says, without rewriting its EXIF data as ``ImageOps.exif_transpose`` does.
+def _is_heavy(image: Image.Image, num_pixels: int, file: IO[bytes], name: str) -> bool:
+    """Say whether an image of one of :data:`.PLAIN_FORMATS` may take much memory, or much time for its bytes.
 
-    Data that cannot be read say nothing, as in other programs that show photos. Those of an image of the caller may
-    have been changed since they were read.
+    ``num_pixels`` are those of the file, of which an opened image has fewer after a draft.
     """
-    exif = image.info.get("exif") if from_file else None
-    orientation = read_orientation(exif, name) if isinstance(exif, bytes) else None
-    try:
-        orientation = image.getexif().get(_ORIENTATION) if orientation is None else orientation  # also of TIFF and XMP
-    except Exception as error:  # parsers raise almost anything on damaged data
-        _log.warning("%s has EXIF data that cannot be read, so it is not turned: %s.", name, _cause(error))
-        return image
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    pixel_bytes = _PIXEL_BYTES[image.format or "WEBP"]
+    if image.format in _JPEGS and num_pixels > _SMALL_PIXELS:
+        frame = read_frame(file, name)
+        if frame is None or frame.is_arithmetic:
+            return True
+        if not frame.in_one_pass:
+            return _COEFFICIENT_BYTES * num_pixels > _MAX_LIGHT_BYTES
+    return pixel_bytes * image.width * image.height > _MAX_LIGHT_BYTES
 
 
 def _fitted(decoded: DecodedImage, fit: Fit | None) -> DecodedImage:
@@ -350,8 +355,8 @@ def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
         content = _read_up_to(file, max_bytes)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
-        problem = getattr(error, "strerror", None) or error
+    except Exception as error:  # a member of an archive raises almost anything on damaged data
+        problem = getattr(error, "strerror", None) or _cause(error)
         raise ImageFileError(f"{name} cannot be read: {problem}.") from error
     if content is None:
         raise ImageError(f"{name} is not a binary file; open it with mode 'rb'.", status="unsupported")
@@ -421,8 +426,10 @@ def _load_pixels(
         image.load()
     except Exception as error:  # decoders raise almost anything on damaged data
         problem = error
-    incomplete = file is not None and image.format in _HEIFS and is_incomplete(file.raw, name)
+    incomplete = file is not None and _is_incomplete(image, file.raw, name)
     if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
+        if isinstance(problem, MemoryError):
+            raise ImageError(f"{name} takes more memory than there is; resize it.", status="too_large") from problem
         if problem is not None:
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
         return image, False
@@ -433,6 +440,21 @@ def _load_pixels(
         raise _truncated(name, "no part of it can be decoded") from problem
     _log.warning("%s is truncated; what is missing of it is gray, black or the background.", name)
     return partial, True
+
+
+def _is_incomplete(image: Image.Image, file: IO[bytes], name: str) -> bool:
+    """Say whether a file lacks data, as far as its decoder does not report it.
+
+    In a host that lets Pillow pass truncated images, those of JPEG 2000 and of icons do not.
+    """
+    if image.format in _HEIFS:
+        return is_incomplete(file, name)
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        return False
+    if image.format == "ICO":
+        entry: Any = image.ico.entry[0]  # type: ignore[attr-defined]
+        return bool(entry.offset + entry.size > file.seek(0, io.SEEK_END))
+    return image.format == "JPEG2000" and is_cut(file, name)
 
 
 def _ends_early(image: Image.Image, problem: Exception | None, read_past_end: bool, end_marker: bytes) -> bool:

@@ -7,6 +7,7 @@ A process that exceeds its limits is killed, a new one takes its place, and its 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import select
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ from ..system.frozen import check_freeze_support, is_frozen, python_command, sup
 from ..system.interrupts import interrupts_deferred
 from .decode import DecodedImage, ImageReader, ImageSource
 from .decoder_process import (
+    KEPT_BYTES,
     OUT_OF_MEMORY,
     DecoderLimits,
     Message,
@@ -48,7 +50,7 @@ if sys.platform != "win32":
 START_SECONDS = 60.0
 _END_SECONDS = 5.0
 _TOO_LARGE = "too_large"
-_KEPT_BYTES = 16_000_000  # of shared memory between two images
+_BLOCK = 1 << 20
 _MAX_MESSAGE = 10_000  # characters of an error or a log line that are passed on
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # the stacks of more would count as memory
@@ -117,22 +119,28 @@ class DecoderPool:
         """
         if isinstance(source, np.ndarray | Image.Image):
             return self._reader.read(source, fit)
-        max_bytes = self._reader.limits.max_bytes
+        limits = self._reader.limits
         with self._reader.open_source(source) as (file, name):
             if self._plain_here and (decoded := self._reader.read_plain(file, name, fit)) is not None:
                 return decoded
-            self._reader.limits.check_bytes(file.seek(0, os.SEEK_END), name)
-            check_large_header(file, self._reader.limits, name)
-            data = source if isinstance(source, bytes) else file.read(max_bytes + 1)
-        self._reader.limits.check_bytes(len(data), name)
+            size_bytes = file.seek(0, os.SEEK_END)
+            limits.check_bytes(size_bytes, name)
+            check_large_header(file, limits, name)
+            if size_bytes > KEPT_BYTES:  # block by block
+                return self._decode(file, size_bytes, name, fit)
+            data = file.read(limits.max_bytes + 1)
+        limits.check_bytes(len(data), name)
+        return self._decode(io.BytesIO(data), len(data), name, fit)
+
+    def _decode(self, file: IO[bytes], size_bytes: int, name: str, fit: Fit | None) -> DecodedImage:
         with self._slots:
             try:
-                return self._decode(data, name, fit, self._take())
+                return self._decode_in(self._take(), file, size_bytes, name, fit)
             except _DecoderEndedError as end:
                 if not end.try_again:
                     raise _refusal(name, end) from end
             try:  # an earlier image, or the system, may have been the cause: once more, in a new process
-                return self._decode(data, name, fit, self._start())
+                return self._decode_in(self._start(), file, size_bytes, name, fit)
             except _DecoderEndedError as end:
                 raise _refusal(name, end) from end
 
@@ -156,9 +164,11 @@ class DecoderPool:
         for decoder in used:
             decoder.end()  # the thread that waits for it closes its descriptors
 
-    def _decode(self, data: bytes, name: str, fit: Fit | None, decoder: _Decoder) -> DecodedImage:
+    def _decode_in(
+        self, decoder: _Decoder, file: IO[bytes], size_bytes: int, name: str, fit: Fit | None
+    ) -> DecodedImage:  # fmt: skip
         try:
-            result = decoder.decode(data, name, fit)
+            result = decoder.decode(file, size_bytes, name, fit)
         except ImageError:
             self._release(decoder)
             raise
@@ -279,23 +289,25 @@ class _Decoder:
         if missing := reply.get("missing_limits"):
             _log_once(f"On this system the limits of {', '.join(map(str, missing))} of decoder processes do not hold.")
 
-    def decode(self, data: bytes, name: str, fit: Fit | None) -> DecodedImage:
-        """Decode one file.
+    def decode(self, file: IO[bytes], size_bytes: int, name: str, fit: Fit | None) -> DecodedImage:
+        """Decode one file, from its beginning.
 
         Raises:
             ImageError: the file cannot be read.
             _DecoderEndedError: the process ended.
         """
         self._num_images += 1
-        request = {"bytes": len(data), "name": name, "fit": describe_fit(fit)}
+        request = {"bytes": size_bytes, "name": name, "fit": describe_fit(fit)}
+        file.seek(0)
         try:
             if self._memory is None:
-                send(self._process.stdin, request, data)
+                data = file.read(size_bytes)
+                send(self._process.stdin, request | {"bytes": len(data)}, data)
             else:
-                write_shared(self._memory, data)
+                _copy(file, size_bytes, self._memory)
                 send(self._process.stdin, request)
             reply = self._receive(self._limits.wall_seconds)
-            return self._result(reply, len(data)) if reply else self._raise_end()
+            return self._result(reply, size_bytes) if reply else self._raise_end()
         except (BrokenPipeError, ConnectionResetError):
             self._raise_end()
         except ImageError:
@@ -309,6 +321,7 @@ class _Decoder:
         for level, line in reply.get("logs", ()):
             _decode_log.log(int(level), "%s", str(line)[:_MAX_MESSAGE])
         if "error" in reply:
+            self._shrink(file_bytes)
             raise _image_error(reply)
         return self._read_image(reply, file_bytes)
 
@@ -361,11 +374,15 @@ class _Decoder:
             pixels = read_exactly(self._process.stdout, count)
         else:
             pixels = read_shared(self._memory, count)
-            if max(count, file_bytes) > _KEPT_BYTES:
-                os.ftruncate(self._memory, 0)
+            self._shrink(max(count, file_bytes))
         full_width, full_height = map(int, reply["size"])
         rgb = Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(height, width, 3))
         return DecodedImage(rgb, bool(reply["truncated"]), (full_width, full_height))
+
+    def _shrink(self, used_bytes: int) -> None:
+        """Return shared memory to the system, if it is much."""
+        if self._memory is not None and used_bytes > KEPT_BYTES:
+            os.ftruncate(self._memory, 0)
 
     def _raise_end(self) -> NoReturn:
         """Raise the error that says why the process has ended."""
@@ -373,7 +390,7 @@ class _Decoder:
             reason, status, is_final = f"more than {self._limits.wall_seconds:.0f} seconds", _TOO_LARGE, True
         else:
             code = self._wait()
-            cpu = f"more than {self._limits.cpu_seconds} seconds of CPU time"
+            cpu = "more CPU time than images of its size need"
             memory = f"more than {self._limits.memory_bytes:,} bytes of memory"
             reason, status, is_final = {
                 OUT_OF_MEMORY: (memory, _TOO_LARGE, False),
@@ -421,6 +438,20 @@ def _create_memory(max_bytes: int) -> int | None:
     for descriptor in low:
         os.close(descriptor)
     return memory
+
+
+def _copy(file: IO[bytes], size_bytes: int, memory: int) -> None:
+    """Copy a file to shared memory, in which the zeros of a large one, such as those of holes, take nothing."""
+    if size_bytes <= KEPT_BYTES:
+        write_shared(memory, file.read(size_bytes))
+        return
+    os.ftruncate(memory, 0)
+    os.ftruncate(memory, size_bytes)
+    zeros = bytes(_BLOCK)
+    for position in range(0, size_bytes, _BLOCK):
+        block = file.read(min(_BLOCK, size_bytes - position))
+        if block != zeros[: len(block)]:
+            write_shared(memory, block, position)
 
 
 def _largest_file() -> int | None:

@@ -22,9 +22,11 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import IO, Any
 
+from PIL import Image
+
 from ..errors import ImageError
 from ..options import ImageLimits
-from .decode import ImageReader, load_decoders
+from .decode import DecodedImage, ImageReader, load_decoders
 from .openers import load_heic_opener
 from .preprocess import Fit, NaflexFit, SquashFit
 
@@ -34,9 +36,12 @@ if sys.platform != "win32":
 
 Message = dict[str, Any]
 OUT_OF_MEMORY = 77  # exit code
+KEPT_BYTES = 16_000_000  # of shared memory between two images; larger files are read from it as far as needed
 _LENGTH = struct.Struct(">I")
 _ORPHAN_SECONDS = 5.0  # after the time limit, which the parent enforces unless it has died
 _BYTES_PER_PIXEL, _OVERHEAD_BYTES = 32, 256_000_000
+_OPENING_SECONDS, _CPU_SECONDS = 15, 2.0  # of CPU time for each image, and for each megapixel
+_SLOW_SECONDS, _SLOW_FORMATS = 5.0, ("QOI", "BMP", "PPM")  # that Pillow decodes in Python, in some of their forms
 _MAX_WALL_SECONDS = 240.0  # a bulk job ends a worker after 300
 _FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit)}
 # Modules that Pillow imports when it first needs them; later no file can be opened.
@@ -54,13 +59,18 @@ class DecoderLimits:
 
     Attributes:
         memory_bytes: address space beyond that of an idle decoder.
-        cpu_seconds: CPU time.
+        cpu_seconds: CPU time of the largest image; small ones have less, see :func:`cpu_seconds`.
         wall_seconds: time on the clock.
     """
 
     memory_bytes: int
     cpu_seconds: int
     wall_seconds: float
+
+    @property
+    def opening_seconds(self) -> int:
+        """CPU time until the number of pixels is known; decoding them may then take what they need."""
+        return min(_OPENING_SECONDS, self.cpu_seconds)
 
     @classmethod
     def of_images(cls, limits: ImageLimits) -> DecoderLimits:
@@ -144,8 +154,8 @@ class _Decoder:
     """Reads requests and writes replies."""
 
     def __init__(self, settings: Message, requests: IO[bytes], replies: IO[bytes]) -> None:
-        self._reader = _make_reader(settings["reader"])
         self._limits = DecoderLimits(**settings["limits"])
+        self._reader = _make_reader(settings["reader"], self._limits)
         self._memory: int | None = settings["memory"]
         self._max_output_bytes: int = 3 * self._reader.limits.max_pixels
         self._requests, self._replies = requests, replies
@@ -168,9 +178,9 @@ class _Decoder:
         request = receive(self._requests)
         if request is None:
             return False
-        data = self._read(request["bytes"])
+        file = self._open(request["bytes"])
         with _timed(self._limits), _ending_with_parent():
-            reply, pixels = self._decode(data, request)
+            reply, pixels = self._decode(file, request)
         reply["logs"] = self._logs.take()
         if self._memory is None:
             send(self._replies, reply, pixels)
@@ -179,13 +189,17 @@ class _Decoder:
             send(self._replies, reply)
         return True
 
-    def _read(self, size: int) -> bytes:
-        return read_exactly(self._requests, size) if self._memory is None else read_shared(self._memory, size)
+    def _open(self, size: int) -> IO[bytes]:
+        if self._memory is None:
+            return io.BytesIO(read_exactly(self._requests, size))
+        if size <= KEPT_BYTES:
+            return io.BytesIO(read_shared(self._memory, size))
+        return io.BufferedReader(_SharedFile(self._memory, size), 1 << 16)
 
-    def _decode(self, data: bytes, request: Message) -> tuple[Message, bytes]:
+    def _decode(self, file: IO[bytes], request: Message) -> tuple[Message, bytes]:
         fit = request["fit"]
         try:
-            decoded = self._reader.read_file(io.BytesIO(data), request["name"], _make_fit(fit))
+            decoded = self._reader.read_file(file, request["name"], _make_fit(fit))
         except ImageError as error:
             if _is_out_of_memory(error) or self._address_space.was_short():
                 raise MemoryError from error
@@ -202,11 +216,35 @@ def read_shared(memory: int, size: int) -> bytes:
     return data
 
 
-def write_shared(memory: int, data: bytes) -> None:
-    """Replace the first bytes of shared memory."""
+def write_shared(memory: int, data: bytes, position: int = 0) -> None:
+    """Replace bytes of shared memory, by default the first ones."""
     written = 0
     while written < len(data):
-        written += os.pwrite(memory, memoryview(data)[written:], written)
+        written += os.pwrite(memory, memoryview(data)[written:], position + written)
+
+
+class _SharedFile(io.RawIOBase):
+    """The first bytes of shared memory as a file."""
+
+    def __init__(self, memory: int, size: int) -> None:
+        self._memory, self._size, self._position = memory, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._memory, max(0, min(len(buffer), self._size - self._position)), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def limit_process(limits: DecoderLimits, file_bytes: int) -> list[str]:
@@ -242,15 +280,23 @@ def _timed(limits: DecoderLimits) -> Iterator[None]:
         yield
         return
 
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    end = math.ceil(usage.ru_utime + usage.ru_stime) + limits.cpu_seconds
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
+    _limit_cpu(_used_seconds() + limits.opening_seconds)
     signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds + _ORPHAN_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _used_seconds() -> int:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return math.ceil(usage.ru_utime + usage.ru_stime)
+
+
+def _limit_cpu(end: int) -> None:
+    """Let the process end when it has used this CPU time in all."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
 
 
 @contextmanager
@@ -311,11 +357,31 @@ class _CollectedLogs(logging.Handler):
         return records
 
 
-def _make_reader(document: Mapping[str, Any]) -> ImageReader:
+@dataclass(frozen=True)
+class _LimitedReader(ImageReader):
+    """Allows an image the CPU time of its pixels, which are known once it is open."""
+
+    decoder_limits: DecoderLimits = DecoderLimits(0, 0, 0.0)
+
+    def _read_opened(self, image: Image.Image, file: Any, name: str, fit: Fit | None) -> DecodedImage:
+        if sys.platform != "win32":
+            limits, (opening_end, _) = self.decoder_limits, resource.getrlimit(resource.RLIMIT_CPU)
+            largest = opening_end - limits.opening_seconds + limits.cpu_seconds
+            _limit_cpu(min(largest, _used_seconds() + cpu_seconds(image)))
+        return super()._read_opened(image, file, name, fit)
+
+
+def cpu_seconds(image: Image.Image) -> int:
+    """Return the CPU time that decoding an opened image may take: several times what it takes on ordinary machines."""
+    per_megapixel = _SLOW_SECONDS if image.format in _SLOW_FORMATS else _CPU_SECONDS
+    return _OPENING_SECONDS + math.ceil(per_megapixel * image.width * image.height / 1e6)
+
+
+def _make_reader(document: Mapping[str, Any], limits: DecoderLimits) -> ImageReader:
     values = dict(document)
     values["limits"] = ImageLimits(**values["limits"])
     values["draft_size"] = values["draft_size"] and tuple(values["draft_size"])
-    return ImageReader(**values)
+    return _LimitedReader(**values, decoder_limits=limits)
 
 
 def _make_fit(document: Message | None) -> Fit | None:

@@ -10,16 +10,15 @@ import contextlib
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO
 
-from PIL import Image
-
+from ..errors import ImageError
 from ..options import ImageLimits
 from .guard_heif import check_heif
 from .guard_jpeg import check_jpeg
 from .guard_jpeg2000 import CODESTREAM, check_jpeg2000
-from .guard_tiff import check_tiff
+from .guard_tiff import MAX_EXIF_BYTES, TIFFS, check_tiff
 from .headers import bomb, read_at
 
 LARGE_BYTES = 50_000_000  # more than almost any photo has
@@ -27,7 +26,6 @@ MAX_PNG_TEXTS = 16  # compressed texts, each of up to a megabyte
 MAX_PNG_CHUNKS = 100_000  # most are of pixels
 MAX_PNG_OTHERS = 10_000
 _PNG_PIXELS = (b"IDAT", b"fdAT")  # of the first frame, and of the others of an animation
-MAX_EXIF_BYTES = 1_000_000
 MAX_WEBP_CHUNKS = 10_000
 MAX_ICONS = 256
 MAX_RESOURCES = 5_000
@@ -35,7 +33,6 @@ MAX_GIF_BLOCKS = 20_000
 MAX_NETPBM_HEADER = 100_000
 MAX_COMMENTS = 1_000
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # the last two are of Pillow's own
 # Magic number, width, height, and the largest value, which P1 and P4 do not have: there it is part of the data.
 _NETPBM_HEADER = re.compile(rb"P\w*(?:(?:\s|#[^\r\n]*[\r\n])+[^\s#]+){3}")
 
@@ -49,11 +46,11 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     prefix = read_at(file, 0, 26)
     # A file may begin as one of several formats: each decoder that might take it has its check.
     checks: list[tuple[bool, Callable[[], None]]] = [
-        (prefix.startswith(_PNG), lambda: _check_png(file, 0, limits, name)),
-        (prefix.startswith(b"\xff\xd8"), lambda: check_jpeg(file, name)),
+        (prefix.startswith(_PNG), lambda: _check_png(file, 0, limits, name, iter(range(MAX_PNG_CHUNKS)))),
+        (prefix.startswith(b"\xff\xd8"), lambda: check_jpeg(file, limits, name)),
         (prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")), lambda: check_jpeg2000(file, limits, name)),
         (prefix[4:8] == b"ftyp", lambda: check_heif(file, limits, name)),
-        (prefix.startswith(_TIFFS), lambda: check_tiff(file, limits, name)),
+        (prefix.startswith(TIFFS), lambda: check_tiff(file, limits, name)),
         (prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP", lambda: _check_webp(file, name)),
         (prefix.startswith((b"GIF87a", b"GIF89a")), lambda: _check_gif(file, name)),
         (re.match(rb"P[0-6fy]", prefix) is not None, lambda: _check_netpbm(file, name)),
@@ -78,34 +75,20 @@ def check_large_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     file.seek(0)
 
 
-def check_exif(image: Image.Image, name: str) -> None:
-    """Refuse an opened image with very long EXIF data, whose entries are parsed in Python.
-
-    Raises:
-        ImageError: of status ``"too_large"``.
-    """
-    exif = image.info.get("exif")
-    if isinstance(exif, bytes) and len(exif) > MAX_EXIF_BYTES:
-        raise bomb(name, f"{len(exif):,} bytes of EXIF data")
-
-
-def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
-    _check_png_size(file, start, limits, name)
-    _check_png_texts(file, start, name)
-
-
-def _check_png_size(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
+def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str, chunks: Iterator[int]) -> None:
+    """Check the size of a PNG, and its texts; ``chunks`` counts down to the last chunk that is read."""
     width, height = struct.unpack(">II", read_at(file, start + 16, 8))
-    limits.check_size(width, height, name)
-
-
-def _check_png_texts(file: IO[bytes], start: int, name: str) -> None:
-    position, texts, others = start + len(_PNG), 0, 0
-    for _ in range(MAX_PNG_CHUNKS):
+    first = position = start + len(_PNG)
+    texts = others = 0
+    for _ in chunks:
         header = read_at(file, position, 8)
         if len(header) < 8:
             return
         length, kind = struct.unpack(">I4s", header)
+        if (kind == b"IHDR") != (position == first):  # Pillow reads it anywhere, and the last one counts
+            raise ImageError(f"{name} is damaged: a PNG has one chunk IHDR, at its beginning; get the file again.")
+        if position == first:
+            limits.check_size(width, height, name)
         if kind == b"IEND":
             return
         position += 12 + length
@@ -186,15 +169,16 @@ def _check_icon(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     count = struct.unpack("<H", read_at(file, 4, 2))[0]
     if count > MAX_ICONS:
         raise bomb(name, f"{count} images")
-    for number in range(count):
+    directory, chunks = read_at(file, 6, 16 * count), iter(range(MAX_PNG_CHUNKS))
+    for start in {entry[12] for entry in struct.iter_unpack("<12B I", directory[: len(directory) // 16 * 16])}:
         with contextlib.suppress(struct.error):  # of one image, which may not be the one that is read
-            _check_icon_image(file, struct.unpack("<I", read_at(file, 6 + 16 * number + 12, 4))[0], limits, name)
+            _check_icon_image(file, start, limits, name, chunks)
 
 
-def _check_icon_image(file: IO[bytes], start: int, limits: ImageLimits, name: str) -> None:
+def _check_icon_image(file: IO[bytes], start: int, limits: ImageLimits, name: str, chunks: Iterator[int]) -> None:
     header = read_at(file, start, 16)
     if header.startswith(_PNG):
-        _check_png(file, start, limits, name)
+        _check_png(file, start, limits, name, chunks)
     elif header[:4] == b"\x0c\0\0\0":
         width, height = struct.unpack("<HH", header[4:8])
         limits.check_size(width, max(1, height // 2), name)

@@ -1,9 +1,9 @@
 """Refuse HEIC and AVIF files whose coded frames are larger than the limits, whatever size their boxes state.
 
-The decoder reads whole frames, which it then crops or scales to the stated size, and a frame as often as a grid of
-tiles names it. Sources: sections 5.3 to 5.5 of the AV1 bitstream specification for the open bitstream units (OBUs);
-ITU-T H.265, sections 7.3.1 and 7.3.2, for network abstraction layer (NAL) units; ISO/IEC 14496-15 for how files hold
-them.
+The decoder reads whole frames, also those that are not shown, which it then crops or scales to the stated size, and a
+frame as often as a grid of tiles names it. Sources: sections 5.3 to 5.5 of the AV1 bitstream specification for the open
+bitstream units (OBUs); ITU-T H.265, sections 7.3.1, 7.3.2 and 7.3.6, for network abstraction layer (NAL) units; ISO/IEC
+14496-15 for how files hold them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import IO
 
 from ..options import ImageLimits
+from .guard_tiff import MAX_EXIF_BYTES, check_exif
 from .headers import bomb
 from .heif import Container, Extent, Item, read_container, read_extents
 
 MAX_UNITS = 20_000  # OBUs or NAL units of all coded images
 _MOST_DECODED = 3  # times the limit of pixels: a grid beyond its edges, alpha, a gain map
 _MOST_ENLARGED = 2  # times: the sizes of a frame and its image differ by some rows and columns
-_SEQUENCE_HEADER = 1  # kind of an OBU
+_SLICES = 8  # of a picture beyond its first that count as another one: they may say that they are the same part of it
+_SEQUENCE_HEADER, _FRAMES = 1, (3, 6)  # kinds of OBUs
 _SEQUENCE_PARAMETERS, _FIRST_OTHER = 33, 32  # kinds of NAL units; the smaller ones hold pixels
 _HEADER_BYTES = 256  # a sequence header has less
 _PARAMETERS_BYTES = 1024  # of sequence parameters, as far as the size of frames
@@ -30,6 +33,22 @@ _DAMAGED = (struct.error, IndexError)
 _Size = tuple[int, int]
 
 
+@dataclass
+class _Coded:
+    """What the data of a coded image hold: the sizes of their frames as far as they are stated, and how many frames."""
+
+    sizes: list[_Size] = field(default_factory=list)
+    num_frames: int = 0
+    num_slices: int = 0
+
+    def count_pixels(self, limits: ImageLimits, name: str, stated: int = 0) -> int:
+        """Check each size, and return the pixels of all frames, each of which has ``stated`` ones at least."""
+        for width, height in self.sizes:
+            limits.check_size(width, height, name)
+        frames = max(1, self.num_frames) + self.num_slices // _SLICES
+        return frames * max([stated, *(width * height for width, height in self.sizes)])
+
+
 def check_heif(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     """Compare the sizes of all frames that are decoded with the limits, each by itself and all together.
 
@@ -37,23 +56,29 @@ def check_heif(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         ImageError: of status ``"too_large"``; or its boxes are damaged.
     """
     container, left = read_container(file, name), iter(range(MAX_UNITS))
-    for extents in container.samples:
-        for size in _av1_sizes(file, extents, left, name):
-            limits.check_size(*size, name)
+    _check_exif(file, container, name)
+    totals = [sum(_read_av1(file, each, left, name).count_pixels(limits, name) for each in container.samples), 0]
     if (shown := container.items.get(container.primary or 0)) and all(shown.size):
         limits.check_size(*shown.size, name)
-    decoded, total = container.decoded(name), 0
+    decoded = container.decoded(name)
     for number, item in container.items.items():
-        largest = 0
-        for width, height in _frame_sizes(file, item, left, name):
-            limits.check_size(width, height, name)
-            largest = max(largest, width * height)
-        stated = item.size[0] * item.size[1]
+        coded = _read_coded(file, item, left, name)
+        stated, largest = item.size[0] * item.size[1], max((width * height for width, height in coded.sizes), default=0)
+        pixels = coded.count_pixels(limits, name, stated)
         if largest and stated > _MOST_ENLARGED * largest:
             raise bomb(name, f"a frame of {largest:,} pixels for an image of {item.size[0]}x{item.size[1]}")
-        total += max(largest, stated) * decoded.get(number, 0)
-    if total > _MOST_DECODED * limits.max_pixels:
-        raise bomb(name, f"coded images of {total:,} pixels together")
+        totals[1] += pixels * decoded.get(number, 0)
+    if max(totals) > _MOST_DECODED * limits.max_pixels:
+        raise bomb(name, f"coded images of {max(totals):,} pixels together")
+
+
+def _check_exif(file: IO[bytes], container: Container, name: str) -> None:
+    """Check EXIF data, which Pillow parses when it opens AVIF."""
+    total = sum(extent.size for extents in container.exif for extent in extents)
+    if total > MAX_EXIF_BYTES:
+        raise bomb(name, f"{total:,} bytes of EXIF data")
+    for extents in container.exif:
+        check_exif(read_extents(file, extents, 4, total), name)
 
 
 def is_incomplete(file: IO[bytes], name: str) -> bool:
@@ -73,21 +98,30 @@ def is_incomplete(file: IO[bytes], name: str) -> bool:
     return False
 
 
-def _frame_sizes(file: IO[bytes], item: Item, left: Iterator[int], name: str) -> Iterator[_Size]:
-    """Yield the sizes of the frames of a coded image; nothing for other items, or from where on one is damaged."""
+def _read_coded(file: IO[bytes], item: Item, left: Iterator[int], name: str) -> _Coded:
+    """Read the frames of a coded image; nothing of other items, or from where on one is damaged."""
     if item.kind == b"av01":
-        yield from _av1_sizes(file, item.extents, left, name)
-    elif item.kind in _HEVC:
+        return _read_av1(file, item.extents, left, name)
+    coded = _Coded()
+    if item.kind in _HEVC:
         with suppress(*_DAMAGED):
             for unit in _configured_units(item.config):
-                yield from _hevc_size(unit)
+                _count(left, name)
+                coded.sizes += _hevc_size(unit[:_PARAMETERS_BYTES])
         with suppress(*_DAMAGED):
             for start, size in _hevc_units(file, item, left, name):
-                yield from _hevc_size(read_extents(file, item.extents, start, min(size, _PARAMETERS_BYTES)))
+                unit = read_extents(file, item.extents, start, min(size, _PARAMETERS_BYTES))
+                if _hevc_kind(unit) < _FIRST_OTHER:
+                    is_first = unit[2:3] >= b"\x80"
+                    coded.num_frames += is_first
+                    coded.num_slices += not is_first
+                coded.sizes += _hevc_size(unit)
+    return coded
 
 
-def _av1_sizes(file: IO[bytes], extents: list[Extent], left: Iterator[int], name: str) -> Iterator[_Size]:
-    """Yield the largest width and height of a frame from each sequence header of a coded image."""
+def _read_av1(file: IO[bytes], extents: list[Extent], left: Iterator[int], name: str) -> _Coded:
+    """Read the largest width and height of a frame from each sequence header of a coded image, and count its frames."""
+    coded = _Coded()
     with suppress(*_DAMAGED):
         position, end = 0, sum(extent.size for extent in extents)
         while position < end:
@@ -103,9 +137,11 @@ def _av1_sizes(file: IO[bytes], extents: list[Extent], left: Iterator[int], name
                     position += 1
                     if byte < 128:
                         break
+            coded.num_frames += kind in _FRAMES
             if kind == _SEQUENCE_HEADER:
-                yield _av1_frame_size(_Bits(read_extents(file, extents, position, _HEADER_BYTES)))
+                coded.sizes.append(_av1_frame_size(_Bits(read_extents(file, extents, position, _HEADER_BYTES))))
             position += size
+    return coded
 
 
 def _count(left: Iterator[int], name: str) -> None:
@@ -182,10 +218,10 @@ def _hevc_kind(unit: bytes) -> int:
     return unit[0] >> 1 & 63
 
 
-def _hevc_size(unit: bytes) -> Iterator[_Size]:
-    """Yield the size of frames, if a NAL unit holds sequence parameters (7.3.2.2)."""
+def _hevc_size(unit: bytes) -> list[_Size]:
+    """Return the size of frames, if a NAL unit holds sequence parameters (7.3.2.2)."""
     if _hevc_kind(unit) != _SEQUENCE_PARAMETERS:
-        return
+        return []
     bits = _Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))
     bits.read(4)
     num_layers = bits.read(3)
@@ -197,7 +233,7 @@ def _hevc_size(unit: bytes) -> Iterator[_Size]:
     bits.read_golomb()
     if bits.read_golomb() == 3:  # chroma in full resolution
         bits.read(1)
-    yield bits.read_golomb(), bits.read_golomb()
+    return [(bits.read_golomb(), bits.read_golomb())]
 
 
 class _Bits:
@@ -215,6 +251,6 @@ class _Bits:
     def read_golomb(self) -> int:
         """Read a number in the universal code of both formats (AV1 4.10.3, H.265 9.2)."""
         zeros = 0
-        while not self.read(1):
+        while zeros < 32 and not self.read(1):  # behind 32 of them, decoders expect no other bit
             zeros += 1
         return (1 << zeros) - 1 + self.read(zeros if zeros < 32 else 0)

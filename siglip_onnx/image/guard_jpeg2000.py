@@ -47,7 +47,7 @@ def check_jpeg2000(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         ImageError: of status ``"too_large"``.
         struct.error: the header is truncated.
     """
-    start = 0 if read_at(file, 0, 4) == CODESTREAM else _find_codestream(file, name)
+    start = find_codestream(file, name)
     fields = read_at(file, start + 8, 34)
     right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, components = struct.unpack(">8IH", fields)
     limits.check_size(right - left, bottom - top, name)
@@ -63,9 +63,16 @@ def check_jpeg2000(file: IO[bytes], limits: ImageLimits, name: str) -> None:
     _check_markers(file, start, size, name)
 
 
-def _find_codestream(file: IO[bytes], name: str) -> int:
-    """Return the position of the codestream of a JP2."""
+def find_codestream(file: IO[bytes], name: str) -> int:
+    """Return the position of the codestream: in a JP2 that of its box.
+
+    Raises:
+        ImageError: of status ``"too_large"``: there are very many boxes before it.
+        struct.error: there is none.
+    """
     position = 0
+    if read_at(file, 0, 4) == CODESTREAM:
+        return position
     for _ in range(MAX_BOXES):
         length, kind = struct.unpack(">I4s", read_at(file, position, 8))
         header = 8

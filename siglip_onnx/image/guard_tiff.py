@@ -1,4 +1,4 @@
-"""Refuse a TIFF, or EXIF data of its form, by its first directory: entries, values, strips and tiles."""
+"""Refuse a TIFF, or EXIF data of its form, by its directories: entries, values, strips and tiles."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+from ..errors import ImageError
 from ..options import ImageLimits
 from .headers import bomb, read_at
 
 EXIF = b"Exif\0\0"  # before a TIFF in other files
+MAX_EXIF_BYTES = 1_000_000
 MAX_ENTRIES = 4096
+MAX_NESTED_ENTRIES = 70_000  # in all; where a directory was lost, its place may seem to have 65,535
 MAX_VALUES = 400_000  # numbers of one directory: two for each row of the tallest image in three planes
 MAX_TILES = 500_000
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # the last two are of Pillow's own
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"
 _ORIENTATION = 274
+_NESTED = (34665, 34853, 40965)  # tags of further directories, which Pillow reads: EXIF, GPS, interoperability
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP = 256, 257, 322, 323, 278
-_SMALL_TILE = 4_000_000  # pixels
+_SMALL_TILE, _SMALL_TILES = 4_000_000, 40_000_000  # pixels of one, and of all, for an image of any size
 # struct's codes and sizes of the types that libtiff takes for a size, whatever type the standard demands.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _BYTES = (1, 2, 6, 7)  # types that are not unpacked one by one
@@ -33,20 +39,36 @@ class _Entry(NamedTuple):
 
 
 def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
-    """Check the first directory of a TIFF.
+    """Check the first directory of a TIFF, and those of metadata to which it points.
 
     Raises:
-        ImageError: of status ``"too_large"``.
-        struct.error: the directory is truncated.
+        ImageError: of status ``"too_large"``; or it is a BigTIFF that Pillow takes for another TIFF.
+        struct.error: the first directory is truncated.
     """
+    if read_at(file, 0, 4) == _BIG_ENDIAN_BIGTIFF:
+        raise ImageError(
+            f"{name} is a BigTIFF with big-endian byte order, which Pillow does not read; save it as TIFF or PNG.",
+            status="unsupported",
+        )
+    if read_at(file, 4, 4) == bytes(4):  # no directory
+        return
+    directories = _Directories(file, name)
     sizes: dict[int, int] = {}
-    values = 0
-    for entry in check_entries(file, name):
-        values += 0 if entry.kind in _BYTES else entry.num_values
-        if values > MAX_VALUES:
+    nested: list[int] = []
+    for entry in directories.read_first():
+        if entry.kind not in _BYTES and entry.num_values > MAX_VALUES:  # also those behind the end
             raise bomb(name, f"more than {MAX_VALUES:,} values in a directory")
         if entry.value is not None:
             sizes[entry.tag] = max(sizes.get(entry.tag, 0), entry.value)
+            nested += [entry.value] if entry.tag in _NESTED else []
+    _check_tiles(sizes, limits, name)
+    for position in nested:  # grows by those to which they point
+        with contextlib.suppress(struct.error):  # the decoder reads the image without this one
+            entries = directories.read(position, MAX_NESTED_ENTRIES)
+            nested += [entry.value for entry in entries if entry.tag in _NESTED and entry.value is not None]
+
+
+def _check_tiles(sizes: dict[int, int], limits: ImageLimits, name: str) -> None:
     width, height = sizes.get(_WIDTH, 0), sizes.get(_HEIGHT, 0)
     if width == 0 or height == 0:
         return
@@ -58,65 +80,85 @@ def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         tiles = -(-width // tile_width) * -(-height // tile_length)
         if tiles > MAX_TILES:
             raise bomb(name, f"{tiles:,} tiles")
+        if tiles * tile_width * tile_length > max(4 * width * height, _SMALL_TILES):  # they may all have the same data
+            raise bomb(name, f"{tiles:,} tiles of {tile_width}x{tile_length} pixels for an image of {width}x{height}")
 
 
-def check_entries(file: IO[bytes], name: str) -> Iterator[_Entry]:
-    """Yield the entries of the first directory of a TIFF, or of EXIF data, which Pillow reads one by one.
-
-    Raises:
-        ImageError: of status ``"too_large"``: together they have far more bytes than the file.
-        struct.error: the directory is truncated.
-    """
-    end, total = file.seek(0, 2), 0
-    for entry in _read_entries(file, 0, name):
-        size = _TYPE_BYTES.get(entry.kind, 1) * entry.num_values
-        total += size if size <= end else 0  # of a longer one nothing is read
-        if total > _SHARED * end:
-            raise bomb(name, f"entries of {total:,} bytes in {end:,}")
-        yield entry
-
-
-def read_orientation(exif: bytes, name: str) -> int | None:
-    """Return the orientation of EXIF data, None if there is none: whatever other entries are, or where they point.
+def check_exif(exif: bytes, name: str) -> int | None:
+    """Check EXIF data as Pillow reads them; return the orientation, None if they do not say or are damaged.
 
     Raises:
-        ImageError: of status ``"too_large"``, see :func:`check_entries`.
+        ImageError: of status ``"too_large"``: they are very long, or their entries together have far more bytes.
     """
-    with contextlib.suppress(struct.error):
-        for entry in check_entries(io.BytesIO(exif.removeprefix(EXIF)), name):
-            if entry.tag == _ORIENTATION:
-                return entry.value
-    return None
+    if len(exif) > MAX_EXIF_BYTES:
+        raise bomb(name, f"{len(exif):,} bytes of EXIF data")
+    while exif.startswith(EXIF):
+        exif = exif.removeprefix(EXIF)
+    orientations: list[int | None] = []
+    if exif.startswith(TIFFS):
+        with contextlib.suppress(struct.error):
+            entries = _Directories(io.BytesIO(exif), name).read_first()
+            orientations += [entry.value for entry in entries if entry.tag == _ORIENTATION]
+    return orientations[0] if orientations else None
 
 
-def _read_entries(file: IO[bytes], start: int, name: str) -> Iterator[_Entry]:
-    header = read_at(file, start, 16)
-    order = ">" if header.startswith(b"MM") else "<"
-    is_big = struct.unpack(f"{order}H", header[2:4])[0] == 43
-    if is_big and header[4:8] != struct.pack(f"{order}HH", 8, 0):  # Pillow takes some as files that are not big
-        raise bomb(name, "a header of a BigTIFF with other offsets than of 8 bytes")
-    position = struct.unpack(f"{order}Q", header[8:16])[0] if is_big else struct.unpack(f"{order}I", header[4:8])[0]
-    number, field = ("Q", "Q") if is_big else ("H", "I")
-    count_bytes = struct.calcsize(f"={number}")
-    count = struct.unpack(f"{order}{number}", read_at(file, start + position, count_bytes))[0]
-    if count > MAX_ENTRIES:
-        raise bomb(name, f"a directory of {count:,} entries")
-    size = 20 if is_big else 12
-    directory = read_at(file, start + position + count_bytes, size * count)
-    for offset in range(0, len(directory) - size + 1, size):
-        entry = directory[offset : offset + size]
-        tag, kind, values = struct.unpack(f"{order}HH{field}", entry[: size - struct.calcsize(f"={field}")])
-        yield _Entry(tag, kind, values, _first_value(file, order, kind, values, entry[-struct.calcsize(f"={field}") :]))
+class _Directories:
+    """Reads the directories of a TIFF, all of which share one bound of entries, values and bytes."""
 
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        header = read_at(file, 0, 16)
+        self._file, self._name, self._header = file, name, header
+        self._order = ">" if header.startswith(b"MM") else "<"
+        self._is_big = header[2:3] == b"+"
+        self._end = file.seek(0, 2)
+        self._entries = self._values = self._bytes = 0
 
-def _first_value(file: IO[bytes], order: str, kind: int, count: int, field: bytes) -> int | None:
-    """Return the first value of an entry, which stands in its field if all fit there, else where the field points."""
-    if kind not in _INTEGERS or count == 0:
-        return None
-    code = f"{order}{_INTEGERS[kind]}"
-    size = struct.calcsize(code)
-    if size * count <= len(field):
-        data = field[:size]
-    else:
-        data = read_at(file, struct.unpack(f"{order}{'Q' if len(field) == 8 else 'I'}", field)[0], size)
-    return struct.unpack(code, data)[0] if len(data) == size else None
+    def read_first(self) -> Iterator[_Entry]:
+        """Yield the entries of the first directory; raises as :meth:`read`."""
+        start, code = (8, "Q") if self._is_big else (4, "I")
+        yield from self.read(struct.unpack_from(self._order + code, self._header, start)[0], MAX_ENTRIES)
+
+    def read(self, position: int, most: int) -> Iterator[_Entry]:
+        """Yield the entries of a directory; ``most`` is the number that all together may have.
+
+        Raises:
+            ImageError: of status ``"too_large"``: they, with those that were read before, are more, have far more bytes
+                than the file, or very many values.
+            struct.error: the directory is truncated.
+        """
+        number, field, size = ("Q", "Q", 20) if self._is_big else ("H", "I", 12)
+        count_bytes = struct.calcsize(f"={number}")
+        count = struct.unpack(self._order + number, read_at(self._file, position, count_bytes))[0]
+        self._entries += count
+        if self._entries > most:
+            raise bomb(self._name, f"directories of {self._entries:,} entries")
+        entry = struct.Struct(f"{self._order}HH{field}")
+        directory = read_at(self._file, position + count_bytes, size * count)
+        for offset in range(0, len(directory) - size + 1, size):
+            tag, kind, num_values = entry.unpack_from(directory, offset)
+            self._count(kind, num_values)
+            value = self._first_value(kind, num_values, directory[offset + entry.size : offset + size])
+            yield _Entry(tag, kind, num_values, value)
+
+    def _count(self, kind: int, num_values: int) -> None:
+        size = _TYPE_BYTES.get(kind, 1) * num_values
+        if size > self._end:  # nothing of it is read
+            return
+        self._bytes += size
+        self._values += 0 if kind in _BYTES else num_values
+        if self._bytes > _SHARED * self._end:
+            raise bomb(self._name, f"entries of {self._bytes:,} bytes in {self._end:,}")
+        if self._values > MAX_VALUES:
+            raise bomb(self._name, f"more than {MAX_VALUES:,} values in its directories")
+
+    def _first_value(self, kind: int, count: int, field: bytes) -> int | None:
+        """Return the first value of an entry, which stands in its field if all fit there, else where it points."""
+        if kind not in _INTEGERS or count == 0:
+            return None
+        code = self._order + _INTEGERS[kind]
+        size = struct.calcsize(code)
+        if size * count <= len(field):
+            data = field[:size]
+        else:
+            data = read_at(self._file, struct.unpack(self._order + ("Q" if self._is_big else "I"), field)[0], size)
+        return struct.unpack(code, data)[0] if len(data) == size else None

@@ -68,7 +68,10 @@ class PieceTable:
                 self._arrays = {name: table[name] for name in table.files if name != "document"}
             self._model: Json = self.document["model"]
             self.lengths = [self.document["padding"]["strategy"]["Fixed"], self.document["truncation"]["max_length"]]
-            self._special = [token["content"] for token in self.document["added_tokens"]]
+            self._suits = suits_table(self.document, self._arrays["ends"].size)
+            tokens = self.document["added_tokens"]
+            self._special = [token["content"] for token in tokens if not token["normalized"]]
+            self._normalized_special = [token["content"] for token in tokens if token["normalized"]]
             _check_arrays(self._arrays, self._model)
             self.end, self.pad = self._read_ending()
             self._longest = int(self._arrays["longest"])
@@ -95,11 +98,16 @@ class PieceTable:
     def normalize(self, texts: Sequence[str]) -> list[str] | None:
         """Return the normalized texts; None if they are not few, which the whole vocabulary then tokenizes.
 
-        That is also so if one contains a special token, which the library would split off.
+        That is also so if one contains an added token, which the library would split off.
         """
+        if not self._suits:
+            return None
         if sum(map(len, texts)) > FEW_CHARACTERS or any(token in text for token in self._special for text in texts):
             return None
-        normalized = [self._bare.normalizer.normalize_str(text) for text in texts]
+        normalize = self._bare.normalizer.normalize_str
+        normalized = [normalize(text) for text in texts]
+        if any(token in text for token in map(normalize, self._normalized_special) for text in normalized):
+            return None
         return normalized if sum(map(len, normalized)) <= _FEW_NORMALIZED else None
 
     def encode(self, texts: Sequence[str], normalized: Sequence[str]) -> list[list[int]]:
@@ -119,7 +127,7 @@ class PieceTable:
         """Return the ids of the pieces that any text may need: for unknown characters, and for bytes."""
         names = {f"<0x{byte:02X}>" for byte in range(256)} if self._model["byte_fallback"] else set()
         if self._model["type"] == "BPE":
-            names.add(self._model["unk_token"])
+            names |= {self._model["unk_token"]} - {None}
             required = []
         else:  # the least probable piece sets the cost of an unknown character
             required = [self._model["unk_id"], int(self._arrays["scores"].argmin())]
@@ -167,6 +175,18 @@ class PieceTable:
         start = int(ends[id_ - 1]) if id_ else 0
         piece: str = self._arrays["pieces"][start : int(ends[id_])].tobytes().decode()
         return piece
+
+
+def suits_table(document: Json, num_pieces: int) -> bool:
+    """Say whether the pieces of a text are substrings of the normalized text, and end and padding are pieces.
+
+    A pre-tokenizer may only split texts: ByteLevel, for one, writes other characters.
+    """
+    model, step = document["model"], document["pre_tokenizer"]
+    affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    special = document["post_processor"]["special_tokens"].values()
+    ids = [id_ for token in special for id_ in token["ids"]]
+    return not affixes and (step is None or step["type"] == "Split") and max(ids) < num_pieces
 
 
 def _check_archive(path: Path) -> None:

@@ -23,7 +23,6 @@ from ..config import (
     SENTENCEPIECE,
     TEXT,
     TOKENIZER,
-    TOWERS,
     VISION,
     NaflexVisionConfig,
     SiglipConfig,
@@ -36,6 +35,7 @@ from ..config import (
     read_preprocessor_document,
 )
 from ..errors import CheckpointError, first_line
+from ..export.sizes import check_sizes
 from ..export.tokenizer_settings import TOKEN_KEYS, named_pad, read_settings
 from ..head import Floats
 from ..image.decode import ImageSource, load_image
@@ -45,10 +45,6 @@ from ..text.growth import read_checked
 
 # Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
 VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"
-_SIZES = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
-    "patch_size", "num_patches", "max_position_embeddings", "vocab_size", "projection_size",
-)  # fmt: skip
 ALLOWED = {"pixels": 0.0, "ids": 0.0, VISION_EMBEDDING: 1e-5, TEXT_EMBEDDING: 1e-5, "features": 1e-4, "logits": 1e-4}
 # How transformers loads a model. A config may name its attention, and a name of the Hub would be code to download.
 LOADING: dict[str, Any] = {"local_files_only": True, "attn_implementation": "sdpa"}
@@ -119,24 +115,6 @@ def compare_with_pytorch(
             rows["logits"] = model.logits(pairs[0][0], pairs[1][0]), expected
     stages |= {stage: _compare_rows(stage, *both) for stage, both in rows.items()}
     return list(stages.values())
-
-
-def check_sizes(reference: Any, config: SiglipConfig, checkpoint: Path) -> None:
-    """Check that a checkpoint's ``config.json``, or a config of transformers, states the sizes of the model.
-
-    Raises:
-        CheckpointError: it states others.
-    """
-    for tower in TOWERS:
-        ours, theirs = getattr(config, tower), _get(reference, f"{tower}_config") or reference
-        for name in _SIZES if ours is not None else ():
-            expected, found = getattr(ours, name, None), _get(theirs, name)
-            found = found[0] if isinstance(found, list | tuple) and found else found
-            if None not in (expected, found) and expected != found:
-                raise CheckpointError(
-                    f"{checkpoint} has {name} {found} in its {tower} tower, but the model has {expected}. Give the "
-                    "checkpoint that it was exported from."
-                )
 
 
 def _check_adapters(checkpoint: Path) -> None:

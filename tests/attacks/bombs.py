@@ -187,6 +187,79 @@ def jpeg_of_metadata(marker: bytes, content: bytes) -> bytes:
     return data[:2] + (b"\xff" + marker + struct.pack(">H", 2 + len(content)) + content) * 300 + data[2:]
 
 
+def shared_entries(count: int, size: int, *, order: str = "<", pad: int = 0) -> bytes:
+    """EXIF data whose entries all have the same bytes, which some versions of Pillow copy for each."""
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, count)
+    entries = b"".join(struct.pack(f"{order}HHII", 0x9000 + number, 7, size, 8) for number in range(count))
+    return (header + entries + bytes(4)).ljust(max(size + 8, pad), b"\0")
+
+
+def segment(marker: bytes, content: bytes) -> bytes:
+    return b"\xff" + marker + struct.pack(">H", 2 + len(content)) + content
+
+
+def jpeg_without_density(*segments: bytes) -> bytes:
+    """A JPEG in whose EXIF data Pillow looks for the density while it opens it."""
+    data = small("JPEG", "L")
+    return data[:2] + b"".join(segments) + data[20:]
+
+
+def jpeg_of_joined_exif() -> bytes:
+    """Each segment has fewer bytes than an entry, which is read from what all of them make together."""
+    exif = shared_entries(4000, 900_000)
+    parts = (exif[start : start + 65_000] for start in range(0, len(exif), 65_000))
+    return jpeg_without_density(*(segment(b"\xe1", b"Exif\0\0" + part) for part in parts))
+
+
+def png_of_exif_in_a_text() -> bytes:
+    exif = b"Exif\0\0" + shared_entries(4000, 400_000)
+    text = f"\nexif\n{len(exif):8}\n{exif.hex()}".encode()
+    return png(8, 8, (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text, 9)))
+
+
+def avif_of_exif() -> bytes:
+    exif = Image.Exif()
+    exif.endian = "<"
+    for number in range(2000):
+        exif[0xA000 + number] = number
+    exif[0x927C] = bytes(40_000)
+    data = bytearray(small("AVIF", exif=exif))
+    start = data.index(b"II*\0\x08\0\0\0") + 8
+    for number in range(struct.unpack_from("<H", data, start)[0]):
+        struct.pack_into("<HII", data, start + 2 + 12 * number + 2, 7, 60_000, 8)
+    return bytes(data)
+
+
+def tiff_of_nested_exif() -> bytes:
+    """The directory of GPS data, to which that of EXIF points, holds the shared entries."""
+    tags = [*shorts(), (273, 4, 1, b"\x08\0\0\0"), (279, 4, 1, b"\0\1\0\0")]
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    exif = struct.pack("<HHHII", 1, 34853, 4, 1, start + 18) + bytes(4)
+    image = tiff_of(*tags, (34665, 4, 1, struct.pack("<I", start)), data=exif)
+    return image + shared_entries(4000, 60_000)[8:]
+
+
+def icon_of_many_chunks(count: int = 256) -> bytes:
+    """Entries for different images, which share their chunks: all but the last have one that holds the next."""
+    chunk = struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
+    begin = png(8, 8)[:33]
+    chain = b"".join(begin + struct.pack(">I4s", 41 * (count - number) - 12, b"IDAT") for number in range(count))
+    body = chain + begin + chunk * 99_000
+    places = (6 + 16 * count + 41 * number for number in range(count))
+    entries = b"".join(struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 32, 99, place) for place in places)
+    return b"\0\0\1\0" + struct.pack("<H", count) + entries + body
+
+
+def jpeg_of_passes(scans: int, *, frame: int = 0xCA, side: int = 9400) -> bytes:
+    """A progressive JPEG without data, by default one of arithmetic coding and 88 megapixels."""
+    data = jpeg_of_empty_scans(frame, 0, side=side)
+    first = b"\xff\xda\0\x0c\3\1\0\2\0\3\0\0\0\x0d\0\0"
+    others = b"".join(
+        b"\xff\xda\0\x08\1" + bytes([1 + number % 3, 0]) + b"\1\x3f\x0d\0\0" for number in range(scans - 1)
+    )
+    return data[:-2] + first + others + b"\xff\xd9"
+
+
 def webp_of_long_exif() -> bytes:
     entry = struct.pack("<HHII", 40_000, 4, 1, 0)
     return small("WEBP", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 65_535) + entry * 900_000)
@@ -229,7 +302,6 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jpeg 2000 of a short tile-part": jpeg2000_of_a_short_tile_part,
     "jpeg 2000 of a shorter tile-part": lambda: jpeg2000_of_a_short_tile_part(b"\xff\x64\0\6\0\1ab"),
     "ppm of comments that begins as HEIF": lambda: b"P3 #ftypx\n" + b"#\n" * 200_000 + b"9 9 9\n" + b"1 " * 243,
-    "tiff that is a BigTIFF only for some": lambda: b"MM\0+\0\0\0\x10" + struct.pack(">Q", 16) + bytes(100),
     "icon whose first entry is damaged": lambda: (
         b"\0\0\1\0\2\0"
         + struct.pack("<BBBBHHII", 1, 1, 0, 0, 1, 32, 9, 1 << 31)
@@ -254,6 +326,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "tiff header of a gigapixel": lambda: tiff((32_000, 32_000), (32_000, 32_000), b""),
     "tiff of a large tile, which is decoded whole": tiff_of_a_large_tile,
     "tiff of a large tile of signed sizes": tiff_of_a_signed_large_tile,
+    "tiff of 4,095 tiles of 4 megapixels each": lambda: tiff_of(
+        *shorts(ImageWidth=65_520, ImageLength=1, TileWidth=16, TileLength=249_984), (324, 4, 1, b"\10\0\0\0")
+    ),  # which may all be the same data
     "tiff of three million strips": tiff_of_many_strips,
     "tiff of three million strips as floats": lambda: tiff_of_many_strips(11),
     "tiff of 20,000 entries": tiff_of_many_entries,
@@ -270,6 +345,25 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         b"\xed", b"Photoshop 3.0\0" + (b"8BIM" + bytes(8)) * 5000
     ),
     "webp of 10 MB of exif": webp_of_long_exif,
+    "jpeg of exif in several segments": jpeg_of_joined_exif,
+    "jpeg of exif behind two names": lambda: jpeg_without_density(
+        segment(b"\xe1", b"Exif\0\0" * 2 + shared_entries(4000, 60_000))
+    ),
+    "jpeg of exif in a reserved segment, which Pillow does not skip": lambda: jpeg_without_density(
+        segment(b"\xf0", segment(b"\xe1", b"Exif\0\0" + shared_entries(4000, 60_000)))
+    ),
+    "jpeg of an index of images": lambda: jpeg_without_density(
+        segment(b"\xe2", b"MPF\0" + shared_entries(4000, 60_000))
+    ),
+    "jpeg of exif that is big-endian": lambda: jpeg_without_density(
+        segment(b"\xe1", b"Exif\0\0" + shared_entries(4000, 60_000, order=">"))
+    ),
+    "png of exif in a text": png_of_exif_in_a_text,
+    "webp of exif": lambda: small("WEBP", exif=b"Exif\0\0" + shared_entries(4000, 60_000)),
+    "avif of exif": avif_of_exif,
+    "tiff of nested exif": tiff_of_nested_exif,
+    "jpeg of 21 passes over the largest image": lambda: jpeg_of_passes(21),
+    "icon of many chunks": icon_of_many_chunks,
     "jpeg 2000 of 555,000 precincts": lambda: jpeg2000_style(precincts=b"\x11" * 3),  # 12 GB in 158 bytes
     "jpeg 2000 of precincts in a tile-part": lambda: jpeg2000_style(precincts=b"\x11" * 3, in_tile=True),
     "jpeg 2000 of 105,000 code-blocks": lambda: jpeg2000_style(block=(0, 0)),

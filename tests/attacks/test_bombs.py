@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.bombs import BOMBS, jpeg_of_empty_scans, png
+from attacks.bombs import BOMBS, icon, jpeg_of_empty_scans, jpeg_of_passes, png
 from support.images import encode, make_image
 
 from siglip_onnx.errors import ImageError
@@ -90,6 +90,8 @@ def ordinary_files() -> dict[str, bytes]:
     files = {
         "plain ppm": f"P3\n60 40\n255\n{numbers}\n".encode(),
         "jpeg of one scan per component": jpeg_of_empty_scans(0xC0, 1, side=16),
+        "jpeg of 60 scans": jpeg_of_passes(60, side=700),
+        "icon of many entries": icon(png(16, 16, *[(b"tEXt", b"a\0b")] * 500), side=16, count=256),
         "gif of a long comment": encode(image, "GIF", **comment),
         "progressive jpeg": encode(image, "JPEG", progressive=True, icc_profile=bytes(900_000)),
         "webp": encode(image, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(60_000), xmp=bytes(3_000_000)),

@@ -21,7 +21,7 @@ from siglip_onnx.bulk import parquet
 from siglip_onnx.bulk.layouts import ParquetLayout
 from siglip_onnx.bulk.parquet_pages import scan_pages
 from siglip_onnx.errors import DataError, ImageError, JobError
-from siglip_onnx.evaluate import datasets
+from siglip_onnx.evaluate import classes, tables
 from siglip_onnx.evaluate.datasets import DataOptions, open_data, read_labels
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(60)
@@ -185,8 +185,8 @@ def test_columns_that_are_not_used_are_not_read(tmp_path: Path) -> None:
 
 
 def test_lines_and_rows_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_MAX_LINE_CHARACTERS", 1000)
-    monkeypatch.setattr(datasets, "_MAX_LABELS_BYTES", 1000)
+    monkeypatch.setattr(tables, "_MAX_LINE_CHARACTERS", 1000)
+    monkeypatch.setattr(classes, "_MAX_LABELS_BYTES", 1000)
     path = tmp_path / "x.jsonl"
     path.write_text('{"path": "x", "label": "a"}\n' + " " * 2000)
     with pytest.raises(DataError, match=r"x\.jsonl, line 1: .* more than 1,000 characters"):

@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -307,6 +308,41 @@ def test_vectors_of_an_odd_embedding_space_are_refused(suffix: str, embedded: Pa
     for receipt in (copy / "receipts").iterdir():
         receipt.write_text(receipt.read_text().replace(facts.fingerprint, odd.fingerprint))
     assert_error(run("search", copy, "a star"), 1, "holds vectors of the embedding space int8-")
+
+
+def test_collection_takes_the_number_of_patches_of_its_vectors(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def load(name: str, **options: object) -> object:
+        asked.update(options)
+        return siglip_onnx.load(name)
+
+    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
+    facts = open_job(copy).facts
+    patches = replace(facts, embedding_space=f"{facts.embedding_space}-64patches")
+    (copy / "job.json").write_bytes(patches.to_bytes())
+    for receipt in (copy / "receipts").iterdir():
+        receipt.write_text(receipt.read_text().replace(facts.fingerprint, patches.fingerprint))
+    monkeypatch.setattr("siglip_onnx.bulk.search.load", load)
+    with pytest.raises(JobError, match="64patches"):  # the demo model has no patches
+        open_collection(copy).search("a star")
+    assert asked["max_num_patches"] == 64
+    assert facts.max_num_patches is None
+
+
+def test_more_shards_than_open_files_are_read(tmp_path: Path) -> None:
+    vectors, (query,) = unit_vectors(300), unit_vectors(1, seed=9)
+    write_job(tmp_path / "job", vectors, shard_size=1)
+    collection = open_collection(tmp_path / "job")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 50, limits[1]))
+    try:
+        assert len(collection.search(query, 300, threads=2)) == 300
+        assert_array_equal(collection.vectors, vectors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_vectors_of_another_space_are_refused(embedded: Path, small_bundle: Path, tmp_path: Path) -> None:

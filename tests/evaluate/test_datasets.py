@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unicodedata import normalize
 
+import numpy as np
 import pytest
 from support.drawn import NAMES_EN, draw_folders, write_csv, write_json_lines, write_tar
 
+from siglip_onnx.bulk.parquet import ParquetFile
 from siglip_onnx.errors import DataError, ImageError
 from siglip_onnx.evaluate.classes import read_labels
 from siglip_onnx.evaluate.datasets import CaptionedImages, DataOptions, LabeledImages, open_data
+from siglip_onnx.evaluate.sources import Sample
 
 DEFAULTS = DataOptions()
 CAPTIONS = [("a red circle", "red"), ("a blue star", "blue"), ("丸", "まる")]
@@ -82,6 +86,37 @@ def in_layout(layout: str, drawn: Path, out: Path) -> tuple[Path, DataOptions]:
     ]
     pq.write_table(pa.Table.from_pylist(columns, schema=schema), out / "set.parquet", row_group_size=5)
     return out / "set.parquet", DataOptions()
+
+
+def test_of_many_parquet_files_few_are_open_and_kept(tmp_path: Path) -> None:
+    """Memory, and open files, must not grow with their number: a large data set has hundreds."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = {}
+    for number in range(9):
+        images[number] = [np.random.default_rng(10 * number + row).bytes(20_000) for row in range(6)]
+        table = pa.table({"image": images[number], "label": list("ababab")})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=3)
+    before = len(list(Path("/dev/fd").iterdir()))
+    data = labeled(tmp_path)
+    expected = [image for number in range(9) for image in images[number]]
+    assert [sample.read() for sample in data.samples] == expected
+    assert len(list(Path("/dev/fd").iterdir())) <= before + 2
+    assert sum(each._file is not None for each in map(parquet_file, data.samples[::6])) <= 2
+    assert sum(len(each._kept._entries) for each in map(parquet_file, data.samples[::6])) <= 12
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(Sample.read, data.samples)) == expected
+    for last in (data.samples[-7], data.samples[-1]):  # so that the others are closed
+        last.read()
+    pq.write_table(pa.table({"image": images[0][:5], "label": list("ababa")}), tmp_path / "1.parquet")
+    with pytest.raises(ImageError, match="was changed while it was read"):
+        data.samples[6].read()
+
+
+def parquet_file(sample: Sample) -> ParquetFile:
+    file: ParquetFile = sample.part.args[0]  # type: ignore[union-attr]
+    return file
 
 
 @pytest.mark.parametrize("layout", ["csv", "tsv", "jsonl", "numbers", "tar", "parquet"])

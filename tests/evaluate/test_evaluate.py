@@ -30,6 +30,7 @@ from siglip_onnx.evaluate.datasets import LabeledImages, open_data
 from siglip_onnx.evaluate.protocols import PROTOCOLS
 from siglip_onnx.evaluate.run import evaluate
 from siglip_onnx.image.decode import ImageReader
+from siglip_onnx.image.decoder_pool import DecoderPool
 
 VARIANTS = ("fp32", "int8")
 Arrays = Mapping[str, np.ndarray]
@@ -179,6 +180,13 @@ def test_first_caption_of_each_language(paths: list[Path], tmp_path: Path) -> No
     path = write_csv(tmp_path / "x.csv", ("path", "language", "caption"), rows)
     first = [row for row in rows if "something else" not in row[2]]
     only_first = write_csv(tmp_path / "y.csv", ("path", "language", "caption"), first)
+    one, all_ = (
+        evaluated(path, "--protocol", "open_clip", "--variant", "fp32", *chosen)["variants"]["fp32"]["scores"]
+        for chosen in (("--language", "en"), ())
+    )
+    assert {key: value for key, value in one.items() if key.startswith("en:")} == {
+        key: value for key, value in all_.items() if key.startswith("en:")
+    }
     scores = [
         evaluated(file, "--protocol", protocol, "--variant", "fp32")["variants"]["fp32"]["scores"]
         for file, protocol in ((path, "open_clip"), (only_first, "model"), (path, "model"))
@@ -530,6 +538,33 @@ def test_published_scores_stand_beside(drawn: Path, monkeypatch: pytest.MonkeyPa
     assert evaluate(models, data, PROTOCOLS["model"], benchmark="imagenet").to_document()["published"] == {}
 
 
+def test_published_mean_of_all_languages_does_not_stand_beside_that_of_some(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(str(path), language, f"{language} {path.parent.name}") for path in paths[:8] for language in ("en", "ja")]
+    data = open_data(write_csv(tmp_path / "x.csv", ("path", "language", "caption"), rows))
+    model = siglip_onnx.load("demo")
+    renamed = replace(model.bundle.manifest, model_name="google/siglip-base-patch16-256-multilingual")
+    monkeypatch.setattr(model, "bundle", replace(model.bundle, manifest=renamed))
+    published = [
+        evaluate({"int8": model}, each, PROTOCOLS["open_clip"], benchmark="xm3600").to_document()["published"].keys()
+        for each in (data, data.only(["ja"]))
+    ]
+    assert {"text_to_image", "ja:text_to_image", "en:text_to_image"} <= published[0]
+    assert published[1] == {key for key in published[0] if key.startswith("ja:")} != set()
+
+
+def test_captions_of_which_some_have_a_language_are_refused(paths: list[Path], tmp_path: Path) -> None:
+    header, image = ("path", "language", "caption"), str(paths[0])
+    path = write_csv(tmp_path / "x.csv", header, [(image, "en", "a star"), (image, "", "a heart")])
+    assert_error(run("evaluate", "demo", path), 1, "has captions in en and captions without a language; state")
+    assert evaluated(path, "--language", "en")["num_images"] == 1
+    rows = [{"path": image, "language": "en", "caption": "a"}, {"path": image, "language": "fr", "caption": ["", ""]}]
+    path = write_json_lines(tmp_path / "y.jsonl", rows)
+    result = run("evaluate", "demo", path, "--language", "fr")
+    assert_error(result, 1, "has no caption for the images and languages that were chosen")
+
+
 def test_languages_are_for_captions(drawn: Path) -> None:
     assert_error(run("evaluate", "demo", drawn, "--language", "ja"), 1, "has labels, not captions in ja")
     assert_error(run("evaluate", "demo", drawn, "--variant", "q5"), 4, "q5")
@@ -575,3 +610,16 @@ def test_classes_with_the_same_words_are_named(drawn: Path, tmp_path: Path) -> N
     result = run("evaluate", "demo", drawn, "--labels", tmp_path / "labels.txt", "--limit", 8, "--variant", "int8")
     assert result.exit_code == 0
     assert "several classes have the words 'a star', so that none of them is ever right" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "fit"])
+def test_images_of_data_sets_are_decoded_in_processes(
+    command: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    start = DecoderPool._start
+    monkeypatch.setattr(DecoderPool, "_start", lambda pool: started.append(pool) or start(pool))
+    out = {"evaluate": "folder", "calibrate": "x.json", "fit": "x.onnx"}[command]
+    result = run(command, "demo", drawn, "-o", tmp_path / out)
+    assert result.exit_code == 0, result.stderr
+    assert started

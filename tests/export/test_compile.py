@@ -166,6 +166,13 @@ def test_compile_refuses_what_cannot_be_compiled(
     for labels, message in (([], "There are 0 labels"), (["a", "a"], "2 labels, 1 of them different")):
         with pytest.raises(TextError, match=message):
             compile_classifier(model, labels, out)
+    files = model.bundle.manifest.variants[model.variant].files
+    tower_bytes = sum(facts.size_bytes for name, facts in files.items() if "vision_model" in name)
+    room = tower_bytes + 8 * model.embedding_dim * 2
+    monkeypatch.setattr(compile_module, "_MAX_FILE_BYTES", room)
+    monkeypatch.setattr(model, "encode_labels", None)  # what cannot be written is refused before it is embedded
+    with pytest.raises(TextError, match=r"3 labels are too many .* room for 2 beside the"):
+        compile_classifier(model, ["a", "b", "c"], out)
     monkeypatch.setattr(compile_module, "_MAX_FILE_BYTES", 1000)
     with pytest.raises(BundleError, match="more than the 1,000 of one ONNX file"):
         compile_classifier(model, LABELS, out)

@@ -203,7 +203,25 @@ def test_what_cannot_be_imported_says_so(foreign: Path, changed: Path, small_che
     assert list(read_manifest(out).variants) == ["fp32", "int8"]
 
 
-def test_towers_of_another_width_are_refused(changed: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_refused(
+    foreign: Path, hub: Hub, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its scale and bias would give the probabilities of that model."""
+    other = Path(shutil.copytree(small_checkpoint, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 99
+    (other / "config.json").write_text(json.dumps(config))
+    message = "has max_position_embeddings 99 in its text tower, but the model has"
+    (tmp_path / "folder").mkdir()
+    assert_nothing_is_written(foreign, other, tmp_path / "folder", message)
+    hub.put(BASE, {name: (other / name).read_bytes() for name in ("config.json", "model.safetensors")})
+    assert_error(run("import", foreign, tmp_path / "out", "--checkpoint", BASE), 4, message)
+
+
+def test_towers_of_another_width_are_refused(
+    changed: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imported, "check_sizes", lambda *_: None)  # the checkpoint is as wide as the towers
     config = json.loads((changed / "config.json").read_text())
     config["vision_config"]["hidden_size"] = 128
     config["text_config"] |= {"hidden_size": 128, "projection_size": 128}

@@ -2,7 +2,10 @@
 
 import io
 import itertools
+import pickle
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +130,53 @@ def test_the_transparent_color_of_a_png(mode: str, transparent: Any, value: Any)
     shown = pixels_of(data, "#00ff00")
     assert (shown[1:] == [0, 255, 0]).all()
     assert_array_equal(shown[0, 0], {"RGB": [200, 0, 0], "L": [200] * 3}.get(mode, [255] * 3))
+
+
+def keyed(format_: str) -> bytes:
+    """Return a black square within white, and a corner whose transparent palette entry or color is black as well."""
+    if format_ == "GIF":
+        image = Image.new("P", (SIDE, SIDE), 1)
+        image.putpalette([0, 0, 0, 255, 255, 255, 0, 0, 0])
+        image.paste(2, (4, 4, 12, 12))
+        image.paste(0, (0, 0, 2, 2))
+        return encode(image, "GIF", transparency=0)
+    image = Image.new(format_, (SIDE, SIDE), "white")
+    image.paste("black", (4, 4, 12, 12))
+    return encode(image, "PNG", transparency={"RGB": (0, 0, 0)}.get(format_, 0))
+
+
+CONVERSIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    **{mode: partial(Image.Image.convert, mode=mode) for mode in ("RGB", "L", "1", "I", "F")},
+    "thumbnail": lambda image: image.convert("RGB").resize((SIDE, SIDE)),
+    "part": lambda image: image.convert("RGB").crop((0, 0, SIDE, SIDE)),
+    "few colors": lambda image: image.convert("RGB").quantize(8),
+}
+
+
+@pytest.mark.parametrize("format_", ["GIF", "RGB", "L"])
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+def test_an_image_that_the_caller_converted_has_no_transparent_color(format_: str, conversion: str) -> None:
+    """Pillow keeps the color of the entry that was transparent, which opaque pixels have too."""
+    with Image.open(io.BytesIO(keyed(format_))) as image:
+        converted = CONVERSIONS[conversion](image)
+    assert converted.info.get("transparency") is not None
+    assert_array_equal(pixels_of(converted, "#00ff00"), pixels_of(converted, "drop"))
+    assert pixels_of(converted).min() == 0
+
+
+@pytest.mark.parametrize("format_", ["GIF", "RGB", "L"])
+def test_an_image_as_it_was_opened_keeps_its_transparent_color(format_: str, small_bundle: Path) -> None:
+    data = keyed(format_)
+    expected = pixels_of(data, "#00ff00")
+    assert_array_equal(expected[5, 5], [0, 0, 0] if format_ == "GIF" else [0, 255, 0])
+    with Image.open(io.BytesIO(data)) as image:
+        pickled = pickle.loads(pickle.dumps(image))  # noqa: S301 - made here
+        for source in (image, pickled, image.convert("RGBA"), image.convert("LA")):
+            assert_array_equal(pixels_of(source, "#00ff00"), expected)
+        if format_ == "GIF":
+            assert_array_equal(pixels_of(image.crop((0, 0, SIDE, SIDE)), "#00ff00"), expected)
+        model = siglip_onnx.load(small_bundle, workers=2)
+        assert_array_equal(model.encode_images(iter([image])), model.encode_images([data]))
 
 
 @pytest.mark.parametrize("mode", OPAQUE_MODES)

@@ -1,5 +1,6 @@
 """What Pillow reads wrongly: transparent colors of other depths, planes of 16 bits, alpha without bits, odd EXIF."""
 
+import gzip
 import io
 import struct
 import zlib
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from support.images import encode, make_image
 
-from siglip_onnx.errors import ImageError
+from siglip_onnx.errors import ImageError, ImageFileError
 from siglip_onnx.image import ImageReader, load_image
+from siglip_onnx.image.jpeg2000 import scale_jpeg2000
 
 GRAY, RGB = 0, 2  # color types of PNG
 
@@ -198,8 +201,8 @@ def test_exif_data_that_cannot_be_read_turn_nothing(
 
     monkeypatch.setattr(Image.Image, "getexif", fail)
     image = make_image(np.random.default_rng(0), (40, 24))
-    data = encode(image, exif=exif_of((0x128, 3, 1, b"\2\0")))
-    np.testing.assert_array_equal(np.asarray(load_image(data)), np.asarray(image))
+    opened = Image.open(io.BytesIO(encode(image, exif=exif_of(TURNED))))
+    np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(image))
     assert "has EXIF data that cannot be read, so it is not turned: cut" in caplog.text
 
 
@@ -237,3 +240,171 @@ def test_the_caller_may_change_the_orientation_of_an_image(orientation: int | No
         opened.getexif()[0x112] = orientation
     expected = image.transpose(Image.Transpose.ROTATE_180) if orientation == 3 else image
     np.testing.assert_array_equal(np.asarray(load_image(opened)), np.asarray(expected))
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def png_of_text(image: Image.Image, key: str, text: str) -> bytes:
+    texts = PngInfo()
+    texts.add_text(key, text, zip=True)
+    return encode(image, "PNG", pnginfo=texts)
+
+
+@pytest.mark.parametrize("kind", ["raw profile", "XMP text", "JPEG with XMP", "WebP with XMP", "damaged raw profile"])
+def test_all_places_of_an_orientation_are_read_without_pillows_parser(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Image.Image) -> None:
+        raise AssertionError("Pillow's parser of EXIF data")
+
+    image = make_image(np.random.default_rng(0), (40, 24))
+    exif = exif_of(TURNED)
+    raw = f"\nexif\n{len(exif):8}\n{exif.hex()}\n"
+    data = {
+        "raw profile": lambda: png_of_text(image, "Raw profile type exif", raw),
+        "damaged raw profile": lambda: png_of_text(image, "Raw profile type exif", raw + "x"),
+        "XMP text": lambda: png_of_text(image, "XML:com.adobe.xmp", XMP.decode()),
+        "JPEG with XMP": lambda: encode(image, "JPEG", xmp=XMP),
+        "WebP with XMP": lambda: encode(image, "WEBP", lossless=True, xmp=XMP),
+    }[kind]()
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    if kind == "damaged raw profile":
+        assert load_image(data).size == (40, 24)
+        assert "has EXIF data that cannot be read" in caplog.text
+    else:
+        assert load_image(data).size == (24, 40)
+
+
+def test_a_tiff_is_turned_once() -> None:
+    """By its tag, which counts more than its XMP; Pillow turns it."""
+    image = make_image(np.random.default_rng(0), (40, 24))
+    for orientation, size in ((1, (40, 24)), (6, (24, 40))):
+        tags = {0x112: orientation, 700: XMP.replace(b"6", b"5")}
+        assert load_image(encode(image, "TIFF", tiffinfo=tags)).size == size
+
+
+def test_the_callers_flat_images_stay_as_they_are() -> None:
+    """Pillow keeps the transparent color when it converts a palette, where other entries may have the same color."""
+    image = Image.new("P", (20, 10))
+    image.putpalette([0, 0, 0, 0, 0, 0, 255, 0, 0])
+    image.paste(1, (10, 0, 20, 10))
+    opened = Image.open(io.BytesIO(encode(image, "GIF", transparency=0)))
+    for mode in ("RGB", "L", "1"):
+        converted = opened.convert(mode)
+        np.testing.assert_array_equal(np.asarray(load_image(converted)), np.asarray(converted.convert("RGB")))
+    for kept in (opened, opened.copy()):
+        assert [load_image(kept).getpixel((x, 5)) for x in (5, 15)] == [(255, 255, 255), (0, 0, 0)]
+
+
+def jp2(colors: bytes, image: Image.Image) -> bytes:
+    """A JP2 with a palette of RGB."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(content), kind) + content
+
+    header = box(b"ihdr", struct.pack(">IIHBBBB", image.height, image.width, 1, 7, 7, 0, 0))
+    header += box(b"colr", b"\1\0\0" + struct.pack(">I", 16))
+    header += box(b"pclr", struct.pack(">HB", len(colors) // 3, 3) + b"\7\7\7" + colors)
+    header += box(b"cmap", b"".join(struct.pack(">HBB", 0, 1, channel) for channel in range(3)))
+    start = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ") + box(b"jp2h", header)
+    return start + box(b"jp2c", encode(image, "JPEG2000", no_jp2=True))
+
+
+def test_a_palette_of_jpeg_2000_may_have_equal_colors() -> None:
+    rng = np.random.default_rng(0)
+    colors = rng.integers(0, 256, (20, 3), dtype=np.uint8)
+    colors[5] = colors[2]
+    indices = rng.integers(0, 20, (30, 40), dtype=np.uint8)
+    read = load_image(jp2(colors.tobytes(), Image.fromarray(indices)))
+    np.testing.assert_array_equal(np.asarray(read), colors[indices])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("no_jp2", [True, False])
+def test_color_of_jpeg_2000_of_more_than_8_bits_is_refused(mode: str, no_jp2: bool) -> None:
+    data = encode(Image.new(mode, (20, 10)), "JPEG2000", no_jp2=no_jp2)
+    place = data.index(b"\xff\x4f\xff\x51") + 42 + 3 * (len(mode) - 1)  # the depth of the last channel
+    with pytest.raises(ImageError, match="colors of more than 8 bits") as raised:
+        load_image(data[:place] + b"\x0f" + data[place + 1 :])
+    assert raised.value.status == "unsupported"
+
+
+def test_channels_of_jpeg_2000_of_few_bits_are_scaled() -> None:
+    data = encode(Image.new("LA", (4, 1)), "JPEG2000", no_jp2=True)
+    depths = data[:42] + b"\3\1\1\0\1\1" + data[48:]  # 4 bits of gray, and one of alpha
+    shifted = Image.fromarray(np.array([[[0, 0], [16, 0], [128, 128], [240, 128]]], np.uint8))
+    scaled = scale_jpeg2000(shifted, io.BytesIO(depths), "x")
+    assert np.asarray(scaled).tolist() == [[[0, 0], [17, 0], [136, 255], [255, 255]]]
+
+
+def compressed_tiff(levels: np.ndarray[Any, Any], order: str) -> bytes:
+    """A deflated gray TIFF of floats or signed integers."""
+    height, width = levels.shape
+    content = zlib.compress(levels.astype(levels.dtype.newbyteorder(order)).tobytes())
+    sample_format = 3 if levels.dtype.kind == "f" else 2
+    tags = [(256, width), (257, height), (258, 8 * levels.itemsize), (259, 8), (262, 1), (273, 0), (277, 1)]
+    tags += [(278, height), (279, len(content)), (339, sample_format)]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
+    header = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}IH", 8, len(tags))
+    return header + entries + bytes(4) + content
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.int32])
+def test_the_byte_order_of_a_compressed_tiff_changes_no_level(dtype: type) -> None:
+    """libtiff gives levels in the order of the machine, which Pillow would swap."""
+    levels = (np.arange(48).reshape(6, 8) / 47 * (1 if dtype is np.float32 else 32767)).astype(dtype)
+    little, big = (load_image(compressed_tiff(levels, order)) for order in "<>")
+    np.testing.assert_array_equal(np.asarray(big), np.asarray(little))
+    assert np.ptp(np.asarray(big)) > 100
+
+
+def test_a_fax_without_the_length_of_its_data_is_refused() -> None:
+    data = encode(Image.new("1", (40, 30)), "TIFF", compression="group4")
+    load_image(data)
+    entry = struct.pack("<HH", 279, 4)
+    with pytest.raises(ImageError, match="without the length of its data") as raised:
+        load_image(data.replace(entry, struct.pack("<HH", 280, 4)))
+    assert raised.value.status == "unsupported"
+
+
+@pytest.mark.parametrize("alpha_bits", [0, 1])
+@pytest.mark.parametrize("in_palette", [False, True])
+def test_the_last_of_16_bits_of_a_tga_is_opaque_where_it_is_set(alpha_bits: int, in_palette: bool) -> None:
+    colors = np.array([0x8000 | 31 << 10, 0x7FFF & 31 << 5], "<u2")  # red, set; green, clear
+    kind = (0, 1, 1, 0, 2, 16, 0, 0, 2, 1, 8) if in_palette else (0, 0, 2, 0, 0, 0, 0, 0, 2, 1, 16)
+    data = struct.pack("<BBBHHBHHHHBB", *kind, 0x20 | alpha_bits) + colors.tobytes() + b"\0\1" * in_palette
+    read = load_image(data)
+    clear = (255, 255, 255) if alpha_bits and not in_palette else (0, 255, 0)
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), clear]
+
+
+def test_damaged_members_of_archives_are_image_errors() -> None:
+    content = gzip.compress(encode(Image.new("RGB", (40, 30))))
+    for data in (content[:-20], content[:30] + b"\xff\xff" + content[32:]):
+        with gzip.open(io.BytesIO(data)) as file, pytest.raises(ImageFileError, match="cannot be read"):
+            load_image(file)
+
+
+def test_a_sparse_tiff_is_refused() -> None:
+    """Pillow would read the header of the file as pixels."""
+    data = encode(Image.new("L", (16, 40)), "TIFF", tiffinfo={278: 10})
+    (place,) = struct.unpack_from("<I", data, data.index(struct.pack("<HHI", 273, 4, 4)) + 8)
+    load_image(data)
+    with pytest.raises(ImageError, match="missing parts") as raised:
+        load_image(data[: place + 4] + bytes(4) + data[place + 8 :])
+    assert raised.value.status == "unsupported"
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_a_psd_without_a_merged_image_is_refused(is_merged: bool) -> None:
+    version = struct.pack(">IBIII", 1, is_merged, 0, 0, 1) + b"\0"
+    resource = b"8BIM" + struct.pack(">HHI", 1057, 0, 17) + version
+    header = b"8BPS" + struct.pack(">HxxxxxxHIIHH", 1, 3, 4, 5, 8, 3) + bytes(4) + struct.pack(">I", len(resource))
+    data = header + resource + bytes(4) + b"\0\0" + b"\x80" * 60
+    if is_merged:
+        assert load_image(data).getpixel((2, 2)) == (128, 128, 128)
+    else:
+        with pytest.raises(ImageError, match="without a merged image"):
+            load_image(data)

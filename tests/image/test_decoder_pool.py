@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks.bombs import jpeg_of_empty_scans
 from PIL import Image
 from support.images import encode, make_image
 from support.waiting import wait_until
@@ -106,6 +108,31 @@ def test_errors_are_the_same(pool: DecoderPool, tmp_path: Path) -> None:
         assert (str(isolated.value), isolated.value.status) == (str(direct.value), direct.value.status)
 
 
+@ON_LINUX
+def test_cpu_time_is_that_of_the_pixels() -> None:
+    """A file of few pixels that takes minutes is hostile, and a large photo may take a minute on a slow machine."""
+    image = Image.new("RGB", (4000, 3000))
+    code = "\n".join((
+        "import io, json, resource, sys",
+        "from siglip_onnx.image import ImageReader",
+        "from siglip_onnx.image.decoder_process import DecoderLimits, _make_reader, _timed, describe_reader",
+        "limits = DecoderLimits.of_images(ImageReader().limits)",
+        "with _timed(limits):",
+        "    print(resource.getrlimit(resource.RLIMIT_CPU)[0])",
+        "    _make_reader(describe_reader(ImageReader()), limits).read(sys.stdin.buffer.read())",
+        "    print(resource.getrlimit(resource.RLIMIT_CPU)[0])",
+    ))  # fmt: skip
+    seconds = {}
+    for name, data in (("small", encode(image.resize((9, 9)), "GIF")), ("large", encode(image, "GIF")),
+                       ("slow", encode(image, "BMP"))):  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True, timeout=60)
+        opening, seconds[name] = map(int, done.stdout.split())
+        assert opening <= 30
+    assert seconds["small"] <= 30
+    assert 39 <= seconds["large"] <= 60
+    assert 75 <= seconds["slow"] <= 99
+
+
 @pytest.mark.parametrize(("format_", "here"), [("JPEG", True), ("PNG", True), ("WEBP", True), ("GIF", False),
                                                ("JPEG2000", False), ("AVIF", False), ("TIFF", False)])  # fmt: skip
 def test_plain_formats_need_no_process_where_they_are_decoded_here(format_: str, *, here: bool) -> None:
@@ -113,6 +140,35 @@ def test_plain_formats_need_no_process_where_they_are_decoded_here(format_: str,
     with contextlib.closing(DecoderPool(READER, plain_here=True)) as pool:
         assert_same(pool, encode(image, format_))
         assert bool(pids(pool)) != here
+
+
+@pytest.mark.parametrize(
+    ("format_", "size", "here"),
+    [
+        ("JPEG", (7200, 7200), True),
+        ("JPEG", (7400, 7400), False),  # 438 MB if it is turned
+        ("progressive", (5900, 5900), True),
+        ("progressive", (6000, 6000), False),
+        ("PNG", (5100, 5100), True),
+        ("PNG", (5200, 5200), False),
+        ("WEBP", (4500, 4500), True),
+        ("WEBP", (4600, 4600), False),
+        ("arithmetic", (1016, 1016), False),
+    ],
+)
+def test_images_that_may_take_much_memory_need_a_process(
+    format_: str, size: tuple[int, int], *, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageReader, "_read_opened", lambda *_: "here")
+    monkeypatch.setattr(DecoderPool, "_take", lambda *_: None)
+    monkeypatch.setattr(DecoderPool, "_decode", lambda *_: "in a process")
+    if format_ == "arithmetic":
+        data = jpeg_of_empty_scans(0xC9, 1, side=size[0])
+    else:
+        options = {"progressive": True} if format_ == "progressive" else {}
+        data = encode(Image.new("L", size), "JPEG" if options else format_, **options)
+    with contextlib.closing(DecoderPool(READER, plain_here=True)) as pool:
+        assert pool.read(data) == ("here" if here else "in a process")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xd8\xff\xe0no image", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPno image", b"no"])
@@ -193,7 +249,7 @@ def test_time_without_poll_is_limited_by_a_timer(monkeypatch: pytest.MonkeyPatch
     ("limits", "reason"),
     [
         (DecoderLimits(1_000_000_000, cpu_seconds=100, wall_seconds=0.5), "more than 0 seconds"),
-        (DecoderLimits(1_000_000_000, cpu_seconds=1, wall_seconds=100.0), "more than 1 seconds of CPU time"),
+        (DecoderLimits(1_000_000_000, cpu_seconds=1, wall_seconds=100.0), "more CPU time than images of its size need"),
         (DecoderLimits(20_000_000, cpu_seconds=100, wall_seconds=100.0), "more than 20,000,000 bytes of memory"),
     ],
 )
@@ -374,6 +430,36 @@ def test_pool_survives_fork(pool: DecoderPool) -> None:
     first = pids(pool)
     assert_same(pool, STAR)
     assert pids(pool) == first
+
+
+@ON_LINUX
+def test_large_files_pass_in_blocks(pool: DecoderPool, tmp_path: Path) -> None:
+    """Only what a decoder asks for is read, and a hole, of which a file can have half a gigabyte, takes nothing."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8))
+    for format_ in ("BMP", "TIFF", "JPEG2000"):
+        (tmp_path / "x").write_bytes(encode(noise, format_))
+        assert_same(pool, tmp_path / "x")
+    path = tmp_path / "sparse.gif"
+    with path.open("wb") as file:
+        file.write(encode(make_image(np.random.default_rng(1)), "GIF"))
+        file.truncate(100_000_000)
+    assert_same(pool, path)
+    tracemalloc.start()
+    pool.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@ON_LINUX
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_large_file_takes_no_memory_after_its_image(cut: bool, pool: DecoderPool) -> None:
+    data = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8)), "BMP")
+    with contextlib.suppress(ImageError):
+        pool.read(data[:-100] if cut else data)
+    (decoder,) = pool._running
+    assert decoder._memory is not None
+    assert os.fstat(decoder._memory).st_size == 0
 
 
 @ON_LINUX

@@ -2,18 +2,21 @@
 
 import io
 import struct
+import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.heif import GAIN_MAP, Part, coded, crop, full_box, grid, heif_file, size_of
+from support.heif import GAIN_MAP, Part, box, coded, crop, full_box, grid, heif_file, size_of
 from support.images import encode, make_image
 
 from siglip_onnx import ImageLimits
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image import SERVER_LIMITS, ImageReader
 from siglip_onnx.image.guard import check_header
+from siglip_onnx.image.guard_heif import _Bits
 from siglip_onnx.image.heif import Item, read_container, read_extents
 
 pytestmark = pytest.mark.usefixtures("_decoder")
@@ -126,6 +129,73 @@ def test_frames_count_as_often_as_they_are_decoded() -> None:
         with pytest.raises(ImageError, match=r"pixels together|more than 10 deep") as raised:
             check_header(io.BytesIO(data), limits, "x.heic")
         assert raised.value.status == "too_large", kind
+
+
+def slices(part: Part, first: int, others: int) -> Part:
+    """Return a coded image with more slices, of which ``first`` begin another picture, as hidden ones do."""
+    start = struct.pack(">IBB", 10, 0x26, 1)
+    more = (start + b"\x80" * 8) * first + (start + bytes(8)) * others
+    return Part(part.kind, part.data + more, part.properties)
+
+
+def test_frames_that_are_not_shown_count() -> None:
+    red = coded(Image.new("RGB", (TILE, TILE), "red"))
+    frame = b"\x32\2ab"  # an OBU
+    hidden = Part(b"av01", frame_of_avif(TILE) + frame * 4, (size_of(TILE, TILE),))
+    limits = ImageLimits(max_pixels=TILE * TILE)
+    for part in (hidden, slices(red, 3, 0), slices(red, 0, 24)):
+        check_header(io.BytesIO(heif_file(part)), ImageLimits(), "x.heic")
+        with pytest.raises(ImageError, match="pixels together") as raised:
+            check_header(io.BytesIO(heif_file(part)), limits, "x.heic")
+        assert raised.value.status == "too_large"
+    check_header(io.BytesIO(heif_file(slices(red, 1, 8))), limits, "x.heic")
+
+
+def associations(count: int, *, config: bytes = b"") -> bytes:
+    """A file whose images name the same properties again and again."""
+    properties = (size_of(TILE, TILE), *([box(b"hvcC", config)] if config else []))
+    data = heif_file(*[Part(b"hvc1", b"", properties)] * (600 if config else 1))
+    again = struct.pack(">HB", 1, 255) + bytes([1]) * 255
+    table = full_box(b"ipma", struct.pack(">I", 380), again * 380)
+    return with_more(data, b"iprp", table * count)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: associations(50), "tables of"),
+        (lambda: associations(0, config=bytes(22) + b"\1\0\x80\0" + b"\0\1\x40" * 30_000), "parts of coded images"),
+        (lambda: heif_file(Part(b"av01", b"", (size_of(8, 8),)), *[Part(b"Exif", bytes(9_000))] * 200), "of EXIF data"),
+    ],
+)
+def test_what_images_share_is_read_once(data: Callable[[], bytes], message: str) -> None:
+    """Each property is read once, and all tables and parameters together have a bound."""
+    file = io.BytesIO(data())
+    began = time.process_time()
+    with pytest.raises(ImageError, match=message) as raised:
+        check_header(file, ImageLimits(), "x.heic")
+    assert raised.value.status == "too_large"
+    assert time.process_time() - began < 0.3  # measured: 0.1 s, before 6 s and more
+
+
+def test_numbers_of_endless_zeros_are_cut() -> None:
+    """Decoders read at most 32 of them."""
+    bits = _Bits(bytes(4) + b"\xff")
+    assert bits.read_golomb() == (1 << 32) - 1
+    assert bits.read(8) == 255
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_exif_data_of_avif_are_found(frames: int) -> None:
+    """Also those of an animation, whose track has them."""
+    images = [Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
+    exif = Image.Exif()
+    exif[0x10F] = "camera"
+    options = {"save_all": frames > 1, "append_images": images[1:frames]}
+    data = io.BytesIO(encode(images[0], "AVIF", exif=exif, **options))
+    found = [read_extents(data, extents, 4, 100) for extents in read_container(data, "x").exif]
+    assert found
+    assert all(b"camera" in each for each in found)
 
 
 def test_a_frame_counts_by_its_own_size() -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks.bombs import icon
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile, ImageOps
 from support.commands import assert_error, run
-from support.images import encode
+from support.images import encode, make_image
 from support.source import libraries_of, nodes_of_package
 
 from siglip_onnx import ImageLimits, SiglipOnnxError
@@ -342,3 +343,42 @@ def test_a_marker_that_the_decoder_of_jpeg_2000_skips(content: bytes, accepted: 
         assert_array_equal(np.asarray(load_image(marked)), np.asarray(load_image(data)))
     else:
         assert "an unexpected marker ff56" in str(refusal_of(marked))
+
+
+def test_a_bigtiff_that_pillow_takes_for_another_tiff_is_refused() -> None:
+    error = refusal_of(b"MM\0+\0\x08\0\0" + struct.pack(">Q", 16) + bytes(100))
+    assert error.status == "unsupported"
+    assert "big-endian byte order" in str(error)
+
+
+def test_a_pointer_to_a_lost_directory_of_a_tiff_is_ignored() -> None:
+    image = Image.new("RGB", (40, 30), "red")
+    data = encode(image, "TIFF", tiffinfo={34665: 8}) + b"\xee" * 900_000  # the place seems to have many entries
+    for place in (len(data) - 890_000, len(data) + 9):
+        entry = struct.pack("<HHI", 34665, 4, 1)
+        lost = data.replace(entry + data[data.index(entry) + 8 :][:4], entry + struct.pack("<I", place))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_array_equal(np.asarray(load_image(lost)), np.asarray(image))
+
+
+@pytest.mark.parametrize("format_", ["JPEG2000", "ICO"])
+def test_a_host_that_passes_truncated_images_gets_none(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = make_image(np.random.default_rng(0), (128, 128))
+    options = {"sizes": [(128, 128)]} if format_ == "ICO" else {}
+    data = encode(image, format_, **options)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert not open_image(data).truncated
+    for share in (0.5, 0.9, 0.99):
+        assert refusal_of(data[: int(len(data) * share)]).status == "truncated"
+
+
+def test_an_icon_of_a_png_whose_header_is_not_first_is_refused() -> None:
+    """Pillow takes the last header, wherever it stands, and decodes an icon while it opens it."""
+    data = encode(Image.new("L", (64, 64)))
+    signature, header, rest = data[:8], data[8:33], data[33:]
+    text = struct.pack(">I4s", 8, b"tEXt") + struct.pack(">II", 64, 64) + bytes(4)
+    for content in (signature + text + header + rest, signature + header + header + rest):
+        for each in (content, icon(content, side=64)):
+            assert "one chunk IHDR" in str(refusal_of(each))
+    assert load_image(icon(data, side=64)).size == (64, 64)

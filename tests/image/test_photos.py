@@ -15,8 +15,10 @@ from support.images import encode, make_image
 
 import siglip_onnx
 from siglip_onnx import ImageLimits
+from siglip_onnx.cli.inputs import _CHECK
 from siglip_onnx.errors import ImageError
 from siglip_onnx.image import SERVER_LIMITS, ImageReader, load_image
+from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.options import MOST_PIXELS
 
 SMALL = ImageLimits(max_pixels=10_000)
@@ -197,3 +199,13 @@ def test_upright_images_keep_their_pixels() -> None:
 def test_demo_model_reads_heic_like_png(heic: bytes) -> None:
     model = siglip_onnx.load("demo")
     assert np.dot(*model.encode_images([heic, load_image(heic)])) > 0.9999
+
+
+def test_a_check_at_a_reduced_scale_refuses_what_cannot_be_read_whole() -> None:
+    data = encode(make_image(np.random.default_rng(1), (160, 120)), "JPEG")
+    assert ImageReader(SMALL, draft_size=(1, 1)).read(data).size == (20, 15)
+    for pool in (False, True):
+        reader = ImageReader(SMALL, draft_size=(1, 1), counts_file=True)
+        with pytest.raises(ImageError, match="160x120 pixels, more than the 10,000"):
+            (DecoderPool(reader) if pool else reader).read(data)
+    assert _CHECK.counts_file

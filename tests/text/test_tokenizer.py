@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from siglip_onnx import demo
 from siglip_onnx.errors import BundleError, CheckpointError
@@ -124,6 +125,7 @@ def test_settings_of_a_fine_tuned_checkpoint(
         ({"pad_token": "<none>"}, "pads texts with '<none>', which its vocabulary does not have"),
         ({"eos_token": {"content": "<end>"}}, "ends texts with '<end>'"),
         ({"do_lower_case": "no"}, "do_lower_case 'no', expected true or false"),
+        ({"model_max_length": 16}, "pads texts to 16 tokens .* but the text tower takes 32"),
     ],
 )
 def test_settings_that_cannot_be_exported_are_named(
@@ -320,6 +322,45 @@ def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch
     assert tokenizer._loaded is None
     tokenizer(["word " * 500])
     assert tokenizer._loaded is not None
+
+
+def test_texts_with_added_tokens_are_left_to_the_whole_vocabulary(tmp_path: Path) -> None:
+    """Some are looked for in the text, others in the normalized text, in which they are lower-case as well."""
+    document = json.loads((demo.BUNDLE_PATH / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+    document["added_tokens"] += [
+        flags | {"id": len(document["model"]["vocab"]), "content": "Red Panda", "normalized": True},
+        flags | {"id": len(document["model"]["vocab"]) + 1, "content": "<Dog>", "normalized": False},
+    ]
+    write_pieces(document, tmp_path / PIECES)
+    table = PieceTable(tmp_path / PIECES)
+    assert [table.normalize([text]) is None for text in ("a red panda", "a RED panda!", "a <Dog>", "</s>")] == [
+        True
+    ] * 4
+    assert [table.normalize([text]) is None for text in ("a panda", "a <dog>", "red")] == [False] * 3
+
+
+def test_vocabulary_whose_pieces_are_not_in_the_text_has_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte-level BPE writes other characters than the text has."""
+    monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 5)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    pieces = ["<eos>", "<pad>", *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "Ġs", "Ġst", "Ġsta", "Ġstar"]
+    merges = [["Ġ", "s"], ["Ġs", "t"], ["Ġst", "a"], ["Ġsta", "r"]]
+    model = {"type": "BPE", "vocab": {piece: number for number, piece in enumerate(pieces)}, "merges": merges,
+             "unk_token": None}  # fmt: skip
+    document = {"version": "1.0", "added_tokens": [], "pre_tokenizer": byte_level, "model": model}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    out = tmp_path / "out.json"
+    write_tokenizer(path, out, text_length=32, vocab_size=1000)
+    assert not (tmp_path / PIECES).exists()
+    ids = Tokenizer(out, 32)(["a star 赤"])[0].tolist()
+    assert ids[:2] == [pieces.index("a"), pieces.index("Ġstar")]
+    assert 0 < ids.index(0) == len(ids) - ids.count(1) - 1
+    write_pieces(json.loads(out.read_text(encoding="utf-8")), tmp_path / PIECES)  # as earlier versions did
+    assert Tokenizer(out, 32)(["a star 赤"])[0].tolist() == ids
 
 
 def test_table_of_absurd_pieces_takes_no_memory(tmp_path: Path) -> None:
