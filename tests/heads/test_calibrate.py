@@ -354,6 +354,19 @@ def test_a_fold_without_a_true_pair_keeps_its_scale() -> None:
     assert all(math.isfinite(value) for value in (report.sets[0].before, report.sets[0].after))
 
 
+def test_classes_that_a_protocol_writes_otherwise_get_the_common_bias_and_are_counted(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "labels.txt").write_text("".join(f"{name}\t{name.capitalize()}\n" for name in NAMES_EN))
+    labels, out = ("--labels", tmp_path / "labels.txt"), tmp_path / "x.json"
+    assert run("calibrate", "demo", drawn / "fitted", *labels, "--per", "label", "-o", out).exit_code == 0
+    arguments = ("evaluate", "demo", drawn / "held_out", *labels, "--calibration", out, "--limit", 8)
+    assert run(*arguments).exit_code == 0
+    assert "no bias" not in caplog.text
+    assert run(*arguments, "--protocol", "paper").exit_code == 0
+    assert f"The calibration has no bias of 8 of the 8 classes, such as '{NAMES_EN[0]}'; the common" in caplog.text
+
+
 def test_unreadable_images_are_left_out_by_name(drawn: Path, tmp_path: Path) -> None:
     rows = [(str(path), path.parent.name) for path in sorted((drawn / "fitted").rglob("*.png"))]
     path = write_csv(tmp_path / "x.csv", ("path", "label"), [*rows, ("missing.png", "a red star")])
