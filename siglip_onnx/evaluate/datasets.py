@@ -25,6 +25,7 @@ CAPTIONS = ("captions", "caption", "text", "title", "txt")
 LANGUAGES = ("language", "lang")
 SEPARATOR = "|"  # between the labels of one image in CSV
 ANY_LANGUAGE = ""
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")  # folders of class folders
 _CLASS_NAMES = "classnames.txt"  # beside the archives of CLIP_benchmark
 _MAX_JSON_BYTES = 500_000_000  # that of COCO has 144 MB
 _MAX_LANGUAGES = 200  # of captions; each has a list for each image
@@ -217,12 +218,22 @@ def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
             _log.warning("%s: %s were left out: %d.", path, what, count)
     if listing.left_out:
         _log.warning("%s: left out of the folders of classes: %s.", path, listing.describe_left_out())
+    if folders and all(folder.name.lower() in _SPLITS for folder in folders) and not any(map(_is_in_class, keyed)):
+        raise DataError(
+            f"{path} has the folders {', '.join(folder.name for folder in folders)}, which have no images of their own "
+            f"and seem to be splits rather than classes. Give one of them, such as {folders[0]}."
+        )
     names = list(dict.fromkeys(_composed(folder.name) for folder in folders))
     if options.labels is None:
         texts = [name.replace("_", " ") for name in names]
         return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
     numbers, texts = number_folders(path, names, options.labels)
     return _labeled(path, keyed, numbers, texts, options)
+
+
+def _is_in_class(keyed: Keyed) -> bool:
+    """Say whether an image lies in the folder of its class itself, not in one below."""
+    return keyed[0].name.count(os.sep) == 1
 
 
 def _composed(name: str) -> str:
@@ -460,7 +471,12 @@ def _labeled(
     if len(texts) < 2:
         only = f"one class, {texts[0]!r:.100}" if texts else "no labels"
         raise DataError(f"{path} has {only}; expected at least two, one folder or label for each.")
-    multi_label = options.multi_label or any(len(sample.labels) != 1 for sample in samples)
+    multi_label = options.multi_label or any(len(sample.labels) > 1 for sample in samples)
+    if not multi_label and (unlabelled := [sample.name for sample in samples if not sample.labels]):
+        raise DataError(
+            f"{path} has {len(unlabelled)} images without a label, such as {unlabelled[0]:.200}, and one label for "
+            "each of the others. Remove them, or give --multi-label if an image may have any number of labels."
+        )
     return LabeledImages(path, samples, list(texts), multi_label, numbers)
 
 

@@ -318,6 +318,7 @@ def test_images_with_several_labels(tmp_path: Path) -> None:
     assert [[data.texts[number] for number in sample.labels] for sample in data.samples] == [
         ["red", "round"], ["blue"], []
     ]  # fmt: skip
+    assert labeled(write_csv(path, ("path", "label"), [("a.png", "red|round"), ("b.png", "red")])).multi_label
     rows = [("a.png", "red"), ("a.png", "round"), ("b.png", "blue")]
     assert labeled(write_csv(path, ("path", "label"), rows)).samples[0].labels == (1, 2)
     path = write_json_lines(tmp_path / "x.jsonl", [{"path": "a.png", "labels": ["red", "round"]}])
@@ -439,6 +440,27 @@ def test_a_folder_of_several_data_sets_is_refused(tmp_path: Path) -> None:
     (data / "x.parquet").touch()
     with pytest.raises(DataError, match=r"has backup.tar and x.parquet; expected one of them"):
         open_data(data)
+
+
+def test_splits_are_no_classes(tmp_path: Path) -> None:
+    data = folders(tmp_path, ["train/a", "train/b", "Val/a", "Val/b"])
+    with pytest.raises(
+        DataError,
+        match=r"the folders Val, train, which have no images of their own and seem to be splits .* such as .*Val",
+    ):
+        open_data(data)
+    assert labeled(data / "train").texts == ["a", "b"]
+    (data / "train" / "x.png").touch()  # a vehicle, and another class
+    assert labeled(data).texts == ["Val", "train"]
+
+
+def test_images_without_a_label_among_those_of_one_label_are_refused(tmp_path: Path) -> None:
+    """They may be missing values, or belong to no class."""
+    path = write_csv(tmp_path / "x.csv", ("path", "label"), [("a.png", "a"), ("b.png", "b"), ("c.png", "")])
+    with pytest.raises(DataError, match=r"has 1 images without a label, such as c.png, and one label for each of the"):
+        open_data(path)
+    assert labeled(path, DataOptions(multi_label=True)).multi_label
+    assert not labeled(write_csv(path, ("path", "label"), [("a.png", "a"), ("b.png", "b")])).multi_label
 
 
 def test_quotation_marks_of_a_table_with_tabs_are_parts_of_texts(tmp_path: Path) -> None:
