@@ -27,6 +27,7 @@ SUFFIXES = frozenset(
      *HEIC_SUFFIXES)
 )  # fmt: skip
 RAW, JXL, VIDEO, OTHER = "raw", "jxl", "video", "other"  # kinds of files that are left out
+KIND_NAMES = {RAW: "RAW", JXL: "JPEG XL", VIDEO: "video", OTHER: "other"}
 _KINDS = {
     RAW: (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos",
           ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
@@ -96,6 +97,13 @@ class Listing:
     def left_out(self) -> int:
         """Number of files that were left out because they do not have the suffix of an image."""
         return self.left_out_kinds.total()
+
+    def describe_left_out(self) -> str:
+        """Return the number of such files with their kinds: ``3 files without an image extension (1 RAW, 2 other)``."""
+        kinds, total = self.left_out_kinds, self.left_out
+        files = f"{total:,} file{'' if total == 1 else 's'} without an image extension"
+        counts = ", ".join(f"{kinds[kind]:,} {name}" for kind, name in KIND_NAMES.items() if kinds[kind])
+        return files if set(kinds) <= {OTHER} else f"{files} ({counts})"
 
     def __iter__(self) -> Iterator[Input]:
         """Return the inputs, folder by folder, each sorted by name."""

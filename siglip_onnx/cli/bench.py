@@ -37,9 +37,9 @@ from .options import (
     threads_option,
 )
 from .output import FAILED, format_cosine, format_table, print_json, warn, writing
-from .outputs import Kind, check_output, overwrite_option
+from .outputs import check_output, json_kind, overwrite_option
 
-MEASUREMENT = Kind("results of siglip-onnx bench", b"{", f'"{FORMAT}"'.encode())
+MEASUREMENT = json_kind("results of siglip-onnx bench", FORMAT)
 MAX_IMAGES = 16
 CHOICE = "Choice"
 FLOOR, CHOOSE_SECONDS = MIN_COSINE["int8"], 60

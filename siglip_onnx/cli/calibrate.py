@@ -16,7 +16,7 @@ from ..evaluate.metrics import one_hot
 from ..evaluate.protocols import PROTOCOLS
 from ..evaluate.store import Embedded, Store, embed_images, fingerprint
 from ..head import CALIBRATION_FORMAT
-from ..heads.calibrate import LANGUAGE, SCOPES, Fit, Report, cross_validate, score_labels, to_calibration
+from ..heads.calibrate import LANGUAGE, SCOPES, Fit, Report, check_truth, cross_validate, score_labels, to_calibration
 from ..heads.calibrate import calibrate as fit_calibration
 from ..hub.loading import load
 from ..model import SigLIP
@@ -26,10 +26,10 @@ from ..system.threads import available_workers
 from .help import Command
 from .options import PATH, json_option, named_model, refuse_given, template_option, variant_option
 from .output import SOME_FAILED, format_percent, format_table, print_json, show, warn, writing
-from .outputs import Kind, check_output, overwrite_option
+from .outputs import check_output, json_kind, overwrite_option
 from .progress import AUTO, ProgressLine
 
-CALIBRATION = Kind("a calibration", b"{", CALIBRATION_FORMAT.encode())
+CALIBRATION = json_kind("a calibration", CALIBRATION_FORMAT)
 _SHOWN_LABELS = 10  # those with the largest errors before
 _MAX_PAIRS = 100_000_000  # of image and label: 5 bytes each
 
@@ -91,12 +91,15 @@ def calibrate_(
         refuse_given(("scope",), "--per language is for labels of several languages: --labels en=FILE --labels ja=FILE")
     for each in sets.values():
         check_output(out, CALIBRATION, (sample.path for sample in each.samples), overwrite=overwrite)
-    opened = load(model, variant=variant, workers=available_workers(), isolate_decoding=True)
-    embedded = embed_labelled(opened, sets[""] if "" in sets else next(iter(sets.values())))
     first = next(iter(sets.values()))
+    check_truth(one_hot([sample.labels for sample in first.samples], len(first.texts)))
+    opened = load(model, variant=variant, workers=available_workers(), isolate_decoding=True)
+    # Labels come first: one that cannot be used must not waste a pass over the images.
+    encoded = {language: opened.encode_labels(each.texts, template=list(templates)) for language, each in sets.items()}
+    embedded = embed_labelled(opened, first)
     truth = one_hot([first.samples[row].labels for row in embedded.rows], len(first.texts))
     vectors = embedded.embeddings[opened.variant]
-    scored = [score_labels(opened, vectors, each.texts, templates, language) for language, each in sets.items()]
+    scored = [score_labels(opened, vectors, each.texts, encoded[language], language) for language, each in sets.items()]
     start = Fit(1.0, opened.bundle.manifest.head["logit_bias"])
     report = cross_validate(scored, truth, start, scope=scope, fit_scale=fit_scale)
     fit = fit_calibration(scored, truth, start, scope=scope, fit_scale=fit_scale)

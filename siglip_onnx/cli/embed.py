@@ -20,8 +20,8 @@ from .options import DECODING_OPTIONS, NAME, PATH, ModelChoice, json_option, mod
 from .output import describe_error, exit_code, format_count, print_json, show, warn, writing
 from .outputs import Kind, check_output
 
-_VECTORS = Kind("vectors that siglip-onnx embed wrote", b"\x93NUMPY", b"")
-_ROWS = Kind("rows that siglip-onnx embed wrote", b'{"row": ', b'"embedding_space": ')
+_VECTORS = Kind("vectors that siglip-onnx embed wrote", b"\x93NUMPY")
+ROWS = Kind("rows that siglip-onnx embed wrote", rb'\{"row": [^\n]*"embedding_space": ')
 
 
 @click.command(
@@ -80,7 +80,7 @@ def embed(
     if not images:
         refuse_given(DECODING_OPTIONS, "There are no images to decode")
     rows_path = _check_out(out)
-    for path, kind in ((out, _VECTORS), (rows_path, _ROWS)):
+    for path, kind in ((out, _VECTORS), (rows_path, ROWS)):
         check_output(path, kind, [*names, texts_file, choice.model], overwrite=job.overwrite)
     if out.is_file() and not rows_path.is_file() and not job.overwrite:
         raise SiglipOnnxError(
@@ -131,7 +131,7 @@ def _embed_each(
     buffer = io.BytesIO()
     np.save(buffer, vectors)
     lines = "".join(to_json(row | space) + "\n" for row in rows)
-    for path, kind in ((out, _VECTORS), (rows_path, _ROWS)):
+    for path, kind in ((out, _VECTORS), (rows_path, ROWS)):
         check_output(path, kind, [], overwrite=overwrite)  # it may have appeared meanwhile
     with writing(out):
         write_together({out: buffer.getvalue(), rows_path: lines.encode()})

@@ -38,7 +38,7 @@ from .options import (
 from .output import format_percent, format_table, print_json, report, writing
 from .outputs import Kind, check_output, overwrite_option
 
-DRAWING = Kind("an image of siglip-onnx explain", b"\x89PNG\r\n\x1a\n", SOFTWARE.encode())
+DRAWING = Kind("an image of siglip-onnx explain", b"\x89PNG\r\n\x1a\n", b"tEXtSoftware\0" + SOFTWARE.encode())
 _MANY = 100  # runs, for the number of workers
 LABELED = ("templates", "calibration")  # options that a classifier has decided already, or `compile`
 COMPILED = (*LABELED, "variant", "max_num_patches", "fast_decode")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import click
 import numpy as np
 
-from ..errors import TextError, printable
+from ..errors import DataError, TextError, printable
 from ..evaluate.datasets import DataOptions, LabeledImages
 from ..evaluate.metrics import Bools, Doubles, bootstrap_mean, one_hot
-from ..heads.few_shot import FewShot, Head, fit_few_shot, hits, precisions
+from ..heads.few_shot import FewShot, Head, check_held_out, fit_few_shot, hits, precisions
 from ..hub.loading import load
 from ..model import SigLIP
 from ..system.extras import extra
@@ -81,6 +82,8 @@ def fit(
     label_files = [] if labels is None else [("", labels)]
     chosen = read_label_sets(data, label_files, options)[""]
     check_pairs(chosen, 1, _MAX_PAIRS, "give fewer images of each class; few suffice")
+    if none_of_these is not None:
+        check_held_out([sample.labels for sample in chosen.samples])
     other = None if test is None else read_label_sets(test, label_files, options)[""]
     if other is not None:
         other = other if len(other.texts) != len(chosen.texts) else other.numbered_like(chosen)
@@ -101,12 +104,6 @@ def fit(
     vectors, truth, errors = embed_truth(opened, chosen)
     one_label = not chosen.multi_label
     fitted = fit_few_shot(vectors, truth, zero_shot, one_label=one_label)
-    measured = _measure(fitted, truth, vectors, one_label=one_label)
-    if other is not None:
-        test_vectors, test_truth, test_errors = embed_truth(opened, other)
-        errors |= test_errors
-        before, after = (head.logits(test_vectors) for head in (zero_shot, fitted.head))
-        measured = _compare(before, after, test_truth, str(test), one_label=one_label)
     weights, biases = fitted.head.weights, fitted.head.biases
     if none_of_these is not None:
         weights = np.concatenate([weights, np.zeros_like(weights[:1])])
@@ -114,8 +111,12 @@ def fit(
     check = partial(check_output, out, CLASSIFIER, [], overwrite=overwrite)  # it may have appeared meanwhile
     scale = fitted.head.scale
     write_classifier(opened, texts, weights, scale, biases, out, templates=templates, uint8=uint8, check=check)
-    for name, message in errors.items():
-        warn(describe_left_out(name, message))
+    _warn_of(errors)
+    measured = _measure(fitted, truth, vectors, one_label=one_label)
+    if other is not None:
+        measured, test_errors = _measure_on(opened, other, fitted, out, one_label=one_label)
+        _warn_of(test_errors)
+        errors |= test_errors
     missing = [text for text, count in zip(chosen.texts, truth.sum(axis=0), strict=True) if not count]
     if missing:
         warn(
@@ -151,8 +152,35 @@ def _measure(fitted: FewShot, truth: Bools, vectors: Any, *, one_label: bool) ->
     return _compare(fitted.zero_shot.logits(vectors), fitted.held_out, truth, "held-out images", one_label=one_label)
 
 
+def _measure_on(
+    model: SigLIP, data: LabeledImages, fitted: FewShot, out: Path, *, one_label: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the scores on other images, and the errors of those that cannot be read by name.
+
+    Raises:
+        DataError: no image can be read, or none of those has a label; the message says that the classifier is there.
+    """
+    try:
+        vectors, truth, errors = embed_truth(model, data)
+        before, after = (head.logits(vectors) for head in (fitted.zero_shot, fitted.head))
+        return _compare(before, after, truth, str(data.path), one_label=one_label), errors
+    except DataError as error:
+        raise DataError(f"{out} was written, but not measured: {error}") from error
+
+
+def _warn_of(errors: Mapping[str, str]) -> None:
+    for name, message in errors.items():
+        warn(describe_left_out(name, message))
+
+
 def _compare(zero_shot: Doubles, few_shot: Doubles, truth: Bools, place: str, *, one_label: bool) -> dict[str, Any]:
-    """Return the scores of both, and the difference with its paired interval."""
+    """Return the scores of both, and the difference with its paired interval.
+
+    Raises:
+        DataError: no image has a label.
+    """
+    if not truth.any():
+        raise DataError(f"Of {place}, no image that can be read has a label; expected at least one.")
     units = [hits(logits, truth) if one_label else precisions(logits, truth) for logits in (zero_shot, few_shot)]
     known = ~np.isnan(units[0].astype(np.float64))
     before, after = (unit[known].astype(np.float64) for unit in units)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from .output import SOME_FAILED, format_count, report, report_demo_model, warn
 from .outputs import Kind
 from .progress import ProgressLine
 
-PAGE = Kind("a page of siglip-onnx", b"<!doctype html>", MARK.encode())
+PAGE = Kind("a page of siglip-onnx", rb"<!doctype html>\s*<html[^>]*>\s*<meta[^>]*>\s*" + re.escape(MARK).encode())
 index_option = click.option(
     "--index", type=PATH, metavar="DIR", help="Folder for the vectors of a folder of images. Default: one in the cache."
 )

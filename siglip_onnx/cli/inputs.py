@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import click
 
-from ..bulk.listing import JXL, OTHER, RAW, VIDEO, Listing, read_names
+from ..bulk.listing import JXL, KIND_NAMES, RAW, Listing, read_names
 from ..errors import ImageError, SiglipOnnxError, TextError
 from ..hub.download import OFFLINE_VARIABLE, is_offline
 from ..image.decode import ImageReader, ImageSource
@@ -29,7 +29,6 @@ from .output import format_count, warn
 
 STDIN = "-"
 LIST_MARK = "@"
-_KIND_NAMES = {RAW: "RAW", JXL: "JPEG XL", VIDEO: "video", OTHER: "other"}
 _MAX_TEXTS_CHARACTERS = 200_000_000
 # Reads all data of an image, but decodes a large JPEG at an eighth of its size: enough to know that it can be read.
 _CHECK = ImageReader(draft_size=(1, 1), counts_file=True)
@@ -190,13 +189,10 @@ def report_left_out(listing: Listing, folder: str | Path | None = None) -> None:
     """Say what a listing left out; with ``folder``, for commands that have no options to take it."""
     kinds = listing.left_out_kinds
     if kinds:
-        counts = ", ".join(f"{kinds[kind]:,} {name}" for kind, name in _KIND_NAMES.items() if kinds[kind])
-        files = format_count(kinds.total(), "file") + " without an image extension"
-        unread = " and ".join(_KIND_NAMES[kind] for kind in (RAW, JXL) if kinds[kind])
+        unread = " and ".join(KIND_NAMES[kind] for kind in (RAW, JXL) if kinds[kind])
         advice = f" Convert {unread} files to JPEG or PNG to embed them." if unread else ""
-        what = files if set(kinds) == {OTHER} else f"{files} ({counts})"
         place = "; use --all-files to try them" if folder is None else f" in {folder}"
-        warn(f"skipped {what}{place}.{advice}")
+        warn(f"skipped {listing.describe_left_out()}{place}.{advice}")
     if listing.linked_folders:
         links = format_count(listing.linked_folders, "link")
         warn(f"did not follow {links} to folders{'; use --follow-links' if folder is None else f' in {folder}'}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,12 +23,20 @@ overwrite_option = section(
 
 
 class Kind(NamedTuple):
-    """Files that a command writes: what they are called, how they begin, and what is found in their first bytes."""
+    """Files that a command writes: what they are called, how they begin, and what is found in their first bytes.
+
+    A file of the user may hold such a file as a part, so what it is must follow from how it begins, where that is text.
+    """
 
     name: str
-    begin: bytes
-    mark: bytes
+    begin: bytes  # a regular expression
+    mark: bytes = b""
     everywhere: bool = False  # the mark may stand anywhere in the file
+
+
+def json_kind(name: str, format_: str) -> Kind:
+    """Return the kind of JSON files whose first key is their format."""
+    return Kind(name, rb'\s*\{\s*"format"\s*:\s*"' + re.escape(format_).encode() + b'"')
 
 
 def check_output(
@@ -90,7 +99,7 @@ def _is_own(path: Path, kind: Kind) -> bool:
     try:
         with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
-            if not head.startswith(kind.begin):
+            if not re.match(kind.begin, head):
                 return False
             if not kind.everywhere:
                 return kind.mark in head

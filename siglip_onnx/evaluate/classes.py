@@ -17,6 +17,7 @@ from ..system.files import open_regular
 Key = str | int
 _MAX_LABELS, _MAX_LABELS_BYTES = 1_000_000, 20_000_000  # WordNet has 117,000 names of things
 _WHOLE_NUMBER = re.compile(r"(-?\d{1,18})(?:\.0)?")
+_ASCII_PUNCTUATION = {code: None for code in range(128) if category(chr(code))[0] in "ZPC"}
 _log = logging.getLogger(__name__)
 
 
@@ -89,8 +90,8 @@ def number_folders(path: Path, names: Sequence[str], labels_path: Path) -> tuple
                          labels_path, len(lines) - len(set(found.values())), path)  # fmt: skip
         return {line: number for number, line in enumerate(lines)} | found, texts
     _check_unnamed(path, names, found, labels, labels_path)
-    _log.warning("%s has no names of folders, so its lines are taken in their order: %.100s is %.100r, ..., %.100s is "
-                 "%.100r.", labels_path, names[0], lines[0], names[-1], lines[-1])  # fmt: skip
+    _log.warning("%s does not name the folders, so its lines are assigned to them in order: %.100s is %.100r, ..., "
+                 "%.100s is %.100r.", labels_path, names[0], lines[0], names[-1], lines[-1])  # fmt: skip
     return {name: number for number, name in enumerate(names)}, texts
 
 
@@ -107,7 +108,8 @@ def _check_unnamed(
     name = next((each for each in unnamed if _similar(each) in similar), unnamed[0])
     line = similar.get(_similar(name))
     if found or line is not None or isinstance(labels, dict):
-        hint = f" exactly: it has {line!r:.100}" if line else ", but others" if found else ", and no other"
+        hint = ", although it names others" if found else "; it names no folder at all"
+        hint = hint if line is None else f" exactly: it has {line!r:.100}"
         raise DataError(
             f"{path} has the folder {name!r:.100}, which {labels_path} does not name{hint}. Write a line of "
             "folder<TAB>words for each folder."
@@ -140,8 +142,8 @@ def _count_folders(
     if first > 1 and len(names) == len(lines):
         return None  # such as years
     raise DataError(
-        f"{path} has {len(names)} folders from {first} to {last}, and {labels_path} has {len(lines)} labels, which may "
-        "count from 0, from 1, or in the order of the folders. Write lines of folder<TAB>words."
+        f"{path} has {len(names)} folders from {first} to {last}, and {labels_path} has {len(lines)} labels; which "
+        "label belongs to which folder is not certain. Write lines of folder<TAB>words."
     )
 
 
@@ -178,7 +180,10 @@ def _plain(name: str) -> str:
 
 def _similar(name: str) -> str:
     """Return a name in lower case, without spaces and punctuation."""
-    return "".join(each for each in normalize("NFKC", name).casefold() if category(each)[0] not in "ZPC")
+    folded = normalize("NFKC", name).casefold()
+    if folded.isascii():
+        return folded.translate(_ASCII_PUNCTUATION)
+    return "".join(each for each in folded if category(each)[0] not in "ZPC")
 
 
 def number_labels(path: Path, keys: Iterable[Key], texts: Sequence[str], *, are_positions: bool) -> dict[Key, int]:

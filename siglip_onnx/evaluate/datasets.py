@@ -25,6 +25,7 @@ CAPTIONS = ("captions", "caption", "text", "title", "txt")
 LANGUAGES = ("language", "lang")
 SEPARATOR = "|"  # between the labels of one image in CSV
 ANY_LANGUAGE = ""
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")  # folders of class folders
 _CLASS_NAMES = "classnames.txt"  # beside the archives of CLIP_benchmark
 _MAX_JSON_BYTES = 500_000_000  # that of COCO has 144 MB
 _MAX_LANGUAGES = 200  # of captions; each has a list for each image
@@ -46,8 +47,15 @@ class LabeledImages:
     numbers: Mapping[Key, int]
 
     def take(self, limit: int | None) -> LabeledImages:
-        """Return this with at most ``limit`` images, evenly spaced."""
-        return replace(self, samples=[self.samples[index] for index in evenly_spaced(len(self.samples), limit)])
+        """Return this with at most ``limit`` images, evenly spaced.
+
+        Raises:
+            DataError: none of them has a label.
+        """
+        samples = [self.samples[index] for index in evenly_spaced(len(self.samples), limit)]
+        if not any(sample.labels for sample in samples):
+            raise DataError(f"None of {len(samples)} images of {self.path} has a label; give a higher --limit.")
+        return replace(self, samples=samples)
 
     def numbered_like(self, other: LabeledImages) -> LabeledImages:
         """Return this with its classes in the order of another set, which has as many and the same labels for them.
@@ -152,6 +160,8 @@ def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages |
                         "or .parquet file.")  # fmt: skip
     archives = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
     tables = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    if path.is_dir():
+        _check_one_form(path, archives, tables)
     if archives:
         return _from_archives(path, archives, options)
     if tables:
@@ -170,6 +180,21 @@ def open_data(path: Path, options: DataOptions | None = None) -> LabeledImages |
     return _from_rows(path, readers[path.suffix](path), options)
 
 
+def _check_one_form(path: Path, archives: Sequence[Path], tables: Sequence[Path]) -> None:
+    """Refuse a folder that may be several data sets: archives, Parquet files, and folders of images.
+
+    Raises:
+        DataError: it may.
+    """
+    forms = [files[0].name for files in (archives, tables) if files]
+    if forms and (folders := sorted(_class_folders(path))) and not Listing(folders).is_empty():
+        forms.append(f"images in the folder {folders[0].name}")
+    if len(forms) > 1:
+        raise DataError(
+            f"{path} has {' and '.join(forms)}; expected one of them. Give the file, or move the others elsewhere."
+        )
+
+
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
     """Return at most ``limit`` of ``count`` positions, evenly spaced."""
     if limit is None or limit >= count:
@@ -178,22 +203,27 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 
 
 def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
-    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(_name(folder)))
-    keyed: list[Keyed] = []
-    num_links = 0
-    for folder in folders:
-        listing = Listing([folder])
-        keyed += [(file_sample(path, os.path.relpath(image.path, path)), (_name(folder),)) for image in listing]
-        num_links += listing.linked_folders
+    folders = sorted(_class_folders(path), key=lambda folder: _sort_key(_composed(folder.name)))
+    listing = Listing(folders)
+    names_below = (os.path.relpath(image.path, path) for image in listing)
+    keyed: list[Keyed] = [(file_sample(path, name), (_composed(name.partition(os.sep)[0]),)) for name in names_below]
     loose = sum(is_image_name(entry.name) for entry in path.iterdir())
     if loose and not keyed:
         raise DataError(
             f"{path} has images, but no folder per class; move the images of each class to one of its name."
         )
-    for count, what in ((loose, "images beside the folders of classes"), (num_links, "links to folders in them")):
+    for count, what in ((loose, "images beside the folders of classes"),
+                        (listing.linked_folders, "links to folders in them")):  # fmt: skip
         if count:
             _log.warning("%s: %s were left out: %d.", path, what, count)
-    names = list(dict.fromkeys(map(_name, folders)))
+    if listing.left_out:
+        _log.warning("%s: left out of the folders of classes: %s.", path, listing.describe_left_out())
+    if folders and all(folder.name.lower() in _SPLITS for folder in folders) and not any(map(_is_in_class, keyed)):
+        raise DataError(
+            f"{path} has the folders {', '.join(folder.name for folder in folders)}, which have no images of their own "
+            f"and seem to be splits rather than classes. Give one of them, such as {folders[0]}."
+        )
+    names = list(dict.fromkeys(_composed(folder.name) for folder in folders))
     if options.labels is None:
         texts = [name.replace("_", " ") for name in names]
         return _labeled(path, keyed, {name: number for number, name in enumerate(names)}, texts, options)
@@ -201,9 +231,14 @@ def _from_folders(path: Path, options: DataOptions) -> LabeledImages:
     return _labeled(path, keyed, numbers, texts, options)
 
 
-def _name(folder: Path) -> str:
-    """Return a folder's name with composed letters, which macOS takes apart."""
-    return normalize("NFC", folder.name)
+def _is_in_class(keyed: Keyed) -> bool:
+    """Say whether an image lies in the folder of its class itself, not in one below."""
+    return keyed[0].name.count(os.sep) == 1
+
+
+def _composed(name: str) -> str:
+    """Return a name with composed letters, which macOS takes apart."""
+    return normalize("NFC", name)
 
 
 def _class_folders(path: Path) -> Iterator[Path]:
@@ -431,12 +466,17 @@ def _labeled(
         chosen = {numbers[key] if key in numbers else numbers[str(key)] for key in keys}
         classes = tuple(sorted(chosen))
         samples.append(replace(sample, labels=same.setdefault(classes, classes)))
-    if not texts:
+    if not any(sample.labels for sample in samples):
         raise DataError(f"{path} has {len(samples)} images without any label; expected a label for each, at least two.")
     if len(texts) < 2:
         only = f"one class, {texts[0]!r:.100}" if texts else "no labels"
         raise DataError(f"{path} has {only}; expected at least two, one folder or label for each.")
-    multi_label = options.multi_label or any(len(sample.labels) != 1 for sample in samples)
+    multi_label = options.multi_label or any(len(sample.labels) > 1 for sample in samples)
+    if not multi_label and (unlabelled := [sample.name for sample in samples if not sample.labels]):
+        raise DataError(
+            f"{path} has {len(unlabelled)} images without a label, such as {unlabelled[0]:.200}, and one label for "
+            "each of the others. Remove them, or give --multi-label if an image may have any number of labels."
+        )
     return LabeledImages(path, samples, list(texts), multi_label, numbers)
 
 
@@ -454,7 +494,7 @@ def _keys(value: object, path: Path, name: str) -> list[Key]:
         raise DataError(f"{path}: {name} has the label {value!r:.100}; expected a word, a number, or a list of them.")
     if isinstance(value, int):
         return [value]
-    return [normalize("NFC", word) for each in value.split(SEPARATOR) if (word := each.strip())]
+    return [_composed(word) for each in value.split(SEPARATOR) if (word := each.strip())]
 
 
 def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,6 +42,7 @@ from .store import Embedded, Store, embed_images, embed_texts, fingerprint
 
 REFERENCE = "fp32"
 CLASSIFICATION, MULTI_LABEL, RETRIEVAL = "classification", "multi-label classification", "retrieval"
+_log = logging.getLogger(__name__)
 _ROWS, _LOGITS = 4096, 8_000_000  # at the same time
 MAX_MATRIX = 2000  # classes up to which there is a confusion matrix, which nobody could read beyond
 
@@ -221,6 +223,7 @@ def evaluate(
     written = protocol.templates(templates)
     # Names and captions come first: a text that cannot be used must not waste a pass over the images.
     if isinstance(chosen, LabeledImages):
+        _report_biases(next(iter(models.values())), names)
         classes = {name: model.encode_labels(names, template=written) for name, model in models.items()}
     else:
         captions = embed_texts(models, texts, store)
@@ -248,6 +251,15 @@ def evaluate(
         }
     task = MULTI_LABEL if chosen.multi_label else CLASSIFICATION
     return Evaluation(facts, task, embedded, chosen.texts, sizes.tolist(), scores, errors)
+
+
+def _report_biases(model: SigLIP, names: Sequence[str]) -> None:
+    """Log if a calibration has biases of single texts, but not of all classes as the protocol writes them."""
+    biases = {} if model.calibration is None else model.calibration.texts
+    other = [name for name in names if name not in biases]
+    if biases and other:
+        _log.warning("The calibration has no bias of %d of the %d classes, such as %.100r; the common bias is used for "
+                     "them.", len(other), len(names), other[0])  # fmt: skip
 
 
 def _describe_reading(models: Mapping[str, SigLIP]) -> dict[str, Any]:

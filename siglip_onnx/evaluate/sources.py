@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,6 +24,7 @@ _MAX_HEADER_BYTES = 1_000_000  # of one file in an archive, long names included
 _MAX_NAME = 4096  # characters of a member of a tar; as many bytes as a path may have
 # What Python's tarfile raises for damaged headers besides its own errors.
 _TAR_ERRORS = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class _Headers:
 
 def _group(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[Sample, Mapping[str, bytes]]]:
     key, image, rest = "", None, dict[str, bytes]()
+    num_left_out = 0
     stamp, last = file_stamp(path), -1
     while (member := archive.next()) is not None:
         if member.offset_data <= last or member.size < 0:  # it would never end
@@ -130,6 +133,7 @@ def _group(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[Sample, Mappi
         if (member_key := f"{folder}/{stem}") != key:
             if image is not None:
                 yield image, rest
+            num_left_out += image is None and bool(rest)
             key, image, rest = member_key, None, {}
         if is_image_name(base):
             if image is not None:
@@ -140,6 +144,9 @@ def _group(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[Sample, Mappi
             rest[suffix.lower()] = _read_text(archive, member)
     if image is not None:
         yield image, rest
+    num_left_out += image is None and bool(rest)
+    if num_left_out:
+        _log.warning("%s: samples without a file that has an image extension were left out: %d.", path, num_left_out)
 
 
 def _read_text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

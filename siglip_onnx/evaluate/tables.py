@@ -55,7 +55,7 @@ def read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
                 if row:
                     yield dict(zip_longest(columns, row[: len(columns)]))
             if num_broken:
-                _log.warning("%s: %d rows go over several lines, from one quotation mark to another; check that none "
+                _log.warning("%s: %d rows span several lines, from one quotation mark to another; check that none "
                              "of these marks is part of a text.", path, num_broken)  # fmt: skip
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(

@@ -52,11 +52,9 @@ class Fit:
         return np.array([self.texts.get((labels.language, text), self.bias) for text in labels.texts])
 
 
-def score_labels(
-    model: SigLIP, images: Floats, texts: Sequence[str], templates: Sequence[str], language: str
-) -> LabelSet:
-    """Return what the model says of unit embeddings ``(N, D)`` and texts, without its bias."""
-    scaled = model.encode_labels(list(texts), template=list(templates)).astype(np.float64)
+def score_labels(model: SigLIP, images: Floats, texts: Sequence[str], classes: Floats, language: str) -> LabelSet:
+    """Return what the model says of unit embeddings of images ``(N, D)`` and of texts ``(M, D)``, without its bias."""
+    scaled = classes.astype(np.float64)
     scaled *= np.exp(model.bundle.manifest.head["logit_scale"])
     scores = np.empty((len(images), len(texts)), np.float32)
     for rows in in_blocks(np.arange(len(images)), len(texts)):
@@ -128,7 +126,9 @@ def _fit_pair(pairs: Iterable[tuple[Doubles, Bools]], start: Fit, *, fit_scale: 
     if not fit_scale:
         return 1.0, bias
     # Around the mean score of true pairs, scale and bias are nearly independent, so that Newton's steps are good ones.
-    totals = np.sum([(scores[truth].sum(), truth.sum()) for scores, truth in pairs], axis=0)
+    totals = np.sum([(scores[truth].sum(), truth.sum(), truth.size) for scores, truth in pairs], axis=0)
+    if totals[1] in (0, totals[2]):  # of rare labels, all true pairs may be in the fold that is held out
+        return 1.0, bias
     center = float(totals[0] / totals[1])
 
     def loss(place: Doubles) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,10 +64,24 @@ class FewShot:
             DataError: no image could be held out.
         """
         if self.held_out is None:
-            raise DataError(
-                "A threshold for none of these needs held-out scores, and every class has one image; give at least two."
-            )
+            raise _nothing_held_out()
         return float(np.quantile(self.held_out.max(axis=1), 1 - _KEPT))
+
+
+def check_held_out(labels: Iterable[Sequence[int]]) -> None:
+    """Check that images can be held out, from which the logit of none of these follows; see :class:`FewShot`.
+
+    Raises:
+        DataError: every class has at most one image.
+    """
+    if max(Counter(chain.from_iterable(labels)).values(), default=0) < 2:
+        raise _nothing_held_out()
+
+
+def _nothing_held_out() -> DataError:
+    return DataError(
+        "A threshold for none of these needs held-out scores, and every class has one image; give at least two."
+    )
 
 
 def fit_few_shot(vectors: Floats, truth: Bools, zero_shot: Head, *, one_label: bool) -> FewShot:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from support.commands import assert_error, run
 
+from siglip_onnx.bulk.gallery import MARK
+from siglip_onnx.cli import embed
 from siglip_onnx.cli.bench import MEASUREMENT
 from siglip_onnx.cli.calibrate import CALIBRATION
 from siglip_onnx.cli.compile import CLASSIFIER
 from siglip_onnx.cli.explain import DRAWING
 from siglip_onnx.cli.folders import PAGE
-from siglip_onnx.cli.outputs import check_output
+from siglip_onnx.cli.outputs import Kind, check_output
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import SiglipOnnxError
 
@@ -153,6 +155,35 @@ def test_files_that_only_resemble_are_not_replaced(kind: object, tmp_path: Path)
     path.unlink()
     os.mkfifo(path)
     check_output(path, kind, [], overwrite=False)  # type: ignore[arg-type] # a pipe is written to
+
+
+CALIBRATIONS = (
+    '{"app": "mine", "calibration": {"format": "siglip_onnx.calibration/1"}}',
+    '{"out": "x.json", "labels": [], "format": "siglip_onnx.calibration/1"}',  # what --json prints
+    '[{"format": "siglip_onnx.calibration/1"}]',
+)
+MEASUREMENTS = (
+    '{"before": {"format": "siglip_onnx.benchmark"}, "after": {"format": "siglip_onnx.benchmark"}}',
+    '{"note": "\\"format\\": \\"siglip_onnx.benchmark\\""}',
+)
+PAGES = (f"<!doctype html>\n<html>\n<h1>mine</h1>\n<iframe srcdoc='{MARK}'></iframe></html>\n",)
+DRAWINGS = (b"\x89PNG\r\n\x1a\n....tEXtComment\0cut from siglip_onnx explain".decode("latin-1"),)
+ROWS = ('{"row": 1, "mine": true}\n{"row": 0, "text": "a", "embedding_space": "x"}\n',)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (kind, content)
+        for kind, contents in ((CALIBRATION, CALIBRATIONS), (MEASUREMENT, MEASUREMENTS), (PAGE, PAGES),
+                               (DRAWING, DRAWINGS), (embed.ROWS, ROWS))
+        for content in contents
+    ],
+)  # fmt: skip
+def test_files_that_contain_an_output_are_not_replaced(kind: Kind, content: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SiglipOnnxError, match="is not replaced"):
+        check_output(tmp_path / "x", kind, [], overwrite=False)
 
 
 @pytest.mark.parametrize("command", ["fit", "calibrate"])

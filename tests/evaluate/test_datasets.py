@@ -159,7 +159,7 @@ def test_labels_of_folders(drawn: Path, tmp_path: Path, caplog: pytest.LogCaptur
     assert texts("\n".join(more)) == more
     caplog.clear()
     assert texts("\n".join("ABCDEFGH")) == list("ABCDEFGH")  # as many as folders, in their order
-    order = "has no names of folders, so its lines are taken in their order: a blue circle is 'A', ..., "
+    order = "does not name the folders, so its lines are assigned to them in order: a blue circle is 'A', ..., "
     assert order in caplog.text
     with pytest.raises(DataError, match=r"8 folders.*3 labels that are not their names"):
         texts("x\ny\nz")
@@ -174,26 +174,30 @@ FOLDERS = ("red_star", "eggs", "heart")  # not in their order
         (
             FOLDERS,
             "red_star\neggs\nhart",
-            "folder 'heart', which .* does not name, but others. Write a line of folder<T",
+            "folder 'heart', which .* does not name, although it names others. Wri",
         ),
         (FOLDERS, "Red Star\nEggs\nHeart", "folder 'eggs', which .* does not name exactly: it has 'Eggs'"),
         (FOLDERS, "red-star\nmore eggs\ntwo hearts", "folder 'red_star', .* exactly: it has 'red-star'"),
         (FOLDERS, "RED_STAR\ta star\nEGGS\teggs\nHEART\ta heart", "folder 'eggs', .* exactly: it has 'EGGS'"),
-        (FOLDERS, "n1\ta star\nn2\teggs\nn3\ta heart", "folder 'eggs', which .* does not name, and no other"),
-        (FOLDERS, "red_star\ta star\neggs\teggs", "folder 'heart', which .* does not name, but others"),
+        (
+            FOLDERS,
+            "n1\ta star\nn2\teggs\nn3\ta heart",
+            "folder 'eggs', which .* does not name; it names no folder at all",
+        ),
+        (FOLDERS, "red_star\ta star\neggs\teggs", "folder 'heart', which .* does not name, although it names others"),
         (FOLDERS, "red star\nred_star\nRED_STAR\neggs\neggs\nheart", "label 'eggs', which could be the class 3 or 4"),
         (FOLDERS, "red_star\tx\nred_star\ty\neggs\tz\nheart\tz", r"line 'red_star\\ty', whose name another line has"),
         (FOLDERS, "red_star\tx\neggs\t\nheart\tz", r"line 'eggs\\t', of which a part is empty"),
         (
             ("1", "2"),
             "a\nb\nc",
-            "2 folders from 1 to 2, and .* has 3 labels, which may count from 0, from 1, or in the",
+            "2 folders from 1 to 2, and .* has 3 labels; which label belongs to which folder is",
         ),
         (("01", "03"), "a\nb\nc", "2 folders from 1 to 3, and .* has 3 labels"),
         (("0", "1", "3"), "a\nb\nc", "3 folders from 0 to 3, and .* has 3 labels"),
         (("1", "2", "4"), "a\nb\nc", "3 folders from 1 to 4, and .* has 3 labels"),
         (("1", "2"), "1\n2\n3", "may be names of classes or their positions"),
-        (("0", "1", "cat"), "a\nb\ncat", "folder '0', which .* does not name, but others"),
+        (("0", "1", "cat"), "a\nb\ncat", "folder '0', which .* does not name, although it names others"),
     ],
 )
 def test_folders_whose_labels_are_not_certain_are_refused(
@@ -314,6 +318,7 @@ def test_images_with_several_labels(tmp_path: Path) -> None:
     assert [[data.texts[number] for number in sample.labels] for sample in data.samples] == [
         ["red", "round"], ["blue"], []
     ]  # fmt: skip
+    assert labeled(write_csv(path, ("path", "label"), [("a.png", "red|round"), ("b.png", "red")])).multi_label
     rows = [("a.png", "red"), ("a.png", "round"), ("b.png", "blue")]
     assert labeled(write_csv(path, ("path", "label"), rows)).samples[0].labels == (1, 2)
     path = write_json_lines(tmp_path / "x.jsonl", [{"path": "a.png", "labels": ["red", "round"]}])
@@ -405,6 +410,59 @@ def test_parquet_files_of_other_classes_are_refused(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
+def test_files_without_the_extension_of_an_image_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    data = folders(tmp_path, ["a", "b"])
+    for name in ("a/noext", "b/y", "b/1.jxl", "b/.hidden"):
+        (data / name).touch()
+    assert len(labeled(data).samples) == 2
+    left_out = "3 files without an image extension (1 JPEG XL, 2 other)"
+    assert caplog.messages == [f"{data}: left out of the folders of classes: {left_out}."]
+    caplog.clear()
+    members = [("a.png", b"1"), ("a.cls", b"0"), ("b.jxl", b"2"), ("b.cls", b"1"), ("c.png", b"3"), ("c.cls", b"1"),
+               ("d", b"4"), ("d.cls", b"1")]  # fmt: skip
+    (tmp_path / "classnames.txt").write_text("x\ny")
+    path = write_tar(tmp_path / "x.tar", members)
+    assert len(labeled(path).samples) == 2
+    assert f"{path}: samples without a file that has an image extension were left out: 2." in caplog.messages
+
+
+def test_a_folder_of_several_data_sets_is_refused(tmp_path: Path) -> None:
+    """Only one of them would be read."""
+    data = folders(tmp_path, ["a", "b"])
+    write_tar(data / "backup.tar", [("a.png", b"1"), ("a.txt", b"x")])
+    with pytest.raises(DataError, match=r"has backup.tar and images in the folder a; expected one of them. Give"):
+        open_data(data)
+    for image in data.rglob("*.png"):
+        image.unlink()
+    assert len(captioned(data).samples) == 1
+    (data / "x.parquet").touch()
+    with pytest.raises(DataError, match=r"has backup.tar and x.parquet; expected one of them"):
+        open_data(data)
+
+
+def test_splits_are_no_classes(tmp_path: Path) -> None:
+    data = folders(tmp_path, ["train/a", "train/b", "Val/a", "Val/b"])
+    with pytest.raises(
+        DataError,
+        match=r"the folders Val, train, which have no images of their own and seem to be splits .* such as .*Val",
+    ):
+        open_data(data)
+    assert labeled(data / "train").texts == ["a", "b"]
+    (data / "train" / "x.png").touch()  # a vehicle, and another class
+    assert labeled(data).texts == ["Val", "train"]
+
+
+def test_images_without_a_label_among_those_of_one_label_are_refused(tmp_path: Path) -> None:
+    """They may be missing values, or belong to no class."""
+    path = write_csv(tmp_path / "x.csv", ("path", "label"), [("a.png", "a"), ("b.png", "b"), ("c.png", "")])
+    with pytest.raises(DataError, match=r"has 1 images without a label, such as c.png, and one label for each of the"):
+        open_data(path)
+    assert labeled(path, DataOptions(multi_label=True)).multi_label
+    assert not labeled(write_csv(path, ("path", "label"), [("a.png", "a"), ("b.png", "b")])).multi_label
+
+
 def test_quotation_marks_of_a_table_with_tabs_are_parts_of_texts(tmp_path: Path) -> None:
     texts = ['"A red star', "six eggs", 'two "eggs"', 'a monitor of 24"', '"a" and "b"', '"', "it's, well"]
     lines = "".join(f"{number}.png\t{text}\n" for number, text in enumerate(texts))
@@ -428,7 +486,7 @@ def test_rows_that_quotation_marks_join_are_counted(tmp_path: Path, caplog: pyte
         open_data(path)
     path.write_text(path.read_text().replace("e.png", "e.png,y"))
     assert len(captioned(path).samples) == 3
-    assert f"{path}: 1 rows go over several lines, from one quotation mark to another; check" in caplog.text
+    assert f"{path}: 1 rows span several lines, from one quotation mark to another; check" in caplog.text
 
 
 def test_another_column_is_not_taken_for_the_language(tmp_path: Path) -> None:
@@ -442,6 +500,9 @@ def test_a_limit_takes_evenly_spaced_images(drawn: Path, tmp_path: Path) -> None
     data = labeled(drawn)
     assert len(data.take(None).samples) == len(data.take(99).samples) == 16
     assert {sample.labels[0] for sample in data.take(8).samples} == set(range(8))
+    rows = [(f"{number}.png", "a|b" * (number == 3)) for number in range(4)]
+    with pytest.raises(DataError, match=r"None of 2 images of .*x.csv has a label; give a higher --limit"):
+        labeled(write_csv(tmp_path / "x.csv", ("path", "label"), rows)).take(2)
     captions = captioned(karpathy(tmp_path / "x.json"), DataOptions(split="")).take(2)
     assert captions.captions == {"": {0: ["a red circle", "red"], 1: ["a blue star", "blue"]}}
 

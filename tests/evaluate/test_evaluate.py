@@ -587,17 +587,20 @@ def test_data_that_no_command_can_use(command: str, drawn: Path, paths: list[Pat
     refused(table([(path, "a red star") for path, _ in rows]), "has one class, 'a red star'; expected at least two")
     refused(table([(path, "") for path, _ in rows]), "has 16 images without any label")
     (tmp_path / "labels.txt").write_text("a red star\na cat")
+    unlabelled = table([(path, "") for path, _ in rows])
+    refused(unlabelled, "has 16 images without any label", "--labels", tmp_path / "labels.txt")
     refused(table(rows), "among the 2 known classes (a red star, a cat). Add it", "--labels", tmp_path / "labels.txt")
     refused(
         drawn,
-        "'a blue circle', which " + f"{tmp_path / 'labels.txt'} does not name, but others",
+        "'a blue circle', which " + f"{tmp_path / 'labels.txt'} does not name, although it names others",
         "--labels",
         tmp_path / "labels.txt",
     )
     refused(drawn, "nothing.txt cannot be read", "--labels", tmp_path / "nothing.txt")
     refused(paths[0].parent, "has images, but no folder per class")
     (tmp_path / "broken").write_bytes(b"no image")
-    refused(table([("broken", "a"), ("missing", "b")]), "None of the 2 images can be read. The first: broken: ")
+    unreadable = [("broken", "a"), *((f"missing{number}", "b") for number in range(5))]
+    refused(table(unreadable), "None of the 6 images can be read. The first: broken: ")
     if command != "evaluate":
         refused(write_csv(tmp_path / "y.csv", ("path", "caption"), rows), "has captions; expected images with labels")
 

@@ -14,7 +14,7 @@ from support.drawn import NAMES_EN, NAMES_JA, draw_folders, write_csv
 import siglip_onnx
 from siglip_onnx.bundle.manifest import read_manifest
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
-from siglip_onnx.errors import DataError
+from siglip_onnx.errors import DataError, TextError
 from siglip_onnx.head import Calibration, read_calibration, sigmoid
 from siglip_onnx.heads.calibrate import Fit, LabelSet, calibrate, cross_validate
 from siglip_onnx.heads.folds import make_folds
@@ -310,8 +310,10 @@ def test_images_that_cannot_be_calibrated_with(drawn: Path, tmp_path: Path) -> N
     image = str(drawn / "fitted" / "a red star" / "0.png")
     out = ("-o", tmp_path / "x.json")
     few = write_csv(tmp_path / "few.csv", ("path", "label"), [(image, "a"), (image + "x", "b")])
-    result = run("calibrate", "demo", few, *out)
-    assert_error(result, 1, "There are 1 images to calibrate with; give at least 5")
+    assert_error(run("calibrate", "demo", few, *out), 1, "There are 2 images to calibrate with; give at least 5")
+    missing = [(f"{image}{number}", "b") for number in range(5)]
+    few = write_csv(tmp_path / "few.csv", ("path", "label"), [(image, "a"), *missing])
+    assert_error(run("calibrate", "demo", few, *out), 1, "There are 1 images to calibrate with; give at least 5")
     rows = [(f"{drawn}/fitted/a red star/{number}.png", "a|b") for number in range(10)]
     all_true = write_csv(tmp_path / "all.csv", ("path", "label"), rows)
     assert_error(run("calibrate", "demo", all_true, *out), 1, "true of all images, or of none")
@@ -322,6 +324,47 @@ def test_images_that_cannot_be_calibrated_with(drawn: Path, tmp_path: Path) -> N
                     "--labels", f"en={tmp_path}/less.txt", *out)  # fmt: skip
     assert_error(with_less, 1, "names the language 'en' twice")
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a|b"] * 9])
+def test_labels_that_cannot_be_calibrated_are_refused_before_the_work(
+    labels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siglip_onnx.cli.calibrate.load", None)  # nothing is computed
+    rows = [(f"{number}.png", label) for number, label in enumerate(labels)]
+    data = write_csv(tmp_path / "x.csv", ("path", "label"), rows)
+    message = "There are 2 images to calibrate" if len(rows) < 5 else "true of all images, or of none"
+    assert_error(run("calibrate", "demo", data, "-o", tmp_path / "x.json"), 1, message)
+
+
+def test_labels_are_embedded_before_the_images(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise TextError("a text that cannot be used")
+
+    monkeypatch.setattr(siglip_onnx.SigLIP, "encode_labels", refuse)
+    monkeypatch.setattr("siglip_onnx.cli.calibrate.embed_labelled", None)
+    assert_error(run("calibrate", "demo", drawn / "fitted", "-o", tmp_path / "x.json"), 1, "a text that cannot be used")
+
+
+def test_a_fold_without_a_true_pair_keeps_its_scale() -> None:
+    rng = np.random.default_rng(4)
+    truth = np.zeros((10, 2), bool)
+    truth[3, 1] = True
+    report = cross_validate([LabelSet("", ["a", "b"], rng.normal(-3, 1, (10, 2)))], truth, START, fit_scale=True)
+    assert all(math.isfinite(value) for value in (report.sets[0].before, report.sets[0].after))
+
+
+def test_classes_that_a_protocol_writes_otherwise_get_the_common_bias_and_are_counted(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "labels.txt").write_text("".join(f"{name}\t{name.capitalize()}\n" for name in NAMES_EN))
+    labels, out = ("--labels", tmp_path / "labels.txt"), tmp_path / "x.json"
+    assert run("calibrate", "demo", drawn / "fitted", *labels, "--per", "label", "-o", out).exit_code == 0
+    arguments = ("evaluate", "demo", drawn / "held_out", *labels, "--calibration", out, "--limit", 8)
+    assert run(*arguments).exit_code == 0
+    assert "no bias" not in caplog.text
+    assert run(*arguments, "--protocol", "paper").exit_code == 0
+    assert f"The calibration has no bias of 8 of the 8 classes, such as '{NAMES_EN[0]}'; the common" in caplog.text
 
 
 def test_unreadable_images_are_left_out_by_name(drawn: Path, tmp_path: Path) -> None:

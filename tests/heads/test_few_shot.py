@@ -13,6 +13,7 @@ from support.commands import assert_error, run
 from support.drawn import draw_folders, write_csv, write_json_lines
 
 import siglip_onnx
+import siglip_onnx.classifier
 from demo_world.drawing import draw
 from demo_world.scene import Scene
 from demo_world.styles import STYLED_SHAPES, STYLES, class_names, draw_style_folders, draw_styled
@@ -255,6 +256,47 @@ def test_more_pairs_than_fit_into_memory_are_refused(
     assert not out.exists()
     monkeypatch.setattr(f"siglip_onnx.cli.{command}._MAX_PAIRS", 128)
     assert run(command, "demo", tmp_path / "set", "-o", out).exit_code == 0
+
+
+def test_a_threshold_that_cannot_be_found_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx_ir")
+    draw_folders(tmp_path / "set", 1, seed=3)
+    monkeypatch.setattr("siglip_onnx.cli.fit.load", None)  # nothing is computed
+    arguments = ("fit", "demo", tmp_path / "set", "--none-of-these", "else", "--test", tmp_path / "set")
+    assert_error(run(*arguments, "-o", tmp_path / "x.onnx"), 1, "every class has one image; give at least two")
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [("missing.png", "a red star"), ("good.png", "")],
+            ("--multi-label",),
+            "no image that can be read has a label",
+        ),
+        ([("missing.png", "a red star"), ("gone.png", "a red star")], (), "None of the 2 images can be read"),
+    ],
+)
+def test_images_to_test_that_cannot_be_used_do_not_cost_the_classifier(
+    rows: list[tuple[str, str]], options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx_ir")
+    paths = draw_folders(tmp_path / "set", 2, seed=3)
+    shutil.copy(paths[0], tmp_path / "good.png")
+    (tmp_path / "labels.txt").write_text("\n".join(sorted({path.parent.name for path in paths})))
+    test = write_csv(tmp_path / "test.csv", ("path", "label"), rows)
+    out = tmp_path / "x.onnx"
+    arguments = ("fit", "demo", tmp_path / "set", "--labels", tmp_path / "labels.txt", *options, "-o", out)
+    assert_error(run(*arguments, "--test", test), 1, f"{out} was written, but not measured: ")
+    assert_error(run(*arguments, "--test", test), 1, message)
+    model = siglip_onnx.classifier.Classifier(out)
+    assert len(model.classify(paths[0])) == 8
+    out.unlink()
+    write_csv(test, ("path", "label"), [("good.png", ""), ("good.png", "")])
+    assert_error(run(*arguments, "--test", test), 1, "test.csv has 1 images without any label; expected a label for")
+    assert not out.exists()
 
 
 def test_texts_count_by_what_they_explain() -> None:
