@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ from .output import (
 from .outputs import check_output, overwrite_option
 
 FIELDS = Hit._fields[:4]  # of CSV
+TOP, MAX_RESULTS = 10, 100_000
+_AT_FIRST = 100  # results that are looked for where their number is not known
 OF_QUERIES = ("templates", "min_probability")  # options that --sort does not have
 
 
@@ -77,8 +79,8 @@ OF_QUERIES = ("templates", "min_probability")  # options that --sort does not ha
 @click.option("--sort", "head", type=PATH, metavar="HEAD",
               help="Instead of a query: the images with the highest scores of a head.")  # fmt: skip
 @click.option("--sort-label", metavar="LABEL", help="The label of a head that has several.")
-@click.option("--top", "-k", type=click.IntRange(1, 100_000), default=10, show_default=True, metavar="N",
-              help="Number of results.")  # fmt: skip
+@click.option("--top", "-k", type=click.IntRange(1, MAX_RESULTS), metavar="N",
+              help="Number of results. Default: 10, with --min-probability all.")  # fmt: skip
 @click.option("--show-duplicates", is_flag=True, help="Show every file, also those with the same bytes as another.")
 @click.option("--min-probability", type=FiniteRange(0, 1), metavar="P",
               help="Omit images of lower probability; for a search for one text.")  # fmt: skip
@@ -108,7 +110,7 @@ def search(
     head: Path | None,
     sort_label: str | None,
     templates: tuple[str, ...],
-    top: int,
+    top: int | None,
     show_duplicates: bool,
     min_probability: float | None,
     index: Path | None,
@@ -149,7 +151,7 @@ def search(
         if not opened.is_index:
             refuse_given(MODEL_OPTIONS - {"threads"}, f"{folder} holds vectors, of which --sort needs no model")
         rank = partial(search_by_head, opened.collection, read_head(head), sort_label, threads=choice.threads)
-        scored = find_existing(rank, top) if opened.is_index else rank(top)
+        scored = find_existing(rank, top or TOP) if opened.is_index else rank(top or TOP)
         print_scores(opened.collection.job.facts, head, scored, as_json=format_ == "json")
         context.exit(opened.exit_code)
     refuse_given(("sort_label",), "Only --sort shows the scores of a head")
@@ -164,9 +166,11 @@ def search(
     reader = InputReader(choice.image_limits, choice.offline)
     query = encode_query(model, list(_read_images(query_terms, reader)), template=templates)
     find = partial(opened.collection.search, query, threads=choice.threads, fold_duplicates=not show_duplicates)
-    hits = find_existing(find, top) if opened.is_index else find(top)
-    if min_probability is not None:
-        hits = [hit for hit in hits if hit.probability is not None and hit.probability >= min_probability]
+    find_best = partial(find_existing, find) if opened.is_index else find
+    if min_probability is None:
+        hits = find_best(top or TOP)
+    else:
+        hits = _find_probable(find_best, min_probability, top or MAX_RESULTS)
     if opened.collection.num_unfinished:
         warn(f"{opened.collection.num_unfinished:,} shards are not embedded yet.")
     facts, title = opened.collection.job.facts, describe_query(query_terms)
@@ -181,6 +185,20 @@ def search(
     if not hits:
         report("No image was found." if min_probability is None else f"No image reaches {min_probability:g}.")
     context.exit(opened.exit_code)
+
+
+def _find_probable(find: Callable[[int], list[Hit]], min_probability: float, most: int) -> list[Hit]:
+    """Return the images that reach a probability, the best first, at most ``most``; that there are more is reported."""
+    count = min(_AT_FIRST, most)
+    while True:
+        hits = find(count)
+        reaching = [hit for hit in hits if hit.probability is not None and hit.probability >= min_probability]
+        if len(reaching) < len(hits) or len(hits) < count:
+            return reaching
+        if count == most:
+            report(f"The last of {most:,} images reaches {min_probability:g}, too; there may be more, see --top.")
+            return reaching
+        count = min(8 * count, most)
 
 
 def _check_query(query_terms: Sequence[Term], min_probability: float | None) -> None:

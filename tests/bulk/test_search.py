@@ -67,6 +67,20 @@ def test_search_with_one_thread_equals_search_with_many(tmp_path: Path) -> None:
     assert len(collection.search(query, 100_000)) == 2000
 
 
+def test_a_probability_alone_finds_all_that_reach_it(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siglip_onnx.cli.search._AT_FIRST", 4)
+    every = run("search", embedded, "a star", "--jsonl", "-k", 1000).stdout.splitlines()
+    probabilities = [json.loads(line)["probability"] for line in every]
+    assert len(every) > 12
+    for least, expected in ((0, len(every)), (probabilities[11], 12), (probabilities[1], 2)):
+        result = run("search", embedded, "a star", "--jsonl", "--min-probability", least)
+        assert result.stdout.splitlines() == every[:expected]
+        assert "there may be more" not in result.stderr
+    limited = run("search", embedded, "a star", "--jsonl", "--min-probability", 0, "-k", 3)
+    assert limited.stdout.splitlines() == every[:3]
+    assert "The last of 3 images reaches 0, too; there may be more, see --top." in limited.stderr
+
+
 def test_every_float16_counts_exactly() -> None:
     values = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = values[np.isfinite(values)]

@@ -141,6 +141,7 @@ def test_the_base_is_found_next_to_the_adapter(small_checkpoint: Path, tmp_path:
         ({}, {"fan_in_fan_out": True}, "has fan_in_fan_out, which may change"),
         ({}, {"trainable_token_indices": [1]}, "has trainable_token_indices"),
         (low_rank(Q, 64, 64), {"alpha_pattern": {"(a+)+": 2}}, "has an alpha_pattern"),
+        (low_rank(Q, 64, 64), {"alpha_pattern": dict.fromkeys(map(str, range(10_001)), 2)}, "of 10,001 names"),
         (low_rank(Q, 64, 64), {"lora_alpha": "8"}, "lora_alpha '8', expected a number"),
         (low_rank(Q, 64, 64), {"use_dora": True}, "use_dora True, but its weights are of the other kind"),
         (low_rank(Q, 64, 64) | {f"{Q}.lora_magnitude_vector": draw(63)}, {"use_dora": True}, "magnitude of shape"),

@@ -144,6 +144,33 @@ def test_card_states_facts_and_its_commands_run(
     assert "a dog" in shown.stdout
 
 
+@pytest.mark.export
+@pytest.mark.parametrize("kind", ["classifier", "vision", "text"])
+def test_card_of_another_kind_of_model(
+    kind: str, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from support.checkpoints import make_classifier, make_single_tower
+
+    if kind == "classifier":
+        labels = ("a", "b*", *(f"l{number}" for number in range(2, 120)))
+        checkpoint = make_classifier(small_checkpoint, tmp_path / "ck", labels=labels, problem_type=None)
+    else:
+        checkpoint = make_single_tower(small_checkpoint, tmp_path / "ck", kind)
+    assert run("export", checkpoint, tmp_path / "out", "--variant", "fp32").exit_code == 0
+    card = model_card(open_bundle(tmp_path / "out"), "./out")
+    assert "zero-shot" not in card
+    assert "javascript" not in card.lower()
+    assert "transformers.js" not in card
+    assert ("Labels: a, b , l2, " in card.replace("b,", "b ,") and "l99 and 20 more." in card) == (kind == "classifier")
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```$", card, re.M | re.S))
+    (tmp_path / "photo.jpg").write_bytes((IMAGES_PATH / "red_star.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, "-c", blocks["python"]], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[")
+    shown = run(*shlex.split(blocks["sh"].splitlines()[-1])[1:])
+    assert shown.exit_code == 0, shown.stderr
+
+
 def test_card_has_no_markup_from_a_manifest(copy: Path) -> None:
     document = json.loads((copy / "manifest.json").read_text())
     document["description"] = "<script>x</script> [a](b) `c`\n# d"

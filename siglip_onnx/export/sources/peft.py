@@ -45,6 +45,7 @@ _PLAIN_INITS = (
     "orthogonal",
     "eva",
 )  # others, for example PiSSA, also change the base's weights
+_MAX_PATTERNS = 10_000  # more than the layers of a model
 _LITERAL = re.compile(r"\^?[\w.]+")
 _PARTS = re.compile(
     r"(.+)\.(lora_(?:A|B)\.weight|lora_embedding_(?:A|B)|lora_B\.bias|lora_magnitude_vector)(?:\.weight)?"
@@ -120,6 +121,7 @@ def _merge(base: Tensors, adapter: Tensors, settings: Json, path: Path) -> Tenso
     """Return the weights of the base, those that the adapter changes merged when they are read."""
     if not adapter:
         raise CheckpointError(f"{path} has no tensors, so it would change nothing. Download the adapter again.")
+    _check_patterns(settings, path)
     merged, layers = Tensors(base), dict[str, dict[str, Tensor]]()
     for name, tensor in adapter.items():
         if match := _PARTS.fullmatch(name):
@@ -190,13 +192,20 @@ def _merge_weight(weight: Tensor, parts: Mapping[str, Tensor], alpha: float, set
     return weight.change(weight.shape, change)
 
 
+def _check_patterns(settings: Json, path: Path) -> None:
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(_LITERAL.fullmatch(pattern) for pattern in patterns):
+        raise CheckpointError(f"{path} has an alpha_pattern {patterns!r:.200}, expected the ends of layers' names.")
+    if len(patterns) > _MAX_PATTERNS:
+        raise CheckpointError(
+            f"{path} has an alpha_pattern of {len(patterns):,} names, expected at most {_MAX_PATTERNS:,}."
+        )
+
+
 def _alpha(settings: Json, layer: str, path: Path) -> float:
     """Return a layer's ``lora_alpha``: that of the first pattern that its name ends with, or the general one."""
-    patterns = settings.get("alpha_pattern") or {}
     alpha = settings.get("lora_alpha", 8)
-    if not isinstance(patterns, dict) or not all(_LITERAL.fullmatch(pattern) for pattern in patterns):
-        raise CheckpointError(f"{path} has an alpha_pattern {patterns!r}, expected the ends of layers' names.")
-    for pattern, value in patterns.items():
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if f".{layer}".endswith(f".{pattern}") or pattern == f"^{layer}":
             alpha = value
             break
