@@ -27,6 +27,7 @@ _PSD_HEADER_BYTES, _VERSION_INFO = 26, 1057  # the number of a resource
 _MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
 _BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
 _TGA_HEADER_BYTES = 18
+_WEBP_ANIMATION, _MAX_WEBP_CHUNKS = 2, 100  # a flag; chunks up to the first frame
 
 
 def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: str) -> None:
@@ -66,16 +67,38 @@ def correct_after_decoding(
         file: its file; None if it is the caller's, which stays as it is.
         name: how errors name it.
     """
-    if file is not None and opened.format == "JPEG2000":
-        return scale_jpeg2000(image, file, name)
-    if file is not None and opened.format == "TGA":
-        return _correct_tga(image, read_at(file, 0, _TGA_HEADER_BYTES))
-    if file is None or image.mode != "RGBA":
+    if file is None:
         return image
-    if opened.format == "PSD":
-        return image if _has_transparency(file) else image.convert("RGB")
-    if opened.format == "ICO" and image.getextrema()[-1] == (0, 0):
-        return _mask_icon(image, opened, file)
+    if opened.format == "JPEG2000":
+        image = scale_jpeg2000(image, file, name)
+    elif opened.format == "TGA":
+        image = _correct_tga(image, read_at(file, 0, _TGA_HEADER_BYTES))
+    elif opened.format == "WEBP" and image.mode == "RGB":
+        image = _clear_around_frame(image, file)
+    elif opened.format == "PSD" and image.mode == "RGBA" and not _has_transparency(file):
+        image = image.convert("RGB")
+    elif opened.format == "ICO" and image.mode == "RGBA" and image.getextrema()[-1] == (0, 0):
+        image = _mask_icon(image, opened, file)
+    return image
+
+
+def _clear_around_frame(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Return an animated WebP whose first frame is smaller than its canvas with transparency around the frame."""
+    if read_at(file, 12, 4) != b"VP8X" or not read_at(file, 20, 1)[0] & _WEBP_ANIMATION:
+        return image
+    position = 12
+    for _ in range(_MAX_WEBP_CHUNKS):
+        kind, length = struct.unpack("<4sI", read_at(file, position, 8).ljust(8, b"\0"))
+        if kind == b"ANMF":
+            fields = read_at(file, position + 8, 12)
+            left, top, width, height = (int.from_bytes(fields[start : start + 3], "little") for start in (0, 3, 6, 9))
+            box = (2 * left, 2 * top, 2 * left + width + 1, 2 * top + height + 1)
+            if box != (0, 0, *image.size):
+                alpha = Image.new("L", image.size)
+                alpha.paste(255, box)
+                image.putalpha(alpha)
+            return image
+        position += 8 + length + length % 2
     return image
 
 
