@@ -29,7 +29,7 @@ _MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
 _BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
 _TGA_HEADER_BYTES, _TGA_PALETTE_BITS, _TGA_BITS = 18, 7, 16
 _TGA_DESCRIPTOR = 17  # the byte whose low bits count those of the alpha channel
-_MAX_WEBP_CHUNKS = 100
+_WEBP_ANIMATION, _MAX_WEBP_CHUNKS = 2, 100  # a flag; chunks up to the first frame
 
 
 def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: str) -> None:
@@ -101,23 +101,21 @@ def _correct_tga(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.I
 
 
 def _clear_around_frame(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Return the first frame of a WebP animation with transparency around it, where Pillow gives black."""
-    position = 12 if image.mode == "RGB" else file.seek(0, 2)
+    """Return an animated WebP whose first frame is smaller than its canvas with transparency around the frame."""
+    if image.mode != "RGB" or read_at(file, 12, 4) != b"VP8X" or not read_at(file, 20, 1)[0] & _WEBP_ANIMATION:
+        return image
+    position = 12
     for _chunk in range(_MAX_WEBP_CHUNKS):
-        header = read_at(file, position, 20)
-        if len(header) < 20:
-            break
-        kind, length = struct.unpack("<4sI", header[:8])
+        kind, length = struct.unpack("<4sI", read_at(file, position, 8).ljust(8, b"\0"))
         if kind == b"ANMF":
-            left, top, width, height = (
-                int.from_bytes(header[start : start + 3], "little") for start in (8, 11, 14, 17)
-            )
-            shown = (2 * left, 2 * top, 2 * left + width + 1, 2 * top + height + 1)
-            if shown != (0, 0, *image.size):
+            fields = read_at(file, position + 8, 12)
+            left, top, width, height = (int.from_bytes(fields[start : start + 3], "little") for start in (0, 3, 6, 9))
+            box = (2 * left, 2 * top, 2 * left + width + 1, 2 * top + height + 1)
+            if box != (0, 0, *image.size):
                 alpha = Image.new("L", image.size)
-                alpha.paste(255, shown)
+                alpha.paste(255, box)
                 image.putalpha(alpha)
-            break
+            return image
         position += 8 + length + length % 2
     return image
 

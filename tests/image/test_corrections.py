@@ -474,3 +474,21 @@ def test_a_psd_without_a_merged_image_is_refused(is_merged: bool) -> None:
     else:
         with pytest.raises(ImageError, match="without a merged image"):
             load_image(data)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (20, 10)])
+def test_around_the_first_frame_of_an_animated_webp_is_the_background(size: tuple[int, int]) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+    def numbers(*values: int) -> bytes:
+        return b"".join(value.to_bytes(3, "little") for value in values)
+
+    frame = encode(Image.new("RGB", size, "red"), "WEBP", lossless=True)[12:]
+    place = (2, 1) if size == (8, 6) else (0, 0)  # half of it is stored
+    body = chunk(b"VP8X", b"\2\0\0\0" + numbers(19, 9)) + chunk(b"ANIM", bytes(6))
+    body += chunk(b"ANMF", numbers(*place, size[0] - 1, size[1] - 1, 100) + b"\0" + frame)
+    read = load_image(b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body)
+    red, white = (255, 0, 0), (255, 255, 255)
+    expected = [white, red, red, white] if size == (8, 6) else [red] * 4
+    assert [read.getpixel(point) for point in ((0, 0), (4, 2), (11, 7), (12, 8))] == expected
