@@ -94,9 +94,14 @@ def is_offline() -> bool:
 
 
 def library() -> Any:
-    """Return the package huggingface_hub, without types, its module ``file_download`` included."""
+    """Return the package huggingface_hub, without types, its module ``file_download`` included.
+
+    Its telemetry is turned off: from version 2 on, it asks the Hub which environment variables to look at, reads the
+    answer without a bound, and sends what it found with each further request.
+    """
     import huggingface_hub.file_download  # noqa: PLC0415 - loads an HTTP client, which most runs do not need
 
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     return huggingface_hub
 
 

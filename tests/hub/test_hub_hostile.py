@@ -3,8 +3,11 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import resource
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -313,3 +316,18 @@ def test_slow_hub_is_given_up(
             siglip_onnx.load(NAME)
         handler.slow = ""
     assert siglip_onnx.load(NAME).variant == "int8"
+
+
+def test_the_library_tells_the_hub_nothing_about_this_machine() -> None:
+    """Version 2 would ask the Hub for the names and values of environment variables to report."""
+    code = (
+        "from siglip_onnx.hub.download import library; hub = library(); print(hub.constants.HF_HUB_DISABLE_TELEMETRY, "
+    )
+    code += "hub.utils.build_hf_headers()['user-agent'])"
+    environment = os.environ | {"HF_HUB_DISABLE_TELEMETRY": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    is_off, agent = done.stdout.split(maxsplit=1)
+    assert is_off == "True"
+    assert {part.partition("/")[0] for part in agent.strip().split("; ")} == {"unknown", "hf_hub", "python"}
