@@ -29,7 +29,6 @@ from siglip_onnx.evaluate import store
 from siglip_onnx.evaluate.datasets import LabeledImages, open_data
 from siglip_onnx.evaluate.protocols import PROTOCOLS
 from siglip_onnx.evaluate.run import evaluate
-from siglip_onnx.image.decode import ImageReader
 from siglip_onnx.image.decoder_pool import DecoderPool
 
 VARIANTS = ("fp32", "int8")
@@ -247,13 +246,13 @@ def test_images_that_are_left_out_of_a_folder_per_class_are_counted(tmp_path: Pa
 
 def test_each_image_is_decoded_once(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[bytes] = Counter()
-    read = ImageReader.read
+    read = DecoderPool.read
 
-    def counted(self: ImageReader, source: Any) -> Any:
+    def counted(self: DecoderPool, source: Any) -> Any:
         counts[source] += 1
         return read(self, source)
 
-    monkeypatch.setattr(ImageReader, "read", counted)
+    monkeypatch.setattr(DecoderPool, "read", counted)
     evaluated(drawn)
     assert len(counts) == 96
     assert set(counts.values()) == {1}
@@ -442,10 +441,8 @@ def test_errors_are_tried_again_and_other_options_refused(tmp_path: Path) -> Non
         assert_error(other, 1, "holds another evaluation; different are: providers")
     stored = np.lib.npyio.NpzFile(io.BytesIO((out / "embeddings" / "images-000000.npz").read_bytes()[:-32]))
     assert list(stored["errors"] != "") == [True, False, False]
-    read = ImageReader.read_file
     with pytest.MonkeyPatch.context() as patch:  # as after the installation of a decoder
-        patch.setattr(ImageReader, "read_file",
-                      lambda self, *arguments: read(replace(self, allow_truncated=True), *arguments))  # fmt: skip
+        patch.setattr(DecoderPool, "read", lambda pool, source: replace(pool.reader, allow_truncated=True).read(source))
         assert evaluated(*options)["num_images"] == 3
 
 
