@@ -31,6 +31,7 @@ from siglip_onnx.evaluate.protocols import PROTOCOLS
 from siglip_onnx.evaluate.run import evaluate
 from siglip_onnx.image.decode import ImageReader
 from siglip_onnx.image.decoder_pool import DecoderPool
+from siglip_onnx.options import RuntimeOptions
 
 VARIANTS = ("fp32", "int8")
 Arrays = Mapping[str, np.ndarray]
@@ -245,6 +246,15 @@ def test_images_that_are_left_out_of_a_folder_per_class_are_counted(tmp_path: Pa
     assert f"{tmp_path / 'set'}: links to folders in them were left out: 1." in result.stderr
 
 
+def decode_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command decode images in its own process, where a test can watch or change it."""
+
+    def options(**given: Any) -> RuntimeOptions:
+        return RuntimeOptions(**{**given, "isolate_decoding": False})
+
+    monkeypatch.setattr("siglip_onnx.cli.evaluate.RuntimeOptions", options)
+
+
 def test_each_image_is_decoded_once(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[bytes] = Counter()
     read = ImageReader.read
@@ -254,6 +264,7 @@ def test_each_image_is_decoded_once(drawn: Path, monkeypatch: pytest.MonkeyPatch
         return read(self, source)
 
     monkeypatch.setattr(ImageReader, "read", counted)
+    decode_here(monkeypatch)
     evaluated(drawn)
     assert len(counts) == 96
     assert set(counts.values()) == {1}
@@ -444,6 +455,7 @@ def test_errors_are_tried_again_and_other_options_refused(tmp_path: Path) -> Non
     assert list(stored["errors"] != "") == [True, False, False]
     read = ImageReader.read_file
     with pytest.MonkeyPatch.context() as patch:  # as after the installation of a decoder
+        decode_here(patch)
         patch.setattr(ImageReader, "read_file",
                       lambda self, *arguments: read(replace(self, allow_truncated=True), *arguments))  # fmt: skip
         assert evaluated(*options)["num_images"] == 3
