@@ -45,7 +45,6 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
-_FLAT_MODES = ("1", "L", "RGB")
 _PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
 _COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
 _SMALL_PIXELS = 1_000_000  # that cost little in any case
@@ -248,8 +247,6 @@ class ImageReader:
 
     def _to_rgb(self, image: Image.Image, file: Image.Image, name: str) -> Image.Image:
         background = parse_background(self.background)
-        if file.format is None and image.mode in _FLAT_MODES:  # the caller converted it, with a key that counts no more
-            background = None
         if is_deep(image):
             if background is None:
                 _log.warning("%s has levels beyond 8 bits, which are cut at 255 as in transformers 4.57.", name)
