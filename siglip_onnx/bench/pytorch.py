@@ -12,10 +12,10 @@ from PIL import Image
 
 from ..bundle.folder import open_bundle
 from ..config import CONFIG, read_document
-from ..export.sizes import check_sizes
 from ..head import Floats
 from ..image.decode import load_image
 from ..verify.pytorch import image_processor, load_reference, tokenizer
+from ..verify.sizes import check_sizes
 from .backend import Configuration, Inputs
 
 

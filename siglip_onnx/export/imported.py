@@ -51,9 +51,9 @@ from ..hub.remote_head import NAMES, read_remote_head
 from ..system.files import open_regular
 from ..system.names import find_outside
 from ..verify.accuracy import REFERENCE, Accuracy
+from ..verify.sizes import check_sizes
 from .foreign_graph import ForeignGraph, check_weights, read_graph
 from .output import check_out, new_bundle_folder
-from .sizes import check_sizes
 from .sources import Request, open_source
 from .sources.hugging_face import plain_config
 from .tokenizer import write_tokenizer

@@ -20,8 +20,8 @@ from ..system.files import read_small
 from ..system.json_files import read_json_object
 from ..text.growth import MAX_TOKENIZER_BYTES, check_document
 from ..text.tokenizer import is_panic
+from ..text.tokenizer_settings import EOS, TokenizerSettings, check_length, named_pad, read_settings
 from ..text.vocabulary import MAX_PIECE_CHARACTERS, PIECES, suits_table, write_pieces
-from .tokenizer_settings import EOS, TokenizerSettings, check_length, named_pad, read_settings
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
 _META = "▁"
@@ -92,7 +92,7 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
 
 
 def _check_ids(document: Json, vocab_size: int) -> None:
-    """Check that every token has an id of its own: the library would fill and print the gaps between ids.
+    """Check that every token has an id of its own, without gaps: the library would print and fill these.
 
     Raises:
         ValueError: one has not, or has no row in the text tower.
@@ -101,9 +101,12 @@ def _check_ids(document: Json, vocab_size: int) -> None:
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
     if len(set(ids)) < len(ids):
         raise ValueError("two pieces have the same id")
-    for id_ in (*ids, *(token["id"] for token in document.get("added_tokens") or ())):
+    added = [token["id"] for token in document.get("added_tokens") or ()]
+    for id_ in (*ids, *added):
         if type(id_) is not int or not 0 <= id_ < vocab_size:
             raise ValueError(f"a token has the id {id_!r:.30}, but the text tower has {vocab_size:,} rows")
+    if ids and len({*ids, *added}) <= max(ids):
+        raise ValueError(f"the ids of its {len(ids):,} pieces go up to {max(ids):,}, so that some are missing")
 
 
 def _tokenizer_config(document: Json, text_length: int) -> Json:

@@ -35,13 +35,13 @@ from ..config import (
     read_preprocessor_document,
 )
 from ..errors import CheckpointError, first_line
-from ..export.sizes import check_sizes
-from ..export.tokenizer_settings import TOKEN_KEYS, named_pad, read_settings
 from ..head import Floats
 from ..image.decode import ImageSource, load_image
 from ..model import SigLIP
 from ..options import DROP
 from ..text.growth import read_checked
+from ..text.tokenizer_settings import TOKEN_KEYS, named_pad, read_settings
+from .sizes import check_sizes
 
 # Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
 VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"

@@ -37,11 +37,13 @@ def write_layouts(checkpoint: Path, folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-def test_commands_run(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run(
+    small_checkpoint: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     paths = {
         "CHECKPOINT": small_checkpoint,
-        "ONNX_FOLDER": BUNDLE_PATH,
+        "ONNX_FOLDER": small_bundle,
         "IMAGES": IMAGES_PATH,
         "LABELS": BUNDLE_PATH.parent / "texts.txt",
         "photo.jpg": IMAGES_PATH / "red_star.png",

@@ -273,6 +273,7 @@ def gemma_of(vocab: dict[str, int], *steps: dict[str, Any]) -> dict[str, Any]:
         (gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 10**9}), "the id 1000000000, but the text tower has 100"),
         (gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": -1}), "the id -1"),
         (gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 2}), "two pieces have the same id"),
+        (gemma_of({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 4}), "4 pieces go up to 4, so that some are missing"),
         (unigram(b"", "a" * 201), "a piece of more than 200 characters"),
         (gemma(*[{"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}] * 30), "64 times as long"),
     ],
