@@ -125,33 +125,43 @@ class ParquetFile:
         """
         _recent.use(self)
         with self._lock:
-            kept = self._kept.get(row)
-            if kept is not None:
-                return kept[0]
-            end, problem = self._ends.get(self._group(row), (row + 1, None))
-            if problem is not None and row >= end:
-                raise problem
             try:
-                if self._ahead is None or not self._is_ahead(row):
-                    self._next_row, self._ahead = row, self._read_from(column, row)
-                while True:
-                    value = next(self._ahead)
-                    size_bytes = len(value) if isinstance(value, bytes) else 0
-                    self._count(column, self._next_row, size_bytes)
-                    self._kept.put(self._next_row, (value,), size_bytes)
-                    self._next_row += 1
-                    if self._next_row > row:
-                        return value
-            except (*self._errors, StopIteration) as error:
-                self._ahead = None
-                problem = self._unreadable(error)
-                self._ends[self._group(self._next_row)] = self._next_row, problem
-                raise problem from error
+                return self._read_value(column, row)
+            finally:
+                if not _recent.keeps(self):  # other threads have used other files meanwhile, and released this one
+                    self._forget()
+
+    def _read_value(self, column: str, row: int) -> Any:
+        kept = self._kept.get(row)
+        if kept is not None:
+            return kept[0]
+        end, problem = self._ends.get(self._group(row), (row + 1, None))
+        if problem is not None and row >= end:
+            raise problem
+        try:
+            if self._ahead is None or not self._is_ahead(row):
+                self._next_row, self._ahead = row, self._read_from(column, row)
+            while True:
+                value = next(self._ahead)
+                size_bytes = len(value) if isinstance(value, bytes) else 0
+                self._count(column, self._next_row, size_bytes)
+                self._kept.put(self._next_row, (value,), size_bytes)
+                self._next_row += 1
+                if self._next_row > row:
+                    return value
+        except (*self._errors, StopIteration) as error:
+            self._ahead = None
+            problem = self._unreadable(error)
+            self._ends[self._group(self._next_row)] = self._next_row, problem
+            raise problem from error
 
     def release(self) -> None:
         """Close the file, and forget what was read of it; what is used again is read again."""
         with self._lock:
-            self._file, self._ahead, self._kept = None, None, self._new_cache()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._file, self._ahead, self._kept = None, None, self._new_cache()
 
     def _opened(self) -> Any:
         """Return the file of the library, whose footer must still be the one that was checked."""
@@ -233,6 +243,10 @@ class _Recent:
     def __init__(self) -> None:
         self._files: list[weakref.ref[ParquetFile]] = []
         self._lock = renewed_lock(self)
+
+    def keeps(self, file: ParquetFile) -> bool:
+        """Say whether a file is among those that were used last."""
+        return any(each() is file for each in self._files)
 
     def use(self, file: ParquetFile) -> None:
         """Make a file the one used last."""
