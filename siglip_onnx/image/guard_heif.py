@@ -22,7 +22,7 @@ from .heif import Container, Extent, Item, read_container, read_extents
 MAX_UNITS = 20_000  # OBUs or NAL units of all coded images
 _MOST_DECODED = 3  # times the limit of pixels: a grid beyond its edges, alpha, a gain map
 _MOST_ENLARGED = 2  # times: the sizes of a frame and its image differ by some rows and columns
-_SLICES = 8  # of a picture beyond its first that count as another one: they may say that they are the same part of it
+_SLICES = 8  # of a frame beyond its first that count as another frame: they may say that they are the same part of it
 _SEQUENCE_HEADER, _FRAMES = 1, (3, 6)  # kinds of OBUs
 _SEQUENCE_PARAMETERS, _FIRST_OTHER = 33, 32  # kinds of NAL units; the smaller ones hold pixels
 _HEADER_BYTES = 256  # a sequence header has less

@@ -87,7 +87,7 @@ def read_settings(folder: Path, tokens: Iterable[Json] = ()) -> TokenizerSetting
     lower = config.get("do_lower_case", True)
     if not isinstance(lower, bool):
         raise CheckpointError(f"{folder / TOKENIZER_CONFIG} has do_lower_case {lower!r:.60}, expected true or false.")
-    return TokenizerSettings(lower, named_pad(folder), tuple(by_id[id_] for id_ in sorted(by_id)))
+    return TokenizerSettings(lower, _content(config.get("pad_token")), tuple(by_id[id_] for id_ in sorted(by_id)))
 
 
 def check_length(folder: Path, text_length: int) -> None:

@@ -313,14 +313,20 @@ def test_vectors_of_more_rows_than_a_shard_has_are_not_read(embedded: Path, tmp_
     assert_error(run("search", copy, "a star"), 1, "expected at most 1,000 rows of a shard")
 
 
+def copy_with_suffix(embedded: Path, copy: Path, suffix: str) -> Path:
+    """Copy a folder of vectors, and give its embedding space a suffix."""
+    shutil.copytree(embedded, copy)
+    facts = open_job(copy).facts
+    changed = replace(facts, embedding_space=f"{facts.embedding_space}-{suffix}")
+    (copy / "job.json").write_bytes(changed.to_bytes())
+    for receipt in (copy / "receipts").iterdir():
+        receipt.write_text(receipt.read_text().replace(facts.fingerprint, changed.fingerprint))
+    return copy
+
+
 @pytest.mark.parametrize("suffix", ["9" * 5_000 + "patches", "٣patches", "64patches\n"])
 def test_vectors_of_an_odd_embedding_space_are_refused(suffix: str, embedded: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
-    facts = open_job(copy).facts
-    odd = replace(facts, embedding_space=f"{facts.embedding_space}-{suffix}")
-    (copy / "job.json").write_bytes(odd.to_bytes())
-    for receipt in (copy / "receipts").iterdir():
-        receipt.write_text(receipt.read_text().replace(facts.fingerprint, odd.fingerprint))
+    copy = copy_with_suffix(embedded, tmp_path / "copy", suffix)
     assert_error(run("search", copy, "a star"), 1, "holds vectors of the embedding space int8-")
 
 
@@ -333,17 +339,12 @@ def test_collection_takes_the_number_of_patches_of_its_vectors(
         asked.update(options)
         return siglip_onnx.load(name)
 
-    copy = Path(shutil.copytree(embedded, tmp_path / "copy"))
-    facts = open_job(copy).facts
-    patches = replace(facts, embedding_space=f"{facts.embedding_space}-64patches")
-    (copy / "job.json").write_bytes(patches.to_bytes())
-    for receipt in (copy / "receipts").iterdir():
-        receipt.write_text(receipt.read_text().replace(facts.fingerprint, patches.fingerprint))
+    copy = copy_with_suffix(embedded, tmp_path / "copy", "64patches")
     monkeypatch.setattr("siglip_onnx.bulk.search.load", load)
     with pytest.raises(JobError, match="64patches"):  # the demo model has no patches
         open_collection(copy).search("a star")
     assert asked["max_num_patches"] == 64
-    assert facts.max_num_patches is None
+    assert open_job(embedded).facts.max_num_patches is None
 
 
 def test_more_shards_than_open_files_are_read(tmp_path: Path) -> None:

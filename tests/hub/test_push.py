@@ -134,14 +134,20 @@ def test_card_states_facts_and_its_commands_run(
         *(f"{int8.accuracy[f'{tower}_cosine_min']:.5f}" for tower in ("vision", "text")),
         f"{int8.accuracy['logit_error_max']:.3f}",
     ]
-    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```$", card, re.M | re.S))
-    (tmp_path / "photo.jpg").write_bytes((IMAGES_PATH / "red_star.png").read_bytes())
     monkeypatch.chdir(tmp_path)
+    python, command = run_blocks(card)
+    assert python.startswith("[Match(text='a cat'")
+    assert "a dog" in command
+
+
+def run_blocks(card: str) -> tuple[str, str]:
+    """Run the Python and the last command of a card in the current folder; return what they print."""
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```$", card, re.M | re.S))
+    Path("photo.jpg").write_bytes((IMAGES_PATH / "red_star.png").read_bytes())
     done = subprocess.run([sys.executable, "-c", blocks["python"]], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("[Match(text='a cat'")
     shown = run(*shlex.split(blocks["sh"].splitlines()[-1])[1:])
     assert shown.exit_code == 0, shown.stderr
-    assert "a dog" in shown.stdout
+    return done.stdout, shown.stdout
 
 
 @pytest.mark.export
@@ -162,13 +168,8 @@ def test_card_of_another_kind_of_model(
     assert "javascript" not in card.lower()
     assert "transformers.js" not in card
     assert ("Labels: a, b , l2, " in card.replace("b,", "b ,") and "l99 and 20 more." in card) == (kind == "classifier")
-    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```$", card, re.M | re.S))
-    (tmp_path / "photo.jpg").write_bytes((IMAGES_PATH / "red_star.png").read_bytes())
     monkeypatch.chdir(tmp_path)
-    done = subprocess.run([sys.executable, "-c", blocks["python"]], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("[")
-    shown = run(*shlex.split(blocks["sh"].splitlines()[-1])[1:])
-    assert shown.exit_code == 0, shown.stderr
+    assert run_blocks(card)[0].startswith("[")
 
 
 def test_card_has_no_markup_from_a_manifest(copy: Path) -> None:

@@ -132,7 +132,7 @@ def test_frames_count_as_often_as_they_are_decoded() -> None:
 
 
 def slices(part: Part, first: int, others: int) -> Part:
-    """Return a coded image with more slices, of which ``first`` begin another picture, as hidden ones do."""
+    """Return a coded image with more slices, of which ``first`` begin another frame, as hidden ones do."""
     start = struct.pack(">IBB", 10, 0x26, 1)
     more = (start + b"\x80" * 8) * first + (start + bytes(8)) * others
     return Part(part.kind, part.data + more, part.properties)
