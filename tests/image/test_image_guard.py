@@ -389,6 +389,10 @@ def test_long_markers_that_the_decoder_of_jpeg_2000_skips_take_no_time() -> None
     data = encode(Image.new("RGB", (30, 20), "red"), "JPEG2000", no_jp2=True)
     place = data.index(b"\xff\x52")
     marked = data[:place] + (b"\xff\x70\xff\xfc" + bytes(65_530) + b"\xff\x64\0\4ab") * 600 + data[place:]
-    began = time.process_time()
-    check_header(io.BytesIO(marked), ImageLimits(), "x")
-    assert time.process_time() - began < 0.3  # measured: 0.02 s, before 1.3 s
+
+    def seconds() -> float:
+        began = time.process_time()
+        check_header(io.BytesIO(marked), ImageLimits(), "x")
+        return time.process_time() - began
+
+    assert min(seconds() for _ in range(3)) < 0.3  # measured: 0.02 s; 1.3 s if each byte is looked at in Python
