@@ -30,7 +30,7 @@ paths: list[str] = []
 for file in sorted((out / "parquet").glob("*.parquet")):
     rows = pyarrow.parquet.read_table(file, columns=["path", "embedding"], filters=[("status", "=", "ok")])
     values = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    index.add(values.reshape(len(rows), -1).astype(np.float32))  # FAISS takes float32 only
+    index.add(values.reshape(len(rows), facts["embedding_dim"]).astype(np.float32))  # FAISS takes float32 only
     paths += rows["path"].to_pylist()
 similarities, rows_found = index.search(query, min(10, len(paths)))
 for similarity, row in zip(similarities[0], rows_found[0], strict=True):

@@ -20,7 +20,7 @@ from ..image.decode import ImageSource, as_images, is_single_image
 from ..model import SigLIP
 from ..system.threads import MAX_THREADS, available_threads
 from ..system.workers import in_batches, map_in_order
-from .job import Job, open_job
+from .job import ERRORS, Job, open_job
 from .listing import input_of, status_of
 from .records import Row
 
@@ -404,11 +404,14 @@ def open_collection(path: str | os.PathLike[str], model: SigLIP | str | os.PathL
             loaded by the name that the folder recorded.
 
     Raises:
-        JobError: it is not the folder of a job, or holds no vectors yet.
+        JobError: it is not the folder of a job, or holds no vectors.
     """
     collection = Collection(open_job(Path(path)), model)
     if not collection.num_vectors:
-        raise JobError(f"{path} holds no vectors yet; run siglip-onnx embed again, which resumes the job.")
+        raise JobError(
+            f"{path} holds no vectors; run siglip-onnx embed again if it did not finish, otherwise see {ERRORS}, which "
+            "says why its images have none."
+        )
     return collection
 
 

@@ -396,6 +396,13 @@ def test_search_reports_unfinished_shards(embedded: Path, tmp_path: Path) -> Non
     assert len(json.loads(result.stdout)["results"]) == 16 - 10
 
 
+def test_folder_without_any_vector_names_the_errors(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("not an image")
+    assert run("embed", tmp_path, "--out", tmp_path / "out", "--model", "demo").exit_code == 3
+    assert_error(run("search", tmp_path / "out", "a"), 1, "holds no vectors; run siglip-onnx embed again if it did not")
+    assert "not a readable image" in (tmp_path / "out" / "errors.jsonl").read_text()
+
+
 def test_wrong_use_is_one_message(embedded: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, code, message in (
@@ -490,13 +497,13 @@ def run_store(store: str, out: Path, *arguments: str) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample images in Parquet files of four rows, among them one without a vector."""
+    """The sample images in Parquet files of four rows, and one without any vector."""
     pytest.importorskip("pyarrow", reason="the extra [parquet] is not installed")
     folder = tmp_path_factory.mktemp("stores")
     (folder / "images").mkdir()
     for path in IMAGES_PATH.iterdir():
         (folder / "images" / path.name).write_bytes(path.read_bytes())
-    (folder / "images" / "broken.png").write_text("not an image")
+    (folder / "images" / "~broken.png").write_text("not an image")  # the last one
     options = ("--layout", "parquet", "--dtype", request.param, "--shard-size", "4", "--model", "demo")
     assert run("embed", folder / "images", "--out", folder / "out", *options).exit_code == 3
     return folder / "out"
