@@ -18,11 +18,8 @@ from PIL import Image
 from ..errors import ImageError
 from .headers import read_at
 from .jpeg2000 import check_jpeg2000_levels, correct_jpeg2000
+from .tiff import correct_tiff
 
-_BITS_PER_SAMPLE, _COMPRESSION, _PLANES = 258, 259, 284  # TIFF tags
-_STRIP_BYTES, _TILE_BYTES = 279, 325
-_SEPARATE, _UNCOMPRESSED, _FAXES = 2, 1, (2, 3, 4)
-_NATIVE_ORDER = {"F;32BF": "F;32NF", "F;64BF": "F;64NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "I;32B": "I;32N"}
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those of 8 bits
 _PSD_HEADER_BYTES, _VERSION_INFO = 26, 1057  # the number of a resource
 _MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
@@ -44,9 +41,7 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     elif image.format == "JPEG2000" and file is not None:
         check_jpeg2000_levels(image, file, name)
     elif image.format == "TIFF":
-        _check_planes(getattr(image, "tag_v2", {}), name)
-        _check_strips(image, getattr(image, "tag_v2", {}), name)
-        _correct_byte_order(image)
+        correct_tiff(image, name)
     elif image.format == "PSD":
         _check_composite(image, name)
     elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
@@ -183,31 +178,6 @@ def _correct_transparent_color(image: Image.Image) -> None:
         image.info["transparency"] = tuple(level >> 8 for level in key)
 
 
-def _check_planes(tags: Any, name: str) -> None:
-    """Refuse a TIFF with a plane for each channel that Pillow reads as if it had 8 bits, or as interleaved."""
-    if _first(tags, _PLANES) != _SEPARATE:
-        return
-    depths, is_compressed = tags.get(_BITS_PER_SAMPLE) or (1,), _first(tags, _COMPRESSION) != _UNCOMPRESSED
-    if (len(depths) > 1 and max(depths) > 8 and not is_compressed) or (len(depths) == 2 and is_compressed):
-        raise ImageError(
-            f"{name} is a TIFF with a plane for each of {len(depths)} channels of {max(depths)} bits, which Pillow "
-            "does not read right; save it with interleaved channels, or as PNG.",
-            status="unsupported",
-        )
-
-
-def _check_strips(image: Image.Image, tags: Any, name: str) -> None:
-    """Refuse a TIFF that lacks parts, or a fax without the length of its data, which may be truncated."""
-    if _first(tags, _COMPRESSION) in _FAXES and _STRIP_BYTES not in tags and _TILE_BYTES not in tags:
-        raise ImageError(
-            f"{name} is a TIFF of a fax without the length of its data, so that it may be truncated; save it again.",
-            status="unsupported",
-        )
-    tiles: Any = getattr(image, "tile", ())
-    if any(tile.codec_name == "raw" and tile.offset == 0 for tile in tiles):
-        raise ImageError(f"{name} is a TIFF with missing parts; save it again with all of them.", status="unsupported")
-
-
 def _check_composite(image: Image.Image, name: str) -> None:
     """Refuse a PSD that was saved without the image of all layers together, in whose place it is white."""
     resources: Any = getattr(image, "resources", ())
@@ -215,16 +185,3 @@ def _check_composite(image: Image.Image, name: str) -> None:
         raise ImageError(
             f"{name} is a PSD without a merged image; save it for maximum compatibility.", status="unsupported"
         )
-
-
-def _correct_byte_order(image: Image.Image) -> None:
-    """Let a compressed TIFF be read in the byte order of this machine, in which libtiff gives its levels."""
-    tiles: Any = getattr(image, "tile", ())
-    for number, tile in enumerate(tiles):
-        if tile.codec_name == "libtiff" and (order := _NATIVE_ORDER.get(tile.args[0])):
-            tiles[number] = tile._replace(args=(order, *tile.args[1:]))
-
-
-def _first(tags: Any, tag: int) -> Any:
-    value = tags.get(tag)
-    return value[0] if isinstance(value, tuple) and value else value

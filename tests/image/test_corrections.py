@@ -118,6 +118,38 @@ def test_levels_of_a_tiff_in_either_byte_order(kind: str, sample_format: int, or
     np.testing.assert_allclose(np.asarray(load_image(data))[..., 0], 255 * levels, atol=1.01)
 
 
+@pytest.mark.parametrize("scale", [257, 256, 1])
+def test_colors_of_a_palette_tiff_may_be_of_8_bits(scale: int) -> None:
+    expected = (230, 120, 0)
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, *expected])
+    colors = [
+        level * scale for channel in zip((0, 0, 0), expected, *[(0, 0, 0)] * 254, strict=True) for level in channel
+    ]
+    data = encode(image, "TIFF")
+    place = data.index(struct.pack("<HHI", 320, 3, 768)) + 8
+    start = struct.unpack_from("<I", data, place)[0]
+    assert struct.unpack_from("<768H", data, start) != (0,) * 768
+    data = data[:start] + struct.pack("<768H", *colors) + data[start + 2 * 768 :]
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert load_image(source).getpixel((2, 1)) == expected
+
+
+@pytest.mark.parametrize(("subsampling", "read"), [((1, 1), True), ((2, 1), False), ((2, 2), False), (None, False)])
+def test_an_uncompressed_tiff_of_subsampled_colors_is_refused(subsampling: tuple[int, int] | None, read: bool) -> None:
+    tags = {530: subsampling or (1, 1)}
+    image = make_image(np.random.default_rng(0), (8, 6)).convert("YCbCr")
+    data = encode(image, "TIFF", tiffinfo=tags) + bytes(1000)
+    if subsampling is None:  # a tag of another number in its place
+        data = data.replace(struct.pack("<HHI", 530, 3, 2), struct.pack("<HHI", 65_000, 3, 2))
+    if read:
+        np.testing.assert_array_equal(np.asarray(load_image(data)), np.asarray(image.convert("RGB")))
+    else:
+        with pytest.raises(ImageError, match="subsampled colors") as raised:
+            load_image(data)
+        assert raised.value.status == "unsupported"
+
+
 @pytest.mark.parametrize(("alpha", "attribute_bits", "used"), [(0, 0, False), (0, 8, True), (90, 0, True)])
 def test_alpha_of_a_tga_without_bits_for_it(alpha: int, attribute_bits: int, used: bool) -> None:
     image = Image.new("RGBA", (8, 6), (200, 30, 40, alpha))
