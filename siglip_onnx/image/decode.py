@@ -44,6 +44,7 @@ _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 # Only formats of raster images: for EPS, Pillow would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
+_URLS = ("http://", "https://", "data:", "file:")
 _JPEG_END = b"\xff\xd9"
 _PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
 _COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
@@ -165,7 +166,7 @@ class ImageReader:
             return
         if not isinstance(source, str | os.PathLike):
             raise ImageError(f"An image cannot be a {type(source).__name__}; give {_KINDS}.", status="unsupported")
-        path = Path(source)
+        path = Path(os.fsdecode(source))
         name = printable(path)
         try:
             with opener(path) as file:
@@ -173,6 +174,8 @@ class ImageReader:
         except ImageError:  # of the caller's block
             raise
         except FileNotFoundError as error:
+            if isinstance(source, str) and source.startswith(_URLS):
+                raise ImageNotFoundError(f"{printable(source)} is a URL; fetch it, and give its content.") from error
             raise ImageNotFoundError(f"{name} does not exist; give the path of an image.") from error
         except IsADirectoryError as error:
             raise ImageFileError(f"{name} is a folder; give the path of an image.") from error
@@ -312,14 +315,17 @@ def is_open_file(source: ImageSource) -> bool:
 
 def keep_content(source: ImageSource) -> ImageSource:
     """Return a copy of an image in memory that its owner could change, as a camera does that fills one buffer again."""
-    if isinstance(source, bytearray | memoryview):
-        return bytes(source)
-    if isinstance(source, io.BytesIO):
-        return source.getvalue()
-    if isinstance(source, Mapping):
-        return dict(source)
-    if isinstance(source, np.ndarray | Image.Image):
-        return source.copy()
+    try:
+        if isinstance(source, bytearray | memoryview):
+            return bytes(source)
+        if isinstance(source, io.BytesIO):
+            return source.getvalue()
+        if isinstance(source, Mapping):
+            return dict(source)
+        if isinstance(source, np.ndarray | Image.Image):
+            return source.copy()
+    except ValueError:
+        return source  # it is closed, which is reported where it is read
     return source
 
 
@@ -425,6 +431,8 @@ def _load_pixels(
         problem = error
     incomplete = file is not None and _is_incomplete(image, file.raw, name)
     if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
+        if file is None and (isinstance(problem, AssertionError) or "closed" in str(problem)):
+            raise ImageFileError(f"{name} is closed; use it before, or give its path.") from problem
         if isinstance(problem, MemoryError):
             raise ImageError(f"{name} takes more memory than there is; resize it.", status="too_large") from problem
         if problem is not None:

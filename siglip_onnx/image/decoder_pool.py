@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from typing import IO, Any, NoReturn
 
@@ -59,6 +60,7 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # everything else that a process of its own costs
 }
 _BOOT = "from siglip_onnx.image.decoder_process import main; main()"
+_CPU_LIMIT, _KILLED = -getattr(signal, "SIGXCPU", 1000), -getattr(signal, "SIGKILL", 2000)  # exit codes
 _ADVICE = "Check the limits of processes and memory, or decode without processes (--no-isolate-decoding)."
 _FROZEN_DECODER = "--siglip-onnx-decoder"  # the argument of a frozen program's decoder processes
 _log = logging.getLogger(__name__)
@@ -250,7 +252,7 @@ class _Decoder:
 
     def __init__(self, reader: ImageReader, limits: DecoderLimits) -> None:
         self._limits, self._max_pixels = limits, reader.limits.max_pixels
-        self._num_images = 0
+        self._num_images, self._began = 0, 0.0
         self._expired = False
         self._memory = _create_memory(max(3 * reader.limits.max_pixels, reader.limits.max_bytes))
         kept = () if self._memory is None else (self._memory,)
@@ -296,7 +298,7 @@ class _Decoder:
             ImageError: the file cannot be read.
             _DecoderEndedError: the process ended.
         """
-        self._num_images += 1
+        self._num_images, self._began = self._num_images + 1, time.monotonic()
         request = {"bytes": size_bytes, "name": name, "fit": describe_fit(fit)}
         file.seek(0)
         try:
@@ -390,12 +392,14 @@ class _Decoder:
             reason, status, is_final = f"more than {self._limits.wall_seconds:.0f} seconds", _TOO_LARGE, True
         else:
             code = self._wait()
+            if code == 0 and time.monotonic() - self._began >= self._limits.opening_seconds:
+                code = _CPU_LIMIT  # in a host that ignores SIGCHLD, the code of a child is not known
             cpu = "more CPU time than images of its size need"
             memory = f"more than {self._limits.memory_bytes:,} bytes of memory"
             reason, status, is_final = {
                 OUT_OF_MEMORY: (memory, _TOO_LARGE, False),
-                -getattr(signal, "SIGXCPU", 1000): (cpu, _TOO_LARGE, True),
-                -getattr(signal, "SIGKILL", 2000): ("more memory than the system has", _TOO_LARGE, False),
+                _CPU_LIMIT: (cpu, _TOO_LARGE, True),
+                _KILLED: ("more memory than the system has", _TOO_LARGE, False),
             }.get(code, (_describe_exit(code), "decode_error", False))
         raise _DecoderEndedError(reason, status, try_again=self._num_images > 1 and not is_final)
 

@@ -133,6 +133,8 @@ def describe_reader(reader: ImageReader) -> Message:
 
 def main() -> None:
     """Decode the images that arrive on stdin until it is closed."""
+    if sys.platform != "win32":
+        _restore_signals()
     requests = os.fdopen(0, "rb", buffering=0, closefd=False)
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints must not mix with the replies
@@ -148,6 +150,13 @@ def main() -> None:
         return  # the parent has ended
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # an orderly end would need memory
+
+
+def _restore_signals() -> None:
+    """Let signals end this process that the parent may ignore or block, which children inherit."""
+    for number in (signal.SIGXCPU, signal.SIGALRM, signal.SIGIO):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 class _Decoder:
@@ -308,7 +317,6 @@ def _ending_with_parent() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the parent may ignore it, which children inherit
     flags = fcntl.fcntl(0, fcntl.F_GETFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, flags | fcntl.FASYNC)

@@ -40,10 +40,12 @@ def _interpreter() -> list[str]:
     """Return the command of a Python with the same isolation (``-I``, ``-E``, ``-s``) as this one.
 
     Raises:
-        SiglipOnnxError: this program is frozen and carries no Python to start.
+        SiglipOnnxError: this program is frozen, or embeds Python, and names no Python to start.
     """
     if is_frozen():
         raise SiglipOnnxError("A frozen program cannot do this. Use siglip_onnx as it is installed by pip.")
+    if not sys.executable:
+        raise SiglipOnnxError("sys.executable is empty, so that no process can be started; set it to a Python.")
     flags = sys.flags
     if flags.isolated:
         return [sys.executable, "-I"]
@@ -57,10 +59,12 @@ def python_command(code: str, *first: Path) -> list[str]:
     ``-m`` alike; ``first`` are folders to look in before the others.
 
     Raises:
-        SiglipOnnxError: this program is frozen and carries no Python to start.
+        SiglipOnnxError: this program is frozen, or embeds Python, and names no Python to start.
     """
     path = [*map(str, first), *(place for place in sys.path if isinstance(place, str))]  # Python ignores others
-    return [*_interpreter(), "-P", "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
+    # Each as an argument, whose length is limited.
+    start = f"import sys; sys.path[:] = sys.argv[1:{len(path) + 1}]; del sys.argv[1:{len(path) + 1}]; {code}"
+    return [*_interpreter(), "-P", "-c", start, *path]
 
 
 def module_command(module: str, *arguments: str, first: Sequence[Path] = ()) -> list[str]:

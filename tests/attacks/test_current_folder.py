@@ -9,6 +9,7 @@ import pytest
 from support.commands import run_process
 from support.images import make_image
 
+from siglip_onnx.errors import SiglipOnnxError
 from siglip_onnx.system.frozen import module_command, python_command
 from siglip_onnx.system.steps import run_steps
 
@@ -72,6 +73,20 @@ def test_modules_are_found_where_this_process_finds_them(folder: Path, monkeypat
     first = module_command("own_module", "a", "b", first=[folder.parent / "own"])
     assert subprocess.run(first, capture_output=True, text=True, check=True).stdout == "['a', 'b'] __main__\n"
     assert not (folder.parent / "marks").exists()
+
+
+def test_a_long_search_path_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One argument may have 128 kB on Linux, and Bazel gives each package a folder."""
+    long_path = [f"/nowhere/{number:0100d}" for number in range(2000)]
+    monkeypatch.setattr(sys, "path", [*sys.path, *long_path])
+    command = python_command("print(sys.path[-1])")
+    assert subprocess.check_output(command, text=True).strip() == long_path[-1]
+
+
+def test_without_an_interpreter_no_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", None)  # as where a program embeds Python
+    with pytest.raises(SiglipOnnxError, match=r"sys\.executable is empty"):
+        python_command("")
 
 
 def test_the_mark_of_an_import_is_seen(folder: Path) -> None:

@@ -357,11 +357,44 @@ def test_no_process_is_left(end: str, code: int) -> None:
     wait_until(lambda: not is_alive(int(process.stdout)))
 
 
+BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"  # as hosts in other languages do
+IGNORED = "for each in (signal.SIGXCPU, signal.SIGALRM, signal.SIGIO): signal.signal(each, signal.SIG_IGN)\n"
+DAEMON = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"  # no exit code of a child is known then
+
+
 @ON_LINUX
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_during_an_image_ends_its_process_too(number: int) -> None:
+@pytest.mark.parametrize("signals", [BLOCKED, IGNORED, DAEMON])
+def test_limits_hold_whatever_the_host_does_with_signals(signals: str, tmp_path: Path) -> None:
+    code = f"""
+import signal, sys
+from siglip_onnx import ImageError
+from siglip_onnx.image.decode import ImageReader
+from siglip_onnx.image.decoder_pool import DecoderPool
+from siglip_onnx.image.decoder_process import DecoderLimits
+{signals}
+pool = DecoderPool(ImageReader(), 1, DecoderLimits(1_000_000_000, cpu_seconds=1, wall_seconds=100.0))
+pool.read(sys.argv[1])
+try:
+    pool.read(sys.argv[2])
+except ImageError as error:
+    print(error.status, "more CPU time" in str(error))
+"""
+    (tmp_path / "slow.qoi").write_bytes(SLOW)
+    command = [sys.executable, "-c", code, STAR, tmp_path / "slow.qoi"]
+    assert subprocess.check_output(command, text=True) == "too_large True\n"
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("number", "signals"),
+    [(signal.SIGINT, ""), (signal.SIGTERM, ""), *((signal.SIGKILL, signals) for signals in ("", BLOCKED, IGNORED))],
+)
+def test_a_signal_during_an_image_ends_its_process_too(number: int, signals: str) -> None:
     """Also where the parent cannot do so: SIGTERM and SIGKILL end it at once."""
-    code = LEAVE + "sys.stdin.buffer.read(1)\npool.read(sys.stdin.buffer.read())"
+    code = (
+        LEAVE.replace("pool.read", signals + "pool.read")
+        + "sys.stdin.buffer.read(1)\npool.read(sys.stdin.buffer.read())"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, STAR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -7,6 +7,7 @@ import lzma
 import mmap
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 import siglip_onnx
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
@@ -30,6 +32,7 @@ from siglip_onnx.errors import (
     DownloadError,
     ImageError,
     ImageFileError,
+    ImageNotFoundError,
     JobNotFoundError,
     ModelNotFoundError,
     OptionError,
@@ -129,6 +132,35 @@ def test_a_closed_file_is_an_os_error(demo: siglip_onnx.SigLIP) -> None:
         pass
     with pytest.raises(ImageFileError, match="closed file"):
         demo.encode_images(file)
+
+
+def open_undecoded() -> Image.Image:
+    return Image.open(PATHS[0])
+
+
+@pytest.mark.parametrize("make", [lambda: io.BytesIO(CONTENTS[0]), open_undecoded, lambda: Image.new("RGB", (8, 8))])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_closed_image_is_named_and_ends_no_stream(workers: int, make: Callable[[], Any]) -> None:
+    closed = make()
+    closed.close()
+    with siglip_onnx.load("demo", workers=workers) as model:
+        first, error, last = model.stream_images([PATHS[0], closed, PATHS[1]])
+    assert isinstance(error, ImageFileError)
+    assert "closed" in str(error)
+    assert not isinstance(first, ImageError)
+    assert not isinstance(last, ImageError)
+
+
+def test_a_path_may_be_of_bytes_where_an_object_gives_it(demo: siglip_onnx.SigLIP) -> None:
+    with os.scandir(os.fsencode(PATHS[0].parent)) as entries:
+        entry = next(entry for entry in entries if os.fsdecode(entry.name) == PATHS[0].name)
+    assert_array_equal(demo.encode_images(entry), demo.encode_images(PATHS[0]))
+
+
+@pytest.mark.parametrize("url", ["https://example.invalid/a.png", "data:image/png;base64,AAAA"])
+def test_a_url_is_named_as_such(url: str, demo: siglip_onnx.SigLIP) -> None:
+    with pytest.raises(ImageNotFoundError, match=re.escape(f"{url} is a URL; fetch it, and give its content.")):
+        demo.encode_images(url)
 
 
 def damaged_files() -> Iterator[Any]:
