@@ -2,8 +2,7 @@
 
 pillow-heif is held to the image that a HEIC file shows.
 
-Sources: Adobe Photoshop File Formats Specification, for which channel is transparency; Microsoft's ``BITMAPINFOHEADER``
-for the mask of an icon.
+Source: Microsoft's ``BITMAPINFOHEADER``, for the mask of an icon.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from PIL import Image
 from ..errors import ImageError
 from .headers import read_at
 from .jpeg2000 import check_jpeg2000_levels, correct_jpeg2000
+from .psd import correct_psd_planes, correct_psd_transparency
 from .tiff import correct_tiff
 
 _GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those of 8 bits
-_PSD_HEADER_BYTES, _VERSION_INFO = 26, 1057  # the number of a resource
-_MERGED_TRANSPARENCY, _MAX_BLOCKS_BYTES = b"8BIMMtrn", 65_536
 _BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
 _TGA_HEADER_BYTES, _TGA_PALETTE_BITS, _TGA_BITS = 18, 7, 16
 _TGA_DESCRIPTOR = 17  # the byte whose low bits count those of the alpha channel
@@ -43,7 +41,7 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
     elif image.format == "TIFF":
         correct_tiff(image, name)
     elif image.format == "PSD":
-        _check_composite(image, name)
+        correct_psd_planes(image, file, name)
     elif image.format == "HEIF" and file is not None and not image.info.get("primary", True):
         # pillow-heif opens the first image that it can read if the primary one is damaged or of another codec.
         raise ImageError(
@@ -70,7 +68,12 @@ def _correct_jpeg2000(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Im
 
 
 def _correct_psd(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
-    return image if image.mode != "RGBA" or _has_transparency(file) else image.convert("RGB")
+    return correct_psd_transparency(image, file)
+
+
+def _drop_unused_alpha(image: Image.Image, _: Image.Image, __: IO[bytes]) -> Image.Image:
+    """Return a bitmap without an alpha channel of zeros, which Windows leaves behind, as browsers do."""
+    return image.convert("RGB") if image.mode == "RGBA" and image.getextrema()[-1] == (0, 0) else image
 
 
 def _correct_tga(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
@@ -115,26 +118,6 @@ def _clear_around_frame(image: Image.Image, _: Image.Image, file: IO[bytes]) -> 
     return image
 
 
-def _has_transparency(file: IO[bytes]) -> bool:
-    """Say whether the fourth channel of a PSD is transparency: its count of layers is negative, or a block says so.
-
-    Otherwise it is a saved selection or a spot color. A file that ends before its layers has none.
-    """
-    try:
-        position = _PSD_HEADER_BYTES
-        for _ in range(2):  # the colors and the resources
-            position += 4 + struct.unpack(">I", read_at(file, position, 4))[0]
-        section_bytes, layers_bytes = struct.unpack(">II", read_at(file, position, 8))
-        if not section_bytes:
-            return False
-        if layers_bytes and struct.unpack(">h", read_at(file, position + 8, 2))[0] < 0:
-            return True
-    except struct.error:
-        return False
-    blocks_bytes = min(max(0, section_bytes - 4 - layers_bytes), _MAX_BLOCKS_BYTES)
-    return _MERGED_TRANSPARENCY in read_at(file, position + 8 + layers_bytes, blocks_bytes)
-
-
 def _mask_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Image.Image:
     """Return an icon whose alpha is 0 everywhere with the transparency of the mask behind its pixels, as old ones have.
 
@@ -160,6 +143,7 @@ def _mask_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Imag
 
 
 _CORRECTIONS: dict[str, Callable[[Image.Image, Image.Image, IO[bytes]], Image.Image]] = {
+    "BMP": _drop_unused_alpha,
     "ICO": _mask_icon,
     "JPEG2000": _correct_jpeg2000,
     "PSD": _correct_psd,
@@ -176,12 +160,3 @@ def _correct_transparent_color(image: Image.Image) -> None:
         image.info["transparency"] = key * _GRAY_STEPS[rawmode]
     elif isinstance(key, tuple) and isinstance(rawmode, str) and rawmode.startswith("RGB;16"):
         image.info["transparency"] = tuple(level >> 8 for level in key)
-
-
-def _check_composite(image: Image.Image, name: str) -> None:
-    """Refuse a PSD that was saved without the image of all layers together, in whose place it is white."""
-    resources: Any = getattr(image, "resources", ())
-    if any(number == _VERSION_INFO and content[4:5] == b"\0" for number, _, content in resources):
-        raise ImageError(
-            f"{name} is a PSD without a merged image; save it for maximum compatibility.", status="unsupported"
-        )

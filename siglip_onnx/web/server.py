@@ -32,6 +32,8 @@ DRAIN_SECONDS = 8  # of these, for running requests
 KEEP_ALIVE_SECONDS = 75  # longer than proxies keep connections (60 s), so that none sends on a connection that closes
 _SWITCH_SECONDS = 0.001
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Loggers whose warnings quote texts, which must not be logged, or are as many as a client likes.
+_ABOUT_REQUESTS = tuple(f"siglip_onnx.{name}" for name in ("text", "model", "image.decode", "image.orientation"))
 _log = logging.getLogger(__name__)
 _log_limit = LogLimit(_log)
 
@@ -108,8 +110,7 @@ def serve(models: Sequence[Served], settings: Settings, *, listening: Callable[[
         failures.append(error)
         server.should_exit = True
 
-    # The tokenizer's warnings quote texts, which must not be logged; those on images are as many as a client likes.
-    for name in ("siglip_onnx.text", "siglip_onnx.image.decode"):
+    for name in _ABOUT_REQUESTS:
         logging.getLogger(name).setLevel(logging.ERROR)
     server = Server(create_app(models, settings, on_failure=fail), settings.trusted_proxies)
     bound = bind(settings.host, settings.port)

@@ -202,14 +202,30 @@ def test_around_the_first_frame_of_a_webp_animation_is_the_background(*, has_alp
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(expected.convert("RGB")))
 
 
-def psd(channels: np.ndarray[Any, Any], layers: int | None = None, blocks: bytes = b"") -> bytes:
-    """Write channels u8 ``(C, H, W)`` as a PSD in RGB without compression, with a count of layers or no section."""
+def psd(
+    channels: np.ndarray[Any, Any],
+    layers: int | None = None,
+    blocks: bytes = b"",
+    *,
+    mode: int = 3,
+    packed: bool = False,
+) -> bytes:
+    """Write channels u8 ``(C, H, W)`` as a PSD, by default in RGB, with a count of layers or no section.
+
+    Levels of mode 0 are 0 and 255, of one bit each. ``packed`` ones are of rows in PackBits, as Photoshop writes them.
+    """
     count, height, width = channels.shape
-    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, count, height, width, 8, 3)
+    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, count, height, width, 8 if mode else 1, mode)
+    if mode == 0:
+        channels = np.packbits(channels == 0, axis=-1)
     section = b""
     if layers is not None:
         section = (struct.pack(">Ihxx", 4, layers) if layers else bytes(4)) + bytes(4) + blocks
-    return head + bytes(8) + struct.pack(">I", len(section)) + section + bytes(2) + channels.tobytes()
+    head += bytes(8) + struct.pack(">I", len(section)) + section
+    if not packed:
+        return head + bytes(2) + channels.tobytes()
+    rows = [bytes([channels.shape[-1] - 1]) + row.tobytes() for channel in channels for row in channel]
+    return head + b"\0\1" + b"".join(struct.pack(">H", len(row)) for row in rows) + b"".join(rows)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +241,47 @@ def test_only_transparency_of_a_psd_is_transparent(layers: int | None, blocks: b
     expected = np.where(selection[..., np.newaxis] == 0, 255, pixels) if is_transparent else pixels
     read = load_image(psd(channels, layers, blocks))
     np.testing.assert_array_equal(np.asarray(read), expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("mode", "used"), [(0, 1), (1, 1), (3, 3), (4, 4), (8, 1)])
+@pytest.mark.parametrize("unused", [0, 1, 2])
+def test_channels_of_a_psd_beyond_those_of_its_mode_move_no_pixel(
+    mode: int, used: int, unused: int, packed: bool
+) -> None:
+    """They are transparency, saved selections and spot colors."""
+    if (mode, unused) == (3, 1):  # Pillow reads this one as transparency
+        return
+    rng = np.random.default_rng(0)
+    channels = rng.integers(0, 256, (used + unused, 9, 12)).astype(np.uint8)
+    if mode == 0:
+        channels = np.where(channels > 127, 255, 0).astype(np.uint8)
+    colors = channels[:used].transpose(1, 2, 0)
+    kinds = {1: "L", 3: "RGB", 4: "CMYK"}
+    expected = Image.fromarray(255 - colors if mode == 4 else colors[..., 0] if used == 1 else colors, kinds[used])
+    read = load_image(psd(channels, -1, mode=mode, packed=packed))
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(expected.convert("RGB")))
+
+
+def test_a_psd_of_inks_is_refused() -> None:
+    channels = np.zeros((3, 4, 5), np.uint8)
+    with pytest.raises(ImageError, match="a PSD of 3 inks without colors") as raised:
+        load_image(psd(channels, mode=7))
+    assert raised.value.status == "unsupported"
+    assert load_image(psd(channels[:1], mode=7)).getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("alpha", [0, 90, 255])
+def test_an_alpha_channel_of_zeros_does_not_count_in_a_bitmap(alpha: int) -> None:
+    """Windows leaves that byte 0, and programs name it in the header nevertheless."""
+    width, height = 5, 3
+    pixels = bytes([40, 30, 200, alpha]) * width * height
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    body = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 2835, 2835, 0, 0) + masks + bytes(52)
+    data = b"BM" + struct.pack("<IHHI", 14 + len(body) + len(pixels), 0, 0, 14 + len(body)) + body + pixels
+    color = (200, 30, 40)
+    expected = tuple(round((level * alpha + 255 * (255 - alpha)) / 255) for level in color) if alpha else color
+    np.testing.assert_allclose(load_image(data).getpixel((2, 1)), expected, atol=1)
 
 
 def icon(pixels: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None) -> bytes:

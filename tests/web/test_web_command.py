@@ -11,11 +11,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from support.commands import assert_error, run, run_process, run_without
+from support.images import encode
 from support.waiting import wait_until
 from support.web_server import STAR, started
 
+import siglip_onnx
 from siglip_onnx.cli.web import open_models
+from siglip_onnx.head import CALIBRATION_FORMAT
 from siglip_onnx.web.server import bind
 
 WATCHDOG_S = 60
@@ -55,6 +60,30 @@ def test_server_finishes_requests_before_it_stops(tmp_path: Path, number: int, e
     assert "Traceback" not in stderr
     assert "星" not in stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_neither_texts_nor_oddities_of_images_are_logged(tmp_path: Path) -> None:
+    """Not those that the library warns of: templates other than a calibration's, and EXIF data that cannot be read."""
+    demo = siglip_onnx.load("demo")
+    document = {"format": CALIBRATION_FORMAT, "model": "demo", "variant": demo.variant, "scale": 1.0, "bias": 0.0,
+                "texts": {}, "templates": ["{}"], "spaces": demo.bundle.manifest.spaces}  # fmt: skip
+    (tmp_path / "calibration.json").write_text(json.dumps(document))
+    odd = PngInfo()
+    odd.add_text("Raw profile type exif", "\nexif\n4\nzz")
+    image = encode(Image.new("RGB", (8, 8)), pnginfo=odd)
+    options = ("--calibration", str(tmp_path / "calibration.json"), "--no-isolate-decoding")
+    with started(*options, cwd=tmp_path) as (process, url):
+        for path, kind, body in (
+            ("v1/embed/texts", "application/json", json.dumps({"texts": ["星"], "template": ["secret {}"]}).encode()),
+            ("v1/classify", "multipart/form-data; boundary=parts", form_of(image, ["星"])),
+        ):
+            request = urllib.request.Request(url + path, body, {"Content-Type": kind})  # noqa: S310
+            with urllib.request.urlopen(request, timeout=WATCHDOG_S) as answer:  # noqa: S310
+                assert answer.status == 200
+        process.terminate()
+        _, stderr = process.communicate(timeout=WATCHDOG_S)
+    assert "secret" not in stderr
+    assert "EXIF" not in stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
