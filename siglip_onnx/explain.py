@@ -85,7 +85,12 @@ def score_with_model(model: SigLIP, texts: Sequence[str], template: str | Sequen
         columns = _columns_of(texts, model.labels, model.bundle.manifest.model_name)
         return Scorer(vision.preprocess.fit, lambda fitted: model.run(fitted)[1], model.match, columns, vision.workers)
     vision.check_output(POOLED)
-    labels, biases = model.encode_labels(texts, template=template), model.biases(texts)
+    return score_with_labels(model, texts, model.encode_labels(texts, template=template))
+
+
+def score_with_labels(model: SigLIP, texts: Sequence[str], labels: Floats) -> Scorer:
+    """Return the scorer of texts whose embeddings f32 ``(M, D)`` are known, of a model with both towers."""
+    vision, biases = model.vision, model.biases(texts)
 
     def run(fitted: Image.Image) -> Floats:
         logits: Floats = model.logits(vision.run(fitted), labels, logit_bias=biases)[0]

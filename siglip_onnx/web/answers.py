@@ -121,9 +121,10 @@ def explain(inference: Inference, request: ParsedRequest) -> Iterator[dict[str, 
     models: list[dict[str, Any]] = []
     done = 0
     for left, model_id in zip(range(len(model_ids), 0, -1), model_ids, strict=True):
+        labels = None
         if not inference.models.labels:
-            yield from inference.embed_texts(request.texts, request.templates, model_id)  # into the cache of labels
-        for step in inference.explain(image.by_model[model_id], request.texts, request.templates, model_id):
+            labels = (yield from inference.embed_texts(request.texts, request.templates, model_id)).vectors
+        for step in inference.explain(image.by_model[model_id], request.texts, labels, model_id):
             yield {"done": done + step.done, "total": done + left * step.total}
             if step.explanation is not None:
                 models.append({"model": model_id} | step.explanation.to_document())

@@ -15,7 +15,7 @@ from PIL import Image
 from ..classifier import Classifier, FineTunedClassifier, match_labels
 from ..config import CLASSIFIER, REGRESSION, TOWERS
 from ..errors import BundleError, ImageError
-from ..explain import Step, explain_in_steps, score_with_classifier, score_with_model
+from ..explain import Step, explain_in_steps, score_with_classifier, score_with_labels, score_with_model
 from ..head import Floats, average_unit, match_texts
 from ..image.decode import DecodedImage, ImageReader
 from ..image.decoder_pool import DecoderPool
@@ -330,18 +330,19 @@ class Inference:
         return FittedImage(*decoded.size, decode_ms, fitted)
 
     def explain(
-        self, fitted: Image.Image, texts: Sequence[str], templates: Sequence[str], model_id: str
+        self, fitted: Image.Image, texts: Sequence[str], labels: Floats | None, model_id: str
     ) -> Iterator[Step]:  # fmt: skip
         """Yield a step after each run of a model on an image that was resized for it; see :func:`explain_in_steps`.
 
-        Raises:
-            TextError: a template has no ``{}``.
+        ``labels`` f32 ``(M, D)`` are the embeddings of the texts, None for a classifier.
         """
         model = self.models[model_id]
         if isinstance(model, Classifier):
             scorer = score_with_classifier(model, texts)
+        elif labels is None:
+            scorer = score_with_model(model, texts)
         else:
-            scorer = score_with_model(model, texts, templates)
+            scorer = score_with_labels(model, texts, labels)
 
         def run(hidden: Image.Image) -> Floats:
             started = time.perf_counter()

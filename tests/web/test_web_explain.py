@@ -29,6 +29,7 @@ from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import BundleError
 from siglip_onnx.explain import explain, score_with_model
 from siglip_onnx.model import SigLIP
+from siglip_onnx.text_tower import TextTower
 from siglip_onnx.vision_tower import VisionTower
 from siglip_onnx.web.settings import Limits, Settings
 
@@ -91,6 +92,25 @@ def test_key_and_queue_hold_for_explanations(model: SigLIP) -> None:
         metrics = client.get("/metrics", headers=key).text
         assert "siglip_queue_size 0" in metrics
         assert 'siglip_request_success{route="/v1/explain"} 1' in metrics
+
+
+def test_texts_that_left_the_cache_are_not_embedded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of other clients evict them: all in one turn would let others wait."""
+    embed, counts = TextTower.embed, []
+
+    def counted(tower: TextTower, texts: list[str]) -> Any:
+        counts.append(len(texts))
+        return embed(tower, texts)
+
+    monkeypatch.setattr(TextTower, "embed", counted)
+    model = siglip_onnx.load("demo")
+    monkeypatch.setattr(model.text._labels, "get", lambda _prompt: None)
+    body = {"images": [in_base64(STAR)], "texts": TEXTS}
+    with client_of([model]) as client:
+        counts.clear()
+        document = client.post("/v1/explain", json=body).json()
+    assert max(counts) == 1
+    assert document["models"] == [{"model": "demo/int8"} | expected_of(model, TEXTS)]
 
 
 def test_models_explain_one_after_the_other(model: SigLIP) -> None:
