@@ -1,27 +1,24 @@
 """Correct what Pillow reads wrongly in some files of several formats, or refuse what it cannot read right.
 
 pillow-heif is held to the image that a HEIC file shows.
-
-Source: Microsoft's ``BITMAPINFOHEADER``, for the mask of an icon.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
+from .bitmaps import check_icon, correct_bitmap_palette, correct_icon, drop_unused_alpha
 from .headers import read_at
 from .jpeg2000 import check_jpeg2000_levels, correct_jpeg2000
+from .png import correct_transparent_color
 from .psd import correct_psd_planes, correct_psd_transparency
 from .tiff import correct_tiff
 
-_GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from the levels of such a PNG to those of 8 bits
-_BITMAP_HEADER = struct.Struct("<IiiHHI")  # of an icon, as far as its compression
 _TGA_HEADER_BYTES, _TGA_PALETTE_BITS, _TGA_BITS = 18, 7, 16
 _TGA_DESCRIPTOR = 17  # the byte whose low bits count those of the alpha channel
 _WEBP_ANIMATION, _MAX_WEBP_CHUNKS = 2, 100  # a flag; chunks up to the first frame
@@ -35,7 +32,11 @@ def correct_before_decoding(image: Image.Image, file: IO[bytes] | None, name: st
             ``"decode_error"``: another image than the one that the file shows.
     """
     if image.format == "PNG" and file is not None:
-        _correct_transparent_color(image)
+        correct_transparent_color(image)
+    elif image.format == "BMP" and file is not None:
+        correct_bitmap_palette(image, file)
+    elif image.format == "ICO" and file is not None:
+        check_icon(image, file, name)
     elif image.format == "JPEG2000" and file is not None:
         check_jpeg2000_levels(image, file, name)
     elif image.format == "TIFF":
@@ -61,19 +62,6 @@ def correct_after_decoding(image: Image.Image, opened: Image.Image, file: IO[byt
     """
     correct = _CORRECTIONS.get(opened.format or "")
     return image if file is None or correct is None else correct(image, opened, file)
-
-
-def _correct_jpeg2000(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
-    return correct_jpeg2000(image, file)
-
-
-def _correct_psd(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
-    return correct_psd_transparency(image, file)
-
-
-def _drop_unused_alpha(image: Image.Image, _: Image.Image, __: IO[bytes]) -> Image.Image:
-    """Return a bitmap without an alpha channel of zeros, which Windows leaves behind, as browsers do."""
-    return image.convert("RGB") if image.mode == "RGBA" and image.getextrema()[-1] == (0, 0) else image
 
 
 def _correct_tga(image: Image.Image, _: Image.Image, file: IO[bytes]) -> Image.Image:
@@ -118,45 +106,11 @@ def _clear_around_frame(image: Image.Image, _: Image.Image, file: IO[bytes]) -> 
     return image
 
 
-def _mask_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Return an icon whose alpha is 0 everywhere with the transparency of the mask behind its pixels, as old ones have.
-
-    Without a mask it is opaque. An icon that is a PNG is left as it is.
-    """
-    if image.mode != "RGBA" or image.getextrema()[-1] != (0, 0):
-        return image
-    start: int = opened.ico.entry[0].offset  # type: ignore[attr-defined]
-    header = read_at(file, start, _BITMAP_HEADER.size)
-    if len(header) < _BITMAP_HEADER.size:
-        return image
-    header_bytes, width, height, _, bits, compression = _BITMAP_HEADER.unpack(header)
-    if (width, height, bits, compression) != (image.width, 2 * image.height, 32, 0):
-        return image
-    row_bytes = (width + 31) // 32 * 4
-    mask = read_at(file, start + header_bytes + 4 * width * image.height, row_bytes * image.height)
-    if len(mask) < row_bytes * image.height:
-        return image.convert("RGB")
-    # A set bit is transparent; the rows are stored upwards.
-    bits = np.unpackbits(np.frombuffer(mask, np.uint8).reshape(image.height, row_bytes)[::-1], axis=1)
-    image.putalpha(Image.fromarray(np.where(bits[:, :width], 0, 255).astype(np.uint8)))
-    return image
-
-
 _CORRECTIONS: dict[str, Callable[[Image.Image, Image.Image, IO[bytes]], Image.Image]] = {
-    "BMP": _drop_unused_alpha,
-    "ICO": _mask_icon,
-    "JPEG2000": _correct_jpeg2000,
-    "PSD": _correct_psd,
+    "BMP": lambda image, _, __: drop_unused_alpha(image),
+    "ICO": correct_icon,
+    "JPEG2000": lambda image, _, file: correct_jpeg2000(image, file),
+    "PSD": lambda image, _, file: correct_psd_transparency(image, file),
     "TGA": _correct_tga,
     "WEBP": _clear_around_frame,
 }
-
-
-def _correct_transparent_color(image: Image.Image) -> None:
-    """Scale a PNG's transparent color as its pixels are scaled: the file names it in its own levels."""
-    tiles: Any = getattr(image, "tile", None)
-    key, rawmode = image.info.get("transparency"), tiles[0][3] if tiles else None
-    if isinstance(key, int) and rawmode in _GRAY_STEPS:
-        image.info["transparency"] = key * _GRAY_STEPS[rawmode]
-    elif isinstance(key, tuple) and isinstance(rawmode, str) and rawmode.startswith("RGB;16"):
-        image.info["transparency"] = tuple(level >> 8 for level in key)

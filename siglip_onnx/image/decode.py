@@ -348,7 +348,7 @@ def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSour
 
 def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
     """Return the content of a file of the caller as a file, and how errors name it."""
-    name = file.name if isinstance(getattr(file, "name", None), str) else f"the {type(file).__name__}"
+    name = printable(file.name) if isinstance(getattr(file, "name", None), str) else f"the {type(file).__name__}"
     if inspect.iscoroutinefunction(file.read):
         raise ImageError(
             f"{name} is read asynchronously; give its content, or the open file in it: upload.file.",

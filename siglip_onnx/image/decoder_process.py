@@ -47,7 +47,7 @@ _FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit)}
 # Modules that Pillow imports when it first needs them; later no file can be opened.
 _LATE_IMPORTS = (
     *(f"PIL.{name}" for name in ("ExifTags", "ImageChops", "ImageCms", "ImageOps", "ImagePalette", "ImageSequence")),
-    *(f"encodings.{name}" for name in ("idna", "latin_1", "utf_16")),
+    *(f"encodings.{name}" for name in ("idna", "latin_1", "unicode_escape", "utf_16")),
     "traceback",
     "xml.etree.ElementTree",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -18,11 +19,19 @@ MAX_ENTRIES = 4096
 MAX_NESTED_ENTRIES = 70_000  # in all; where a directory was lost, its place may seem to have 65,535
 MAX_VALUES = 400_000  # numbers of one directory: two for each row of the tallest image in three planes
 MAX_TILES = 500_000
+MAX_JPEG_SCANS = 5  # of one channel each, in CMYK with transparency
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # the last two are of Pillow's own
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"
 _ORIENTATION = 274
 _NESTED = (34665, 34853, 40965)  # tags of further directories, which Pillow reads: EXIF, GPS, interoperability
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP = 256, 257, 322, 323, 278
+_COMPRESSION, _JPEGS = 259, (6, 7)
+_SCAN, _BASELINE = 0xDA, (0xC0, 0xC1)
+# The header of a scan, or of a frame with its length and precision.
+_JPEG_MARKER = re.compile(
+    rb"\xff(?:\xda\0[\x08\x0a\x0c\x0e].|[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b-\x26][\x08\x0c])", re.S
+)
+_MARKER_BYTES, _BLOCK = 5, 1 << 20
 _SMALL_TILE, _SMALL_TILES = 4_000_000, 40_000_000  # pixels of one, and of all, for an image of any size
 # struct's codes and sizes of the types that libtiff takes for a size, whatever type the standard demands.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -62,6 +71,8 @@ def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
             sizes[entry.tag] = max(sizes.get(entry.tag, 0), entry.value)
             nested += [entry.value] if entry.tag in _NESTED else []
     _check_tiles(sizes, limits, name)
+    if sizes.get(_COMPRESSION) in _JPEGS:
+        _check_jpegs(file, name)
     for position in nested:  # grows by those to which they point
         with contextlib.suppress(struct.error):  # the decoder reads the image without this one
             entries = directories.read(position, MAX_NESTED_ENTRIES)
@@ -82,6 +93,29 @@ def _check_tiles(sizes: dict[int, int], limits: ImageLimits, name: str) -> None:
             raise bomb(name, f"{tiles:,} tiles")
         if tiles * tile_width * tile_length > max(4 * width * height, _SMALL_TILES):  # they may all have the same data
             raise bomb(name, f"{tiles:,} tiles of {tile_width}x{tile_length} pixels for an image of {width}x{height}")
+
+
+def _check_jpegs(file: IO[bytes], name: str) -> None:
+    """Check the JPEGs that strips and tiles consist of, wherever they lie: each scan is a pass over all its pixels.
+
+    Compressed data has such bytes only as markers.
+
+    Raises:
+        ImageError: of status ``"too_large"``: one is not of the only kind that programs write into TIFFs, a baseline
+            JPEG, or has more scans than channels.
+    """
+    scans = 0
+    file.seek(0)
+    rest = b""
+    while block := file.read(_BLOCK):
+        data = rest + block
+        for marker in _JPEG_MARKER.finditer(data):
+            scans = scans + 1 if marker[0][1] == _SCAN else 0
+            if scans > MAX_JPEG_SCANS:
+                raise bomb(name, f"a JPEG of more than {MAX_JPEG_SCANS} scans in it")
+            if marker[0][1] not in (_SCAN, *_BASELINE):
+                raise bomb(name, "a progressive or arithmetic-coded JPEG in it")
+        rest = data[1 - _MARKER_BYTES :]  # too short for a marker
 
 
 def check_exif(exif: bytes, name: str) -> int | None:

@@ -13,7 +13,7 @@ from ..errors import ImageError
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANES, _COLORS = 258, 259, 262, 284, 320  # tags
 _STRIP_BYTES, _TILE_BYTES, _SUBSAMPLING = 279, 325, 530
-_SEPARATE, _UNCOMPRESSED, _FAXES, _YCBCR = 2, 1, (2, 3, 4), 6
+_SEPARATE, _UNCOMPRESSED, _FAXES, _YCBCR, _CIELAB = 2, 1, (2, 3, 4), 6, 8
 _HALVED, _WHOLE = (2, 2), (1, 1)  # the default of subsampling, and none
 _NATIVE_ORDER = {"F;32BF": "F;32NF", "F;64BF": "F;64NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "I;32B": "I;32N"}
 
@@ -36,6 +36,12 @@ def _check_planes(tags: Any, name: str) -> None:
     """Refuse a TIFF with a plane for each channel that Pillow reads as if it had 8 bits, or as interleaved."""
     if _first(tags, _PLANES) != _SEPARATE:
         return
+    if _first(tags, _PHOTOMETRIC) == _CIELAB:
+        raise ImageError(
+            f"{name} is a TIFF with a plane for each channel of L*a*b*, which Pillow does not read right; save it with "
+            "interleaved channels, or in RGB.",
+            status="unsupported",
+        )
     depths, is_compressed = tags.get(_BITS_PER_SAMPLE) or (1,), _first(tags, _COMPRESSION) != _UNCOMPRESSED
     if (len(depths) > 1 and max(depths) > 8 and not is_compressed) or (len(depths) == 2 and is_compressed):
         raise ImageError(

@@ -284,6 +284,68 @@ def test_an_alpha_channel_of_zeros_does_not_count_in_a_bitmap(alpha: int) -> Non
     np.testing.assert_allclose(load_image(data).getpixel((2, 1)), expected, atol=1)
 
 
+def gray_bitmap(bits: int, colors: list[int]) -> tuple[bytes, np.ndarray[Any, Any]]:
+    """Return a BMP with a palette of gray colors, without its first 14 bytes; and its levels."""
+    indices = np.random.default_rng(0).integers(0, len(colors), (5, 8))
+    digits = (indices[::-1, :, np.newaxis] >> np.arange(bits)[::-1] & 1).reshape(5, -1)
+    packed = np.packbits(digits.astype(np.uint8), axis=1)
+    rows = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
+    head = struct.pack("<IiiHHIIiiII", 40, 8, 5, 1, bits, 0, rows.size, 0, 0, len(colors), 0)
+    return head + b"".join(bytes([each] * 3 + [0]) for each in colors) + rows.tobytes(), np.array(colors)[indices]
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("colors", [[0, 255], [255, 0], [*range(16)], [*range(0, 256, 17)]])
+def test_gray_palettes_of_a_bitmap(bits: int, colors: list[int]) -> None:
+    if len(colors) > 2**bits:
+        return
+    body, levels = gray_bitmap(bits, colors)
+    start = 14 + 40 + 4 * len(colors)
+    data = b"BM" + struct.pack("<IHHI", 14 + len(body), 0, 0, start) + body
+    np.testing.assert_array_equal(np.asarray(load_image(data))[..., 0], levels)
+
+
+def test_an_icon_in_black_and_white_of_several_bits_is_refused() -> None:
+    for bits, colors in ((8, [0, 255]), (8, [255, 0]), (1, [0, 255])):
+        body, levels = gray_bitmap(bits, colors)
+        content = body[:8] + struct.pack("<i", 10) + body[12:] + bytes(4 * 5)  # of twice the height, with a mask
+        data = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 8, 5, 2, 0, 1, bits, len(content), 22) + content
+        if (bits, colors) == (8, [0, 255]):
+            with pytest.raises(ImageError, match="an icon in black and white") as raised:
+                load_image(data)
+            assert raised.value.status == "unsupported"
+        else:
+            np.testing.assert_array_equal(np.asarray(load_image(data))[..., 0], levels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_a_transparent_color_of_a_png_in_an_icon_counts(mode: str) -> None:
+    image = make_image(np.random.default_rng(0), (16, 12)).convert(mode)
+    key = image.getpixel((3, 4))
+    data = encode(image, transparency=bool(key) if mode == "1" else key)
+    expected = load_image(data)
+    assert expected.getpixel((3, 4)) == (255, 255, 255)
+    head = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 12, 0, 0, 1, 32, len(data), 22)
+    np.testing.assert_array_equal(np.asarray(load_image(head + data)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("stated_bits", [0, 24, 32])
+def test_alpha_of_an_icon_counts_whatever_its_directory_says(stated_bits: int) -> None:
+    pixels = np.full((6, 8, 4), (200, 30, 40, 90), np.uint8)
+    data = bytearray(icon(pixels, np.zeros((6, 8), bool)))
+    data[12:14] = struct.pack("<H", stated_bits)
+    expected = load_image(Image.fromarray(pixels))
+    np.testing.assert_array_equal(np.asarray(load_image(bytes(data))), np.asarray(expected))
+
+
+def test_a_tiff_with_planes_of_lab_is_refused() -> None:
+    data = tiff_of_planes(np.zeros((3, 4, 5), np.uint8))
+    place = data.index(struct.pack("<HHI", 262, 3, 1)) + 8
+    with pytest.raises(ImageError, match=r"each channel of L\*a\*b\*") as raised:
+        load_image(data[:place] + struct.pack("<H", 8) + data[place + 2 :])
+    assert raised.value.status == "unsupported"
+
+
 def icon(pixels: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None) -> bytes:
     """Write u8 ``(H, W, 4)`` as an icon of 32 bits, with a mask ``(H, W)`` that is True where it is transparent."""
     height, width = pixels.shape[:2]

@@ -186,7 +186,9 @@ def test_no_other_module_opens_images() -> None:
             names = {alias.name for alias in node.names}
             only_writes = (node.module, names) == ("PIL.PngImagePlugin", {"PngInfo"})
             assert node.module == "PIL" or only_writes, path
-            assert names <= {"Image", "ImageColor", "ImageDraw", "ImageFilter", "ImageFont", "PngInfo"}, path
+            assert names <= {
+                "Image", "ImageColor", "ImageDraw", "ImageFilter", "ImageFont", "ImagePalette", "PngInfo",
+            }, path  # fmt: skip
         if isinstance(node, ast.Import):
             assert not {"PIL", "cv2", "imageio", "skimage"} & libraries_of(node), path
         called = node.func if isinstance(node, ast.Call) else None
@@ -396,3 +398,58 @@ def test_long_markers_that_the_decoder_of_jpeg_2000_skips_take_no_time() -> None
         return time.process_time() - began
 
     assert min(seconds() for _ in range(3)) < 0.3  # measured: 0.02 s; 1.3 s if each byte is looked at in Python
+
+
+def tiff_of_jpeg(jpeg: bytes, side: int) -> bytes:
+    """Write a TIFF whose only strip is a JPEG of three channels."""
+    depths = 8 + 2 + 12 * 11 + 4
+    tags = [(256, 3, 1, side), (257, 3, 1, side), (258, 3, 3, depths), (259, 3, 1, 7), (262, 3, 1, 6),
+            (273, 4, 1, depths + 6), (277, 3, 1, 3), (278, 3, 1, side), (279, 4, 1, len(jpeg)), (284, 3, 1, 1),
+            (530, 3, 2, 1 | 1 << 16)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, 11) + entries + bytes(4) + struct.pack("<3H", 8, 8, 8) + jpeg
+
+
+def test_scans_of_a_jpeg_in_a_tiff_are_counted() -> None:
+    """libtiff passes over all pixels for each of up to 100, in each tile that has the same data."""
+    image = make_image(np.random.default_rng(0), (64, 64))
+    baseline = encode(image, "JPEG", subsampling=0)
+    assert load_image(tiff_of_jpeg(baseline, 64)).size == (64, 64)
+    scan = baseline[baseline.rindex(b"\xff\xda") : -2]
+    for jpeg, problem in (
+        (encode(image, "JPEG", subsampling=0, progressive=True), "a progressive or arithmetic-coded JPEG in it"),
+        (baseline.replace(b"\xff\xc0", b"\xff\xc9"), "a progressive or arithmetic-coded JPEG in it"),
+        (baseline[:-2] + 9 * scan + b"\xff\xd9", "a JPEG of more than 5 scans"),
+    ):
+        for data in (tiff_of_jpeg(jpeg, 64), tiff_of_jpeg(jpeg, 64) + bytes(3_000_000)):
+            error = refusal_of(data)
+            assert problem in str(error)
+            assert error.status == "too_large"
+    progressive = encode(image, "JPEG", progressive=True)
+    start = (1 << 20) - tiff_of_jpeg(progressive, 64).index(b"\xff\xc2")
+    for shift in range(1, 5):  # across two blocks
+        assert "a progressive" in str(refusal_of(tiff_of_jpeg(bytes(start - shift) + progressive, 64)))
+
+
+@pytest.mark.parametrize("name", ["a\n.png", "a\x1b[2J.png", "a\udc80.png"])
+def test_names_of_open_files_are_printable_in_processes_too(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Named(io.BytesIO):
+        pass
+
+    deep = Image.fromarray(np.full((4, 5), 1000, np.uint16))
+    with contextlib.closing(DecoderPool(ImageReader())) as pool:
+        for reader in (pool, ImageReader()):
+            for content, expected in ((b"xx", "unsupported"), (encode(deep), None)):
+                file = Named(content)
+                monkeypatch.setattr(file, "name", name, raising=False)
+                if expected is None:
+                    reader.read(file)
+                    continue
+                with pytest.raises(ImageError) as caught:
+                    reader.read(file)
+                assert caught.value.status == expected
+                assert str(caught.value).isprintable()
+    assert len(caplog.messages) == 2
+    assert all(message.isprintable() and "levels beyond 8 bits" in message for message in caplog.messages)
