@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -97,8 +98,11 @@ def print_json_list(facts: Mapping[str, Any], key: str, items: Iterable[object])
 
 
 def print_json_line(document: object, indent: int | None = None) -> None:
-    """Print JSON on stdout; characters that its encoding lacks are escaped, as JSON escapes them."""
-    click.echo(to_json(document, indent, encoding=getattr(sys.stdout, "encoding", None) or "utf-8"))
+    """Print JSON on stdout; what its encoding lacks, and a terminal would obey, is escaped as JSON escapes it."""
+    text = to_json(document, indent, encoding=getattr(sys.stdout, "encoding", None) or "utf-8")
+    if sys.stdout.isatty():
+        text = "".join(each if each in ("\n", printable(each)) else json.dumps(each)[1:-1] for each in text)
+    click.echo(text)
 
 
 def print_csv(rows: Iterable[Sequence[object]]) -> None:
@@ -158,12 +162,14 @@ def shown_path(path: str) -> str:
 def print_paths(paths: Iterable[str], *, null: bool) -> None:
     """Print paths for other programs, exactly as they are, each followed by a line feed or a NUL character.
 
-    One that begins with ``-``, and would be taken for an option, gets ``./`` before it.
+    One that begins with ``-``, and would be taken for an option, gets ``./`` before it. On a terminal, escapes in paths
+    are made visible.
     """
     end = b"\0" if null else b"\n"
+    show = printable if sys.stdout.isatty() else str
     shown = (os.path.join(os.curdir, path) if path.startswith("-") else path  # noqa: PTH118 - Path drops the dot
              for path in map(shown_path, paths))  # fmt: skip
-    click.echo(b"".join(os.fsencode(path) + end for path in shown), nl=False)
+    click.echo(b"".join(os.fsencode(show(path)) + end for path in shown), nl=False)
 
 
 def terminal_width() -> int | None:

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from .. import demo
 from ..classifier import Classifier, FineTunedClassifier
 from ..errors import OptionError
+from ..hub.download import OFFLINE_VARIABLE
 from ..hub.loading import load
 from ..model import SigLIP
 from ..options import MOST_PIXELS, SERVER_LIMITS, RuntimeOptions
@@ -166,7 +167,9 @@ def web(
         raise click.UsageError(str(error)) from error
     source = click.get_current_context().get_parameter_source("url_contact")
     has_contact = source is ParameterSource.COMMANDLINE  # the variable may be meant for other servers
-    if (url_domains or url_networks or has_contact) and not settings.url_fetch:
+    if allow_url_fetch and not settings.fetches_urls:
+        report(f"--allow-url-fetch has no effect, because of {OFFLINE_VARIABLE}: no URL is fetched.")
+    elif (url_domains or url_networks or has_contact) and not settings.url_fetch:
         report(
             "--url-allow-domain, --url-allow-network and --url-contact have no effect without --allow-url-fetch: no "
             "URL is fetched."

@@ -53,7 +53,7 @@ def check_icon(image: Image.Image, file: IO[bytes], name: str) -> None:
     Raises:
         ImageError: of status ``"unsupported"``.
     """
-    start = _frame_start(image)
+    start = _best_entry(image).offset
     if _pixel_bits(file, start) not in (4, 8):
         return
     header_bytes, num_colors = struct.unpack("<I28xI", read_at(file, start, 36).ljust(36, b"\0"))
@@ -68,11 +68,17 @@ def check_icon(image: Image.Image, file: IO[bytes], name: str) -> None:
 def correct_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Image.Image:
     """Return a decoded icon with its transparency, which Pillow loses in some forms.
 
-    Of 32 bits, that is an alpha channel, although the directory may state other bits; if it is 0 everywhere, as in old
-    ones, it is the mask behind the pixels, and without a mask the icon is opaque. Of a PNG, it may be a color.
+    It is that of the most colors. Of 32 bits, its transparency is an alpha channel, although the directory may state
+    other bits; if it is 0 everywhere, as in old ones, it is the mask behind the pixels, and without a mask the icon is
+    opaque. Of a PNG, it may be a color.
     """
-    start = _frame_start(opened)
-    frame = open_plain(io.BytesIO(read_at(file, start, opened.ico.entry[0].size)))  # type: ignore[attr-defined]
+    entry = _best_entry(opened)
+    start = entry.offset
+    entries: Any = opened.ico.entry  # type: ignore[attr-defined]
+    if entry is not entries[0]:
+        image = opened.ico.frame(entries.index(entry))  # type: ignore[attr-defined]
+        image.load()
+    frame = open_plain(io.BytesIO(read_at(file, start, entry.size)))
     if frame is not None:
         return _clear_color(image, frame)
     header = read_at(file, start, _HEADER.size)
@@ -104,10 +110,10 @@ def _clear_color(image: Image.Image, frame: Image.Image) -> Image.Image:
     return image.convert("RGBA")
 
 
-def _frame_start(icon: Image.Image) -> int:
-    """Return where the frame of an icon begins that Pillow decodes."""
-    start: int = icon.ico.entry[0].offset  # type: ignore[attr-defined]
-    return start
+def _best_entry(icon: Image.Image) -> Any:
+    """Return the entry of the largest size with most colors, as Windows and browsers do; Pillow takes the fewest."""
+    entries: Any = icon.ico.entry  # type: ignore[attr-defined]
+    return max((entry for entry in entries if entry.dim == entries[0].dim), key=lambda entry: entry.color_depth)
 
 
 def _pixel_bits(file: IO[bytes], start: int) -> int:

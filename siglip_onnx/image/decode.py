@@ -6,8 +6,9 @@ import inspect
 import io
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeGuard, cast
@@ -18,6 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line, printable
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular
+from ..system.fork import call_after_fork, weak_call
 from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .corrections import correct_after_decoding, correct_before_decoding
 from .guard import check_header
@@ -49,6 +51,7 @@ _JPEG_END = b"\xff\xd9"
 _PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
 _COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
 _SMALL_PIXELS = 1_000_000  # that cost little in any case
+_NUM_LOCKS = 61
 _MAX_LIGHT_BYTES = 420_000_000  # photos of 50 megapixels take no more
 
 _log = logging.getLogger(__name__)
@@ -143,7 +146,8 @@ class ImageReader:
             return _fitted(self._from_array(source), fit)
         if isinstance(source, Image.Image):
             self.limits.check_size(*source.size, "the PIL image")
-            return _fitted(self._decode(source, "the PIL image"), fit)
+            with _file_locks.held(source):
+                return _fitted(self._decode(source, "the PIL image"), fit)
         with self.open_source(source) as (file, name):
             return self.read_file(file, name, fit)
 
@@ -228,10 +232,12 @@ class ImageReader:
     def _check_size(self, image: Image.Image, file: IO[bytes], name: str) -> None:
         """Check the pixels that are decoded: those of the reduced image if a draft reduces the cost of decoding."""
         whole = image.size
-        if self.draft_size is not None and image.format in _JPEGS:  # of HEIC, a draft is the preview, another image
+        # Of HEIC, a draft is the preview, another image.
+        frame = read_frame(file, name) if self.draft_size is not None and image.format in _JPEGS else None
+        if frame is not None and not frame.is_lossless:
             image.draft(None, self.draft_size)
         is_reduced = image.size != whole and not self.counts_file
-        if is_reduced and (frame := read_frame(file, name)) and frame.in_one_pass:
+        if is_reduced and frame is not None and frame.in_one_pass:
             self.limits.check_reduced(*whole, name)
             whole = image.size
         self.limits.check_size(*whole, name)
@@ -273,6 +279,29 @@ class ImageReader:
         self.limits.check_size(shape[1], shape[0], f"the image array of shape {shape}")
         image = Image.fromarray(array[..., 0] if gray and len(shape) == 3 else array)
         return DecodedImage(to_rgb(image, image, parse_background(self.background)), truncated=False)
+
+
+class _FileLocks:
+    """Lets one thread at a time use an image of the caller that Pillow reads from its file when it is first used.
+
+    Pillow's images cannot have a lock each; two may share one of some.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        call_after_fork(self, weak_call(self._renew))
+
+    def held(self, image: Image.Image) -> AbstractContextManager[object]:
+        """Return a context in which no other thread uses the image."""
+        if not isinstance(image, ImageFile.ImageFile):
+            return nullcontext()
+        return self._locks[hash(id(image)) % len(self._locks)]
+
+    def _renew(self) -> None:
+        self._locks = [threading.Lock() for _ in range(_NUM_LOCKS)]
+
+
+_file_locks = _FileLocks()
 
 
 def _is_heavy(image: Image.Image, num_pixels: int, file: IO[bytes], name: str) -> bool:

@@ -85,6 +85,8 @@ def _check_png(file: IO[bytes], start: int, limits: ImageLimits, name: str, chun
         if len(header) < 8:
             return
         length, kind = struct.unpack(">I4s", header)
+        if kind == b"CgBI" and position == first:
+            raise ImageError(f"{name} is a PNG of the kind for iOS apps only; convert it.", status="unsupported")
         if (kind == b"IHDR") != (position == first):  # Pillow reads it anywhere, and the last one counts
             raise ImageError(f"{name} is damaged: a PNG has one chunk IHDR, at its beginning; get the file again.")
         if position == first:

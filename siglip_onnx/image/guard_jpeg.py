@@ -22,6 +22,7 @@ _END, _SCAN, _EXIF, _MPF, _PHOTOSHOP = 0xD9, 0xDA, 0xE1, 0xE2, 0xED  # markers
 _ALONE = (0x01, 0xD8, _END, 0xC8, *range(0xF0, 0xFE))
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _SEQUENTIAL = (0xC0, 0xC1)
+_LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _FRAMES = (*_PROGRESSIVE, *_SEQUENTIAL, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF)
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -32,11 +33,13 @@ class Frame(NamedTuple):
     """How the image of a JPEG is coded.
 
     Attributes:
+        is_lossless: it cannot be decoded at a reduced scale, which Pillow tries nevertheless.
         is_arithmetic: its codes are arithmetic, which few programs write, and take time without taking bytes.
         in_one_pass: it is decoded as it is read, so that a reduced scale also reduces its cost. Of a progressive JPEG,
             and of one with a scan for each color, the decoder keeps all coefficients.
     """
 
+    is_lossless: bool
     is_arithmetic: bool
     in_one_pass: bool
 
@@ -88,7 +91,7 @@ def read_frame(file: IO[bytes], name: str) -> Frame | None:
             frame = header
         elif marker == _SCAN and frame:
             in_one_pass = frame[1] in _SEQUENTIAL and header[4:5] == frame[9:10]
-            return Frame(frame[1] in _ARITHMETIC, in_one_pass)
+            return Frame(frame[1] in _LOSSLESS, frame[1] in _ARITHMETIC, in_one_pass)
     return None
 
 

@@ -19,6 +19,7 @@ MAX_TILES = 4096
 MAX_RESOLUTIONS = 120_000  # of all tiles and components; each costs 640 bytes
 MAX_PACKETS = 1_000_000  # one per layer and precinct
 MAX_BOXES = 1000
+MAX_JP2_HEADER_BYTES = 4_000_000  # a color profile has less; Pillow reads the boxes in it in Python
 MAX_MARKERS = 20_000
 CODESTREAM = b"\xff\x4f\xff\x51"
 _FEW_PRECINCTS, _SAMPLES_PER_PRECINCT = 4096, 512  # a precinct costs 2 kB; encoders make them of 128x128 and more
@@ -68,7 +69,7 @@ def find_codestream(file: IO[bytes], name: str) -> int:
     """Return the position of the codestream: in a JP2 that of its box.
 
     Raises:
-        ImageError: of status ``"too_large"``: there are very many boxes before it.
+        ImageError: of status ``"too_large"``: there are very many boxes before it, or a header of very many bytes.
         struct.error: there is none.
     """
     position = 0
@@ -81,6 +82,8 @@ def find_codestream(file: IO[bytes], name: str) -> int:
             length, header = struct.unpack(">Q", read_at(file, position + 8, 8))[0], 16
         if kind == b"jp2c":
             return position + header
+        if kind == b"jp2h" and length > MAX_JP2_HEADER_BYTES:
+            raise bomb(name, f"a JP2 header of {length:,} bytes")
         position += max(length, header)
     raise bomb(name, f"more than {MAX_BOXES} boxes")
 

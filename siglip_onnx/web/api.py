@@ -225,7 +225,7 @@ class Api:
                     for model_id in self._inference.models.select(None)
                 ],
                 "limits": self._settings.limits.for_clients(),
-                "url_fetch": self._settings.url_fetch,
+                "url_fetch": self._settings.fetches_urls,
                 "samples": self._samples(),
             }
         )
@@ -313,7 +313,7 @@ class Api:
     async def _fetch(self, url: str) -> bytes:
         if is_data_url(url):
             return await asyncio.to_thread(decode_data_url, url)
-        if not self._settings.url_fetch:
+        if not self._settings.fetches_urls:
             raise RequestError(403, "url_fetch_off", "This server does not fetch URLs; send the image itself.")
         return await self._fetcher.fetch(url)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import asdict, dataclass, field, replace
 
+from ..hub.download import is_offline
 from ..options import REDUCED_SCALE, SERVER_LIMITS, ImageLimits
 from .hosts import HostNames, parse_contact, parse_networks, parse_origin, parse_root_path
 
@@ -90,6 +91,11 @@ class Settings:
     workers: int = 1
     isolate_decoding: bool = True
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def fetches_urls(self) -> bool:
+        """Whether the server fetches URLs: ``url_fetch``, unless the environment forbids the network."""
+        return self.url_fetch and not is_offline()
 
     def __post_init__(self) -> None:
         """Check the names, origins, networks and the path.

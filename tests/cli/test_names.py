@@ -120,6 +120,29 @@ def test_paths_that_begin_with_a_dash_are_no_options(tmp_path: Path, monkeypatch
     assert written.split(b"\0")[:-1] == [b"./-rf.png", b"./--out", b"a.png", b"./-\xe9\x1b[31m"]
 
 
+def test_what_a_terminal_would_obey_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For other programs it is exact."""
+    names = [name.decode() for name in NAMES[1:]] + ["\x9b31m", "星\u3000\N{ZERO WIDTH JOINER}"]
+    runner = CliRunner()
+    for is_terminal in (True, False):
+        with runner.isolation() as streams:
+            monkeypatch.setattr(sys.stdout, "isatty", lambda shown=is_terminal: shown)
+            print_json(names)
+            document = streams[0].getvalue().decode()
+        assert json.loads(document) == names
+        assert "星\u3000\N{ZERO WIDTH JOINER}" in document
+        with runner.isolation() as streams:
+            monkeypatch.setattr(sys.stdout, "isatty", lambda shown=is_terminal: shown)
+            print_paths(names, null=True)
+            paths = streams[0].getvalue()
+        assert (b"\x1b" in paths) is not is_terminal
+        if is_terminal:
+            assert not UNSAFE.search(document)
+            assert not UNSAFE.search(paths.replace(b"\0", b"\n").decode())
+        else:
+            assert paths.split(b"\0")[:-1] == [os.fsencode(name) for name in names]
+
+
 @pytest.mark.parametrize("layout", ["clip-retrieval", "parquet"])
 def test_parquet_holds_odd_names(layout: str, odd: Path, small_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")

@@ -643,3 +643,16 @@ def test_around_the_first_frame_of_an_animated_webp_is_the_background(size: tupl
     red, white = (255, 0, 0), (255, 255, 255)
     expected = [white, red, red, white] if size == (8, 6) else [red] * 4
     assert [read.getpixel(point) for point in ((0, 0), (4, 2), (11, 7), (12, 8))] == expected
+
+
+def test_an_icon_is_that_of_most_colors() -> None:
+    """Pillow takes the one of fewest."""
+    frames = [icon(np.full((6, 8, 4), (level, 0, 0, 255), np.uint8), np.zeros((6, 8), bool)) for level in (10, 20, 30)]
+    entries, contents = b"", b""
+    for bits, frame in zip((4, 32, 8), frames, strict=True):
+        content = frame[22:]
+        entries += frame[6:12] + struct.pack("<HII", bits, len(content), 6 + 16 * 3 + len(contents))
+        contents += content
+    read = load_image(struct.pack("<HHH", 0, 1, 3) + entries + contents)
+    assert read.size == (8, 6)
+    assert read.getpixel((2, 2)) == (20, 0, 0)

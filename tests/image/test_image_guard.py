@@ -453,3 +453,32 @@ def test_names_of_open_files_are_printable_in_processes_too(
                 assert str(caught.value).isprintable()
     assert len(caplog.messages) == 2
     assert all(message.isprintable() and "levels beyond 8 bits" in message for message in caplog.messages)
+
+
+def test_a_png_for_ios_apps_is_unsupported() -> None:
+    data = encode(Image.new("RGB", (4, 4)))
+    chunk = struct.pack(">I4s", 4, b"CgBI") + bytes(8)
+    error = refusal_of(data[:8] + chunk + data[8:])
+    assert (error.status, "for iOS apps" in str(error)) == ("unsupported", True)
+
+
+def test_boxes_in_the_header_of_a_jp2_are_bounded() -> None:
+    data = encode(Image.new("RGB", (4, 4)), "JPEG2000")
+    place = data.index(b"jp2h") - 4
+    (length,) = struct.unpack_from(">I", data, place)
+    boxes = struct.pack(">I4s", 8, b"free") * 600_000
+    long = data[:place] + struct.pack(">I", length + len(boxes)) + data[place + 4 : place + length] + boxes
+    error = refusal_of(long + data[place + length :])
+    assert (error.status, "a JP2 header of" in str(error)) == ("too_large", True)
+
+
+def test_an_image_that_is_not_loaded_yet_may_be_shared_by_threads(tmp_path: Path) -> None:
+    """Pillow reads the file of the caller's image at its first use, and not for several threads."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    Image.fromarray(noise).resize((2000, 1500)).save(tmp_path / "a.jpg")
+    expected = np.asarray(load_image(tmp_path / "a.jpg"))
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(4):
+            image = Image.open(tmp_path / "a.jpg")
+            for read in threads.map(load_image, [image] * 4):
+                assert_array_equal(np.asarray(read), expected)

@@ -214,7 +214,7 @@ def test_truncated_texts_are_named(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("word", ["image", "picture"])
-def test_urls_are_fetched(model: SigLIP, word: str) -> None:
+def test_urls_are_fetched(model: SigLIP, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     internet = FakeInternet({"example.com": [PUBLIC], "inside.example": ["10.0.0.1"]})
     body: dict[str, Any] = {f"{word}s": [in_base64(STAR), {"url": "http://example.com/a.png"}], "texts": TEXTS}
     with (
@@ -244,6 +244,10 @@ def test_urls_are_fetched(model: SigLIP, word: str) -> None:
         results = client.post("/v1/classify", json=body).json()["results"]
         assert [result.get("error", {}).get("code") for result in results] == [None, None, "limit_exceeded"]
     with client_of([model], Settings(url_fetch=False), fetcher=internet.fetcher()) as client:
+        error_of(client.post("/v1/classify", json=body), 403, "url_fetch_off")
+        assert client.get("/v1/models").json()["url_fetch"] is False
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with client_of([model], Settings(), fetcher=internet.fetcher()) as client:
         error_of(client.post("/v1/classify", json=body), 403, "url_fetch_off")
         assert client.get("/v1/models").json()["url_fetch"] is False
 

@@ -153,6 +153,15 @@ def test_defaults_are_safe(
     assert ("Anyone" in result.stderr) is (key is None and bool({"0.0.0.0", "::"} & {*options}))  # noqa: S104
 
 
+def test_the_environment_forbids_to_fetch_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("siglip_onnx.web.server.serve", lambda _models, settings, **_: served.append(settings))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "--allow-url-fetch has no effect, because of HF_HUB_OFFLINE" in run("web", "--allow-url-fetch").stderr
+    assert "no effect" not in run("web").stderr
+    assert [settings.fetches_urls for settings in served] == [False, False]
+
+
 @pytest.mark.parametrize("option", ["--url-allow-domain", "--url-allow-network", "--url-contact"])
 @pytest.mark.parametrize("allowed", [True, False])
 def test_options_without_effect_are_reported(option: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
