@@ -29,6 +29,7 @@ from .jpeg2000 import is_cut
 from .openers import open_file, open_plain
 from .orientation import read_orientation, turn_upright
 from .preprocess import Fit
+from .tiff import is_cut as is_old_jpeg_cut
 
 ImageSource = (
     str
@@ -483,6 +484,8 @@ def _is_incomplete(image: Image.Image, file: IO[bytes], name: str) -> bool:
     """
     if image.format in _HEIFS:
         return is_incomplete(file, name)
+    if image.format == "TIFF":
+        return is_old_jpeg_cut(image, file)
     if not ImageFile.LOAD_TRUNCATED_IMAGES:
         return False
     if image.format == "ICO":

@@ -5,7 +5,9 @@ Sources: TIFF 6.0, Adobe; libtiff for color maps of 8 bits.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from itertools import chain
+from typing import IO, Any
 
 from PIL import Image, ImagePalette
 
@@ -13,6 +15,8 @@ from ..errors import ImageError
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANES, _COLORS = 258, 259, 262, 284, 320  # tags
 _STRIP_BYTES, _TILE_BYTES, _SUBSAMPLING = 279, 325, 530
+_PLACES = ((273, _STRIP_BYTES), (324, _TILE_BYTES), (513, 514))  # where strips, tiles, and a JPEG of all begin and end
+_OLD_JPEG = 6
 _SEPARATE, _UNCOMPRESSED, _FAXES, _YCBCR, _CIELAB = 2, 1, (2, 3, 4), 6, 8
 _HALVED, _WHOLE = (2, 2), (1, 1)  # the default of subsampling, and none
 _NATIVE_ORDER = {"F;32BF": "F;32NF", "F;64BF": "F;64NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "I;32B": "I;32N"}
@@ -30,6 +34,16 @@ def correct_tiff(image: Image.Image, name: str) -> None:
     _check_strips(image, tags, name)
     _correct_byte_order(image)
     _correct_colors(image, tags)
+
+
+def is_cut(image: Image.Image, file: IO[bytes]) -> bool:
+    """Say whether a TIFF of old JPEGs ends before its data, which libtiff fills up without a word."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if _first(tags, _COMPRESSION) != _OLD_JPEG:
+        return False
+    end = file.seek(0, os.SEEK_END)
+    parts = (zip(_all(tags, start), _all(tags, length), strict=False) for start, length in _PLACES)
+    return any(start + length > end for start, length in chain.from_iterable(parts))
 
 
 def _check_planes(tags: Any, name: str) -> None:
@@ -87,6 +101,11 @@ def _correct_colors(image: Image.Image, tags: Any) -> None:
     colors: Any = tags.get(_COLORS)
     if image.mode in ("P", "PA") and getattr(image, "tile", None) and colors and 0 < max(colors) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(colors))
+
+
+def _all(tags: Any, tag: int) -> tuple[Any, ...]:
+    value = tags.get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _first(tags: Any, tag: int) -> Any:

@@ -70,16 +70,25 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop after running requests; end the process if a worker thread runs on, because Python would wait for it."""
-        if self._deadline is None:
-            self._deadline = threading.Timer(STOP_SECONDS, _end_process, [sig])
-            self._deadline.daemon = True
-            self._deadline.start()
+        """Stop after running requests; end the process if a worker thread runs on, because Python would wait for it.
+
+        A second Ctrl-C ends the process at once.
+        """
+        if self._deadline is not None:
+            if sig == signal.SIGINT:
+                _end_process(sig)
+            return
+        self._deadline = threading.Timer(STOP_SECONDS, self._end_late, [sig])
+        self._deadline.daemon = True
+        self._deadline.start()
         super().handle_exit(sig, frame)
+
+    def _end_late(self, number: int) -> None:
+        _log.warning("A request did not end within %.0f seconds; the server ends without it.", STOP_SECONDS)
+        _end_process(number)
 
 
 def _end_process(number: int) -> None:
-    _log.warning("A request did not end within %.0f seconds; the server ends without it.", STOP_SECONDS)
     sys.stderr.flush()
     os._exit(0 if number == signal.SIGTERM else 128 + number)
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from support.images import encode, make_image
 
 from siglip_onnx.errors import ImageError, ImageFileError
-from siglip_onnx.image import ImageReader, load_image
+from siglip_onnx.image import ImageReader, load_image, open_image
 from siglip_onnx.image.jpeg2000 import correct_jpeg2000
 
 GRAY, RGB = 0, 2  # color types of PNG
@@ -656,3 +657,16 @@ def test_an_icon_is_that_of_most_colors() -> None:
     read = load_image(struct.pack("<HHH", 0, 1, 3) + entries + contents)
     assert read.size == (8, 6)
     assert read.getpixel((2, 2)) == (20, 0, 0)
+
+
+def test_an_old_jpeg_in_a_tiff_that_is_cut_is_truncated(material: Path) -> None:
+    """libtiff fills up what is missing."""
+    data = (material / "images" / "odd" / "pillow" / "old-style-jpeg-compression.tif").read_bytes()
+    whole = open_image(data)
+    assert not whole.truncated
+    for share in (0.3, 0.7, 0.99):
+        cut = data[: int(len(data) * share)]
+        with pytest.raises(ImageError) as raised:
+            load_image(cut)
+        assert raised.value.status == "truncated"
+        assert open_image(cut, allow_truncated=True).size == whole.size

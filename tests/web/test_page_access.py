@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -41,6 +42,14 @@ def test_export_as_csv_json_and_markdown(new_page: NewPage) -> None:
     markdown = page.evaluate("navigator.clipboard.readText()").splitlines()
     assert markdown[0] == "| Text | Logit | Probability | Relative |"
     assert markdown[4].startswith("| =1+1\\|x | ")
+
+
+def test_texts_of_a_link_that_are_too_long_are_left_out(new_page: NewPage, address: str) -> None:
+    """The server counts characters, not units of UTF-16, and would refuse all texts of a request with one."""
+    smiles = "😀" * 3000
+    page = new_page(f"{address}#text=a+red+star&text={'x' * 4097}&text={smiles}")
+    assert texts_of(page) == ["a red star", smiles]
+    expect(page.locator("#toast")).to_contain_text("4096")
 
 
 def test_link_contains_the_texts_but_not_the_image(new_page: NewPage) -> None:
@@ -166,8 +175,15 @@ def test_page_asks_for_the_api_key(new_page: NewPage, stack: ExitStack) -> None:
     address = stack.enter_context(running([siglip_onnx.load("demo")], Settings(port=0, api_key="open")))
     page = new_page(address, await_samples=False)
     expect(page.locator("#key-dialog")).to_be_visible()
+    get_models = "const { getModels } = await import('./static/api.js'); return getModels()"
+    page.evaluate(f"""() => {{
+        const marks = document.documentElement.dataset;
+        marks.answers = "";
+        for (const name of ["a", "b"]) (async () => {{ {get_models}; }})().then(() => {{ marks.answers += name; }});
+    }}""")
     page.fill("#key", "open")
     page.keyboard.press("Enter")
     expect(page.locator("#samples button")).not_to_have_count(0)
+    expect(page.locator("html")).to_have_attribute("data-answers", re.compile("ab|ba"))  # both waited for the key
     choose(page, STAR_PATH)
     add(page, "a red star")

@@ -62,6 +62,23 @@ def test_server_finishes_requests_before_it_stops(tmp_path: Path, number: int, e
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_second_interrupt_ends_the_server_at_once(tmp_path: Path) -> None:
+    with started(cwd=tmp_path) as (process, url):
+        connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port or 0, timeout=WATCHDOG_S)
+        connection.putrequest("POST", "/v1/classify")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"{")
+        wait_until(lambda: "siglip_queue_size 1" in get(f"{url}metrics"))
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: not is_listening(url))
+        process.send_signal(signal.SIGTERM)  # which asks for the same
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=5)  # a running request has more time
+        connection.close()
+    assert (process.returncode, stdout, stderr) == (130, "", "")
+
+
 def test_neither_texts_nor_oddities_of_images_are_logged(tmp_path: Path) -> None:
     """Not those that the library warns of: templates other than a calibration's, and EXIF data that cannot be read."""
     demo = siglip_onnx.load("demo")

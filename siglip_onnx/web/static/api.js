@@ -108,13 +108,17 @@ async function* linesOf(response, signal) {
   }
 }
 
+let answer = null; // to the dialog that is open, for all requests that wait for it
+
 function promptForKey() {
   const dialog = byId("key-dialog");
-  dialog.showModal();
-  return new Promise((done) => {
+  answer ??= new Promise((done) => {
+    dialog.showModal();
     dialog.onclose = () => {
       key = byId("key").value;
+      answer = null;
       done();
     };
   });
+  return answer;
 }

@@ -9,7 +9,7 @@ import { preferredLanguage, setLanguage, t } from "./i18n.js";
 import { startImages } from "./images.js";
 import { startPresets } from "./presets.js";
 import { load, save } from "./storage.js";
-import { addTexts, canUndo, changed, listen, newRow, setRows, setTemplate, state, undo } from "./store.js";
+import { addTexts, canUndo, changed, isTooLong, listen, newRow, setRows, setTemplate, state, undo } from "./store.js";
 import { setUndoAction, startTable } from "./table.js";
 import { notify } from "./toast.js";
 import { startTransfer } from "./transfer.js";
@@ -22,9 +22,8 @@ function startTexts() {
   const text = byId("text");
   byId("text-form").onsubmit = (event) => {
     event.preventDefault();
-    const maximum = state.limits.text_characters;
     const lines = text.value.split("\n").map((line) => line.trim()).filter(Boolean);
-    if (lines.some(({ length }) => length > maximum)) return notify(t("text_too_long", { maximum }));
+    if (lines.some(isTooLong)) return notify(t("text_too_long", { maximum: state.limits.text_characters }));
     const present = lines.length && addTexts(lines);
     if (present) notify(t("already_present", { count: present }));
     text.value = "";

@@ -19,6 +19,8 @@ let keys = 0;
 export const newKey = () => ++keys;
 export const listen = (listener) => listeners.push(listener);
 export const currentImage = () => state.images.find(({ key }) => key === state.current);
+/** Whether a text has more characters than the server takes, which counts code points. */
+export const isTooLong = (text) => [...text].length > state.limits.text_characters;
 export const canUndo = () => undoStack.length > 0;
 
 export function changed() {

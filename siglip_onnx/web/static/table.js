@@ -4,7 +4,7 @@ import { retry } from "./fill.js";
 import { byId, make } from "./dom.js";
 import { milliseconds, shares, sigmoid, threeDigits } from "./format.js";
 import { t } from "./i18n.js";
-import { changed, listen, newRow, setRows, state } from "./store.js";
+import { changed, isTooLong, listen, newRow, setRows, state } from "./store.js";
 import { notify } from "./toast.js";
 import { canShowWhere, isShown, toggleWhere } from "./where.js";
 
@@ -154,9 +154,8 @@ function editor(row) {
     if (editing !== row.key) return;
     editing = null;
     const text = input.value.trim();
-    const maximum = state.limits.text_characters;
-    if (save && text.length > maximum) {
-      notify(t("text_too_long", { maximum }));
+    if (save && isTooLong(text)) {
+      notify(t("text_too_long", { maximum: state.limits.text_characters }));
       save = false;
     }
     if (save && text && text !== row.text) {

@@ -3,7 +3,7 @@
 import { byId, make } from "./dom.js";
 import { threeDigits } from "./format.js";
 import { t } from "./i18n.js";
-import { addTexts, currentImage, listen, setTemplate, state } from "./store.js";
+import { addTexts, currentImage, isTooLong, listen, setTemplate, state } from "./store.js";
 import { probabilityOf, sharesOf, shortName, shows, sortedRows } from "./table.js";
 import { notify } from "./toast.js";
 
@@ -41,7 +41,7 @@ function toJson() {
 }
 
 function toMarkdown() {
-  const cell = (text) => text.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("\n", " ");
+  const cell = (text) => text.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll(/\r\n?|\n/g, " ");
   const compare = state.models.length > 1;
   const head = ["text", ...(compare ? ["model"] : []), ...["logit", "probability", "share"].filter(shows)];
   const shareOf = new Map(state.models.map((model) => [model, sharesOf(state.rows, model)]));
@@ -102,9 +102,11 @@ function readAddress() {
   const parameters = new URLSearchParams(location.hash.slice(1));
   const template = parameters.get("template");
   if (template?.includes("{}") && template !== state.template) setTemplate(template);
-  const texts = parameters.getAll("text").map((text) => text.trim()).filter(Boolean);
+  const all = parameters.getAll("text").map((text) => text.trim()).filter(Boolean);
+  const texts = all.filter((text) => !isTooLong(text));
   const maximum = state.limits.texts;
   addTexts(texts.slice(0, maximum));
+  if (texts.length < all.length) notify(t("text_too_long", { maximum: state.limits.text_characters }));
   if (texts.length > maximum) notify(t("too_many_texts", { maximum, count: texts.length - maximum }));
 }
 
