@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from ..errors import JobError, SiglipOnnxError
 from ..system.frozen import check_freeze_support
-from ..system.interrupts import children_uninterrupted, interrupts_deferred
+from ..system.interrupts import broken_pipes_raise, children_uninterrupted, interrupts_deferred
 from .job import open_job
 from .progress import Progress
 from .records import CRASH, Receipt
@@ -220,7 +220,8 @@ class _Worker:
         self.task, self.is_ready = task, is_ready
         if self._process is None:
             self._start()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died, which the next read notices
+        # It may have died, which the next read notices.
+        with broken_pipes_raise(), contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(task)
 
     def kill(self, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -49,6 +50,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "Q
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _URLS = ("http://", "https://", "data:", "file:")
 _JPEG_END = b"\xff\xd9"
+_PADDING_BYTES = 16
 _PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
 _COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
 _SMALL_PIXELS = 1_000_000  # that cost little in any case
@@ -428,18 +430,42 @@ class _WatchedFile:
     def __init__(self, file: IO[bytes]) -> None:
         self.raw = file
         self.read_past_end = False
-        self._end_marker = b""
+        self._end_marker, self._padding = b"", b""
+        self._pixels, self._end = math.inf, math.inf
 
-    def watch(self, end_marker: bytes) -> None:
-        """Watch from now on; the first read past the end returns ``end_marker``, later ones nothing."""
+    def watch(self, end_marker: bytes, pixels: int | None) -> None:
+        """Watch from now on; the first read past the end returns ``end_marker``, later ones nothing.
+
+        Args:
+            end_marker: what completes an image whose data ends early.
+            pixels: where those of a JPEG begin. They end at the marker behind them: without it the decoder reads on if
+                some are missing, which it otherwise fills up; all that it may need of complete ones are some bits.
+        """
         self.read_past_end, self._end_marker = False, end_marker
+        if pixels is not None:
+            self._pixels, self._padding = pixels, bytes(_PADDING_BYTES)
 
     def read(self, count: int = -1) -> bytes:
+        position = self.raw.tell()
         data = self.raw.read(count)
+        if position + len(data) > self._pixels:
+            data = self._before_end(position, data)
         if count > 0 and not data:
+            if self._padding:
+                data, self._padding = self._padding, b""
+                return data
             self.read_past_end = True
             data, self._end_marker = self._end_marker, b""
         return data
+
+    def _before_end(self, position: int, data: bytes) -> bytes:
+        """Return those of the bytes from a position on that lie before the marker that ends a JPEG."""
+        while data.endswith(_JPEG_END[:1]) and (byte := self.raw.read(1)):  # the marker lies in one block
+            data += byte
+        found = data.find(_JPEG_END, max(0, int(self._pixels) - position))
+        if found >= 0:
+            self._end = min(self._end, position + found)
+        return data[: max(0, int(self._end) - position)] if self._end < math.inf else data
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)
@@ -453,7 +479,8 @@ def _load_pixels(
     # what is missing; so where truncated images are allowed the file supplies the marker at its end.
     end_marker = _JPEG_END if allow_truncated and image.format in _JPEGS else b""
     if file is not None:
-        file.watch(end_marker)
+        frame = read_frame(file.raw, name) if image.format in _JPEGS else None
+        file.watch(end_marker, frame.pixels if frame is not None and frame.in_one_pass else None)
     problem: Exception | None = None
     try:
         image.load()
@@ -466,6 +493,8 @@ def _load_pixels(
         if isinstance(problem, MemoryError):
             raise ImageError(f"{name} takes more memory than there is; resize it.", status="too_large") from problem
         if problem is not None:
+            if image.format in _HEIFS:
+                _check_threads(name)
             raise ImageError(f"{name} is damaged or cannot be decoded: {_cause(problem)}.") from problem
         return image, False
     if not allow_truncated:
@@ -475,6 +504,18 @@ def _load_pixels(
         raise _truncated(name, "no part of it can be decoded") from problem
     _log.warning("%s is truncated; what is missing of it is gray, black or the background.", name)
     return partial, True
+
+
+def _check_threads(name: str) -> None:
+    """Raise an error if no thread can be started: decoders of HEIC and AVIF then say that the image is damaged."""
+    thread = threading.Thread(target=int)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ImageFileError(
+            f"{name} cannot be decoded, because no thread can be started; raise the limit of processes (ulimit -u)."
+        ) from error
+    thread.join()
 
 
 def _is_incomplete(image: Image.Image, file: IO[bytes], name: str) -> bool:

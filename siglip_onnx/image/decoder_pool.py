@@ -26,7 +26,7 @@ from ..errors import ImageError, SiglipOnnxError
 from ..options import RuntimeOptions
 from ..system.fork import call_after_fork, renewed_lock, weak_call
 from ..system.frozen import check_freeze_support, is_frozen, python_command, support_processes
-from ..system.interrupts import interrupts_deferred
+from ..system.interrupts import broken_pipes_raise, interrupts_deferred
 from .decode import DecodedImage, ImageReader, ImageSource
 from .decoder_process import (
     KEPT_BYTES,
@@ -280,7 +280,7 @@ class _Decoder:
             SiglipOnnxError: it ended instead.
         """
         reply = None
-        with contextlib.suppress(OSError, ValueError):  # it ended, or is not a decoder
+        with contextlib.suppress(OSError, ValueError), broken_pipes_raise():  # it ended, or is not a decoder
             send(self._process.stdin, self._settings)
             reply = self._receive(START_SECONDS)
         if reply is None:
@@ -302,12 +302,8 @@ class _Decoder:
         request = {"bytes": size_bytes, "name": name, "fit": describe_fit(fit)}
         file.seek(0)
         try:
-            if self._memory is None:
-                data = file.read(size_bytes)
-                send(self._process.stdin, request | {"bytes": len(data)}, data)
-            else:
-                _copy(file, size_bytes, self._memory)
-                send(self._process.stdin, request)
+            with broken_pipes_raise():
+                self._send(request, file, size_bytes)
             reply = self._receive(self._limits.wall_seconds)
             return self._result(reply, size_bytes) if reply else self._raise_end()
         except (BrokenPipeError, ConnectionResetError):
@@ -317,6 +313,14 @@ class _Decoder:
         except (KeyError, TypeError, ValueError, OverflowError) as error:  # it was hijacked or corrupted
             self._process.kill()
             raise _DecoderEndedError("an invalid reply", "decode_error", try_again=False) from error
+
+    def _send(self, request: Message, file: IO[bytes], size_bytes: int) -> None:
+        if self._memory is None:
+            data = file.read(size_bytes)
+            send(self._process.stdin, request | {"bytes": len(data)}, data)
+        else:
+            _copy(file, size_bytes, self._memory)
+            send(self._process.stdin, request)
 
     def _result(self, reply: Message, file_bytes: int) -> DecodedImage:
         """Return the image of a reply, or raise its error; nothing in it is taken for granted."""

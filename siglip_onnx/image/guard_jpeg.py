@@ -35,6 +35,7 @@ class Frame(NamedTuple):
     Attributes:
         is_lossless: it cannot be decoded at a reduced scale, which Pillow tries nevertheless.
         is_arithmetic: its codes are arithmetic, which few programs write, and take time without taking bytes.
+        pixels: where they begin in the file, behind the header of the first scan.
         in_one_pass: it is decoded as it is read, so that a reduced scale also reduces its cost. Of a progressive JPEG,
             and of one with a scan for each color, the decoder keeps all coefficients.
     """
@@ -42,6 +43,7 @@ class Frame(NamedTuple):
     is_lossless: bool
     is_arithmetic: bool
     in_one_pass: bool
+    pixels: int
 
 
 def check_jpeg(file: IO[bytes], limits: ImageLimits, name: str) -> None:
@@ -86,12 +88,12 @@ def check_jpeg(file: IO[bytes], limits: ImageLimits, name: str) -> None:
 def read_frame(file: IO[bytes], name: str) -> Frame | None:
     """Return how a JPEG is coded, None if it ends before its pixels."""
     frame = b""
-    for marker, *_, header, _ in _segments(file, name):
+    for marker, position, length, header, _ in _segments(file, name):
         if marker in _FRAMES and len(header) == _HEADER_BYTES:
             frame = header
         elif marker == _SCAN and frame:
             in_one_pass = frame[1] in _SEQUENTIAL and header[4:5] == frame[9:10]
-            return Frame(frame[1] in _LOSSLESS, frame[1] in _ARITHMETIC, in_one_pass)
+            return Frame(frame[1] in _LOSSLESS, frame[1] in _ARITHMETIC, in_one_pass, position + 2 + length)
     return None
 
 

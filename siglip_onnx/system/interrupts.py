@@ -1,4 +1,4 @@
-"""Ctrl-C: end this process without a traceback, and start child processes that leave its handling to their parent."""
+"""Signals: Ctrl-C ends this process without a traceback, and not its children; a broken pipe is an error."""
 
 from __future__ import annotations
 
@@ -59,4 +59,19 @@ def children_uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def broken_pipes_raise() -> Iterator[None]:
+    """Let writing to a process that has ended raise BrokenPipeError, also in a host that lets SIGPIPE end itself."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if signal.SIGPIPE in signal.sigpending():
+            signal.sigwait({signal.SIGPIPE})
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -327,6 +327,11 @@ def test_process_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) 
             DecoderPool(READER).read(STAR)
 
 
+KILL = """
+decoder = next(iter(pool._running))._process
+os.kill(decoder.pid, signal.SIGKILL)
+decoder.wait()
+"""
 LEAVE = """
 import os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for commands in the background
@@ -355,6 +360,14 @@ def test_no_process_is_left(end: str, code: int) -> None:
     assert process.returncode == code
     assert "Exception ignored" not in process.stderr
     wait_until(lambda: not is_alive(int(process.stdout)))
+
+
+@ON_LINUX
+def test_a_broken_pipe_ends_no_host_that_lets_it() -> None:
+    """As scripts do that give SIGPIPE its default: the process that died is replaced."""
+    code = f"signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n{KILL}\nprint(pool.read(sys.argv[1]).size)"
+    command = [sys.executable, "-c", LEAVE + code, STAR]
+    assert subprocess.check_output(command, text=True).splitlines()[1:] == ["(256, 256)"]
 
 
 BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"  # as hosts in other languages do

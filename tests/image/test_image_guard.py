@@ -11,6 +11,7 @@ import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -482,3 +483,51 @@ def test_an_image_that_is_not_loaded_yet_may_be_shared_by_threads(tmp_path: Path
             image = Image.open(tmp_path / "a.jpg")
             for read in threads.map(load_image, [image] * 4):
                 assert_array_equal(np.asarray(read), expected)
+
+
+JPEGS = [{"quality": 100, "subsampling": 0}, {"quality": 30}, {"restart_marker_blocks": 1}, {"restart_marker_rows": 1},
+         {"optimize": True}, {"keep_rgb": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_that_ends_early_is_truncated_although_it_has_an_end_marker(mode: str, options: dict[str, Any]) -> None:
+    """libjpeg fills up what is missing before the marker without a word; cameras and proxies write it after a cut."""
+    image = make_image(np.random.default_rng(0), (203, 151)).convert(mode)
+    whole = encode(image, "JPEG", **options)
+    pixels = np.asarray(Image.open(io.BytesIO(whole)).convert("RGB"))
+    for tail in (b"", bytes(100), b"\xff\xd9" + bytes(70_000)):
+        assert_array_equal(np.asarray(load_image(whole + tail)), pixels)
+        for share in (0.5, 0.9):
+            cut = whole[: int(len(whole) * share)].rstrip(b"\xff") + b"\xff\xd9" + tail
+            assert refusal_of(cut).status == "truncated"
+            partial = open_image(cut, allow_truncated=True)
+            assert (partial.truncated, partial.size) == (True, image.size)
+    assert open_image(whole, draft_size=(20, 20)).rgb.size == (51, 38)
+
+
+def test_the_end_of_a_jpeg_is_found_wherever_blocks_of_its_file_end() -> None:
+    whole = encode(make_image(np.random.default_rng(0), (64, 48)), "JPEG")
+    cut = whole[: len(whole) * 3 // 4].rstrip(b"\xff") + b"\xff\xd9"
+    place = whole.index(b"\xff\xdb")  # further segments move the end across that of the first block, of 64 kB
+    for missing in range(-3, 4):
+        length = 65_536 - len(cut) + missing
+        comment = b"\xff\xfe" + struct.pack(">H", length - 2) + bytes(length - 4)
+        assert refusal_of(cut[:place] + comment + cut[place:]).status == "truncated"
+        complete = whole[:place] + comment + whole[place:]
+        assert_array_equal(np.asarray(load_image(complete)), np.asarray(load_image(whole)))
+
+
+def test_a_photo_whose_decoder_gets_no_thread_is_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a limit of processes, of which jobs would record it as damaged."""
+    damaged = bytearray(encode(make_image(np.random.default_rng(0), (64, 48)), "AVIF"))
+    place = damaged.index(b"mdat") + 4
+    damaged[place : place + 20] = b"\xff" * 20
+    assert refusal_of(bytes(damaged)).status == "decode_error"
+
+    def refuse(_thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    error = refusal_of(bytes(damaged))
+    assert (error.status, "no thread can be started" in str(error)) == ("io_error", True)
