@@ -23,7 +23,7 @@ from ..image.decode import ImageReader, ImageSource
 from ..image.decoder_pool import DecoderPool
 from ..options import ImageLimits
 from ..system.extras import extra
-from ..system.files import is_open_descriptor, open_list
+from ..system.files import is_open_descriptor, open_list, read_up_to
 from .options import ModelChoice
 from .output import format_count, warn
 
@@ -233,7 +233,7 @@ class InputReader:
         """Return the path of a file, or the bytes of another image, or the error that kept them from being read."""
         try:
             if name == STDIN:
-                content = sys.stdin.buffer.read(self.limits.max_bytes + 1)
+                content = read_up_to(sys.stdin.buffer, self.limits.max_bytes + 1)
                 self.limits.check_bytes(len(content), "the image on stdin")
                 return content
             return self._fetch(name) if is_url(name) else name

@@ -12,7 +12,7 @@ from pathlib import Path
 from unicodedata import category, normalize
 
 from ..errors import DataError
-from ..system.files import open_regular
+from ..system.files import open_regular, read_up_to
 
 Key = str | int
 _MAX_LABELS, _MAX_LABELS_BYTES = 1_000_000, 20_000_000  # WordNet has 117,000 names of things
@@ -29,7 +29,7 @@ def read_labels(path: Path) -> list[str] | dict[str, str]:
     """
     try:
         with open_regular(path) as file:
-            content = file.read(_MAX_LABELS_BYTES + 1)
+            content = read_up_to(file, _MAX_LABELS_BYTES + 1)
         if len(content) > _MAX_LABELS_BYTES:
             raise ValueError(f"it has more than {_MAX_LABELS_BYTES:,} bytes")
         lines = [line.rstrip("\n") for line in islice(_lines(content.decode("utf-8-sig")), _MAX_LABELS + 1)]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, DataError, first_line
 from ..head import Floats, sigmoid, softmax
 from ..system.extras import extra
-from ..system.files import open_regular, write_atomic
+from ..system.files import open_regular, read_up_to, write_atomic
 from ..system.npy_files import NPY_ERRORS, read_npy
 
 FORMAT = "siglip_onnx.head/1"
@@ -143,7 +143,7 @@ def read_head(path: Path) -> ScoreHead:
         return _read_pytorch(path)
     try:
         with open_regular(path) as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
+            content = read_up_to(file, _MAX_FILE_BYTES + 1)
         if len(content) > _MAX_FILE_BYTES:
             raise ValueError(f"more than {_MAX_FILE_BYTES:,} bytes")
         max_bytes = min(_MAX_FILE_BYTES, max(_MAX_RATIO * len(content), _FEW_BYTES))
@@ -170,7 +170,7 @@ def _is_within_bounds(values: Floats) -> bool:
 def _read_array(archive: zipfile.ZipFile, name: str, max_bytes: int) -> NDArray[Any]:
     """Return an array of an ``.npz`` file, whose bytes are bounded after decompression too."""
     with archive.open(f"{name}.npy") as file:
-        content = file.read(max_bytes + 1)
+        content = read_up_to(file, max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"{name} has more than {max_bytes:,} bytes, too many for a file of this size")
     return read_npy(content)

@@ -19,13 +19,14 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line, printable
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
-from ..system.files import open_list, open_regular
+from ..system.files import open_list, open_regular, read_up_to
 from ..system.fork import call_after_fork, weak_call
 from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .corrections import correct_after_decoding, correct_before_decoding
 from .guard import check_header
 from .guard_heif import is_incomplete
 from .guard_jpeg import read_frame
+from .headers import is_cut_webp
 from .jpeg2000 import is_cut
 from .openers import open_file, open_plain
 from .orientation import read_orientation, turn_upright
@@ -45,7 +46,8 @@ ImageSource = (
 )
 _KINDS = "a path, bytes, a binary file, a PIL image or a numpy array"
 
-# Only formats of raster images: for EPS, Pillow would run Ghostscript.
+# Only formats of raster images: of others, Pillow hands files to a program or to the system.
+_RUN_PROGRAMS = ("EPS", "WMF")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "QOI", "JPEG2000", "TGA", "PSD")
 _JPEGS, _HEIFS = ("JPEG", "MPO"), ("HEIF", "AVIF")
 _URLS = ("http://", "https://", "data:", "file:")
@@ -149,6 +151,11 @@ class ImageReader:
             return _fitted(self._from_array(source), fit)
         if isinstance(source, Image.Image):
             self.limits.check_size(*source.size, "the PIL image")
+            if source.format in _RUN_PROGRAMS and getattr(source, "tile", None):
+                raise ImageError(
+                    f"The PIL image is {source.format}, for which Pillow runs a program; load it first: image.load()",
+                    status="unsupported",
+                )
             with _file_locks.held(source):
                 return _fitted(self._decode(source, "the PIL image"), fit)
         with self.open_source(source) as (file, name):
@@ -177,7 +184,7 @@ class ImageReader:
         name = printable(path)
         try:
             with opener(path) as file:
-                yield file if file.seekable() else io.BytesIO(file.read(self.limits.max_bytes + 1)), name
+                yield file if file.seekable() else io.BytesIO(read_up_to(file, self.limits.max_bytes + 1)), name
         except ImageError:  # of the caller's block
             raise
         except FileNotFoundError as error:
@@ -197,7 +204,7 @@ class ImageReader:
             ImageError: as :meth:`read`; the message calls the file ``name``.
         """
         watched = self._check_file(file, name)
-        with _opening(name):
+        with _opening(file, name):
             image = open_file(cast("IO[bytes]", watched), FORMATS, name)
         self._check_size(image, file, name)
         return self._read_opened(image, watched, name, fit)
@@ -211,7 +218,7 @@ class ImageReader:
             ImageError: as :meth:`read_file`.
         """
         watched = self._check_file(file, name)
-        with _opening(name):
+        with _opening(file, name):
             image = open_plain(cast("IO[bytes]", watched))
         if image is None:
             return None
@@ -389,24 +396,13 @@ def _read_open_file(file: IO[bytes], max_bytes: int) -> tuple[IO[bytes], str]:
     try:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
-        content = _read_up_to(file, max_bytes)
+        content = read_up_to(file, max_bytes)
+    except TypeError as error:
+        raise ImageError(f"{name} is not a binary file; open it with mode 'rb'.", status="unsupported") from error
     except Exception as error:  # a member of an archive raises almost anything on damaged data
         problem = getattr(error, "strerror", None) or _cause(error)
         raise ImageFileError(f"{name} cannot be read: {problem}.") from error
-    if content is None:
-        raise ImageError(f"{name} is not a binary file; open it with mode 'rb'.", status="unsupported")
     return io.BytesIO(content), name
-
-
-def _read_up_to(file: IO[bytes], count: int) -> bytes | None:
-    """Read at most ``count`` bytes, in as many calls as the file needs; return None if it does not give bytes."""
-    chunks = []
-    while count > 0 and (chunk := file.read(count)):
-        if not isinstance(chunk, bytes):
-            return None
-        chunks.append(chunk)
-        count -= len(chunk)
-    return b"".join(chunks)
 
 
 def _stored_file(image: Mapping[str, Any]) -> bytes | str:
@@ -553,17 +549,22 @@ def _decoded_part(image: Image.Image) -> Image.Image | None:
     image.tile = []  # type: ignore[attr-defined]
     try:
         return image.copy()
+    except Exception as error:  # of a palette, for example
+        _log.debug("The decoded part of an image cannot be used: %s", error)
+        return None
     finally:
         image.tile = tiles  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _opening(name: str) -> Iterator[None]:
+def _opening(file: IO[bytes], name: str) -> Iterator[None]:
     try:
         yield
     except ImageError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged data
+        if is_cut_webp(file):
+            raise _truncated(name, "get it again: no part of it can be decoded") from error
         raise _cannot_open(error, name) from error
 
 

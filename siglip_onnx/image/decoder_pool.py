@@ -130,7 +130,7 @@ class DecoderPool:
             check_large_header(file, limits, name)
             if size_bytes > KEPT_BYTES:  # block by block
                 return self._decode(file, size_bytes, name, fit)
-            data = file.read(limits.max_bytes + 1)
+            data = file.read(size_bytes + 1)
         limits.check_bytes(len(data), name)
         return self._decode(io.BytesIO(data), len(data), name, fit)
 

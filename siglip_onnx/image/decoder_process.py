@@ -42,6 +42,7 @@ _ORPHAN_SECONDS = 5.0  # after the time limit, which the parent enforces unless 
 _BYTES_PER_PIXEL, _OVERHEAD_BYTES = 32, 256_000_000
 _OPENING_SECONDS, _CPU_SECONDS = 15, 2.0  # of CPU time for each image, and for each megapixel
 _SLOW_SECONDS, _SLOW_FORMATS = 5.0, ("QOI", "BMP", "PPM")  # that Pillow decodes in Python, in some of their forms
+_LARGEST_LIMIT = 1 << 62  # that the system takes
 _MAX_WALL_SECONDS = 240.0  # a bulk job ends a worker after 300
 _FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit)}
 # Modules that Pillow imports when it first needs them; later no file can be opened.
@@ -266,6 +267,7 @@ def limit_process(limits: DecoderLimits, file_bytes: int) -> list[str]:
 
     def lower(kind: int, value: int) -> None:
         hard = resource.getrlimit(kind)[1]
+        value = min(value, _LARGEST_LIMIT)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import IO
 
 from ..errors import ImageError
@@ -22,3 +23,10 @@ def bomb(name: str, what: str) -> ImageError:
     return ImageError(
         f"{name} has {what}, which is disproportionately expensive to decode; re-save it.", status="too_large"
     )
+
+
+def is_cut_webp(file: IO[bytes]) -> bool:
+    """Say whether a file is a WebP that ends before its stated length."""
+    header = read_at(file, 0, 12)
+    is_webp = header[:4] == b"RIFF" and header[8:] == b"WEBP"
+    return is_webp and 8 + int.from_bytes(header[4:8], "little") > file.seek(0, io.SEEK_END)

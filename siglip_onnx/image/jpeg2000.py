@@ -27,6 +27,7 @@ _END_BYTES = 64  # in which the end of a codestream is looked for
 _COMPONENTS = 40  # where SIZ counts the components, and then describes each in three bytes
 _COLOR, _ALPHA, _PREMULTIPLIED = 0, 1, 2  # kinds of channels
 _ENUMERATED, _SYCC = 1, 18
+_OTHER_SPACES = (1, 3, 4, 9, 11, 13, 14, 19, 22, 23)  # YCbCr, PhotoYCC, CMY, YCCK, CIELab, CIEJab and YPbPr
 _ASSOCIATIONS = range(1, 65_535)  # of a channel with a color of the color space
 _PALETTES = {3: "RGB", 4: "RGBA"}  # by the number of columns
 
@@ -44,9 +45,14 @@ class _Layout:
     boxes: Mapping[bytes, bytes]
 
     @property
-    def is_sycc(self) -> bool:
+    def color_space(self) -> int | None:
+        """The number of the color space, None if it has none."""
         color = self.boxes.get(b"colr", b"")
-        return color[:1] == bytes([_ENUMERATED]) and color[3:7] == struct.pack(">I", _SYCC)
+        return int.from_bytes(color[3:7], "big") if color[:1] == bytes([_ENUMERATED]) else None
+
+    @property
+    def is_sycc(self) -> bool:
+        return self.color_space == _SYCC
 
     @property
     def channels(self) -> list[tuple[int, int, int]]:
@@ -74,6 +80,8 @@ class _Layout:
         deepest, count = max(self.depths), len(self.depths)
         if deepest > (16 if mode == "I;16" else 8):
             return f"levels of {deepest} bits"
+        if self.color_space in _OTHER_SPACES:
+            return f"the color space {self.color_space}"
         if b"pclr" in self.boxes:
             return None if mode == "P" and self.palette() else "a palette of an unusual form"
         if min(self.depths) < 8 and (self.is_sycc or count != Image.getmodebands(mode)):

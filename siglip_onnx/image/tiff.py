@@ -31,6 +31,7 @@ def correct_tiff(image: Image.Image, name: str) -> None:
     tags: Any = getattr(image, "tag_v2", {})
     _check_planes(tags, name)
     _check_subsampling(tags, name)
+    _check_photometric(tags, name)
     _check_strips(image, tags, name)
     _correct_byte_order(image)
     _correct_colors(image, tags)
@@ -72,6 +73,15 @@ def _check_subsampling(tags: Any, name: str) -> None:
     if tags.get(_SUBSAMPLING, _HALVED) != _WHOLE:
         raise ImageError(
             f"{name} is an uncompressed TIFF with subsampled colors, which Pillow does not read right; save it as RGB.",
+            status="unsupported",
+        )
+
+
+def _check_photometric(tags: Any, name: str) -> None:
+    """Refuse a TIFF that does not say whether 0 is black, which Pillow takes for white; in faxes it is."""
+    if tags and _PHOTOMETRIC not in tags and _first(tags, _COMPRESSION) not in _FAXES:
+        raise ImageError(
+            f"{name} is a TIFF that does not say whether its zeros are black or white; save it again, or as PNG.",
             status="unsupported",
         )
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from .locks import folder_locked
@@ -24,6 +25,7 @@ if sys.platform != "win32":
 
 STALE_S = 86_400  # a temporary file this old belongs to a run that was killed
 _OPEN_DESCRIPTOR = re.compile(r"/dev/stdin|(/dev|/proc/self)/fd/\d+")
+_BLOCK_BYTES = 1 << 20
 _MAX_LINKS = 40  # as the kernel follows
 _LOCK = ".lock"  # beside a temporary folder
 _PART = re.compile(r"\.siglip_onnx-[0-9a-f]{32}\.part(\..*)?")
@@ -145,6 +147,21 @@ def open_regular(path: Path | str) -> BufferedReader:
     raise OSError(errno.EINVAL, f"it is a {kind}, expected a regular file", str(path))
 
 
+def read_up_to(file: IO[bytes], count: int) -> bytes:
+    """Read at most ``count`` bytes, in as many calls as the file needs.
+
+    Python would allocate all that one call asks for before it reads.
+
+    Raises:
+        TypeError: the file does not give bytes.
+    """
+    chunks = []
+    while count > 0 and (chunk := file.read(min(count, _BLOCK_BYTES))):
+        chunks.append(chunk)
+        count -= len(chunk)
+    return b"".join(chunks)
+
+
 def read_small(path: Path, max_bytes: int) -> bytes:
     """Return the content of a file that may come from a stranger.
 
@@ -153,7 +170,7 @@ def read_small(path: Path, max_bytes: int) -> bytes:
         ValueError: it has more than ``max_bytes``.
     """
     with open_regular(path) as file:
-        content = file.read(max_bytes + 1)
+        content = read_up_to(file, max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"it has more than {max_bytes:,} bytes")
     return content

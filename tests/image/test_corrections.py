@@ -670,3 +670,52 @@ def test_an_old_jpeg_in_a_tiff_that_is_cut_is_truncated(material: Path) -> None:
             load_image(cut)
         assert raised.value.status == "truncated"
         assert open_image(cut, allow_truncated=True).size == whole.size
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 9, 11, 13, 14, 19, 22, 23])
+def test_color_spaces_of_a_jpx_that_pillow_takes_for_rgb_are_refused(number: int) -> None:
+    data = encode(Image.new("RGB", (8, 6), "red"), "JPEG2000")
+    place = data.index(b"colr") + 7
+    assert struct.unpack_from(">I", data, place) == (16,)
+    with pytest.raises(ImageError, match=f"the color space {number}") as raised:
+        load_image(data[:place] + struct.pack(">I", number) + data[place + 4 :])
+    assert raised.value.status == "unsupported"
+
+
+def test_a_tiff_without_the_meaning_of_its_levels_is_refused() -> None:
+    """Pillow takes 0 for white."""
+    data = tiff_of_one_strip(np.zeros((4, 5), np.uint8), "<", 1, 1)
+    place = data.index(struct.pack("<HHII", 262, 4, 1, 1))
+    with pytest.raises(ImageError, match="whether its zeros are black or white") as raised:
+        load_image(data[:place] + struct.pack("<H", 261) + data[place + 2 :])
+    assert raised.value.status == "unsupported"
+
+
+def test_a_tiff_of_an_unknown_kind_is_named_as_one() -> None:
+    data = tiff_of_one_strip(np.zeros((4, 5), np.uint8), "<", 1, 1)
+    place = data.index(struct.pack("<HHII", 258, 4, 1, 8)) + 8
+    with pytest.raises(ImageError, match="a TIFF of a kind that Pillow does not read") as raised:
+        load_image(data[:place] + struct.pack("<I", 3) + data[place + 4 :])
+    assert raised.value.status == "unsupported"
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("allow_truncated", [True, False])
+def test_a_webp_that_is_cut_is_truncated(lossless: bool, allow_truncated: bool) -> None:
+    data = encode(make_image(np.random.default_rng(0), (64, 48)), "WEBP", lossless=lossless)
+    with pytest.raises(ImageError) as raised:
+        load_image(data[:-50], allow_truncated=allow_truncated)
+    assert raised.value.status == "truncated"
+
+
+def test_a_cut_tga_with_a_palette_that_it_does_not_use_is_an_image_error() -> None:
+    header = struct.pack("<BBBHHBHHHHBB", 0, 1, 3, 0, 300, 16, 0, 0, 40, 40, 8, 0x20)  # of 300 colors
+    with pytest.raises(ImageError) as raised:
+        load_image(header + bytes(2 * 300 + 100), allow_truncated=True)
+    assert raised.value.status == "truncated"
+
+
+def test_a_pil_image_for_which_a_program_would_run_is_refused() -> None:
+    content = io.BytesIO(encode(Image.new("RGB", (8, 6), "red"), "EPS"))
+    with pytest.raises(ImageError, match="The PIL image is EPS, for which Pillow runs a program"):
+        load_image(Image.open(content))

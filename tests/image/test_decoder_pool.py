@@ -234,6 +234,30 @@ def test_low_limits_of_files_do_not_apply_to_images(blocks: int) -> None:
     assert done.returncode == 0
 
 
+@ON_LINUX
+def test_generous_limits_take_no_memory() -> None:
+    """Python allocates what one call of an open file's ``read`` asks for."""
+    content = STAR.read_bytes()
+    for max_bytes, max_pixels in ((sys.maxsize, 10**9), (10**30, 10**9)):
+        reader = ImageReader(ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels))
+        with contextlib.closing(DecoderPool(reader)) as pool, STAR.open("rb") as file:
+            for source in (STAR, content, io.BytesIO(content), file):
+                assert pool.read(source).size == reader.read(source).size == (256, 256)
+    code = f"""
+import resource, sys
+from siglip_onnx.image import ImageReader
+from siglip_onnx.image.decoder_pool import DecoderPool
+pool = DecoderPool(ImageReader())
+pool.start()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, -1))
+for reader in (pool, pool.reader):
+    for source in ({str(STAR)!r}, open({str(STAR)!r}, "rb")):
+        print(reader.read(source).size)
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "(256, 256)\n" * 4
+
+
 def test_time_without_poll_is_limited_by_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(decoder_pool.select, "poll")
     limits = DecoderLimits(1_000_000_000, cpu_seconds=100, wall_seconds=0.5)
