@@ -88,7 +88,7 @@ def open_hugging_face(request: Request) -> Source:
         tensors=channels_first,
         weight_files=weight_files,
         tokenizer=tokenizer_path,
-        files=_unchanged(config_path, config) | (_unchanged(preprocessor_path, preprocessor) if preprocessor else {}),
+        files=copied_file(config_path, config) | (copied_file(preprocessor_path, preprocessor) if preprocessor else {}),
         facts={} if layout == "transformers" else {"layout": layout},
         kind=kind,
         labels=labels,
@@ -144,7 +144,7 @@ def plain_config(document: Json, path: Path, report: Report) -> Json:
     return plain
 
 
-def _unchanged(path: Path, document: Json) -> dict[str, bytes]:
+def copied_file(path: Path, document: Json) -> dict[str, bytes]:
     """Return the bytes of a config file that a bundle can hold as it is."""
     same = path.name in CONFIGS and read_document(path) == document
     return {path.name: path.read_bytes()} if same else {}
