@@ -21,6 +21,7 @@ CONFIGS = (CONFIG, PREPROCESSOR_CONFIG)
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
 PYTORCH_WEIGHTS, PYTORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG = "spiece.model", "tokenizer.json", "tokenizer_config.json"
+ADDED_TOKENS = "added_tokens.json"  # beside a tokenizer_config.json of transformers 4
 PROCESSOR_CONFIG = "processor_config.json"  # in it transformers 5 nests the settings of preprocessor_config.json
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (

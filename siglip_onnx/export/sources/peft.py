@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ...config import PREPROCESSOR_CONFIG, TOWERS, find_preprocessor_document, read_document
 from ...errors import CheckpointError
+from ...layouts import ADAPTER_CONFIG
 from ...system.names import check_name
 from ..tokenizer import find_tokenizer
 from .hugging_face import copied_file
@@ -28,7 +29,6 @@ from .source import Json, Request, Source
 from .tensor import Tensor, Tensors
 from .weight_files import find_weights, open_weights
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX, _TOWERS = "base_model.model.", {tower: f"{tower}_model." for tower in TOWERS}
 # Other settings than these are refused if they are on: they change what the weights mean.
