@@ -21,6 +21,7 @@ CONFIGS = (CONFIG, PREPROCESSOR_CONFIG)
 WEIGHTS, SHARD_INDEX = "model.safetensors", "model.safetensors.index.json"
 PYTORCH_WEIGHTS, PYTORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG = "spiece.model", "tokenizer.json", "tokenizer_config.json"
+ADDED_TOKENS = "added_tokens.json"  # beside a tokenizer_config.json of transformers 4
 PROCESSOR_CONFIG = "processor_config.json"  # in it transformers 5 nests the settings of preprocessor_config.json
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
@@ -277,18 +278,28 @@ def read_preprocessor_config(path: Path, config: SiglipConfig) -> PreprocessorCo
     return parse_preprocessor_config(read_document(path), config, path)
 
 
-def read_preprocessor_document(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return a checkpoint's settings of images in the flat form, and their file; nested ones first, as transformers 5.
+def find_preprocessor_document(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return a folder's settings of images in the flat form, and their file; nested ones first, as transformers 5.
 
     Raises:
-        CheckpointError: the folder has neither form.
+        CheckpointError: the file is not JSON.
     """
     path = folder / PREPROCESSOR_CONFIG
     if (folder / PROCESSOR_CONFIG).exists():
         nested = read_document(folder / PROCESSOR_CONFIG).get("image_processor")
         if isinstance(nested, dict):
             return folder / PROCESSOR_CONFIG, _with_sides(nested)
-    return path, _with_sides(read_document(path))
+    return (path, _with_sides(read_document(path))) if path.exists() else None
+
+
+def read_preprocessor_document(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return what :func:`find_preprocessor_document` finds in a checkpoint.
+
+    Raises:
+        CheckpointError: the folder has neither form.
+    """
+    path = folder / PREPROCESSOR_CONFIG
+    return find_preprocessor_document(folder) or (path, _with_sides(read_document(path)))
 
 
 def _with_sides(document: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import siglip_onnx
 
 # Each room imports only rooms before it.
 ROOMS = (
-    "_version", "errors", "system", "options", "config", "head", "bundle", "image", "text", "session", "vision_tower",
-    "text_tower", "model", "classifier", "demo", "hub", "doctor", "verify", "export", "bulk", "evaluate", "heads",
-    "explain", "bench", "web", "cli", "__init__", "__main__",
+    "_version", "errors", "system", "options", "config", "layouts", "head", "bundle", "image", "text", "session",
+    "vision_tower", "text_tower", "model", "classifier", "demo", "hub", "doctor", "verify", "export", "bulk",
+    "evaluate", "heads", "explain", "bench", "web", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from .sources import Request, open_source
 from .sources.source import Report, Source
 from .sources.tensor import DTYPES, Tensors, release_pages
 
+_BUFFERS = "position_ids"  # not weights; old versions of transformers wrote them
 POSITIONS_WEIGHT = "vision_model.embeddings.position_embedding.weight"
 ROWS_AT_ONCE = 16384
 Shapes = dict[str, tuple[int, ...]]
@@ -125,12 +126,14 @@ class CheckedWeights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
 
-    def check(self, expected: Shapes) -> None:
+    def check(self, config: SiglipConfig) -> None:
         """Compare names, types and shapes with those that the config implies.
 
         Raises:
-            CheckpointError: a tensor is missing, has another shape, or does not hold floating-point numbers.
+            CheckpointError: a tensor is missing, has another shape, does not hold floating-point numbers, or is one
+                that the config does not imply.
         """
+        expected = expected_shapes(config)
         missing = [name for name in expected if name not in self._tensors]
         if missing:
             raise CheckpointError(
@@ -149,6 +152,16 @@ class CheckedWeights:
                     f"Weight {name!r} has shape {self.shape(name)}, but config.json implies {shape}. "
                     "The two do not belong together; download the checkpoint again."
                 )
+        parts = {name.partition(".")[0] for name in expected}
+        known = expected.keys() | _unused_head(config)
+        others = sorted(name for name in self._tensors if name.partition(".")[0] in parts and name not in known)
+        others = [name for name in others if not name.endswith(_BUFFERS)]
+        if others:
+            raise CheckpointError(
+                f"The checkpoint has {len(others)} weights that its config.json does not imply, the first is "
+                f"{others[0]!r}. They may change the embeddings. If they are those of an adapter, merge them into "
+                "the others; otherwise correct config.json or remove them."
+            )
 
 
 def _check_finite(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
@@ -202,7 +215,7 @@ def open_checkpoint(
                 f"{MAX_NUM_PATCHES}. Lower it."
             )
         weights = CheckedWeights(source.tensors)
-        weights.check(expected_shapes(config))
+        weights.check(config)
         documents = {CONFIG: source.config} | ({PREPROCESSOR_CONFIG: source.preprocessor} if preprocessor else {})
         written = {name: json.dumps(document, indent=2).encode() for name, document in documents.items()}
         return Checkpoint(
@@ -243,6 +256,11 @@ def expected_shapes(config: SiglipConfig) -> Shapes:
     if config.num_labels:
         shapes |= _linear_shapes("classifier", config.embedding_dim, config.num_labels)
     return shapes
+
+
+def _unused_head(config: SiglipConfig) -> Shapes:
+    """Return the weights of the pooling head, which classifiers have in their files though they do not use it."""
+    return {} if config.vision is None else _vision_shapes(config.vision, with_head=True)
 
 
 def _vision_shapes(vision: VisionConfig | NaflexVisionConfig, *, with_head: bool) -> Shapes:

@@ -143,11 +143,16 @@ def _trace(kind: Any, onnx_config: type[TowerOnnxConfig], checkpoint: Path, out:
     transformers.logging.set_verbosity_error()  # it would warn of the other tower's weights, which are not used
     try:
         # Some checkpoints are saved in half precision; the graph computes in float32.
-        model = kind.from_pretrained(checkpoint, dtype=torch.float32, **LOADING)
+        model, loading = kind.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True, **LOADING)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"transformers cannot load {checkpoint}: {error}") from error
     finally:
         transformers.logging.set_verbosity(level)
+    if loading["missing_keys"]:  # transformers would trace random weights in their place
+        raise CheckpointError(
+            f"transformers {transformers.__version__} does not find {sorted(loading['missing_keys'])[0]!r} in "
+            f"{checkpoint}, whose weights have other names. Use --exporter native."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of Python values, which really are constants here
         export(model, onnx_config(model.config, task="feature-extraction"), out, opset=OPSET)

@@ -13,6 +13,7 @@ from .. import errors
 from ..bundle.folder import folder_problems, open_bundle, verify_folder
 from ..bundle.manifest import DEFAULT_ORDER, FORMAT, MANIFEST, Manifest, read_manifest
 from ..config import (
+    ADDED_TOKENS,
     CONFIG,
     DUAL,
     OPEN_CLIP_CONFIG,
@@ -33,6 +34,7 @@ from ..config import (
     read_document,
 )
 from ..errors import BundleError, DownloadError, SiglipOnnxError
+from ..layouts import ADAPTER_CONFIG, SENTENCE_TRANSFORMERS, is_open_clip, transformer_folder
 from ..system.extras import check_extra
 from ..system.json_files import read_json_object
 from ..system.steps import run_steps
@@ -50,12 +52,14 @@ from .cache import (
     write_record,
 )
 from .download import Repository, fetch, is_offline, look_up
+from .remote_head import read_header
 
 BUNDLE, CHECKPOINT = "bundle", "checkpoint"
 # What an export reads, by layout: of each row the first file that the repository has; some only with one of the towers.
-_TRANSFORMERS = ((CONFIG,), (WEIGHTS, SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX))
+_WEIGHTS = (WEIGHTS, SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX)
 _OF_TOWER = {VISION: (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG), TEXT: (SENTENCEPIECE, TOKENIZER)}
-_OPEN_CLIP = ((OPEN_CLIP_CONFIG,), (TOKENIZER, SENTENCEPIECE), OPEN_CLIP_WEIGHTS)
+_OPEN_CLIP = ((OPEN_CLIP_CONFIG,), (TOKENIZER, SENTENCEPIECE), (*OPEN_CLIP_WEIGHTS, *_WEIGHTS))
+_ADDED = (PROCESSOR_CONFIG, TOKENIZER_CONFIG, ADDED_TOKENS)  # small files that add to the first of their kind
 _SHARDS = {SHARD_INDEX: ("model-", ".safetensors"), PYTORCH_INDEX: ("pytorch_model-", ".bin")}
 _BYTES_PER_S = 10e6  # of a typical connection, to estimate how long a download takes
 _EXPORT_BYTES_PER_S = 25e6  # of weights, on two cores
@@ -209,32 +213,58 @@ def _export_checkpoint(repository: Repository, variants: Sequence[str], partial:
 
 
 def _checkpoint_files(repository: Repository, folder: Path) -> list[str]:
-    """Return the files that an export reads; the config, which decides that, is downloaded into ``folder``."""
-    is_open_clip = OPEN_CLIP_CONFIG in repository.files and any(name in repository.files for name in OPEN_CLIP_WEIGHTS)
-    names = []
+    """Return the files that an export reads; those that decide which are downloaded into ``folder``.
+
+    Raises:
+        BundleError: the repository holds no checkpoint.
+        CheckpointError: it holds one that cannot be exported.
+        DownloadError: the download fails.
+    """
+    if ADAPTER_CONFIG in repository.files:
+        raise BundleError(
+            f"{repository.name} holds an adapter ({ADAPTER_CONFIG}). Download it and its base, and merge them: "
+            "siglip-onnx export ADAPTER OUT --base CHECKPOINT"
+        )
+    names, inner = [], ""  # where the model lies
+    if SENTENCE_TRANSFORMERS in repository.files:
+        names.append(SENTENCE_TRANSFORMERS)
+        fetch(repository, names, folder)
+        inner = f"{transformer_folder(folder / SENTENCE_TRANSFORMERS)}/".removeprefix("/")
+    files = {name.removeprefix(inner) for name in repository.files if name.startswith(inner)}
     rows: Sequence[Sequence[str]] = _OPEN_CLIP
-    if not is_open_clip:
+    if not is_open_clip(files, lambda: _weight_names(repository, inner + WEIGHTS)):
         kind = DUAL
-        if CONFIG in repository.files:
-            fetch(repository, [CONFIG], folder)
-            kind = checkpoint_kind(read_document(folder / CONFIG))
-        rows = (*_TRANSFORMERS[:1], *(_OF_TOWER[tower] for tower in TOWERS_OF[kind]), *_TRANSFORMERS[1:])
+        if CONFIG in files:
+            fetch(repository, [inner + CONFIG], folder)
+            kind = checkpoint_kind(read_document(folder / inner / CONFIG))
+        rows = ((CONFIG,), *(_OF_TOWER[tower] for tower in TOWERS_OF[kind]), _WEIGHTS)
     for alternatives in rows:
-        present = [name for name in alternatives if name in repository.files]
+        present = [name for name in alternatives if name in files]
         if not present:
             raise BundleError(
                 f"{repository.name} is neither a model of siglip_onnx nor a SigLIP checkpoint: it has no "
-                f"{alternatives[0]}. Choose one of: siglip-onnx models list --known"
+                f"{inner}{alternatives[0]}. Choose one of: siglip-onnx models list --known"
             )
-        names.append(present[0])
-    # Small files that add to the first of their kind.
-    names += [name for name in (PROCESSOR_CONFIG, TOKENIZER_CONFIG) if name in repository.files and name not in names]
+        names.append(inner + present[0])
+    names += [inner + name for name in _ADDED if name in files and inner + name not in names]
     return names
+
+
+def _weight_names(repository: Repository, file: str) -> Collection[str]:
+    """Return the names of the weights in safetensors; none if these are damaged."""
+    with contextlib.suppress(ValueError):
+        return read_header(repository, file)[0]
+    return ()
 
 
 def _shards(repository: Repository, names: Sequence[str]) -> list[str]:
     """Return the weight files that an index among ``names`` stands for."""
-    ends = [_SHARDS[name] for name in names if name in _SHARDS]
+    ends = []
+    for name in names:
+        folder, slash, file = name.rpartition("/")
+        if file in _SHARDS:
+            first, last = _SHARDS[file]
+            ends.append((folder + slash + first, last))
     return [name for name in repository.files for first, last in ends if name.startswith(first) and name.endswith(last)]
 
 

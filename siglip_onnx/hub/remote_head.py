@@ -72,19 +72,36 @@ def _shards(repository: Repository) -> dict[str, str]:
     return shards
 
 
-def _read_number(repository: Repository, file: str, key: str) -> float:
+def read_header(repository: Repository, file: str) -> tuple[dict[str, Any], int]:
+    """Return the header of safetensors on the Hub, and where the tensors begin, without these.
+
+    Raises:
+        ValueError: it is damaged.
+        DownloadError: the download fails.
+    """
     (length,) = struct.unpack("<Q", fetch_range(repository, file, 0, _LENGTH_BYTES))
     if not 2 <= length <= _MAX_HEADER_BYTES:
-        raise _unusable(repository, f"the header of {file} would have {length:,} bytes")
+        raise ValueError(f"the header of {file} would have {length:,} bytes")
     try:
-        entry: dict[str, Any] = json.loads(fetch_range(repository, file, _LENGTH_BYTES, length))[key]
+        header = json.loads(fetch_range(repository, file, _LENGTH_BYTES, length))
+    except RecursionError as error:
+        raise ValueError(f"the header of {file} is nested too deeply") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"the header of {file} is not an object")
+    return header, _LENGTH_BYTES + length
+
+
+def _read_number(repository: Repository, file: str, key: str) -> float:
+    try:
+        header, start = read_header(repository, file)
+        entry: dict[str, Any] = header[key]
         layout, (begin, end) = _FORMATS[entry["dtype"]], entry["data_offsets"]
         width = 2 if entry["dtype"] == "BF16" else struct.calcsize(layout)
         if not (isinstance(begin, int) and begin >= 0 and end - begin == width):
             raise ValueError(f"{key} has offsets {begin!r} and {end!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _unusable(repository, f"{file} has no single number {key!r} ({error!r:.100})") from error
-    content = fetch_range(repository, file, _LENGTH_BYTES + length + begin, width)
+    content = fetch_range(repository, file, start + begin, width)
     if entry["dtype"] == "BF16":
         content = b"\0\0" + content  # the upper half of an f32
     (number,) = struct.unpack(layout, content)

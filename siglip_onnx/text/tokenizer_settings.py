@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import TOKENIZER_CONFIG, read_document
+from ..config import ADDED_TOKENS, TOKENIZER_CONFIG, read_document
 from ..errors import CheckpointError
 
 EOS = "</s>"
 MAX_ADDED_TOKENS = 40  # each is a step of the normalizer
-_ADDED_TOKENS = "added_tokens.json"
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 TOKEN_KEYS = ("content", *_FLAGS)  # besides its id
 
@@ -72,7 +71,7 @@ def read_settings(folder: Path, tokens: Iterable[Json] = ()) -> TokenizerSetting
         CheckpointError: a file is damaged, or names another end token than ``</s>``.
     """
     config = read_document(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
-    listed = read_document(folder / _ADDED_TOKENS) if (folder / _ADDED_TOKENS).exists() else {}
+    listed = read_document(folder / ADDED_TOKENS) if (folder / ADDED_TOKENS).exists() else {}
     try:
         by_id = {token["id"]: _FLAGS | token for token in tokens}
         by_id |= {id_: _FLAGS | {"id": id_, "content": content} for content, id_ in listed.items()}

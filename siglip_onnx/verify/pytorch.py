@@ -37,6 +37,7 @@ from ..config import (
 from ..errors import CheckpointError, first_line
 from ..head import Floats
 from ..image.decode import ImageSource, load_image
+from ..layouts import ADAPTER_CONFIG
 from ..model import SigLIP
 from ..options import DROP
 from ..text.growth import read_checked
@@ -48,7 +49,6 @@ VISION_EMBEDDING, TEXT_EMBEDDING = "vision embedding", "text embedding"
 ALLOWED = {"pixels": 0.0, "ids": 0.0, VISION_EMBEDDING: 1e-5, TEXT_EMBEDDING: 1e-5, "features": 1e-4, "logits": 1e-4}
 # How transformers loads a model. A config may name its attention, and a name of the Hub would be code to download.
 LOADING: dict[str, Any] = {"local_files_only": True, "attn_implementation": "sdpa"}
-_ADAPTER = "adapter_config.json"
 _KNOWN = {field.name for kind in (VisionConfig, NaflexVisionConfig, TextConfig) for field in fields(kind)} | {
     "model_type", "vision_config", "text_config", "id2label", "label2id", "problem_type"
 }  # fmt: skip
@@ -123,8 +123,10 @@ def _check_adapters(checkpoint: Path) -> None:
     Raises:
         CheckpointError: it has one.
     """
-    if (checkpoint / _ADAPTER).exists():
-        raise CheckpointError(f"{checkpoint} has {_ADAPTER}; a reference is a whole checkpoint, without an adapter.")
+    if (checkpoint / ADAPTER_CONFIG).exists():
+        raise CheckpointError(
+            f"{checkpoint} has {ADAPTER_CONFIG}; a reference is a whole checkpoint, without an adapter."
+        )
 
 
 def _get(owner: Any, name: str) -> Any:

@@ -20,6 +20,7 @@ from support.commands import run_without
 
 import siglip_onnx
 from siglip_onnx.cli import main
+from siglip_onnx.errors import CheckpointError
 from siglip_onnx.export.pipeline import export_bundle
 
 TEXTS = ["a photo of a cat", "赤い丸", ""]
@@ -95,6 +96,16 @@ def test_equal_weights_of_two_layers_are_rescaled_separately(small_checkpoint: P
     checkpoint = add_outliers(checkpoint, tmp_path / "outliers")
     (variant,) = export_bundle(checkpoint, tmp_path / "out", precisions=["int8"], exporter="optimum")
     assert variant.accuracy.cosine_min > 0.999
+
+
+def test_weights_that_transformers_does_not_find_are_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+    """It would initialize them at random; the native exporter finds them behind their prefix."""
+    checkpoint = Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
+    weights = {f"module.{name}": weight for name, weight in load_file(checkpoint / "model.safetensors").items()}
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"does not find 'vision_model\..*Use --exporter native"):
+        export_bundle(checkpoint, tmp_path / "out", precisions=["fp32"], exporter="optimum")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_package_of_optimum_the_extra_is_named(small_checkpoint: Path, tmp_path: Path) -> None:

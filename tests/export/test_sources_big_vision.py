@@ -173,6 +173,17 @@ def test_other_arrays_of_a_tower_are_refused(arrays: Arrays, small_checkpoint: P
         open_checkpoint(tmp_path / "model.npz", tokenizer=small_checkpoint)
 
 
+def test_other_parameters_are_reported(arrays: Arrays, small_checkpoint: Path, tmp_path: Path) -> None:
+    more = {"params/proj/kernel": np.eye(64, dtype=np.float32), "opt/params/proj/kernel": np.zeros(3)}
+    np.savez(tmp_path / "model.npz", **arrays, **more)
+    lines: list[str] = []
+    open_checkpoint(tmp_path / "model.npz", tokenizer=small_checkpoint, report=lines.append).opened.close()
+    assert [line for line in lines if "Ignoring 1 arrays" in line and "'proj/kernel'" in line]
+    np.savez(tmp_path / "model.npz", **arrays, t=np.zeros(1, np.float32))
+    with pytest.raises(CheckpointError, match="it has 't' twice"):
+        open_checkpoint(tmp_path / "model.npz", tokenizer=small_checkpoint)
+
+
 def test_layers_without_number_are_refused(tmp_path: Path) -> None:
     """Each array may stand for as many weights as it has rows."""
     rows = {f"img/encoderblock/{number}": np.zeros((1000, 1), np.float16) for number in range(40)}

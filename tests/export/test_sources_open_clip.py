@@ -285,6 +285,13 @@ def test_weights_that_would_be_left_out_are_refused(open_clip: Path, reference: 
         open_checkpoint(open_clip)
 
 
+def test_a_second_scale_is_refused(open_clip: Path, reference: Path) -> None:
+    weights = {f"model.{name}": array for name, array in open_clip_weights(reference).items()}
+    save_file(weights | {"logit_scale": np.ones(1, np.float32)}, open_clip / "open_clip_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has 'logit_scale' and 'model\.logit_scale'; expected one model"):
+        open_checkpoint(open_clip)
+
+
 def test_a_folder_without_config(open_clip: Path, reference: Path) -> None:
     (open_clip / "open_clip_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has open_clip_model\.safetensors, but not the open_clip_config\.json"):

@@ -12,8 +12,8 @@ import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.numpy import save_file
-from support.checkpoints import make_checkpoint
-from support.layouts import Arrays, assert_embeddings_of, weights_of, write_json
+from support.checkpoints import make_checkpoint, make_single_tower
+from support.layouts import Arrays, assert_embeddings_of, big_vision_arrays, read_json, weights_of, write_json
 
 import siglip_onnx
 from siglip_onnx.errors import CheckpointError
@@ -114,6 +114,46 @@ def test_dora_and_bias(small_checkpoint: Path, tmp_path: Path) -> None:
         assert_allclose(checkpoint.weights[f"{Q}.bias"], weights[f"{Q}.bias"] + 2 * draw(64), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["vision", "text"])
+def test_a_single_tower_has_no_name_in_transformers_5(small_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    arrays = low_rank("encoder.layers.0.self_attn.q_proj", 64, 64)
+    mapping = {"base_model_class": f"Siglip{name.title()}Model", "parent_library": "transformers"}
+    tower = make_single_tower(small_checkpoint, tmp_path / "tower", name)
+    of_base = write_adapter(tmp_path / "of_base", arrays, auto_mapping=mapping)
+    of_tower = write_adapter(tmp_path / "of_tower", arrays, alpha_pattern={"^encoder.layers.0.self_attn.q_proj": 8})
+    weight = f"{name}_model.encoder.layers.0.self_attn.q_proj.weight"
+    expected = weights_of(small_checkpoint)[weight] + 2 * draw(64, 4) @ draw(4, 64)
+    for adapter, base in ((of_base, small_checkpoint), (of_tower, tower)):
+        with open_checkpoint(adapter, base=base) as checkpoint:
+            assert_allclose(checkpoint.weights[weight], expected, atol=1e-5)
+
+
+def test_settings_saved_with_the_adapter_are_used(small_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", low_rank(Q, 64, 64))
+    settings = read_json(small_checkpoint / "preprocessor_config.json")
+    write_json(adapter / "preprocessor_config.json", settings | {"image_mean": [0.48, 0.45, 0.4], "resample": 1})
+    shutil.copy(small_checkpoint / "spiece.model", adapter)
+    write_json(adapter / "tokenizer_config.json", {"do_lower_case": False})
+    lines: list[str] = []
+    export_bundle(adapter, tmp_path / "out", precisions=["fp32"], base=small_checkpoint, report=lines.append)
+    assert f"Using preprocessor_config.json and the tokenizer of {adapter}, not of its base" in lines
+    preprocessor = siglip_onnx.load(tmp_path / "out").bundle.preprocessor
+    assert (preprocessor.resample, preprocessor.levels.image_mean) == (1, (0.48, 0.45, 0.4))
+    written = (tmp_path / "out" / "preprocessor_config.json").read_bytes()
+    assert written == (adapter / "preprocessor_config.json").read_bytes()
+    tokens = siglip_onnx.load(tmp_path / "out").tokenize(["A CAT", "a cat"])
+    assert (tokens[0] != tokens[1]).any()
+    (adapter / "preprocessor_config.json").unlink()
+    write_json(adapter / "processor_config.json", {"image_processor": settings | {"resample": 0}})
+    with open_checkpoint(adapter, base=small_checkpoint) as checkpoint:
+        assert checkpoint.preprocessor.resample == 0
+    big_vision = tmp_path / "big_vision"
+    big_vision.mkdir()
+    np.savez(big_vision / "model.npz", **big_vision_arrays(small_checkpoint, scan=False))
+    with open_checkpoint(adapter, base=big_vision) as checkpoint:  # has no tokenizer itself
+        assert checkpoint.tokenizer == adapter
+
+
 def test_the_base_is_found_next_to_the_adapter(small_checkpoint: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", low_rank(Q, 64, 64), base_model_name_or_path="google/base")
     with pytest.raises(CheckpointError, match="holds a LoRA adapter without its base, 'google/base'"):
@@ -149,7 +189,8 @@ def test_the_base_is_found_next_to_the_adapter(small_checkpoint: Path, tmp_path:
         ({f"{Q}.lora_A.weight": draw(4, 64)}, {}, "lacks one of the two matrices"),
         ({f"{Q}.lora_A.weight": draw(4), f"{Q}.lora_B.weight": draw(64)}, {}, "trained on another base"),
         (low_rank("vision_model.encoder.layers.7.self_attn.q_proj", 64, 64), {}, "which its base does not have"),
-        ({"classifier.weight": draw(3, 64)}, {}, "changes 'classifier.weight', which its base does not have"),
+        ({"classifier.weight": draw(3, 64)}, {}, r"neither it nor its base has the labels.*merge_and_unload.*id2label"),
+        (low_rank("encoder.layers.0.self_attn.q_proj", 64, 64), {}, "otherwise merge it with PEFT"),
         ({f"{Q}.base_layer.bias": draw(63)}, {}, "trained on another base"),
         ({f"{Q}.lora_A.weight": draw(4, 64), f"{Q}.lora_B.weight": np.full((64, 4), np.nan, np.float32)}, {}, "NaN"),
     ],

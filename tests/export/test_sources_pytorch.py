@@ -66,6 +66,16 @@ def test_wrapped_weights(folder: Path, weights: Weights, name: str, wrap: Callab
             assert_array_equal(checkpoint.weights[key], tensor.numpy())
 
 
+@pytest.mark.parametrize("name", ["ema", "state_dict_ema"])
+def test_two_models_are_refused(folder: Path, weights: Weights, name: str) -> None:
+    for other in (weights, {"state_dict": weights}):
+        torch.save({"model": dict(weights), name: other, "epoch": 3}, folder / "last.pt")
+        with pytest.raises(CheckpointError, match=f"it holds two models, 'model' and '{name}'.*Save the weights alone"):
+            open_checkpoint(folder)
+    torch.save({"model": weights, "state_dict": weights, name: None}, folder / "last.pt")
+    open_checkpoint(folder).opened.close()
+
+
 def test_kinds_of_tensors(tmp_path: Path) -> None:
     """Views, transposed tensors, shared storages and all types of weights."""
     matrix = torch.arange(12, dtype=torch.float32).reshape(3, 4)

@@ -158,6 +158,50 @@ def test_weights_behind_a_prefix(small_checkpoint: Path, tmp_path: Path) -> None
             assert_array_equal(checkpoint.weights[name], array)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("vision_model.encoder.layers.0.self_attn.q_proj.lora_A", (4, 64)),  # of loralib, not merged
+        ("vision_model.embeddings.prompt_tokens", (1, 8, 64)),
+        ("text_model.encoder.layers.2.layer_norm1.weight", (64,)),
+    ],
+)
+def test_weights_of_a_tower_that_would_be_left_out_are_refused(
+    small_checkpoint: Path, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    weights = weights_of(copy) | {"vision_model.embeddings.position_ids": np.arange(16)[np.newaxis]}
+    save_file(weights, copy / "model.safetensors")
+    open_checkpoint(copy).opened.close()
+    save_file(weights | {name: np.ones(shape, np.float32)}, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"has 1 weights that its config.json does not imply, .*'{name}'"):
+        open_checkpoint(copy)
+    tower = "text" if name.startswith("vision") else "vision"
+    open_checkpoint(copy, tower=tower).opened.close()
+
+
+def test_weights_outside_the_towers_are_reported(small_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    weights = {f"model.{name}": array for name, array in weights_of(copy).items()}
+    save_file(weights | {"vision_projection.weight": np.eye(64, dtype=np.float32)}, copy / "model.safetensors")
+    lines: list[str] = []
+    open_checkpoint(copy, report=lines.append).opened.close()
+    assert [line for line in lines if "Ignoring 1 weights" in line and "'vision_projection.weight'" in line]
+
+
+def test_files_of_two_models_are_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    weights = weights_of(copy)
+    model = {f"model.{name}": array for name, array in weights.items()}
+    for others in ({f"ema_model.{name}": array for name, array in weights.items()}, weights):
+        save_file(model | others, copy / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"has '.*patch_embedding\.weight' and '.*'; expected one model"):
+            open_checkpoint(copy)
+    save_file(model | {"logit_scale": np.ones(1, np.float32)}, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has 'logit_scale' and 'model\.logit_scale'; expected one model"):
+        open_checkpoint(copy)
+
+
 def test_shards_stay_in_their_folder(small_checkpoint: Path, tmp_path: Path) -> None:
     sharded = make_checkpoint(tmp_path / "sharded", "square", max_shard_size="100KB")
     secret = Path(shutil.copy(small_checkpoint / "model.safetensors", tmp_path / "secret.safetensors"))

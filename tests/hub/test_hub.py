@@ -301,12 +301,46 @@ def test_layouts_are_chosen_by_the_files(hub: Hub, small_checkpoint: Path, small
 
     reference = layouts.make_wide_checkpoint(tmp_path / "reference")
     both = Path(shutil.copytree(reference, tmp_path / "both"))
-    save_file(layouts.open_clip_weights(reference), both / "open_clip_model.safetensors")
+    named = layouts.open_clip_weights(reference)
+    save_file(named, both / "open_clip_model.safetensors")
     layouts.write_json(both / "open_clip_config.json", layouts.OPEN_CLIP_CONFIG)
     hub.add("someone/both", both)
-    source = siglip_onnx.load("someone/both").bundle.manifest.source
-    assert (source["layout"], source["checkpoint"]) == ("open_clip", "someone/both")
-    assert hub.requests["model.safetensors"] == 2, "those of transformers 5"
+    assert "layout" not in siglip_onnx.load("someone/both").bundle.manifest.source, "as export: transformers"
+    assert hub.requests["open_clip_model.safetensors"] == 0
+    save_file({f"model.{name}": array for name, array in named.items()}, both / "model.safetensors")
+    for name in ("someone/marqo", "someone/marqo2"):
+        hub.add(name, both)
+        hub.requests.clear()
+        source = siglip_onnx.load(name).bundle.manifest.source
+        assert (source["layout"], source["checkpoint"]) == ("open_clip", name)
+        assert hub.requests["config.json"] == 0
+        (both / "open_clip_model.safetensors").unlink(missing_ok=True)
+
+
+@pytest.mark.export
+def test_models_of_sentence_transformers(hub: Hub, small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    kind = "sentence_transformers.models"
+    modules = [{"path": "0_Transformer", "type": f"{kind}.Transformer"}, {"path": "1", "type": f"{kind}.Normalize"}]
+    wrapped = tmp_path / "wrapped"
+    shutil.copytree(small_checkpoint, wrapped / "0_Transformer")
+    (wrapped / "modules.json").write_text(json.dumps(modules))
+    hub.add("someone/wrapped", wrapped)
+    model = siglip_onnx.load("someone/wrapped")
+    assert (model.encode_texts(["a"]) == siglip_onnx.load(small_bundle).encode_texts(["a"])).all()
+    modules.append({"path": "2_Dense", "type": f"{kind}.Dense"})
+    hub.add("someone/dense", wrapped, **{"modules.json": json.dumps(modules).encode()})
+    hub.requests.clear()
+    assert_error(run("models", "pull", "someone/dense"), 4, "with a Dense module, which changes the embeddings")
+    hub.add("someone/adapter", small_checkpoint, **{"adapter_config.json": b"{}"})
+    assert_error(run("models", "pull", "someone/adapter"), 4, "holds an adapter (adapter_config.json)")
+    assert hub.requests["model.safetensors"] == hub.requests["0_Transformer/model.safetensors"] == 0
+
+
+@pytest.mark.export
+def test_added_tokens_are_pulled(hub: Hub, small_checkpoint: Path, small_bundle: Path) -> None:
+    pieces = json.loads((small_bundle / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    hub.add(NAME, small_checkpoint, **{"added_tokens.json": json.dumps({"<box>": len(pieces)}).encode()})
+    assert siglip_onnx.load(NAME).tokenize(["<box>"])[0, 0] == len(pieces)
 
 
 @pytest.mark.export

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from ...config import CONFIG, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from ...errors import CheckpointError
-from ...system.json_files import read_json
-from ...system.names import check_name, find_outside
+from ...layouts import ADAPTER_CONFIG, SENTENCE_TRANSFORMERS, is_open_clip, transformer_folder
+from ...system.names import find_outside
 from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
-from .open_clip import is_open_clip, open_open_clip
-from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_peft
+from .open_clip import open_open_clip
+from .peft import ADAPTER_WEIGHTS, open_peft
 from .refused import refuse_gguf
-from .source import TWO_TOWERS, Request, Source
+from .source import Request, Source
+from .weight_files import safetensors_names
 
 __all__ = ["Request", "Source", "open_source"]
 
-SENTENCE_TRANSFORMERS = "modules.json"
 NPZ = ".npz"
 _SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", NPZ)  # of files that are read
 
@@ -46,12 +46,13 @@ def open_source(request: Request) -> Source:
     if request.base is not None:
         raise CheckpointError(f"{path} has no {ADAPTER_CONFIG}, so it is not an adapter. Leave out the option --base.")
     if (path / SENTENCE_TRANSFORMERS).exists():
-        request = replace(request, path=_transformer_folder(path))
+        request = replace(request, path=path / transformer_folder(path / SENTENCE_TRANSFORMERS))
     return _open_folder(request)
 
 
 def _open_folder(request: Request) -> Source:
-    if is_open_clip(request.path):
+    files = {name for name in (OPEN_CLIP_CONFIG, CONFIG, WEIGHTS) if (request.path / name).exists()}
+    if is_open_clip(files, lambda: safetensors_names(request.path / WEIGHTS)):
         return open_open_clip(request)
     if not (request.path / CONFIG).exists():
         refuse_gguf(request.path)
@@ -72,27 +73,3 @@ def _refuse_without_config(folder: Path) -> None:
                 raise CheckpointError(
                     f"{folder} has {name}, but not the {config} that belongs to it. Download that too."
                 )
-
-
-def _transformer_folder(path: Path) -> Path:
-    """Return the folder of the model that sentence-transformers wraps.
-
-    Raises:
-        CheckpointError: the wrapping changes the embeddings.
-    """
-    listing = path / SENTENCE_TRANSFORMERS
-    try:
-        modules = read_json(listing)
-        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-        folder = str(modules[0]["path"])
-        if folder:
-            check_name(folder)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{listing} is damaged ({error!r}). Download the checkpoint again.") from error
-    unsupported = [kind for kind in kinds[1:] if kind != "Normalize"]
-    if unsupported:
-        raise CheckpointError(
-            f"{path} is a sentence-transformers model with a {unsupported[0]} module, which changes the embeddings. "
-            f"{TWO_TOWERS}, without further modules."
-        )
-    return path / folder

@@ -22,7 +22,7 @@ from ...config import NAFLEX, SENTENCEPIECE, SIGLIP, TOKENIZER
 from ...errors import CheckpointError
 from ...system.sizes import MAX_DIMENSIONS, bounded_product
 from .archive import Archive
-from .source import Json, Request, Source
+from .source import Json, Report, Request, Source
 from .tensor import Tensor, Tensors, identity_layer, join_rows
 
 _DTYPES = {"<f4": "F32", "<f2": "F16", "<f8": "F64", "|V2": "BF16"}  # numpy has no bfloat16, and saves it as bytes
@@ -41,7 +41,7 @@ def open_big_vision(request: Request) -> Source:
         CheckpointError: the file is damaged, of another model, or no tokenizer is given.
     """
     path = request.path
-    tensors = _by_layer(_read_arrays(path))
+    tensors = _by_layer(_read_arrays(path, request.report))
     if _PATCHES not in tensors:
         raise CheckpointError(
             f"{path} has no array {_PATCHES}, expected a checkpoint of big_vision with both towers of a SigLIP."
@@ -71,14 +71,20 @@ def open_big_vision(request: Request) -> Source:
     )
 
 
-def _read_arrays(path: Path) -> Tensors:
-    """Return the arrays of an ``.npz`` file, mapped, without the prefix ``params/``."""
+def _read_arrays(path: Path, report: Report) -> Tensors:
+    """Return the arrays of both towers in an ``.npz`` file, mapped, without the prefix ``params/``."""
     archive = Archive(path)
-    arrays = Tensors()
+    arrays, others = Tensors(), []
     for member in archive.members:
         name = member.removesuffix(".npy").removeprefix(_PREFIX)
+        if name in arrays:
+            raise archive.damaged(f"it has {name!r} twice")
         if name.startswith(("img/", "txt/")) or name in ("t", "b"):
             arrays[name] = _read_array(archive, member, name)
+        elif member.startswith(_PREFIX):
+            others.append(name)
+    if others:
+        report(f"Ignoring {len(others)} arrays of {path} outside the two towers, the first is {others[0]!r}")
     return arrays
 
 

@@ -30,9 +30,8 @@ from .source import Json, Report, Request, Source
 from .tensor import Tensors
 from .weight_files import TRANSFORMERS_FILES, find_weights, open_weights
 
-_ANCHORS = ("vision_model.", "text_model.")
 _TOWER_ANCHORS = {VISION: "embeddings.patch_embedding.weight", TEXT: "embeddings.token_embedding.weight"}
-_CLASSIFIER, _PROBE = "classifier", "vision_model.head.probe"
+_CLASSIFIER, _HEADS, _PROBE = "classifier", ("logit_scale", "logit_bias"), "vision_model.head.probe"
 _PATCHES, _CHANNELS = "vision_model.embeddings.patch_embedding.weight", 3
 _PARTS = {"model_type", "text_config", "vision_config"}
 # Keys of a vision-language model's vision_config that describe its projector, not the tower.
@@ -58,7 +57,13 @@ def open_hugging_face(request: Request) -> Source:
     tensors = open_weights(weight_files, request.opened)
     if any("visual.trunk." in name for name in tensors):
         raise CheckpointError(f"{folder} has weights of open_clip, but no {OPEN_CLIP_CONFIG}. Download that too.")
-    tensors = _heads_of_one_element(_of_kind(tensors, kind))
+    named = _of_kind(tensors, kind)
+    if (others := tensors.unused()) and not is_vision_language(document):
+        request.report(
+            f"Ignoring {len(others)} weights of {weight_files[0]} outside the model of {CONFIG}, the first is "
+            f"{others[0]!r}"
+        )
+    tensors = _heads_of_one_element(named)
     channels_first = tensors
     if VISION in TOWERS_OF[kind]:
         channels_first = _channels_first(tensors, config_path, request.report)
@@ -83,7 +88,7 @@ def open_hugging_face(request: Request) -> Source:
         tensors=channels_first,
         weight_files=weight_files,
         tokenizer=tokenizer_path,
-        files=_unchanged(config_path, config) | (_unchanged(preprocessor_path, preprocessor) if preprocessor else {}),
+        files=copied_file(config_path, config) | (copied_file(preprocessor_path, preprocessor) if preprocessor else {}),
         facts={} if layout == "transformers" else {"layout": layout},
         kind=kind,
         labels=labels,
@@ -92,13 +97,22 @@ def open_hugging_face(request: Request) -> Source:
 
 
 def _of_kind(tensors: Tensors, kind: str) -> Tensors:
-    """Return the tensors by their names in a SigLIP of this kind, without those of a larger model around it."""
-    if kind == DUAL:
-        return tensors.without_prefix(*_ANCHORS)
-    towers = [tensors.of_tower(_TOWER_ANCHORS[tower], f"{tower}_model.") for tower in TOWERS_OF[kind]]
-    if kind == CLASSIFIER:
-        towers.append(tensors.of_tower(f"{_CLASSIFIER}.bias", "").of_layer(_CLASSIFIER))
-    return Tensors({name: tensor for tower in towers for name, tensor in tower.items()})
+    """Return the tensors by their names in a SigLIP of this kind, without those of a larger model around it.
+
+    Raises:
+        CheckpointError: there are several such models.
+    """
+    named = Tensors()
+    for tower in TOWERS_OF[kind]:
+        anchor = _TOWER_ANCHORS[tower]
+        if name := tensors.find(anchor):
+            named |= tensors.below(name.removesuffix(anchor), f"{tower}_model.")
+    if kind == CLASSIFIER and (name := tensors.find(f"{_CLASSIFIER}.bias")):
+        named |= tensors.below(name.removesuffix("bias"), f"{_CLASSIFIER}.")
+    for head in _HEADS if kind == DUAL else ():
+        if name := tensors.find(head):
+            named[head] = tensors[name]
+    return named
 
 
 def _tower_config(document: Json, path: Path, report: Report, *, has_head: bool) -> Json:
@@ -130,7 +144,7 @@ def plain_config(document: Json, path: Path, report: Report) -> Json:
     return plain
 
 
-def _unchanged(path: Path, document: Json) -> dict[str, bytes]:
+def copied_file(path: Path, document: Json) -> dict[str, bytes]:
     """Return the bytes of a config file that a bundle can hold as it is."""
     same = path.name in CONFIGS and read_document(path) == document
     return {path.name: path.read_bytes()} if same else {}
@@ -138,11 +152,7 @@ def _unchanged(path: Path, document: Json) -> dict[str, bytes]:
 
 def _heads_of_one_element(tensors: Tensors) -> Tensors:
     """Return the tensors with the logits' scale and bias as vectors; some files have them as scalars."""
-    scalars = {
-        name: tensors[name].reshape(1)
-        for name in ("logit_scale", "logit_bias")
-        if name in tensors and not tensors[name].shape
-    }
+    scalars = {name: tensors[name].reshape(1) for name in _HEADS if name in tensors and not tensors[name].shape}
     return Tensors(tensors | scalars)
 
 

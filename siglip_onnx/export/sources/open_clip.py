@@ -12,10 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from ...config import (
-    CONFIG,
     NAFLEX,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -23,11 +20,9 @@ from ...config import (
     SENTENCEPIECE,
     SIGLIP,
     TOKENIZER,
-    WEIGHTS,
     read_document,
 )
 from ...errors import CheckpointError
-from ...system.files import open_regular
 from ..tokenizer import OPEN_CLIP_CLEANING, find_tokenizer
 from .source import TWO_TOWERS, Json, Request, Source
 from .tensor import Tensor, Tensors, identity_layer, join_rows, zeros
@@ -53,20 +48,6 @@ _HARMLESS = {
     "text_cfg": "context_length vocab_size hf_tokenizer_name tokenizer_kwargs width heads layers mlp_ratio proj_bias "
     "proj_type norm_kwargs act_kwargs pad_id eos_id hf_model_pretrained hf_proj_type hf_pooler_type",
 }
-
-
-def is_open_clip(folder: Path) -> bool:
-    """Say whether to open the folder as open_clip's: it has that config, and no weights of transformers."""
-    if not (folder / OPEN_CLIP_CONFIG).exists():
-        return False
-    if not ((folder / CONFIG).exists() and (folder / WEIGHTS).exists()):
-        return True
-    try:
-        open_regular(folder / WEIGHTS).close()  # the library would wait for a pipe
-        with safe_open(folder / WEIGHTS, framework="np") as file:
-            return not any("vision_model.embeddings." in name for name in file.keys())  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError):
-        return True
 
 
 def open_open_clip(request: Request) -> Source:

@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...config import read_document
+from ...config import PREPROCESSOR_CONFIG, TOWERS, find_preprocessor_document, read_document
 from ...errors import CheckpointError
+from ...layouts import ADAPTER_CONFIG
 from ...system.names import check_name
+from ..tokenizer import find_tokenizer
+from .hugging_face import copied_file
 from .source import Json, Request, Source
 from .tensor import Tensor, Tensors
 from .weight_files import find_weights, open_weights
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_PREFIX, _TOWERS = "base_model.model.", ("vision_model.", "text_model.")
+_PREFIX, _TOWERS = "base_model.model.", {tower: f"{tower}_model." for tower in TOWERS}
 # Other settings than these are refused if they are on: they change what the weights mean.
 _KNOWN = frozenset(
     """
@@ -64,13 +66,15 @@ def open_peft(request: Request, open_base: Callable[[Request], Source]) -> Sourc
     base_path = _find_base(request, settings)
     weight_files = find_weights(request.path, ADAPTER_WEIGHTS)
     adapter = open_weights(weight_files, request.opened)
-    adapter = Tensors({name.removeprefix(_PREFIX): tensor for name, tensor in adapter.items()}).without_prefix(*_TOWERS)
-    base = open_base(replace(request, path=base_path, base=None))
+    adapter = Tensors({name.removeprefix(_PREFIX): tensor for name, tensor in adapter.items()})
+    tokenizer = request.path if find_tokenizer(request.path) else None
+    base = open_base(replace(request, path=base_path, base=None, tokenizer=request.tokenizer or tokenizer))
+    base = _with_own_settings(base, tokenizer, request)
     return replace(
         base,
         layout="peft",
         path=request.path,
-        tensors=_merge(base.tensors, adapter, settings, path),
+        tensors=_merge(base.tensors, adapter, settings, path, _find_prefixes(adapter, base.kind, settings)),
         weight_files=(*base.weight_files, *weight_files),
         facts={
             "layout": "peft",
@@ -78,6 +82,24 @@ def open_peft(request: Request, open_base: Callable[[Request], Source]) -> Sourc
             **{f"base_{key}": value for key, value in base.facts.items()},
         },
     )
+
+
+def _with_own_settings(base: Source, tokenizer: Path | None, request: Request) -> Source:
+    """Return the base with the settings of images and the tokenizer that were saved with the adapter."""
+    names = []
+    found = find_preprocessor_document(request.path)
+    if found and base.preprocessor:
+        path, document = found
+        files = {name: content for name, content in base.files.items() if name != PREPROCESSOR_CONFIG}
+        files |= copied_file(path, document)
+        base = replace(base, preprocessor_path=path, preprocessor=document, files=files)
+        names.append(path.name)
+    if tokenizer and base.tokenizer:
+        base = replace(base, tokenizer=tokenizer, cleaning=None)
+        names.append("the tokenizer")
+    if names:
+        request.report(f"Using {' and '.join(names)} of {request.path}, not of its base")
+    return base
 
 
 def _check_settings(settings: Json, path: Path) -> None:
@@ -117,36 +139,64 @@ def _find_base(request: Request, settings: Json) -> Path:
     return request.base
 
 
-def _merge(base: Tensors, adapter: Tensors, settings: Json, path: Path) -> Tensors:
+def _find_prefixes(adapter: Tensors, kind: str, settings: Json) -> tuple[str, str]:
+    """Return what the adapter's names begin with, and what those of the base have in its place.
+
+    They may begin with ``model.``, for example. transformers 5 names the layers of a single tower without the tower.
+    """
+    for anchor in _TOWERS.values():
+        for name in adapter:
+            prefix, found, _ = name.partition(anchor)
+            if found and (not prefix or prefix.endswith(".")):
+                return prefix, ""
+    mapping = settings.get("auto_mapping")
+    class_name = str(mapping.get("base_model_class") if isinstance(mapping, dict) else None)
+    return "", next((anchor for tower, anchor in _TOWERS.items() if tower == kind or tower.title() in class_name), "")
+
+
+def _merge(
+    base: Tensors, adapter: Tensors, settings: Json, path: Path, prefixes: tuple[str, str] = ("", "")
+) -> Tensors:
     """Return the weights of the base, those that the adapter changes merged when they are read."""
     if not adapter:
         raise CheckpointError(f"{path} has no tensors, so it would change nothing. Download the adapter again.")
     _check_patterns(settings, path)
+    old, new = prefixes
     merged, layers = Tensors(base), dict[str, dict[str, Tensor]]()
     for name, tensor in adapter.items():
         if match := _PARTS.fullmatch(name):
             layers.setdefault(match[1], {})[match[2].removesuffix(".weight")] = tensor
         else:  # saved whole: a bias, or a module of modules_to_save
-            target = name.replace(".base_layer.", ".")
+            target = new + name.replace(".base_layer.", ".").removeprefix(old)
             _check_shape(base, target, tensor.shape, path)
             merged[target] = tensor
-    for layer, parts in layers.items():
+    for name, parts in layers.items():
+        layer, alpha = new + name.removeprefix(old), _alpha(settings, name, path)
         _check_shape(base, f"{layer}.weight", None, path)
         weight = merged[f"{layer}.weight"]
-        merged[f"{layer}.weight"] = _merge_weight(weight, parts, _alpha(settings, layer, path), settings, path)
+        merged[f"{layer}.weight"] = _merge_weight(weight, parts, alpha, settings, path)
         if "lora_B.bias" in parts:
             if "lora_A" not in parts:
                 raise CheckpointError(f"{path} has lora_B.bias of {layer!r} without lora_A. Download it again.")
             bias, added = merged[f"{layer}.bias"], parts["lora_B.bias"]
             _check_shape(base, f"{layer}.bias", added.shape, path)
-            scale = _scale(_alpha(settings, layer, path), parts["lora_A"].shape[0], settings)
-            merged[f"{layer}.bias"] = bias.change(bias.shape, _adding(added, scale))
+            merged[f"{layer}.bias"] = bias.change(
+                bias.shape, _adding(added, _scale(alpha, parts["lora_A"].shape[0], settings))
+            )
     return merged
 
 
 def _check_shape(base: Tensors, name: str, shape: tuple[int, ...] | None, path: Path) -> None:
     if name not in base:
-        raise CheckpointError(f"{path} changes {name!r}, which its base does not have. Give the right one with --base.")
+        if name.startswith("classifier."):
+            raise CheckpointError(
+                f"{path} has a classifier, but neither it nor its base has the labels. Merge the adapter with PEFT "
+                "(merge_and_unload), save the result with its labels (id2label), and export that."
+            )
+        raise CheckpointError(
+            f"{path} changes {name!r}, which its base does not have. If it was trained on another one, give that with "
+            "--base; otherwise merge it with PEFT (merge_and_unload) and export the result."
+        )
     if shape is not None and base[name].shape != shape:
         raise _other_base(name, base[name].shape, shape, path)
 

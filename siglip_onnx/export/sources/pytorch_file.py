@@ -38,7 +38,7 @@ _DICT, _TENSOR, _PARAMETER = (
 )  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
-_NESTED = ("state_dict", "model_state_dict", "model")
+_NESTED, _MAX_NESTING = ("state_dict", "model_state_dict", "model"), 3
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,30 @@ def open_pytorch(path: Path) -> Tensors:
 
 
 def _find_tensors(document: Any, archive: Archive) -> Tensors:
-    for _depth in range(3):
+    for _depth in range(_MAX_NESTING):
         if not isinstance(document, dict):
             raise ValueError("it does not hold a dictionary")
-        wrapped = [document[name] for name in _NESTED if isinstance(document.get(name), dict)]
+        wrapped = [name for name in _NESTED if isinstance(document.get(name), dict)]
         if not wrapped:
             break
-        document = wrapped[0]
+        model = document[wrapped[0]]
+        size = _count_tensors(model)
+        for name, item in document.items():
+            if size and item is not model and _count_tensors(item) >= size:
+                raise ValueError(f"it holds two models, {wrapped[0]!r} and {name!r:.60}")
+        document = model
     tensors = {name: item for name, item in document.items() if isinstance(name, str) and isinstance(item, Tensor)}
     _check_sharing(tensors.values(), archive)
     return Tensors((name, Tensor(name, item.dtype, item.shape, item.read)) for name, item in tensors.items())
+
+
+def _count_tensors(item: Any) -> int:
+    """Return how many tensors a dictionary holds, or the one that it wraps; 0 for anything else."""
+    for _depth in range(_MAX_NESTING):
+        if not isinstance(item, dict):
+            return 0
+        item = next((item[name] for name in _NESTED if isinstance(item.get(name), dict)), item)
+    return sum(isinstance(value, Tensor) for value in item.values())
 
 
 def _check_sharing(tensors: Collection[Tensor], archive: Archive) -> None:

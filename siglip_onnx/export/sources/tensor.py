@@ -98,45 +98,57 @@ class Tensors(dict[str, Tensor]):
         Raises:
             CheckpointError: it has one.
         """
-        unused = sorted(name for name in self.keys() - self._used if not name.endswith(ignored))
+        unused = [name for name in self.unused() if not name.endswith(ignored)]
         if unused:
             raise CheckpointError(
                 f"{path} has {len(unused)} weights that a SigLIP does not have, the first is {unused[0]!r}. They may "
                 "change the embeddings; export the checkpoint in the layout of transformers."
             )
 
+    def unused(self) -> list[str]:
+        """Return the names that were not looked up."""
+        return sorted(self.keys() - self._used)
+
     def __missing__(self, name: str) -> Tensor:
         raise CheckpointError(f"The checkpoint lacks the weight {name!r}. Download it again.")
 
     def without_prefix(self, *anchors: str) -> Tensors:
-        """Remove what precedes the first of ``anchors`` that a name contains, such as ``module.``, from all names."""
+        """Remove what precedes the first of ``anchors`` that a name contains, such as ``module.``, from all names.
+
+        Raises:
+            CheckpointError: two weights would have the same name.
+        """
         for anchor in anchors:
             for name in self:
                 prefix, found, _ = name.partition(anchor)
                 if found and (not prefix or prefix.endswith(".")):
-                    return Tensors({key.removeprefix(prefix): tensor for key, tensor in self.items()})
+                    renamed = Tensors({key.removeprefix(prefix): tensor for key, tensor in self.items()})
+                    if len(renamed) < len(self):
+                        raise _several([key for key in self if key.removeprefix(prefix) in self])
+                    return renamed
         return self
 
-    def of_layer(self, layer: str) -> Tensors:
-        """Return only the tensors of one layer."""
-        return Tensors({name: self[name] for name in self if name.startswith(f"{layer}.")})
+    def below(self, start: str, new: str) -> Tensors:
+        """Return only the tensors whose names begin with ``start``, with ``new`` in its place."""
+        return Tensors({new + name.removeprefix(start): self[name] for name in self if name.startswith(start)})
 
-    def of_tower(self, anchor: str, tower: str) -> Tensors:
-        """Return only the tensors of one tower, named below ``tower``, whatever precedes their names in the file.
-
-        Args:
-            anchor: the end of a name that only this tower has, such as ``embeddings.patch_embedding.weight``.
-            tower: what replaces the part before it, such as ``vision_model.``.
+    def find(self, end: str) -> str | None:
+        """Return the only name that is ``end`` or ends with it behind a dot, or None.
 
         Raises:
-            CheckpointError: there is no such tower, or several.
+            CheckpointError: there are several, as in a file that holds two models.
         """
-        starts = sorted(name.removesuffix(anchor) for name in self if f".{name}".endswith(f".{anchor}"))
-        if len(starts) != 1:
-            found = f"{len(starts)} towers, at {', '.join(map(repr, starts))}" if starts else f"no weight {anchor!r}"
-            raise CheckpointError(f"The checkpoint has {found}; expected one tower of a SigLIP. Download it again.")
-        (start,) = starts
-        return Tensors({tower + name.removeprefix(start): self[name] for name in self if name.startswith(start)})
+        names = sorted(name for name in self if f".{name}".endswith(f".{end}"))
+        if len(names) > 1:
+            raise _several(names)
+        return names[0] if names else None
+
+
+def _several(names: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint has {' and '.join(map(repr, names[:4]))}; expected one model. If it holds several, such as a "
+        "teacher and a student, or a copy with averaged weights (EMA), save the one to export alone."
+    )
 
 
 def release_pages(array: NDArray[Any]) -> None:

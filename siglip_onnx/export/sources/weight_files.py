@@ -60,6 +60,16 @@ def open_weights(paths: Sequence[Path], opened: ExitStack) -> Tensors:
     return tensors
 
 
+def safetensors_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the tensors in a file; none if it cannot be read."""
+    try:
+        open_regular(path).close()  # the library would wait for a pipe
+        with safe_open(path, framework="np") as file:
+            return tuple(file.keys())
+    except (OSError, SafetensorError):
+        return ()
+
+
 def _open_safetensors(path: Path, opened: ExitStack) -> Tensors:
     try:
         open_regular(path).close()  # the library would wait for a pipe
