@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,43 @@ def test_one_json_body_does_not_stop_the_server(port: int, path: str, body: byte
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 422"))
     assert neighbor.slowest_s < PATIENCE_S
     assert peak_bytes(port) - peak_before < MAX_GROWTH_BYTES
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="texts"'
+FORM = PART + b"\r\n\r\na\r\n--x--\r\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PART + b"\r\nX: a" * 3_000_000 + FORM.removeprefix(PART),
+        PART + b"\r\nX: " + b"a" * 20_000_000 + FORM.removeprefix(PART),
+        b"\r\n" * 10_000_000 + FORM,
+        FORM + b"\r\n" * 10_000_000,
+    ],
+    ids=["headers", "header", "preamble", "epilogue"],
+)
+def test_one_form_does_not_occupy_a_worker(port: int, body: bytes) -> None:
+    """With python-multipart before 0.0.26 each took from ten seconds to a minute, in one turn."""
+    head = head_of("/v1/embed/texts", f"Content-Length: {len(body)}").replace(
+        b"application/json", b"multipart/form-data; boundary=x"
+    )
+    started_at = time.perf_counter()
+    with Neighbor(port) as neighbor, connect(port) as client:
+        client.sendall(head + body)
+        assert client.recv(100).startswith((b"HTTP/1.1 200", b"HTTP/1.1 4"))
+    assert time.perf_counter() - started_at < 3 * PATIENCE_S
+    assert neighbor.slowest_s < PATIENCE_S
+
+
+def test_the_parser_of_forms_is_recent_enough() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (version,) = (
+        name.removeprefix("python-multipart>=")
+        for name in project["optional-dependencies"]["web"]
+        if name.startswith("python-multipart")
+    )
+    assert tuple(map(int, version.split("."))) >= (0, 0, 26)
 
 
 def test_a_request_of_expensive_images_is_decoded_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,6 +224,28 @@ def test_replies_for_many_labels_are_bounded(tmp_path: Path) -> None:
             assert len(matches_of(client.post("/v1/classify", json={"images": [image]}))) == 300
 
 
+def test_page_shows_the_best_of_very_many_labels(new_page: NewPage, stack: ExitStack, tmp_path: Path) -> None:
+    """The table and the heat map show 1,000: with 20,000 the browser did nothing else for half a minute."""
+    (tmp_path / "labels.txt").write_text("\n".join(["six eggs", *map("label {}".format, range(1098)), "a red star"]))
+    out = tmp_path / "c.onnx"
+    assert run("compile", "demo", "--labels", tmp_path / "labels.txt", "-o", out).exit_code == 0
+    page = new_page(stack.enter_context(running(open_models([str(out)], (), ()))), await_samples=False)
+    expected = sorted(Classifier(out).classify(STAR_PATH), key=lambda match: -match.logit)[:1000]
+    page.set_input_files("#file", str(STAR_PATH))
+    expect(rows(page)).to_have_count(1000)
+    assert texts_of(page) == [match.text for match in expected]
+    expect(page.locator("#surplus")).to_have_text("The table shows the first 1000 of 1100 rows. CSV and JSON have all.")
+    with page.expect_download() as download:
+        page.click("#csv")
+    assert len(download.value.path().read_text(encoding="utf-8-sig").splitlines()) == 1 + 1100
+    page.click("#heat-run")
+    expect(page.locator("#heat td")).to_have_count(1 + 1000)
+    shown = page.locator("#heat th[scope=col]").all_inner_texts()
+    assert set(shown) == {match.text for match in expected}
+    assert page.locator("#heat td.best").evaluate("(cell) => cell.cellIndex - 1") == shown.index(expected[0].text)
+    expect(page.locator("#heat-surplus")).to_contain_text("Of 1100 texts, the 1000 that fit any image best")
+
+
 def test_options_that_a_compiled_classifier_cannot_follow(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"not a graph")
     options = ("web", "--model", tmp_path / "x.onnx", "--port", 0)

@@ -27,7 +27,8 @@ async function classifyRows(image, rows, template) {
   const isCurrent = (row) => indices.has(row.key) && row.text === rows[indices.get(row.key)].text && state.template === template;
   try {
     const reply = await classify([image], state.labels.length ? null : rows.map(({ text }) => text), template);
-    const results = rows.map(({ text }, number) => resultsOf(reply, state.labels.length ? state.labels.indexOf(text) : number));
+    const numbers = new Map(state.labels.map((label, number) => [label, number]));
+    const results = rows.map(({ text }, number) => resultsOf(reply, numbers.get(text) ?? number));
     updateRows(image.key, (row) => (isCurrent(row) ? { ...row, results: results[indices.get(row.key)] } : row));
   } catch (error) {
     updateRows(image.key, (row) => (isCurrent(row) ? { ...row, problem: error.message } : row));

@@ -8,15 +8,18 @@ export function sigmoid(logit) {
   return logit >= 0 ? [near, far] : [far, near];
 }
 
+/** Return the largest of some numbers, which may be more than a function takes as arguments. */
+export const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
+
 /** Return the softmax of each logit, and its complement to 1. */
 export function shares(logits) {
-  const most = Math.max(...logits);
+  const most = largest(logits);
   const weights = logits.map((logit) => Math.exp(logit - most));
-  const total = weights.reduce((sum, weight) => sum + weight, 0);
-  return weights.map((weight, number) => {
-    const rest = weights.reduce((sum, other, index) => (index === number ? sum : sum + other), 0);
-    return [weight / total, rest / total];
-  });
+  const best = weights.indexOf(1);
+  const others = weights.reduce((sum, weight, number) => (number === best ? sum : sum + weight), 0);
+  const total = others + 1;
+  // Without the best, whose complement may be tiny, no weight is more than half of the total.
+  return weights.map((weight, number) => [weight / total, (number === best ? others : total - weight) / total]);
 }
 
 /** Format with three significant digits, as the command line does: 0.987, 1.40e-04, 1-2.3e-05; never 0.000. */

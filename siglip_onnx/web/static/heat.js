@@ -2,15 +2,16 @@
 
 import { classify } from "./api.js";
 import { byId, make } from "./dom.js";
-import { shares, threeDigits } from "./format.js";
-import { t } from "./i18n.js";
+import { largest, shares, threeDigits } from "./format.js";
+import { language, t } from "./i18n.js";
 import { title } from "./images.js";
 import { listen, state } from "./store.js";
-import { probabilityOf, shortName, shows } from "./table.js";
+import { MAX_SHOWN, probabilityOf, shortName, shows } from "./table.js";
 import { notify } from "./toast.js";
 
 const IMAGES_AT_ONCE = 16;
 let results = null; // {images, texts, logits: {model: [[logit of text] of image]}}
+let drawn = ""; // what the region shows
 
 /** Compute and show the heat map, in requests of some images and at most as many texts as one may have. */
 export async function runHeat() {
@@ -34,6 +35,7 @@ export async function runHeat() {
     return notify(error.message);
   }
   results = { images, texts, logits };
+  drawn = "";
   draw();
 }
 
@@ -46,20 +48,35 @@ function draw() {
     choice.replaceChildren(...state.models.map((model) => make("option", { value: model, textContent: shortName(model) })));
   }
   byId("heat-run").disabled = !state.rows.length || !state.images.some(({ id }) => id);
-  if (results === null) return;
-  const { images, texts, logits } = results;
-  const head = make("tr", {}, make("td"), ...texts.map((text) => make("th", { scope: "col", textContent: text })));
-  const body = images.map((image, number) => row(image, logits[choice.value][number]));
+  const showing = JSON.stringify([language, choice.value]);
+  if (results === null || drawn === showing) return;
+  drawn = showing;
+  const { images, texts } = results;
+  const logits = results.logits[choice.value];
+  const columns = chooseColumns(texts.length, logits);
+  const head = make("tr", {}, make("td"), ...columns.map((column) => make("th", { scope: "col", textContent: texts[column] })));
+  const body = images.map((image, number) => row(image, logits[number], columns));
+  byId("heat-surplus").hidden = columns.length === texts.length;
+  byId("heat-surplus").textContent = t("columns_shown", { maximum: columns.length, count: texts.length });
   const caption = make("caption", { className: "visually-hidden", textContent: t("heat_caption") });
   region.replaceChildren(make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...body)));
 }
 
-function row(image, logits) {
-  const best = Math.max(...logits);
+/** Return the numbers of the texts that are shown: of very many those that fit any image best. */
+function chooseColumns(count, logits) {
+  const columns = Array.from({ length: count }, (_, column) => column);
+  if (columns.length <= MAX_SHOWN) return columns;
+  const best = columns.map((column) => largest(logits.map((row) => row[column])));
+  return columns.toSorted((a, b) => best[b] - best[a]).slice(0, MAX_SHOWN).toSorted((a, b) => a - b);
+}
+
+function row(image, logits, columns) {
+  const best = largest(logits);
   const thumbnail = make("img", { src: image.url, alt: title(image.name) });
   const share = shares(logits);
-  const cells = logits.map((logit, number) => {
-    const probability = probabilityOf(logit, share[number]);
+  const cells = columns.map((column) => {
+    const logit = logits[column];
+    const probability = probabilityOf(logit, share[column]);
     const cell = make("td", { textContent: threeDigits(probability), className: logit === best ? "best" : "" });
     cell.style.setProperty("--p", probability[0]);
     return cell;

@@ -9,6 +9,8 @@ import { notify } from "./toast.js";
 import { canShowWhere, isShown, toggleWhere } from "./where.js";
 
 const COLUMNS = ["text", "probability", "logit", "share", "ms"];
+/** Number of rows and columns that are shown: with more, a browser takes seconds for each change. */
+export const MAX_SHOWN = 1000;
 const SINGLE = "single_label_classification";
 // Columns without a meaning for classifiers.
 const HIDDEN = { [SINGLE]: ["share", "ms"], multi_label_classification: ["share", "ms"], regression: ["probability", "share", "ms"] };
@@ -35,7 +37,8 @@ export function sortedRows() {
   if (by === "added") return state.rows;
   const model = state.models[0];
   const value = (row) => (by === "text" ? row.text : by === "ms" ? row.results?.[model]?.ms : row.results?.[model]?.logit);
-  const compare = (a, b) => (by === "text" ? a.localeCompare(b, document.documentElement.lang) : a - b);
+  const { compare: compareTexts } = new Intl.Collator(document.documentElement.lang);
+  const compare = by === "text" ? compareTexts : (a, b) => a - b;
   return state.rows.toSorted((a, b) => {
     const [x, y] = [value(a), value(b)];
     if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
@@ -203,10 +206,14 @@ export function drawTable() {
   const shareOf = Object.fromEntries(state.models.map((model) => [model, sharesOf(state.rows, model)]));
   // Results that arrive while a row is being edited must not replace its input.
   if (editing === null || !table.querySelector("td.text input")) {
-    table.tBodies[0].replaceChildren(...sortedRows().map((row) => drawRow(row, shareOf)));
+    const shown = sortedRows().slice(0, MAX_SHOWN);
+    table.tBodies[0].replaceChildren(...shown.map((row) => drawRow(row, shareOf)));
   }
   if (position) focusAction(...position, { preventScroll: true });
   drawDifference(shareOf);
+  const note = byId("surplus");
+  note.hidden = state.rows.length <= MAX_SHOWN;
+  note.textContent = t("rows_shown", { maximum: MAX_SHOWN, count: state.rows.length });
 }
 
 /** Show the largest difference between the models' probabilities. */

@@ -83,9 +83,10 @@ async function copy(text, message) {
 
 /** Return the URL fragment with the texts; it is never sent to the server. */
 function toHash() {
+  if (!state.rows.length || state.labels.length) return "";
   const parameters = new URLSearchParams(state.rows.map(({ text }) => ["text", text]));
   if (state.template !== "{}") parameters.set("template", state.template);
-  return state.rows.length && !state.labels.length ? `#${parameters}` : "";
+  return `#${parameters}`;
 }
 
 let written = "";
