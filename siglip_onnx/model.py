@@ -95,12 +95,12 @@ class SigLIP:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path, the options and the embedding space; unpickling opens the model again, see :func:`reopen`.
+        """Pickle the path, the options and what :func:`reopen` compares with the model that unpickling opens again.
 
         Copies made by the module ``copy`` are opened in the same way.
         """
         options = replace(self._options, variant=self.variant)
-        return reopen, (self.bundle.path.absolute(), options, self.embedding_space, type(self))
+        return reopen, (self.bundle.path, options, self.embedding_space, type(self), self.calibration)
 
     def __repr__(self) -> str:
         """Return the facts that distinguish one model from another."""
@@ -329,11 +329,18 @@ class SigLIP:
         return self.text.tokenize(texts)
 
 
-def reopen(path: Path, options: RuntimeOptions, embedding_space: str, kind: type[SigLIP] = SigLIP) -> SigLIP:
+def reopen(
+    path: Path,
+    options: RuntimeOptions,
+    embedding_space: str,
+    kind: type[SigLIP] = SigLIP,
+    calibration: Calibration | None = None,
+) -> SigLIP:
     """Open a model that was pickled, from its folder.
 
     Raises:
         BundleError: the folder is missing or damaged, or now holds another model.
+        DataError: the file of its calibration is missing or damaged, or now holds another one.
     """
     bundle = open_bundle(path)
     bundle.check_unchanged(bundle.choose_variant(options.variant))
@@ -342,5 +349,10 @@ def reopen(path: Path, options: RuntimeOptions, embedding_space: str, kind: type
         raise BundleError(
             f"{path} holds a model of the embedding space {model.embedding_space}, but the pickled one had "
             f"{embedding_space}. Load the model again, or put back the files that it had."
+        )
+    if model.calibration != calibration:
+        raise DataError(
+            f"{options.calibration} holds another calibration than the pickled model had. Load the model again, or put "
+            "back the file."
         )
     return model

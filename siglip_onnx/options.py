@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ImageError, OptionError, ProviderError
+from .system.files import make_absolute
 from .system.threads import MAX_THREADS
 
 Provider = str | tuple[str, Mapping[str, str]]  # an execution provider: its name, or a pair of name and options
@@ -142,7 +143,7 @@ class RuntimeOptions:
             if path is not None:
                 if "\0" in os.fspath(path):
                     raise OptionError(f"{name} is {path!r}, which no file can be called.")
-                object.__setattr__(self, name, Path(path))
+                object.__setattr__(self, name, make_absolute(Path(path)))
         object.__setattr__(self, "image_limits", self.image_limits or DEFAULT_LIMITS)
         if not isinstance(self.workers, int) or not 1 <= self.workers <= MAX_THREADS:
             raise OptionError(f"workers is {self.workers!r}, expected a number from 1 to {MAX_THREADS}.")

@@ -18,6 +18,7 @@ from ..head import Floats, compute_logits, l2_normalize, sigmoid
 from ..hub.loading import load
 from ..image.decode import ImageSource, as_images, is_single_image
 from ..model import SigLIP
+from ..system.files import make_absolute
 from ..system.threads import MAX_THREADS, available_threads
 from ..system.workers import in_batches, map_in_order
 from .job import ERRORS, Job, open_job
@@ -406,7 +407,7 @@ def open_collection(path: str | os.PathLike[str], model: SigLIP | str | os.PathL
     Raises:
         JobError: it is not the folder of a job, or holds no vectors.
     """
-    collection = Collection(open_job(Path(path)), model)
+    collection = Collection(open_job(make_absolute(Path(path))), model)
     if not collection.num_vectors:
         raise JobError(
             f"{path} holds no vectors; run siglip-onnx embed again if it did not finish, otherwise see {ERRORS}, which "

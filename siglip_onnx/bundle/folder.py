@@ -19,7 +19,7 @@ from ..config import (
     read_preprocessor_config,
 )
 from ..errors import BundleError
-from ..system.files import read_small
+from ..system.files import make_absolute, read_small
 from ..system.names import leaves_folder
 from .integrity import FileFacts, changed_files, find_problem
 from .manifest import (
@@ -114,6 +114,7 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: not a bundle, of a newer format, or with shared files missing or of the wrong size.
     """
+    path = make_absolute(path)  # towers are loaded later
     manifest = read_manifest(path)
     files = manifest.all_files()
     for name in files:

@@ -106,6 +106,14 @@ def atomic_path(path: Path, *, durable: bool = True, part_dir: Path | None = Non
             sync_folder(target.parent)
 
 
+def make_absolute(path: Path) -> Path:
+    """Return a path that stands for the same file when the current folder changes; as it is if that was removed."""
+    try:
+        return path.absolute()
+    except OSError:
+        return path
+
+
 def follow_links(path: Path) -> Path:
     """Return the file or folder that a path of an output leads to, which need not exist.
 

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -119,8 +120,6 @@ def serve(models: Sequence[Served], settings: Settings, *, listening: Callable[[
         failures.append(error)
         server.should_exit = True
 
-    for name in _ABOUT_REQUESTS:
-        logging.getLogger(name).setLevel(logging.ERROR)
     server = Server(create_app(models, settings, on_failure=fail), settings.trusted_proxies)
     bound = bind(settings.host, settings.port)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # quotes bodies
@@ -129,11 +128,25 @@ def serve(models: Sequence[Served], settings: Settings, *, listening: Callable[[
     # Until uvicorn installs the same handler, when its loop runs. It raises the signal again after the drain, which
     # then does nothing: a requested stop is not a failure.
     signal.signal(signal.SIGTERM, server.handle_exit)
-    with bound:
+    with bound, _warnings_off(_ABOUT_REQUESTS):
         listening(page_address(bound))
         server.run(sockets=[bound])
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def _warnings_off(names: Sequence[str]) -> Iterator[None]:
+    """Let loggers report errors only within the block."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def bind(host: str, port: int) -> socket.socket:

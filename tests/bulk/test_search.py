@@ -188,6 +188,14 @@ def test_query_that_cancels_out_is_refused(embedded: Path) -> None:
         encode_query(siglip_onnx.load("demo"), [Term(1e308, "a"), Term(-1e308, "a")])
 
 
+def test_a_collection_outlives_a_change_of_the_current_folder(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_collection(embedded).search("a red star", 3)
+    monkeypatch.chdir(embedded.parent)
+    collection = open_collection(embedded.name)
+    monkeypatch.chdir(Path(embedded.anchor))
+    assert collection.search("a red star", 3) == expected
+
+
 def test_gallery_of_paths_that_are_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert (tmp_path / "a.png").as_uri() in render_gallery("", "", [Group("", [Tile("a.png", "1")])])

@@ -3,11 +3,13 @@
 import copy
 import gzip
 import io
+import json
 import lzma
 import mmap
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import (
     BundleError,
     CacheError,
+    DataError,
     DownloadError,
     ImageError,
     ImageFileError,
@@ -39,6 +42,7 @@ from siglip_onnx.errors import (
     SiglipOnnxError,
     TextError,
 )
+from siglip_onnx.head import CALIBRATION_FORMAT
 from siglip_onnx.hub.cache import cache_errors
 from siglip_onnx.image.decode import open_image
 
@@ -298,6 +302,39 @@ def test_pickled_models_are_opened_again(copy_: Callable[[Any], Any], expected: 
 def test_a_model_is_sent_to_another_process(demo: siglip_onnx.SigLIP, expected: Any) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert_array_equal(pool.submit(demo.encode_images, PATHS).result(), expected)
+
+
+def write_calibration(path: Path, bias: float) -> None:
+    demo = siglip_onnx.load("demo")
+    document = {"format": CALIBRATION_FORMAT, "model": "demo", "variant": demo.variant, "scale": 1.0, "bias": bias,
+                "texts": {}, "spaces": demo.bundle.manifest.spaces}  # fmt: skip
+    path.write_text(json.dumps(document))
+
+
+def test_paths_keep_their_meaning_when_the_current_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Towers are loaded later, and again after a fork or for many texts."""
+    (tmp_path / "other").mkdir()
+    shutil.copytree(BUNDLE_PATH, tmp_path / "model")
+    write_calibration(tmp_path / "calibration.json", -3)
+    monkeypatch.chdir(tmp_path)
+    model = siglip_onnx.load("model", calibration="calibration.json", label_cache="labels")
+    monkeypatch.chdir(tmp_path / "other")
+    (match,) = model.classify(PATHS[0], ["a red star"])
+    for other in (copy.copy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+        assert other.classify(PATHS[0], ["a red star"]) == [match]
+    assert (tmp_path / "labels").is_dir()
+    assert not list(Path().iterdir())
+
+
+def test_a_calibration_that_changed_is_not_used_for_a_pickled_model(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    write_calibration(path, -3)
+    pickled = pickle.dumps(siglip_onnx.load("demo", calibration=path))
+    write_calibration(path, -4)
+    with pytest.raises(DataError, match="holds another calibration than the pickled model had"):
+        pickle.loads(pickled)  # noqa: S301
 
 
 def test_a_folder_that_changed_is_not_opened_for_a_pickled_model(tmp_path: Path) -> None:
