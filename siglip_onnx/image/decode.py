@@ -428,6 +428,7 @@ class _WatchedFile:
         self.read_past_end = False
         self._end_marker, self._padding = b"", b""
         self._pixels, self._end = math.inf, math.inf
+        self._begun = -1  # where the second byte of the marker would be, whose first one has been read
 
     def watch(self, end_marker: bytes, pixels: int | None) -> None:
         """Watch from now on; the first read past the end returns ``end_marker``, later ones nothing.
@@ -456,11 +457,12 @@ class _WatchedFile:
 
     def _before_end(self, position: int, data: bytes) -> bytes:
         """Return those of the bytes from a position on that lie before the marker that ends a JPEG."""
-        while data.endswith(_JPEG_END[:1]) and (byte := self.raw.read(1)):  # the marker lies in one block
-            data += byte
         found = data.find(_JPEG_END, max(0, int(self._pixels) - position))
-        if found >= 0:
+        if position == self._begun and data.startswith(_JPEG_END[1:]):
+            self._end = min(self._end, position)
+        elif found >= 0:
             self._end = min(self._end, position + found)
+        self._begun = position + len(data) if data.endswith(_JPEG_END[:1]) else -1
         return data[: max(0, int(self._end) - position)] if self._end < math.inf else data
 
     def __getattr__(self, name: str) -> Any:

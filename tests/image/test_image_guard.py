@@ -19,6 +19,7 @@ from attacks.bombs import icon
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile, ImageOps
 from support.commands import assert_error, run
+from support.counting import count_calls
 from support.images import encode, make_image
 from support.source import libraries_of, nodes_of_package
 
@@ -531,3 +532,10 @@ def test_a_photo_whose_decoder_gets_no_thread_is_not_damaged(monkeypatch: pytest
     monkeypatch.setattr("threading.Thread.start", refuse)
     error = refusal_of(bytes(damaged))
     assert (error.status, "no thread can be started" in str(error)) == ("io_error", True)
+
+
+def test_fill_bytes_before_the_end_marker_take_no_time() -> None:
+    whole = encode(make_image(np.random.default_rng(0), (64, 48)), "JPEG")
+    filled = whole[:-2] + b"\xff" * 3_000_000 + whole[-2:]
+    assert count_calls(lambda: load_image(filled)) < 20_000
+    assert_array_equal(np.asarray(load_image(filled)), np.asarray(load_image(whole)))
