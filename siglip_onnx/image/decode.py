@@ -448,7 +448,7 @@ class _WatchedFile:
         if position + len(data) > self._pixels:
             data = self._before_end(position, data)
         if count > 0 and not data:
-            if self._padding:
+            if self._padding and self._end < math.inf:
                 data, self._padding = self._padding, b""
                 return data
             self.read_past_end = True

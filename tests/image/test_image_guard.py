@@ -499,6 +499,7 @@ def test_a_jpeg_that_ends_early_is_truncated_although_it_has_an_end_marker(mode:
     pixels = np.asarray(Image.open(io.BytesIO(whole)).convert("RGB"))
     for tail in (b"", bytes(100), b"\xff\xd9" + bytes(70_000)):
         assert_array_equal(np.asarray(load_image(whole + tail)), pixels)
+        assert all(refusal_of(whole[:-missing]).status == "truncated" for missing in range(3, 40))
         for share in (0.5, 0.9):
             cut = whole[: int(len(whole) * share)].rstrip(b"\xff") + b"\xff\xd9" + tail
             assert refusal_of(cut).status == "truncated"
