@@ -14,14 +14,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import JobError, first_line
-from ..system.extras import extra
+from ..errors import JobError, MissingExtraError, first_line
+from ..system.extras import extra, install_command
 from ..system.files import open_regular
 from ..system.npy_files import NPY_ERRORS
 from .parquet_pages import read_footer, scan_column
 from .records import MAX_SHARD_SIZE, OK, Row
 
 _HEADER_BYTES = 128  # what numpy writes before small arrays
+_OLDEST_ARROW = 26
 _MAX_VALUE_BYTES = 8  # of a number in Parquet
 
 
@@ -102,6 +103,15 @@ class ParquetLayout(_ArrowLayout):
 
     names = ("parquet/{:06}.parquet",)
 
+    def __init__(self, embedding_dim: int, dtype: np.dtype[Any]) -> None:
+        super().__init__(embedding_dim, dtype)
+        version: str = self._arrow.__version__
+        if int(version.partition(".")[0]) < _OLDEST_ARROW:
+            raise MissingExtraError(
+                f"A layout with every row needs pyarrow {_OLDEST_ARROW} or later, which stores lists of fixed size "
+                f"that are null; {version} is installed. Run: {install_command('parquet')}"
+            )
+
     def to_files(self, shard: int, rows: Sequence[Row], vectors: NDArray[Any]) -> dict[str, bytes]:
         """Return the one file."""
         arrow = self._arrow
@@ -142,7 +152,13 @@ class ParquetLayout(_ArrowLayout):
         )
         if num_values > MAX_SHARD_SIZE * self.embedding_dim:
             raise ValueError(f"it has {num_values:,} values, more than {MAX_SHARD_SIZE:,} vectors have")
-        return self._arrow.parquet.read_table(file, columns=["embedding"])
+        # From memory of pyarrow: a thread of it that releases memory of Python while the interpreter ends aborts the
+        # process.
+        content = self._arrow.allocate_buffer(file.seek(0, io.SEEK_END))
+        file.seek(0)
+        if file.readinto(content) != content.size:
+            raise ValueError("it was cut while it was read")
+        return self._arrow.parquet.read_table(self._arrow.BufferReader(content), columns=["embedding"])
 
 
 LAYOUTS: dict[str, type[Layout]] = {"npy": Layout, "clip-retrieval": ClipRetrievalLayout, "parquet": ParquetLayout}

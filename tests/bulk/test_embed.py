@@ -222,3 +222,35 @@ def test_layouts_without_pyarrow_name_the_extra(folder: Path, small_bundle: Path
     assert result.returncode == 1
     assert '[parquet]"' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_pyarrow_that_cannot_store_missing_vectors_is_refused_first(
+    folder: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    monkeypatch.setattr(arrow, "__version__", "25.0.0")
+    words = ("embed", folder, "--model", small_bundle, "--out", tmp_path / "o")
+    assert_error(run(*words, "--layout", "parquet"), 1, "needs pyarrow 26 or later, which")
+    assert not (tmp_path / "o").exists()
+    assert run(*words, "--layout", "clip-retrieval").exit_code == 0
+
+
+def test_threads_of_pyarrow_hold_no_memory_of_python(
+    folder: Path, spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that releases such memory while the interpreter ends aborts the process, after the results were printed."""
+    arrow = pytest.importorskip("pyarrow")
+    embed(tmp_path / "out", folder, spec, facts=spec.job_facts(layout="parquet", shard_size=SHARD_SIZE))
+    job = open_job(tmp_path / "out")
+    sources = []
+
+    def read_table(source: Any, **options: Any) -> Any:
+        sources.append(source)
+        return original(source, **options)
+
+    original = arrow.parquet.read_table
+    monkeypatch.setattr(arrow.parquet, "read_table", read_table)
+    before = arrow.total_allocated_bytes()
+    assert len(job.read_vectors(0)) == SHARD_SIZE
+    assert isinstance(sources[0], arrow.BufferReader)
+    assert arrow.total_allocated_bytes() - before >= sources[0].size()
