@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from .bundle import Bundle
+from .bundle.integrity import OpenedFile
 from .bundle.manifest import LOGITS, POOLED
 from .config import (
     CLASSIFIER,
@@ -241,7 +242,9 @@ class Classifier:
             ProviderError: a provider is not available, or this CPU computes int8 incorrectly.
         """
         self._arguments = path.absolute(), options
-        self._session = LazySession(path, providers=options.providers, threads=options.threads)
+        self._session = LazySession(
+            path, providers=options.providers, threads=options.threads, check=OpenedFile(path).check
+        )
         self._reader = open_reader(options)
         self.providers = self._session.providers
         try:
@@ -261,8 +264,8 @@ class Classifier:
         self.embedding_space = self.facts.embedding_space
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path and the options; unpickling loads the file again."""
-        return Classifier, self._arguments
+        """Pickle the path, the options and the facts; unpickling is :func:`reopen_classifier`."""
+        return reopen_classifier, (*self._arguments, self.facts)
 
     def __repr__(self) -> str:
         """Return the facts that distinguish one classifier from another."""
@@ -321,3 +324,15 @@ class Classifier:
                 "it again: siglip-onnx compile"
             )
         return logits
+
+
+def reopen_classifier(path: Path, options: RuntimeOptions, facts: ClassifierFacts) -> Classifier:
+    """Load a compiled classifier that was pickled, from its file.
+
+    Raises:
+        BundleError: the file is missing, or now holds another classifier.
+    """
+    classifier = Classifier(path, options)
+    if classifier.facts != facts:
+        raise BundleError(f"{path} holds another classifier than the pickled one. Load it again.")
+    return classifier

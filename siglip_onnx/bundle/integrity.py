@@ -114,6 +114,23 @@ class OpenedFiles:
         return {name: _stamp(self._folder / name, facts) for name, facts in self._files.items()}
 
 
+class OpenedFile:
+    """One opened file without a known hash, whose later change is noticed by its size, time or inode."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember the file as it is."""
+        self._path, self._status = path, _status(path)
+
+    def check(self) -> None:
+        """Compare the file with what was remembered.
+
+        Raises:
+            BundleError: it was replaced or changed.
+        """
+        if _status(self._path) != self._status:
+            raise BundleError(f"{self._path} was replaced or changed after it was opened. Load it again.")
+
+
 def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str]:
     """Hash the files that changed on disk since they were last verified; return what is wrong, by name.
 
@@ -145,11 +162,17 @@ def _stamp_path(folder: Path) -> Path | None:
 
 
 def _stamp(path: Path, expected: FileFacts) -> list[Any] | None:
+    status = _status(path)
+    return None if status is None else [expected.sha256, *status]
+
+
+def _status(path: Path) -> tuple[int, int, int] | None:
+    """Return size, modification time and inode of a file, or None without one."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return [expected.sha256, status.st_size, status.st_mtime_ns, status.st_ino]
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _read_stamps(path: Path) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from ..system.files import read_small
 from ..system.json_files import read_json_object
 from ..text.growth import MAX_TOKENIZER_BYTES, check_document
 from ..text.tokenizer import is_panic
-from ..text.tokenizer_settings import EOS, TokenizerSettings, check_length, named_pad, read_settings
+from ..text.tokenizer_settings import EOS, TokenizerSettings, check_length, check_sides, named_pad, read_settings
 from ..text.vocabulary import MAX_PIECE_CHARACTERS, PIECES, suits_table, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
+_MAX_SPARE_ROWS = 1023  # of a text tower: fine-tuned tables may be padded to a multiple of a power of two
 _META = "▁"
 _WAVE_DASH = "～"  # of Japanese keyboards, which SentencePiece's NFKC keeps, and the library's turns into "~"
 _KEPT_WAVE_DASH = "\U0010fffd"  # what stands for it meanwhile: for private use, so no text has it
@@ -58,6 +59,8 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
         folder = source if source.is_dir() and cleaning is None else None
         if folder is not None:
             check_length(folder, text_length)
+        if folder is not None or cleaning is not None:
+            check_sides(path.parent)
         is_fast = path.suffix == ".json"
         document = _from_fast_tokenizer(path, folder) if is_fast else _from_sentencepiece(path, folder)
         check_document(document)
@@ -72,10 +75,11 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise CheckpointError(f"{path} is not a tokenizer of SigLIP ({error!r:.200}). Download it again.") from error
-    if tokenizer.get_vocab_size() > vocab_size:
+    num_tokens = tokenizer.get_vocab_size()
+    if not vocab_size - _MAX_SPARE_ROWS <= num_tokens <= vocab_size:
         raise CheckpointError(
-            f"The tokenizer of {source} has {tokenizer.get_vocab_size()} pieces, but the text tower only "
-            f"{vocab_size}. The two do not belong together."
+            f"The tokenizer of {source} has {num_tokens:,} pieces, but the text tower {vocab_size:,} rows, expected as "
+            f"many, or at most {_MAX_SPARE_ROWS:,} more. The two do not belong together."
         )
     if any(len(piece) > MAX_PIECE_CHARACTERS for piece in tokenizer.get_vocab()):
         raise CheckpointError(f"{path} has a piece of more than {MAX_PIECE_CHARACTERS} characters. Download it again.")

@@ -105,6 +105,31 @@ def check_length(folder: Path, text_length: int) -> None:
         )
 
 
+def read_sides(folder: Path) -> dict[str, str]:
+    """Return ``padding_side`` and ``truncation_side`` as ``tokenizer_config.json`` states them, else ``right``.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / TOKENIZER_CONFIG
+    config = read_document(path) if path.exists() else {}
+    return {name: str(config.get(name, "right")) for name in ("padding_side", "truncation_side")}
+
+
+def check_sides(folder: Path) -> None:
+    """Check that the tokenizer beside a checkpoint pads and truncates texts on the right.
+
+    Raises:
+        CheckpointError: it does not. The tower pools the last token, so that all embeddings would differ.
+    """
+    for name, side in read_sides(folder).items():
+        if side != "right":
+            raise CheckpointError(
+                f"{folder / TOKENIZER_CONFIG} has {name} {side!r:.60}, expected 'right', as the published SigLIPs are "
+                "trained; the other side gives other embeddings. If the model was trained so too, write 'right' there."
+            )
+
+
 def named_pad(folder: Path) -> str:
     """Return the padding token that ``tokenizer_config.json`` names, or an empty string."""
     path = folder / TOKENIZER_CONFIG

@@ -41,7 +41,7 @@ from ..layouts import ADAPTER_CONFIG
 from ..model import SigLIP
 from ..options import DROP
 from ..text.growth import read_checked
-from ..text.tokenizer_settings import TOKEN_KEYS, named_pad, read_settings
+from ..text.tokenizer_settings import TOKEN_KEYS, named_pad, read_settings, read_sides
 from .sizes import check_sizes
 
 # Largest differences allowed for fp32: none of pixels and ids, rounding of other orders of summation otherwise.
@@ -300,7 +300,11 @@ def tokenizer(checkpoint: Path, config: SiglipConfig) -> Any:
     # Not from_pretrained: version 4 cannot read the tokenizer_config.json of version 5.
     pad = {"pad_token": pad} if (pad := named_pad(checkpoint)) else {}
     gemma = transformers.GemmaTokenizerFast(
-        tokenizer_file=str(checkpoint / TOKENIZER), add_bos_token=False, add_eos_token=True, padding_side="right", **pad
+        tokenizer_file=str(checkpoint / TOKENIZER),
+        add_bos_token=False,
+        add_eos_token=True,
+        **read_sides(checkpoint),
+        **pad,
     )
     return lambda text: gemma(text.lower(), **settings).input_ids
 
@@ -317,6 +321,7 @@ def _tokenizer_options(checkpoint: Path) -> dict[str, Any]:
         "do_lower_case": settings.lower,
         "added_tokens_decoder": tokens,
         "additional_special_tokens": special,
+        **read_sides(checkpoint),
     } | named
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,25 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_file_that_was_replaced_is_not_loaded_with_the_old_labels(
+    small_bundle: Path, tmp_path: Path, image: Image.Image
+) -> None:
+    """As in a process that is forked afterwards, which loads the graph for itself."""
+    model, path = siglip_onnx.load(small_bundle), tmp_path / "c.onnx"
+    compile_classifier(model, ["a red star", "six eggs"], path)
+    classifier = Classifier(path)
+    expected, pickled = classifier.classify(image), pickle.dumps(classifier)
+    classifier._session.unload()
+    assert classifier.classify(image) == pickle.loads(pickled).classify(image) == expected  # noqa: S301
+    compile_classifier(model, ["six eggs", "a red star"], path)
+    assert classifier.classify(image) == expected
+    classifier._session.unload()
+    with pytest.raises(BundleError, match="was replaced or changed after it was opened"):
+        classifier.classify(image)
+    with pytest.raises(BundleError, match="holds another classifier than the pickled one"):
+        pickle.loads(pickled)  # noqa: S301
 
 
 @pytest.mark.parametrize("variant", ["fp32", "int8"])

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.checkpoints import make_naflex_checkpoint
 from support.commands import assert_error, run
 from support.hub_server import Hub, serve
 
@@ -212,7 +213,10 @@ def test_checkpoint_of_another_model_is_refused(
     config["text_config"]["max_position_embeddings"] = 99
     (other / "config.json").write_text(json.dumps(config))
     message = "has max_position_embeddings 99 in its text tower, but the model has"
-    (tmp_path / "folder").mkdir()
+    for name in ("folder", "naflex"):
+        (tmp_path / name).mkdir()
+    naflex = make_naflex_checkpoint(tmp_path / "naflex_checkpoint")
+    assert_nothing_is_written(foreign, naflex, tmp_path / "naflex", "is of model_type 'siglip2', but the model is of")
     assert_nothing_is_written(foreign, other, tmp_path / "folder", message)
     hub.put(BASE, {name: (other / name).read_bytes() for name in ("config.json", "model.safetensors")})
     assert_error(run("import", foreign, tmp_path / "out", "--checkpoint", BASE), 4, message)

@@ -64,9 +64,9 @@ def differences(checkpoint: Path, spiece: Path, texts: list[str], tmp_path: Path
     from transformers import SiglipTokenizer
 
     out = tmp_path / "exact.json"
-    write_tokenizer(checkpoint, out, text_length=64, vocab_size=10**6)
-    ids = Tokenizer(out, 64)(texts)
     reference = SiglipTokenizer(str(spiece))
+    write_tokenizer(checkpoint, out, text_length=64, vocab_size=len(reference))
+    ids = Tokenizer(out, 64)(texts)
     expected = np.array(reference(texts, padding="max_length", truncation=True, max_length=64).input_ids)
     return [text for text, ours, theirs in zip(texts, ids, expected, strict=True) if not np.array_equal(ours, theirs)]
 
@@ -96,7 +96,7 @@ def test_settings_of_a_fine_tuned_checkpoint(
         reference.add_tokens(added)
         reference.add_special_tokens({"additional_special_tokens": ["<LOGO>"]})
     reference.save_pretrained(tmp_path / "checkpoint")
-    write_tokenizer(tmp_path / "checkpoint", tmp_path / "out.json", text_length=32, vocab_size=10**6)
+    write_tokenizer(tmp_path / "checkpoint", tmp_path / "out.json", text_length=32, vocab_size=300)
     rng = np.random.default_rng(0)
     # The reference loses a letter behind an added token that its vocabulary lacks, as this small one lacks capitals.
     words = WORDS if options.get("do_lower_case", True) or not added else [*map(str.lower, WORDS[:-3]), "star"]
@@ -126,6 +126,8 @@ def test_settings_of_a_fine_tuned_checkpoint(
         ({"eos_token": {"content": "<end>"}}, "ends texts with '<end>'"),
         ({"do_lower_case": "no"}, "do_lower_case 'no', expected true or false"),
         ({"model_max_length": 16}, "pads texts to 16 tokens .* but the text tower takes 32"),
+        ({"padding_side": "left"}, "has padding_side 'left', expected 'right'"),
+        ({"truncation_side": "left"}, "has truncation_side 'left', expected 'right'"),
     ],
 )
 def test_settings_that_cannot_be_exported_are_named(
@@ -134,7 +136,7 @@ def test_settings_that_cannot_be_exported_are_named(
     shutil.copy(small_checkpoint / "spiece.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=problem):
-        write_tokenizer(tmp_path, tmp_path / "out.json", text_length=32, vocab_size=10**6)
+        write_tokenizer(tmp_path, tmp_path / "out.json", text_length=32, vocab_size=300)
 
 
 def test_known_differences_from_the_reference(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -284,9 +286,19 @@ def test_hostile_tokenizers_are_refused_at_export(document: dict[str, Any], mess
         write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100)
 
 
-def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has \d+ pieces, but the text tower only 20"):
-        write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=20)
+@pytest.mark.parametrize("rows", [20, 32_000])
+def test_vocabulary_of_another_text_tower(small_checkpoint: Path, tmp_path: Path, rows: int) -> None:
+    with pytest.raises(CheckpointError, match=rf"has \d+ pieces, but the text tower {rows:,} rows, expected as many"):
+        write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=rows)
+
+
+@pytest.mark.parametrize("cleaning", [None, "lower"])
+def test_gemmas_tokenizer_that_pads_left_is_refused(tmp_path: Path, cleaning: str | None) -> None:
+    """As the class of transformers 5 does without Google's settings."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(gemma()))
+    (tmp_path / "tokenizer_config.json").write_text('{"padding_side": "left"}')
+    with pytest.raises(CheckpointError, match="has padding_side 'left', expected 'right'"):
+        write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100, cleaning=cleaning)
 
 
 def test_pruned_vocabulary_gives_same_ids(
@@ -313,7 +325,7 @@ def test_pruned_vocabulary_gives_same_ids(
 @pytest.mark.export
 def test_published_vocabulary_pruned(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siglip_onnx.export.tokenizer.LARGE_VOCABULARY", 0)
-    write_tokenizer(material / "tokenizers/siglip_v1_c4en_32k", tmp_path / "t.json", text_length=64, vocab_size=10**6)
+    write_tokenizer(material / "tokenizers/siglip_v1_c4en_32k", tmp_path / "t.json", text_length=64, vocab_size=32_000)
     texts = HARD + real_texts(material)[::20]
     expected = Tokenizer(tmp_path / "t.json", 64)(["word " * 500, *texts])[1:]
     tokenizer = Tokenizer(tmp_path / "t.json", 64)

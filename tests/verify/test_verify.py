@@ -16,10 +16,14 @@ from support.commands import assert_error, run, run_without
 from support.images import save_all
 from support.layouts import write_transformers5
 
+from siglip_onnx.bundle import open_bundle
+from siglip_onnx.config import SiglipConfig, TextConfig, VisionConfig
 from siglip_onnx.demo import BUNDLE_PATH
+from siglip_onnx.errors import CheckpointError
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.verify.accuracy import _order_agreement
 from siglip_onnx.verify.samples import SAMPLE_TEXTS, sample_images
+from siglip_onnx.verify.sizes import check_sizes
 
 
 def test_every_variant_against_fp32(small_bundle: Path) -> None:
@@ -138,6 +142,25 @@ def test_a_checkpoint_of_other_sizes_is_named(checkpoint: Path) -> None:
     result = run("verify", BUNDLE_PATH, "--reference", checkpoint)
     assert_error(result, 4, "but the model has")
     assert "Give the checkpoint that it was exported from" in result.stderr
+
+
+@pytest.mark.export
+def test_a_checkpoint_of_the_other_family_is_named(small_checkpoint: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """The sizes of a NaFlex checkpoint may be those of one of fixed resolution."""
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    vision = {key: value for key, value in config["vision_config"].items() if key != "image_size"}
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "siglip2", "vision_config": vision}))
+    result = run("verify", small_bundle, "--reference", copy)
+    assert_error(result, 4, "is of model_type 'siglip2', but the model is of 'siglip'")
+
+
+def test_sizes_that_are_not_stated_are_the_default_ones(small_bundle: Path) -> None:
+    config, other = open_bundle(small_bundle).config, SiglipConfig("siglip", VisionConfig(), TextConfig())
+    check_sizes({"model_type": "siglip", "text_config": {"model_type": "siglip_text_model"}}, other, "x")
+    check_sizes({}, config, "x")
+    with pytest.raises(CheckpointError, match="has hidden_size 768 in its vision tower, but the model has 64"):
+        check_sizes({"model_type": "siglip"}, config, "x")
 
 
 def test_verify_names_what_is_missing(tmp_path: Path, small_checkpoint: Path, small_bundle: Path) -> None:
