@@ -165,8 +165,9 @@ class Job:
             plan_sha256=_sha256(inputs_to_bytes(inputs)),
             files={name: FileFacts(len(content), _sha256(content)) for name, content in contents.items()},
             counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
+            truncated=sum(row.truncated for row in rows),
         )
-        write_whole(self.path, RECEIPT.format(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
+        write_whole(self.path, RECEIPT.format(shard), [receipt.to_bytes()])
         self.remove_parts(shard)
         return receipt
 

@@ -98,12 +98,16 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that a shard is done: the hash of its plan, its files, and the number of rows of each status."""
+    """Proof that a shard is done: the hash of its plan, its files, and the number of rows of each status.
+
+    ``truncated`` counts the vectors of images whose files end early.
+    """
 
     fingerprint: str
     plan_sha256: str
     files: dict[str, FileFacts]
     counts: dict[str, int]
+    truncated: int = 0
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -115,6 +119,14 @@ class Receipt:
             raise ValueError(f"counts has {min(unknown)!r:.40}, expected some of {', '.join(STATUSES)}")
         if not all(0 < count <= MAX_SHARD_SIZE for count in self.counts.values()):
             raise ValueError(f"counts are {self.counts!r:.80}, expected 1 to {MAX_SHARD_SIZE} each")
+
+        if not 0 <= self.truncated <= self.num_vectors:
+            raise ValueError(f"truncated is {self.truncated}, expected 0 to {self.num_vectors}")
+
+    def to_bytes(self) -> bytes:
+        """Return the content of its file."""
+        facts = {name: value for name, value in asdict(self).items() if name != "truncated" or value}
+        return f"{json.dumps(facts, indent=2)}\n".encode()
 
     @property
     def num_inputs(self) -> int:

@@ -85,7 +85,8 @@ class Hit(NamedTuple):
     """One result: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit.
 
     ``missing`` says that the file no longer exists, ``changed`` that it has another size or time than when it was
-    embedded; ``duplicates`` are the paths of other files with the same bytes.
+    embedded, ``truncated`` that its file ends early, and only a part of the image was embedded; ``duplicates`` are the
+    paths of other files with the same bytes.
     Logit and probability are None if the query is an image or a sum, for which they would have no meaning.
     """
 
@@ -96,6 +97,7 @@ class Hit(NamedTuple):
     missing: bool = False
     duplicates: tuple[str, ...] = ()
     changed: bool = False
+    truncated: bool = False
 
 
 class _MayBeMissing(Protocol):
@@ -442,6 +444,7 @@ def _fold(group: Sequence[Hit]) -> Hit:
 
 
 def _look_for_file(hit: Hit, row: Row) -> Hit:
+    hit = hit._replace(truncated=row.truncated)
     status = status_of(row.path)
     if status is None:
         return hit._replace(missing=True)

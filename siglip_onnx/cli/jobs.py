@@ -133,6 +133,9 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
         )
     report_left_out(listing)
     _report_missing_extra(out, summary)
+    if truncated := summary.get("truncated_vectors"):
+        images = format_count(truncated, "image")
+        warn(f'embedded, although their files end early: {images}, marked "truncated" in {out / "rows"}.')
     if as_json:
         print_json({"out": str(out)} | summary)
     else:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from support.commands import assert_error, run
 
 import siglip_onnx
@@ -83,6 +84,38 @@ def test_images_that_cannot_be_read_are_told_by_every_search(photos: Path) -> No
         assert "1 image cannot be read; see" in done.stderr
     (photos / "junk.png").unlink()
     assert run("search", photos, "a star").exit_code == 0
+
+
+@pytest.mark.parametrize("is_index", [True, False])
+def test_truncated_images_are_noted_in_results(is_index: bool, photos: Path, tmp_path: Path) -> None:
+    Image.open(IMAGES_PATH / "red_star.png").convert("RGB").save(photos / "cut.jpg")
+    content = (photos / "cut.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(content[: 2 * len(content) // 3])
+    for name in ("copy.jpg", "longer.jpg"):
+        shutil.copy(photos / "cut.jpg", photos / name)
+    with (photos / "longer.jpg").open("ab") as file:
+        file.write(b"\0" * 10)
+    folder = photos
+    if not is_index:
+        folder = tmp_path / "out"
+        embedded = run("embed", photos, "--out", folder, "--allow-truncated", "--json")
+        assert json.loads(embedded.stdout)["truncated_vectors"] == 3
+    options = ["--allow-truncated"] if is_index else []
+    hits = json.loads(run("search", folder, "a star", "--json", *options).stdout)["results"]
+    assert {Path(hit["path"]).name: hit.get("truncated") for hit in hits} == {
+        "copy.jpg": True, "longer.jpg": True, **dict.fromkeys(NAMES)
+    }  # fmt: skip
+    result = run("search", folder, "a star", "--html", tmp_path / "page.html", *options)
+    notes = {line.split()[-1]: line for line in result.stdout.splitlines()[2:]}
+    assert "  truncated, 2 identical  " in notes["photos/copy.jpg"]
+    assert "truncated" not in notes["photos/red_star.png"]
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count(", truncated") == 2
+    groups = json.loads(run("duplicates", folder, "--json", *options).stdout)["groups"]
+    assert [[copy.get("truncated") for copy in group] for group in groups] == [[True, True, True]]
+    table = run("duplicates", folder, "--html", tmp_path / "duplicates.html", *options).stdout.splitlines()
+    assert table[0].split() == ["similarity", "pixels", "size", "note", "path"]
+    assert "truncated" in table[1]
+    assert (tmp_path / "duplicates.html").read_text(encoding="utf-8").count(", truncated") == 3
 
 
 def test_images_that_an_extra_or_a_disk_makes_readable_are_tried_again(
