@@ -164,6 +164,7 @@ class Collection:
                     variant=facts.variant,
                     background=facts.background,
                     max_num_patches=facts.max_num_patches,
+                    fast_decode=facts.fast_decode,
                     offline=model is None,  # the folder may come from elsewhere: what it names is not downloaded
                 )
             except (ModelNotFoundError, DownloadError) as error:
