@@ -23,6 +23,7 @@ from .bundle.manifest import POOLED
 from .classifier import Classifier, FineTunedClassifier, match_labels
 from .errors import OptionError
 from .head import Floats, Match, match_texts
+from .image.preprocess import Fit
 from .model import SigLIP
 from .system.workers import map_in_order
 
@@ -33,7 +34,7 @@ _FINE_SIDE = 2  # the second pass ...
 _NUM_FINE = 16  # ... in the windows, of each text, over which the first pass found most
 _FINE_SHARE = 0.8  # of the fine windows in the result
 _BLUR = 0.25  # radius of the blur, of the longer side
-_MAX_PIXELS_DRAWN = 640  # of the longer side of a panel
+DRAWN_SIDE = 640  # of the longer side of a panel
 MAX_PANELS = 24  # of a drawing
 _RAISES, _LOWERS = (220, 30, 30), (30, 80, 230)
 _STRONGEST = 0.65  # opacity
@@ -65,7 +66,7 @@ class Scorer:
         workers: how many runs may take place at once.
     """
 
-    fit: Callable[[Image.Image], Image.Image]
+    fit: Fit
     run: Callable[[Image.Image], Floats]
     match: Callable[[Floats], list[Match]]
     columns: Sequence[int]
@@ -177,12 +178,17 @@ def explain(image: Image.Image, scorer: Scorer) -> Explanation:
         image: an RGB image, as an ImageReader decodes it.
         scorer: the model and its texts, such as :func:`score_with_model` returns.
     """
-    *_, last = explain_in_steps(scorer.fit(image), scorer)
+    return explain_fitted(scorer.fit(image), scorer)
+
+
+def explain_fitted(fitted: Image.Image, scorer: Scorer) -> Explanation:
+    """Do the same with an image that was resized by ``scorer.fit``."""
+    *_, last = explain_in_steps(fitted, scorer)
     return cast(Explanation, last.explanation)
 
 
 def explain_in_steps(fitted: Image.Image, scorer: Scorer) -> Iterator[Step]:
-    """Do the same with an image that was resized by ``scorer.fit``, and yield after each run of the model.
+    """Do the same as :func:`explain_fitted`, and yield after each run of the model.
 
     The work can be stopped there: no run is ahead of the steps if the scorer has one worker.
     """
@@ -284,13 +290,13 @@ def draw_explanation(image: Image.Image, explanation: Explanation) -> bytes:
 
 
 def _panel(image: Image.Image, explanation: Explanation, number: int) -> Image.Image:
-    scale = _MAX_PIXELS_DRAWN / max(image.size)
+    scale = DRAWN_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     effects, match = explanation.effects[number], explanation.matches[number]
     strongest = float(np.abs(effects).max())
     shares: NDArray[np.float32] = effects / max(strongest, 1e-6)
     smooth = np.asarray(Image.fromarray(shares.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-    shown = image.convert("L").convert("RGB").resize(size)  # gray, so that the colors mean effects only
+    shown = image.resize(size).convert("L").convert("RGB")  # gray, so that the colors mean effects only
     for color, strength in ((_RAISES, smooth), (_LOWERS, -smooth)):
         opacity = (strength.clip(0, 1) * _STRONGEST * 255).astype(np.uint8)
         shown.paste(Image.new("RGB", size, color), mask=Image.fromarray(opacity))

@@ -21,7 +21,8 @@ _CELLS = 16_000_000  # similarities that are in memory at once
 class Copy(NamedTuple):
     """One image of a group: its cosine with the group's first image, and whether the two files are identical.
 
-    ``missing`` says that the file no longer exists; then no other of its group does.
+    ``missing`` says that the file no longer exists; then no other of its group does. ``truncated`` says that the file
+    ends early, and only a part of the image was embedded.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Copy(NamedTuple):
     height: int | None
     size_bytes: int
     missing: bool = False
+    truncated: bool = False
 
 
 class Duplicates(NamedTuple):
@@ -49,10 +51,11 @@ class _Image(NamedTuple):
     file: tuple[int, int] | None
 
     @property
-    def rank(self) -> tuple[bool, int, int, bool, str]:
-        """By which images are sorted, the best first: it exists, has the most pixels and bytes, and is not a link."""
+    def rank(self) -> tuple[bool, int, bool, int, bool, str]:
+        """By which images are sorted, the best first: it exists, has the most pixels, is whole, has the most bytes."""
         row = self.row
-        return self.missing, -(row.width or 0) * (row.height or 0), -(row.size_bytes or 0), self.is_link, row.path
+        pixels, size = (row.width or 0) * (row.height or 0), row.size_bytes or 0
+        return self.missing, -pixels, row.truncated, -size, self.is_link, row.path
 
 
 def find_duplicates(
@@ -60,7 +63,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Return groups of at least two images whose cosine with the first of their group is at least ``threshold``.
 
-    The first image of a group is its best one: that with the most pixels, then the most bytes. Groups in which copies
+    The first image of a group is its best one: that with the most pixels, then a whole one, then that with the most
+    bytes. Groups in which copies
     take the most bytes come first. A link and its file are one image, named by the file. Images whose files have
     another size or time than when they were embedded are left out, missing ones where any of their group exists.
 
@@ -158,4 +162,5 @@ def _describe(image: _Image, leader: _Image, vector: Floats, leader_vector: Floa
     row = image.row
     identical = row.sha256 == leader.row.sha256
     cosine = 1.0 if identical else float(vector.astype(np.float64) @ leader_vector.astype(np.float64))
-    return Copy(row.path, min(cosine, 1.0), identical, row.width, row.height, row.size_bytes or 0, image.missing)
+    return Copy(row.path, min(cosine, 1.0), identical, row.width, row.height, row.size_bytes or 0, image.missing,
+                row.truncated)  # fmt: skip

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..errors import ImageError
 from ..image.decode import ImageReader
 from ..image.decoder_pool import DecoderPool
+from ..image.preprocess import ShrinkFit
 from ..options import DEFAULT_LIMITS
 from .listing import read_file
 
@@ -109,10 +110,9 @@ def _render_tile(rank: int, tile: Tile, side: int, reader: DecoderPool) -> str:
 
 def _thumbnail(path: str, side: int, reader: DecoderPool) -> str:
     try:
-        image = reader.read(read_file(path, DEFAULT_LIMITS)).rgb
+        image = reader.read(read_file(path, DEFAULT_LIMITS), ShrinkFit(side)).rgb
     except ImageError:
         return ""
-    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

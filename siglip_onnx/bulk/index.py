@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import JobError
+from ..options import RuntimeOptions
 from ..system.cache_dir import cache_folder
 from ..system.extras import is_installed
-from .job import ERRORS, FACTS, open_job
+from .job import ERRORS, FACTS, describe_differences, open_job
 from .listing import Listing, is_heic
 from .progress import Progress
-from .records import JobFacts
+from .records import JobFacts, newly_allowed
 from .run import Engine, Policy, read_errors, run_job
 from .spec import ModelSpec
 
@@ -27,16 +29,31 @@ def is_job(folder: Path) -> bool:
     return (folder / FACTS).is_file()
 
 
-def newest_index(images: Path) -> Path | None:
-    """Return the index of a folder of images that was used last, with any model; None if there are none."""
+def newest_index(images: Path, suits: Callable[[JobFacts], bool] | None = None) -> Path | None:
+    """Return the index of a folder of images that was used last, with any model, or None.
+
+    Args:
+        images: the folder of images.
+        suits: says by its facts whether an index is one of those to choose from.
+    """
     folder = _indexes_of(images)
     found = [path for path in folder.iterdir() if is_job(path)] if folder.is_dir() else []
+    if suits is not None:
+        found = [path for path in found if (facts := _facts_of(path)) is not None and suits(facts)]
     return max(found, key=_last_use, default=None)
 
 
 def index_path(images: Path, facts: JobFacts) -> Path:
-    """Return the folder in the cache for the vectors of a folder of images, which depends on the facts of the job."""
-    return _indexes_of(images) / facts.fingerprint[:16]
+    """Return the folder in the cache for the vectors of a folder of images: an earlier one, or one for these facts."""
+    earlier = newest_index(images, lambda stored: stored.deciding() == facts.deciding())
+    return earlier or _indexes_of(images) / facts.fingerprint[:16]
+
+
+def _facts_of(index: Path) -> JobFacts | None:
+    try:
+        return open_job(index).facts
+    except JobError:  # it is damaged
+        return None
 
 
 def update_index(
@@ -79,21 +96,25 @@ def update_index(
                 f"{facts.model_name}, variant {facts.variant}; choose another --index, or omit --model and --variant."
             )
         facts = spec.job_facts(layout=stored.layout, dtype=stored.dtype, shard_size=stored.shard_size)
+        if differences := describe_differences(stored, facts):
+            raise JobError(f"{index} was made {differences}; choose another --index, or leave out these options.")
     # Vectors of missing images are kept: a disk may be unplugged. Results leave them out.
-    policy = Policy(fast_resume=True, retry_errors=_can_be_read_now(index), wait_s=_WAIT_S, may_be_unwritable=True)
+    again = _can_be_read_now(index, spec.options)
+    policy = Policy(fast_resume=True, retry_errors=again, wait_s=_WAIT_S, may_be_unwritable=True)
     return index, run_job(index, listing, spec.absolute(), facts, policy=policy, engine=engine, progress=progress)
 
 
-def _can_be_read_now(index: Path) -> bool:
-    """Say whether an image that had an error may be readable now: a disk was away, or an extra was missing.
+def _can_be_read_now(index: Path, options: RuntimeOptions) -> bool:
+    """Say whether an image that had an error may be readable now: a disk was away, an extra missing, a limit lower.
 
     If the list of errors is damaged, any may be; the run writes the list again.
     """
     if not (index / ERRORS).is_file():
         return False
+    statuses = {"io_error", *(newly_allowed(facts, options) if (facts := _facts_of(index)) else ())}
     try:
         return any(
-            error["status"] == "io_error"
+            error["status"] in statuses
             or (error["status"] == "unsupported" and is_heic(error["path"]) and is_installed("heic"))
             for error in read_errors(index)
         )

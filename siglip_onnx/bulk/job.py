@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -51,6 +50,7 @@ PLAN, ROWS, RECEIPT = "plan/{:06}.jsonl", "rows/{:06}.jsonl", "receipts/{:06}.js
 PARTS = "partial"  # the folder of saved results of shards that are not complete
 _MAX_LINES_BYTES = MAX_LINE_BYTES * MAX_SHARD_SIZE
 _MAX_VALUE_BYTES = 8  # of a number of a vector
+_OPTIONS = ("variant", "layout", "dtype", "shard_size", "fast_decode", "background")  # among the facts of a job
 _NUMBER = "[0-9]{6,12}"  # of a shard
 _PART_NAME = re.compile(rf"({_NUMBER})-([0-9a-f]*)-[0-9a-f]{{32}}")
 
@@ -165,8 +165,9 @@ class Job:
             plan_sha256=_sha256(inputs_to_bytes(inputs)),
             files={name: FileFacts(len(content), _sha256(content)) for name, content in contents.items()},
             counts={status: count for status in STATUSES if (count := Counter(row.status for row in rows)[status])},
+            truncated=sum(row.truncated for row in rows),
         )
-        write_whole(self.path, RECEIPT.format(shard), [(json.dumps(asdict(receipt), indent=2) + "\n").encode()])
+        write_whole(self.path, RECEIPT.format(shard), [receipt.to_bytes()])
         self.remove_parts(shard)
         return receipt
 
@@ -324,26 +325,32 @@ def begin_job(path: Path, facts: JobFacts, *, overwrite: bool) -> Job:
         _remove_job(path)
     if (path / FACTS).exists():
         job = open_job(path)
-        stored, requested = asdict(job.facts), asdict(facts)
-        if "background" not in job.facts.preprocessing and facts.background in (DROP, name_background(WHITE)):
-            requested["preprocessing"].pop("background", None)  # a job of version 0.1 keeps what it did
-        _compare(path, stored, requested)
+        if differences := describe_differences(job.facts, facts):
+            raise JobError(
+                f"{path} was made {differences}. Use the same options to resume, --overwrite to start over, or another "
+                "--out."
+            )
         return job
     write_whole(path, FACTS, [facts.to_bytes()])
     return Job(path, facts)
 
 
-def _compare(path: Path, stored: dict[str, Any], requested: dict[str, Any]) -> None:
-    different = [
-        f"{name} {stored[name]!r}, not {requested[name]!r}"
-        for name in stored
-        if name != "model" and stored[name] != requested[name]
-    ]
-    if different:
-        raise JobError(
-            f"{path} was made with {'; '.join(different)}. Use the same options to resume, --overwrite to start over, "
-            "or another --out."
-        )
+def describe_differences(made: JobFacts, requested: JobFacts) -> str:
+    """Return how a job differs from what is requested: ``with --dtype float32, not float16``; empty if it does not."""
+    facts, others = made.deciding(), requested.deciding()
+    if "background" not in facts and requested.background in (DROP, name_background(WHITE)):
+        others.pop("background", None)  # a job of version 0.1 keeps what it did
+    differences = []
+    for name in facts | others:
+        value, other = facts.get(name), others.get(name)
+        shown = f"--{name.replace('_', '-')}" if name in _OPTIONS else name
+        if value == other:
+            continue
+        if isinstance(value, bool):
+            differences.append(f"with {shown}, not without it" if value else f"without {shown}, not with it")
+        else:
+            differences.append(f"with {shown} {value}, not {other}")
+    return "; ".join(differences)
 
 
 def _read_own_facts(path: Path) -> dict[str, Any]:

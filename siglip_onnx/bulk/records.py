@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .. import demo
 from ..bundle.integrity import FileFacts
 from ..errors import ImageError, JobError
-from ..options import DROP
+from ..options import DROP, MOST_PIXELS, RuntimeOptions
 from ..system.json_files import to_json
 from ..system.records import read_record
 
@@ -90,20 +90,62 @@ class JobFacts:
         """Background of transparent images; ``"drop"`` in a job of version 0.1, which did not record it."""
         return str(self.preprocessing.get("background", DROP))
 
+    @property
+    def fast_decode(self) -> bool:
+        """Whether large JPEGs were decoded at a fraction of their size."""
+        return bool(self.preprocessing.get("fast_decode"))
+
+    @property
+    def allow_truncated(self) -> bool:
+        """Whether the job was begun with images whose files end early."""
+        return bool(self.preprocessing.get("allow_truncated"))
+
+    @property
+    def max_pixels(self) -> int | None:
+        """Limit of an image with which the job was begun, in pixels; None if it is not recorded."""
+        limits = self.preprocessing.get("image_limits")
+        pixels = limits.get("max_pixels") if isinstance(limits, dict) else None
+        return pixels if type(pixels) is int and 0 < pixels <= MOST_PIXELS else None
+
+    def deciding(self) -> dict[str, Any]:
+        """Return by name what decides the vectors and their files.
+
+        The largest number of pixels and ``allow_truncated``, which decide only whether an image has a vector, may
+        change from run to run; so may the name of the model.
+        """
+        facts = asdict(self)
+        preprocessing: dict[str, Any] = facts.pop("preprocessing")
+        for values, name in ((facts, "model"), (preprocessing, "allow_truncated")):
+            values.pop(name, None)
+        if isinstance(limits := preprocessing.get("image_limits"), dict):
+            limits.pop("max_pixels", None)
+        return {**facts, **preprocessing}
+
     def to_bytes(self) -> bytes:
         """Return the content of ``job.json``."""
         facts = {name: value for name, value in asdict(self).items() if name != "model" or value}
         return f"{to_json({'format': FORMAT} | facts, indent=2)}\n".encode()
 
 
+def newly_allowed(facts: JobFacts, options: RuntimeOptions) -> set[str]:
+    """Return the statuses of errors that options allow, with which the job of these facts was not begun."""
+    raised = facts.max_pixels is not None and options.image_limits.max_pixels > facts.max_pixels
+    truncated = options.allow_truncated and not facts.allow_truncated
+    return {status for status, allowed in (("too_large", raised), ("truncated", truncated)) if allowed}
+
+
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that a shard is done: the hash of its plan, its files, and the number of rows of each status."""
+    """Proof that a shard is done: the hash of its plan, its files, and the number of rows of each status.
+
+    ``truncated`` counts the vectors of images whose files end early.
+    """
 
     fingerprint: str
     plan_sha256: str
     files: dict[str, FileFacts]
     counts: dict[str, int]
+    truncated: int = 0
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -115,6 +157,14 @@ class Receipt:
             raise ValueError(f"counts has {min(unknown)!r:.40}, expected some of {', '.join(STATUSES)}")
         if not all(0 < count <= MAX_SHARD_SIZE for count in self.counts.values()):
             raise ValueError(f"counts are {self.counts!r:.80}, expected 1 to {MAX_SHARD_SIZE} each")
+
+        if not 0 <= self.truncated <= self.num_vectors:
+            raise ValueError(f"truncated is {self.truncated}, expected 0 to {self.num_vectors}")
+
+    def to_bytes(self) -> bytes:
+        """Return the content of its file."""
+        facts = {name: value for name, value in asdict(self).items() if name != "truncated" or value}
+        return f"{json.dumps(facts, indent=2)}\n".encode()
 
     @property
     def num_inputs(self) -> int:

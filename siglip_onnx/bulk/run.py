@@ -151,13 +151,14 @@ def _find_tasks(job: Job, policy: Policy) -> tuple[list[Task], Counter[str]]:
 
 def _finish(job: Job, *, optional: bool) -> dict[str, Any]:
     """Write the files that are derived from all shards, the list of errors and the summary; return the latter."""
-    counts, with_errors = Counter[str](), []
+    counts, with_errors, truncated = Counter[str](), [], 0
     shards = job.shards()
     for shard in shards:
         receipt = job.receipt(shard, read_files=False)
         if receipt is None or not job.is_done(shard, receipt):
             raise JobError(f"Shard {shard} of {job.path} changed while the job ran. Run the same command again.")
         counts.update(receipt.counts)
+        truncated += receipt.truncated
         if receipt.num_errors:
             with_errors.append(shard)
     facts = job.facts
@@ -167,6 +168,7 @@ def _finish(job: Job, *, optional: bool) -> dict[str, Any]:
         "vectors": counts[OK],
         "errors": sum(counts.values()) - counts[OK],
         "statuses": {status: counts[status] for status in STATUSES if counts[status]},
+        **({"truncated_vectors": truncated} if truncated else {}),
         "shards": len(shards),
         "model": facts.model_name,
         "variant": facts.variant,

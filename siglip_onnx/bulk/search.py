@@ -86,7 +86,8 @@ class Hit(NamedTuple):
     """One result: ``similarity`` is the cosine with the query, ``probability`` the sigmoid of the logit.
 
     ``missing`` says that the file no longer exists, ``changed`` that it has another size or time than when it was
-    embedded; ``duplicates`` are the paths of other files with the same bytes.
+    embedded, ``truncated`` that its file ends early, and only a part of the image was embedded; ``duplicates`` are the
+    paths of other files with the same bytes.
     Logit and probability are None if the query is an image or a sum, for which they would have no meaning.
     """
 
@@ -97,6 +98,7 @@ class Hit(NamedTuple):
     missing: bool = False
     duplicates: tuple[str, ...] = ()
     changed: bool = False
+    truncated: bool = False
 
 
 class _MayBeMissing(Protocol):
@@ -163,6 +165,7 @@ class Collection:
                     variant=facts.variant,
                     background=facts.background,
                     max_num_patches=facts.max_num_patches,
+                    fast_decode=facts.fast_decode,
                     offline=model is None,  # the folder may come from elsewhere: what it names is not downloaded
                 )
             except (ModelNotFoundError, DownloadError) as error:
@@ -443,6 +446,7 @@ def _fold(group: Sequence[Hit]) -> Hit:
 
 
 def _look_for_file(hit: Hit, row: Row) -> Hit:
+    hit = hit._replace(truncated=row.truncated)
     status = status_of(row.path)
     if status is None:
         return hit._replace(missing=True)

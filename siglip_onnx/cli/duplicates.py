@@ -14,7 +14,17 @@ from ..system.files import write_atomic
 from .folders import PAGE, index_option, open_folder, warn_about_tiles
 from .help import OUTPUT, Command, section
 from .options import MODEL_OPTIONS, PATH, FiniteRange, ModelChoice, json_option, model_options, refuse_given
-from .output import describe_result, format_count, format_size, format_table, print_json, shown_path, warn, writing
+from .output import (
+    describe_result,
+    format_count,
+    format_size,
+    format_table,
+    list_notes,
+    print_json,
+    shown_path,
+    warn,
+    writing,
+)
 from .outputs import check_output, overwrite_option
 
 
@@ -109,20 +119,16 @@ def _similarity(copy: Copy) -> str:
     return "identical" if copy.identical else f"{copy.similarity:.3f}"
 
 
-def _note(copy: Copy) -> str:
-    return "missing" if copy.missing else ""
-
-
 def _pixels(copy: Copy) -> str:
     return f"{copy.width} x {copy.height}" if copy.width else ""
 
 
 def _format(groups: Sequence[Sequence[Copy]]) -> str:
     """Return one table, with an empty line between the groups; the first image of a group has no similarity."""
-    has_notes = any(group[0].missing for group in groups)
+    has_notes = any(list_notes(copy) for group in groups for copy in group)
     rows = [
         ("" if is_first else _similarity(copy), _pixels(copy), _size(copy.size_bytes),
-         *([_note(copy)] if has_notes else []), shown_path(copy.path))
+         *([", ".join(list_notes(copy))] if has_notes else []), shown_path(copy.path))
         for group in groups
         for is_first, copy in ((copy is group[0], copy) for copy in group)
     ]  # fmt: skip
@@ -136,7 +142,7 @@ def _format(groups: Sequence[Sequence[Copy]]) -> str:
 
 
 def _tile(copy: Copy, *, is_first: bool) -> Tile:
-    details = [_pixels(copy), _size(copy.size_bytes), _note(copy)]
+    details = [_pixels(copy), _size(copy.size_bytes), *list_notes(copy)]
     return Tile(
         copy.path, "first" if is_first else _similarity(copy), ", ".join(filter(None, details)), shown_path(copy.path)
     )

@@ -11,16 +11,18 @@ import click
 from ..classifier import Classifier, FineTunedClassifier
 from ..errors import OptionError
 from ..explain import (
+    DRAWN_SIDE,
     MAX_PANELS,
     SOFTWARE,
     Explanation,
     Scorer,
     draw_explanation,
+    explain_fitted,
     score_with_classifier,
     score_with_model,
 )
-from ..explain import explain as explain_image
 from ..image.decoder_pool import open_reader
+from ..image.preprocess import ShrinkFit
 from ..model import SigLIP
 from ..system.files import write_atomic
 from .help import Command
@@ -95,10 +97,12 @@ def explain(
         raise missing[0]
     model = _open_model(choice, names, calibration)
     draft_size = None if isinstance(model, Classifier) else model.vision.draft_size
-    rgb = open_reader(choice.runtime_options(), draft_size, size=1).read(image).rgb
-    explanation = explain_image(rgb, _make_scorer(model, names, templates, choice))
+    reader = open_reader(choice.runtime_options(), draft_size, size=1)
+    scorer = _make_scorer(model, names, templates, choice)
+    explanation = explain_fitted(reader.read(image, scorer.fit).rgb, scorer)
     if out is not None:
-        drawing = draw_explanation(rgb, explanation)
+        # Read again: a large image takes more time, but none of its full size is passed on or kept.
+        drawing = draw_explanation(reader.read(image, ShrinkFit(DRAWN_SIDE)).rgb, explanation)
         check_output(out, DRAWING, [], overwrite=overwrite)  # it may have appeared meanwhile
         with writing(out):
             write_atomic(out, drawing)

@@ -24,7 +24,7 @@ from ..errors import DownloadError, ModelNotFoundError, SiglipOnnxError
 from ..hub.download import is_offline
 from ..model import SigLIP
 from .inputs import report_left_out
-from .jobs import count_workers, make_spec
+from .jobs import choose_limits, count_workers, make_spec
 from .options import PATH, ModelChoice
 from .output import SOME_FAILED, format_count, report, report_demo_model, warn
 from .outputs import Kind
@@ -99,18 +99,20 @@ def open_folder(context: click.Context, folder: Path, index: Path | None, given:
     if index is not None and not is_index:
         raise click.UsageError(f"{folder} holds vectors; --index is for a folder of images.")
     vectors = _find_index(folder, index, given) if is_index else folder
+    is_named = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
     choice = given
-    if context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:
-        if vectors is not None and not is_index:
-            choice = choose_model(open_job(vectors).facts, given, is_named=True)
-    elif vectors is not None:
-        choice = choose_model(open_job(vectors).facts, given)
+    follows = vectors is not None and not (is_index and is_named)
+    if vectors is not None and follows:
+        choice = choose_model(open_job(vectors).facts, given, is_named=is_named)
     choice = replace(choice, model=choice.model or demo.NAME)
     num_errors = 0
     if is_index:
         if choice.model == demo.NAME and given.model is None:
             report_demo_model()
         with _named_by(vectors or folder, choice, given):
+            if (earlier := vectors if follows else _find_index_of(choice, folder, index)) is not None:
+                facts = open_job(earlier).facts
+                choice = choose_limits(facts, choose_decoding(facts, choice))
             vectors, num_errors = _update(folder, index, choice)
     return OpenFolder(open_collection(vectors or folder), choice, given, is_index, num_errors)
 
@@ -129,13 +131,18 @@ def choose_model(facts: JobFacts, given: ModelChoice, *, is_named: bool = False)
     """
     model = given.model if is_named else facts.name_model()
     return replace(
-        given,
+        choose_decoding(facts, given),
         model=model,
         offline=given.offline or given.model != model,
         variant=given.variant or facts.variant,
-        background=given.background or facts.background,
         max_num_patches=given.max_num_patches or facts.max_num_patches,
     )
+
+
+def choose_decoding(facts: JobFacts, given: ModelChoice) -> ModelChoice:
+    """Return a choice with the pixels of the images that made vectors, for what the user left open."""
+    background = given.background or facts.background
+    return replace(given, background=background, fast_decode=given.fast_decode or facts.fast_decode)
 
 
 @contextlib.contextmanager
@@ -157,6 +164,20 @@ def _find_index(folder: Path, index: Path | None, given: ModelChoice) -> Path | 
     if index is None and given.model is None:
         return newest_index(folder)
     return index if index is not None and is_job(index) else None
+
+
+def _find_index_of(choice: ModelChoice, folder: Path, index: Path | None) -> Path | None:
+    """Return an earlier index by the model of a choice, the given one or the newest in the cache; None without one.
+
+    Raises:
+        SiglipOnnxError: the model cannot be opened.
+    """
+    if not is_job(index) if index is not None else newest_index(folder) is None:
+        return None  # without opening the model
+    space = make_spec(choice).job_facts().embedding_space
+    if index is None:
+        return newest_index(folder, lambda facts: facts.embedding_space == space)
+    return index if open_job(index).facts.embedding_space == space else None
 
 
 def _update(folder: Path, index: Path | None, choice: ModelChoice) -> tuple[Path, int]:

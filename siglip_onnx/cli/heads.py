@@ -20,6 +20,7 @@ from .output import (
     describe_result,
     exit_code,
     format_table,
+    list_notes,
     print_csv,
     print_json,
     print_json_line,
@@ -86,7 +87,7 @@ def print_scores(facts: JobFacts, path: Path, scored: Sequence[Scored], *, as_js
         document = {"model": facts.model_name, "variant": facts.variant, "embedding_space": facts.embedding_space}
         print_json(document | {"head": str(path), "results": [describe_result(image) for image in scored]})
         return
-    notes = ["missing" if image.missing else "changed" if image.changed else "" for image in scored]
+    notes = [", ".join(list_notes(image)) for image in scored]
     header = ("path", "score", *(["note"] if any(notes) else []))
     rows = [
         (image.path, f"{image.score:.3f}", *([note] if any(notes) else []))

@@ -13,9 +13,11 @@ from typing import IO, Any
 import click
 
 from .. import demo
+from ..bulk.index import is_job
+from ..bulk.job import open_job
 from ..bulk.listing import Filter, Listing, is_heic
 from ..bulk.ray_engine import RayEngine
-from ..bulk.records import MAX_SHARD_SIZE
+from ..bulk.records import MAX_SHARD_SIZE, JobFacts, newly_allowed
 from ..bulk.run import Engine, LocalEngine, Policy, read_errors, run_job
 from ..bulk.spec import ModelSpec
 from ..errors import SiglipOnnxError
@@ -112,7 +114,8 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
         # Before the model, which may have to be downloaded.
         entries = Filter(job.all_files, job.hidden, job.exclude, job.follow_links)
         listing = Listing([_open_source(argument, opened) for argument in arguments], entries=entries)
-        spec = make_spec(choice)
+        earlier = open_job(out).facts if is_job(out) and not job.overwrite else None
+        spec = make_spec(choose_limits(earlier, choice) if earlier else choice)
         facts = spec.job_facts(layout=job.layout, dtype=job.dtype, shard_size=job.shard_size)
         if not choice.model:
             report_demo_model()
@@ -133,6 +136,11 @@ def embed_job(choice: ModelChoice, job: JobChoice, arguments: Sequence[str], out
         )
     report_left_out(listing)
     _report_missing_extra(out, summary)
+    if earlier and not job.retry_errors and newly_allowed(earlier, spec.options) & summary["statuses"].keys():
+        warn("to try the images again that were refused by the limits of earlier runs, add --retry-errors.")
+    if truncated := summary.get("truncated_vectors"):
+        images = format_count(truncated, "image")
+        warn(f'embedded, although their files end early: {images}, marked "truncated" in {out / "rows"}.')
     if as_json:
         print_json({"out": str(out)} | summary)
     else:
@@ -149,6 +157,14 @@ def _report_missing_extra(out: Path, summary: dict[str, Any]) -> None:
         images = format_count(unread, "HEIC image")
         command = install_command("heic")
         warn(f"{images} could not be read. Run: {command}; then run this command again with --retry-errors.")
+
+
+def choose_limits(facts: JobFacts, given: ModelChoice) -> ModelChoice:
+    """Return a choice with the limits with which a job was begun, for those that the user left open."""
+    megapixels = given.max_megapixels
+    if megapixels is None and facts.max_pixels is not None:
+        megapixels = facts.max_pixels / 1e6
+    return replace(given, max_megapixels=megapixels, allow_truncated=given.allow_truncated or facts.allow_truncated)
 
 
 def make_spec(choice: ModelChoice) -> ModelSpec:

@@ -21,7 +21,8 @@ from ..errors import ImageError, SiglipOnnxError, printable
 from ..system.csv_text import to_csv
 from ..system.json_files import to_json
 
-_OPTIONAL_FIELDS = ("missing", "duplicates", "changed")
+_NOTES = ("missing", "changed", "truncated")  # fields of results that a table notes
+_OPTIONAL_FIELDS = (*_NOTES, "duplicates")
 FAILED, SOME_FAILED = 1, 3
 FOR_PHOTOGRAPHS = "siglip2-base-patch16-224"
 _NAME_BYTES = re.compile("([\udc80-\udcff]+)")  # of names that are not Unicode
@@ -79,6 +80,11 @@ def describe_result(result: NamedTuple) -> dict[str, Any]:
     """Return the fields of a result for JSON; those of :data:`_OPTIONAL_FIELDS` only where they say something."""
     fields: dict[str, Any] = result._asdict()
     return {name: value for name, value in fields.items() if name not in _OPTIONAL_FIELDS or value}
+
+
+def list_notes(result: NamedTuple) -> list[str]:
+    """Return what is to be noted of a result: the names of those of :data:`_NOTES` that are true."""
+    return [name for name in _NOTES if getattr(result, name, False)]
 
 
 def print_json(document: object) -> None:

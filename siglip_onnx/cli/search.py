@@ -35,6 +35,7 @@ from .output import (
     describe_result,
     format_percent,
     format_table,
+    list_notes,
     print_csv,
     print_json,
     print_json_line,
@@ -267,9 +268,8 @@ def _print_table(hits: Sequence[Hit], *, one_text: bool) -> None:
 
 
 def _note(hit: Hit) -> str:
-    if hit.missing or hit.changed:
-        return "missing" if hit.missing else "changed"
-    return f"{len(hit.duplicates) + 1:,} identical" if hit.duplicates else ""
+    identical = [f"{len(hit.duplicates) + 1:,} identical"] if hit.duplicates else []
+    return ", ".join([*list_notes(hit), *identical])
 
 
 def _print_json(facts: JobFacts, query_terms: Sequence[Term], hits: Sequence[Hit]) -> None:

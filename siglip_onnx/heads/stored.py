@@ -13,12 +13,13 @@ from .score import NONE, SOFTMAX, ScoreHead
 
 
 class Scored(NamedTuple):
-    """An image of a collection and its score; ``missing`` and ``changed`` are those of :class:`.Hit`."""
+    """An image of a collection and its score; the other fields are those of :class:`.Hit`."""
 
     path: str
     score: float
     missing: bool = False
     changed: bool = False
+    truncated: bool = False
 
 
 def search_by_head(
@@ -45,4 +46,7 @@ def search_by_head(
     products = np.array([hit.similarity for hit in hits], np.float64) * length
     scores = (products + head.biases[column]).astype(np.float32)
     scores = sigmoid(scores) if head.activation != NONE else scores  # which keeps the order
-    return [Scored(hit.path, float(score), hit.missing, hit.changed) for hit, score in zip(hits, scores, strict=True)]
+    return [
+        Scored(hit.path, float(score), hit.missing, hit.changed, hit.truncated)
+        for hit, score in zip(hits, scores, strict=True)
+    ]

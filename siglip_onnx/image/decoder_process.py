@@ -28,7 +28,7 @@ from ..errors import ImageError
 from ..options import ImageLimits
 from .decode import DecodedImage, ImageReader, load_decoders
 from .openers import load_heic_opener
-from .preprocess import Fit, NaflexFit, SquashFit
+from .preprocess import Fit, NaflexFit, ShrinkFit, SquashFit
 
 if sys.platform != "win32":
     import fcntl
@@ -44,7 +44,7 @@ _OPENING_SECONDS, _CPU_SECONDS = 15, 2.0  # of CPU time for each image, and for 
 _SLOW_SECONDS, _SLOW_FORMATS = 5.0, ("QOI", "BMP", "PPM")  # that Pillow decodes in Python, in some of their forms
 _LARGEST_LIMIT = 1 << 62  # that the system takes
 _MAX_WALL_SECONDS = 240.0  # a bulk job ends a worker after 300
-_FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit)}
+_FITS = {kind.__name__: kind for kind in (SquashFit, NaflexFit, ShrinkFit)}
 # Modules that Pillow imports when it first needs them; later no file can be opened.
 _LATE_IMPORTS = (
     *(f"PIL.{name}" for name in ("ExifTags", "ImageChops", "ImageCms", "ImageOps", "ImagePalette", "ImageSequence")),

@@ -48,7 +48,20 @@ class NaflexFit:
         return _resize(image, (columns * self.patch_size, rows * self.patch_size), self.resample, self.reducing_gap)
 
 
-Fit = SquashFit | NaflexFit
+@dataclass(frozen=True)
+class ShrinkFit:
+    """Shrink an image to a longest side in pixels, its aspect kept, for people; a smaller one stays as it is."""
+
+    side: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the image at that size."""
+        scale = min(1.0, self.side / max(image.size))
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        return _resize(image, size, Image.Resampling.BICUBIC, 2.0)
+
+
+Fit = SquashFit | NaflexFit | ShrinkFit
 
 
 class SquashPreprocessor:

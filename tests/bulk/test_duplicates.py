@@ -206,6 +206,24 @@ def test_vectors_of_files_that_are_gone_or_changed(photos: Path) -> None:
     assert group_names("vectors") == []
 
 
+def test_whole_images_come_before_truncated_ones(tmp_path: Path) -> None:
+    rows = [
+        Row(f"/p/{name}.png", size, 1, status="ok", row=row, width=width, height=1, sha256=name, truncated=truncated)
+        for row, (name, size, width, truncated) in enumerate(
+            [("cut", 9, 7, True), ("whole", 5, 7, False), ("small", 6, 6, False)]
+        )
+    ]
+    facts = JobFacts("m", "int8", "int8-1", 2, 1.0, -1.0, {}, "npy", "float32", 5)
+    (tmp_path / "job").mkdir()
+    job = begin_job(tmp_path / "job", facts, overwrite=False)
+    job.write_plan(0, [row.input for row in rows])
+    assert job.commit(0, [row.input for row in rows], rows, np.array([[1, 0]] * 3, np.float32)).truncated == 1
+    (group,) = find_duplicates(open_collection(tmp_path / "job"), 0.9).groups
+    assert [(copy.path, copy.truncated) for copy in group] == [
+        ("/p/whole.png", False), ("/p/cut.png", True), ("/p/small.png", False)
+    ]  # fmt: skip
+
+
 def test_groups_of_which_no_file_is_there_are_marked(photos: Path) -> None:
     assert run("embed", "photos", "--out", "vectors").exit_code == 0
     photos.rename("elsewhere")

@@ -89,7 +89,11 @@ def test_bad_inputs_are_the_only_errors(folder: Path, small_bundle: Path, tmp_pa
     assert repeated.stdout.startswith(f"{out}: 37 vectors of 64 from 49 inputs (ok 37, ")
     allowed = run_process("embed", folder, "--out", tmp_path / "allowed", "--model", small_bundle, "--allow-truncated")
     assert allowed.returncode == 3
-    assert allowed.stderr == f"siglip-onnx: {SKIPPED}\n"
+    rows = tmp_path / "allowed" / "rows"
+    told = f'siglip-onnx: embedded, although their files end early: 1 image, marked "truncated" in {rows}.\n'
+    assert allowed.stderr == f"siglip-onnx: {SKIPPED}\n{told}"
+    assert json.loads((tmp_path / "allowed" / "summary.json").read_text())["truncated_vectors"] == 1
+    assert "truncated_vectors" not in summary
     (row,) = [row for row in rows_of(tmp_path / "allowed") if row["path"].endswith("truncated.jpg")]
     assert (row["status"], row["truncated"]) == ("ok", True)
 

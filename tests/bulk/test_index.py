@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,18 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from support.commands import assert_error, run
 
 import siglip_onnx
 from siglip_onnx.bulk.index import _can_be_read_now
 from siglip_onnx.bulk.job import open_job
 from siglip_onnx.bulk.records import JobFacts
+from siglip_onnx.bulk.run import read_errors
 from siglip_onnx.bulk.search import Query, Term, encode_query, open_collection
 from siglip_onnx.cli import main
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.errors import DownloadError
 from siglip_onnx.head import l2_normalize
 from siglip_onnx.hub import loading
+from siglip_onnx.options import DEFAULTS
 
 NAMES = ("red_star.png", "six_eggs.png", "word_open.png")
 
@@ -85,6 +89,115 @@ def test_images_that_cannot_be_read_are_told_by_every_search(photos: Path) -> No
     assert run("search", photos, "a star").exit_code == 0
 
 
+@pytest.mark.parametrize("is_index", [True, False])
+def test_truncated_images_are_noted_in_results(is_index: bool, photos: Path, tmp_path: Path) -> None:
+    Image.open(IMAGES_PATH / "red_star.png").convert("RGB").save(photos / "cut.jpg")
+    content = (photos / "cut.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(content[: 2 * len(content) // 3])
+    for name in ("copy.jpg", "longer.jpg"):
+        shutil.copy(photos / "cut.jpg", photos / name)
+    with (photos / "longer.jpg").open("ab") as file:
+        file.write(b"\0" * 10)
+    folder = photos
+    if not is_index:
+        folder = tmp_path / "out"
+        embedded = run("embed", photos, "--out", folder, "--allow-truncated", "--json")
+        assert json.loads(embedded.stdout)["truncated_vectors"] == 3
+    options = ["--allow-truncated"] if is_index else []
+    hits = json.loads(run("search", folder, "a star", "--json", *options).stdout)["results"]
+    assert {Path(hit["path"]).name: hit.get("truncated") for hit in hits} == {
+        "copy.jpg": True, "longer.jpg": True, **dict.fromkeys(NAMES)
+    }  # fmt: skip
+    result = run("search", folder, "a star", "--html", tmp_path / "page.html", *options)
+    notes = {line.split()[-1]: line for line in result.stdout.splitlines()[2:]}
+    assert "  truncated, 2 identical  " in notes["photos/copy.jpg"]
+    assert "truncated" not in notes["photos/red_star.png"]
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count(", truncated") == 2
+    groups = json.loads(run("duplicates", folder, "--json", *options).stdout)["groups"]
+    assert [[copy.get("truncated") for copy in group] for group in groups] == [[True, True, True]]
+    table = run("duplicates", folder, "--html", tmp_path / "duplicates.html", *options).stdout.splitlines()
+    assert table[0].split() == ["similarity", "pixels", "size", "note", "path"]
+    assert "truncated" in table[1]
+    assert (tmp_path / "duplicates.html").read_text(encoding="utf-8").count(", truncated") == 3
+
+
+def indexed(photos: Path, *options: object) -> str:
+    """Search, and return what was indexed."""
+    result = run("search", photos, "a star", *options)
+    assert result.exit_code in (0, 3), result.stderr
+    return "".join(re.findall(r"Indexing \S*photos: (\d+ \w+)", result.stderr))
+
+
+@pytest.mark.parametrize("model", [(), ("--model", "demo"), ("environment",)], ids=["", "named", "environment"])
+@pytest.mark.parametrize("has_index", [False, True])
+def test_an_index_is_used_without_the_options_it_was_made_with(
+    has_index: bool, model: tuple[str, ...], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model == ("environment",):
+        monkeypatch.setenv("SIGLIP_ONNX_MODEL", "demo")
+        model = ()
+    index = ("--index", tmp_path / "index") if has_index else ()
+    made = ("--fast-decode", "--background", "black", "--max-megapixels", "0.07", "--allow-truncated")
+    assert indexed(photos, *made, *index, *model) == "3 images"
+    large = Image.open(IMAGES_PATH / "red_star.png").convert("RGB").resize((400, 400))
+    large.save(photos / "large.png")
+    small = large.resize((200, 200))
+    small.save(photos / "cut.jpg")
+    (photos / "cut.jpg").write_bytes((photos / "cut.jpg").read_bytes()[:-500])
+    assert indexed(photos, *index, *model) == "2 new"
+    assert indexed(photos, *index, *model) == ""
+    (job,) = jobs(tmp_path)
+    (error,) = read_errors(job)
+    assert (Path(error["path"]).name, error["status"]) == ("large.png", "too_large")
+    assert indexed(photos, "--max-megapixels", "1", *index, *model) == ""  # the one image is tried again
+    assert list(read_errors(job)) == []
+    assert indexed(photos, *index, *model) == ""
+    assert jobs(tmp_path) == [job]
+    assert "large.png" in run("search", photos, "a star", "--paths", *index, *model).stdout
+    other = run("search", photos, "a star", "--background", "red", *index, *model)
+    if has_index:
+        assert_error(other, 1, "was made with --background #000000, not #ff0000; choose another --index, or leave out")
+    else:
+        assert "photos: 5 images; later" in other.stderr
+
+
+def test_index_with_other_pixels_is_another_one(photos: Path, tmp_path: Path) -> None:
+    assert indexed(photos) == "3 images"
+    assert indexed(photos, "--fast-decode") == "3 images"
+    assert len(jobs(tmp_path)) == 2
+    assert indexed(photos, "--index", tmp_path / "index") == "3 images"
+    refused = run("search", photos, "a", "--index", tmp_path / "index", "--fast-decode")
+    assert_error(refused, 1, "was made without --fast-decode, not with it; choose another --index, or leave out these")
+
+
+def test_truncated_images_are_tried_again_when_they_are_allowed(photos: Path, tmp_path: Path) -> None:
+    Image.open(IMAGES_PATH / "one_egg.png").convert("RGB").save(photos / "cut.jpg")
+    (photos / "cut.jpg").write_bytes((photos / "cut.jpg").read_bytes()[:-500])
+    assert indexed(photos) == "4 images"
+    (job,) = jobs(tmp_path)
+    assert [error["status"] for error in read_errors(job)] == ["truncated"]
+    hits = json.loads(run("search", photos, "a", "--allow-truncated", "--json").stdout)["results"]
+    assert [Path(hit["path"]).name for hit in hits if hit.get("truncated")] == ["cut.jpg"]
+    assert jobs(tmp_path) == [job]
+
+
+def test_limits_may_change_from_run_to_run_of_a_job(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("embed", photos, "--out", out, "--max-megapixels", "0.01").exit_code == 3
+    again = run("embed", photos, "--out", out)
+    assert again.exit_code == 3
+    assert "retry" not in again.stderr
+    raised = run("embed", photos, "--out", out, "--max-megapixels", "1")
+    assert raised.exit_code == 3
+    assert (
+        "to try the images again that were refused by the limits of earlier runs, add --retry-errors." in raised.stderr
+    )
+    done = run("embed", photos, "--out", out, "--max-megapixels", "1", "--retry-errors")
+    assert done.exit_code == 0, done.stderr
+    assert run("embed", photos, "--out", out).stdout.endswith("3 inputs (ok 3)\n")
+    assert_error(run("embed", photos, "--out", out, "--fast-decode"), 1, "out was made without --fast-decode, not with")
+
+
 def test_images_that_an_extra_or_a_disk_makes_readable_are_tried_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,9 +212,9 @@ def test_images_that_an_extra_or_a_disk_makes_readable_are_tried_again(
         line = {"path": str(photos / "new.heic"), "status": status, "message": ""}
         (job / "errors.jsonl").write_text(json.dumps(line) + "\n")
         monkeypatch.setattr("siglip_onnx.bulk.index.is_installed", lambda _, installed=installed: installed)
-        assert _can_be_read_now(job) == again
+        assert _can_be_read_now(job, DEFAULTS) == again
     (job / "errors.jsonl").unlink()
-    assert not _can_be_read_now(job)
+    assert not _can_be_read_now(job, DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +237,7 @@ def test_sparse_list_of_errors_takes_no_memory(tmp_path: Path) -> None:
         file.truncate(1_000_000_000)
     tracemalloc.start()
     try:
-        assert _can_be_read_now(tmp_path)
+        assert _can_be_read_now(tmp_path, DEFAULTS)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()

@@ -148,7 +148,7 @@ def test_job_with_other_facts_is_refused(folder: Path, spec: ModelSpec, tmp_path
     out = tmp_path / "out"
     embed(out, folder, spec)
     fp32 = replace(spec, options=RuntimeOptions(variant="fp32"))
-    with pytest.raises(JobError, match="variant 'int8', not 'fp32'; embedding_space"):
+    with pytest.raises(JobError, match="was made with --variant int8, not fp32; with embedding_space"):
         embed(out, folder, fp32)
     assert embed(out, folder, fp32, overwrite=True)["variant"] == "fp32"
     with pytest.raises(JobError, match="is not empty and is not a job folder"):
@@ -218,7 +218,7 @@ def test_background_is_a_fact_of_a_job(spec: ModelSpec, tmp_path: Path, caplog: 
     for each, vectors in expected.items():
         embed(out, folder, each, overwrite=True)
         assert_array_equal(np.load(out / "vectors" / "000000.npy"), vectors)
-    with pytest.raises(JobError, match=r"'background': 'drop'.*, not .*'background': '#ffffff'"):
+    with pytest.raises(JobError, match="was made with --background drop, not #ffffff"):
         embed(out, folder, white)
     assert caplog.text == ""
     embed(out, folder, white, overwrite=True)
@@ -232,5 +232,5 @@ def test_background_is_a_fact_of_a_job(spec: ModelSpec, tmp_path: Path, caplog: 
         caplog.clear()
     assert "background" not in (out / "job.json").read_text()
     assert open_job(out).facts.background == "drop"
-    with pytest.raises(JobError, match=r"not .*'background': '#808080'"):
+    with pytest.raises(JobError, match=r"not #808080\."):
         embed(out, folder, gray)

@@ -26,11 +26,11 @@ from siglip_onnx.errors import ImageError, SiglipOnnxError
 from siglip_onnx.image import ImageLimits, ImageReader, decoder_pool
 from siglip_onnx.image.decoder_pool import DecoderPool
 from siglip_onnx.image.decoder_process import DecoderLimits, limit_process
-from siglip_onnx.image.preprocess import NaflexFit, SquashFit
+from siglip_onnx.image.preprocess import NaflexFit, ShrinkFit, SquashFit
 
 STAR = IMAGES_PATH / "red_star.png"
 READER = ImageReader()
-FITS = [None, SquashFit(32, 48, 3), NaflexFit(16, 64, 2)]
+FITS = [None, SquashFit(32, 48, 3), NaflexFit(16, 64, 2), ShrinkFit(40)]
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 # A QOI of 1 x N pixels, one byte each, which Pillow decodes slowly in Python.
 SLOW = b"qoif" + (4000).to_bytes(4, "big") + (4000).to_bytes(4, "big") + b"\4\0" + b"\xfe\1\2\3" * 16_000_000

@@ -16,6 +16,7 @@ from support.commands import assert_error, run
 
 import siglip_onnx
 import siglip_onnx.explain as explain_module
+from siglip_onnx.bulk.gallery import Group, Tile, render_gallery
 from siglip_onnx.demo import IMAGES_PATH
 from siglip_onnx.explain import (
     GRID,
@@ -28,6 +29,9 @@ from siglip_onnx.explain import (
     score_with_model,
 )
 from siglip_onnx.head import match_texts
+from siglip_onnx.image.decode import DecodedImage, ImageSource
+from siglip_onnx.image.decoder_pool import DecoderPool
+from siglip_onnx.image.preprocess import Fit, ShrinkFit
 
 STAR = IMAGES_PATH / "red_star.png"
 
@@ -52,7 +56,7 @@ def test_the_strongest_place_lies_in_the_named_object_in_500_cases(full: bool) -
 
 
 def scorer_of(answer: Callable[[Image.Image], np.ndarray], texts: list[str]) -> Scorer:
-    return Scorer(lambda image: image, answer, partial(match_texts, texts=texts), range(len(texts)))
+    return Scorer(ShrinkFit(4096), answer, partial(match_texts, texts=texts), range(len(texts)))
 
 
 def test_effects_are_differences_of_logits_of_hidden_windows() -> None:
@@ -157,6 +161,32 @@ def test_command(tmp_path: Path) -> None:
     assert_error(run("explain", tmp_path / "missing.png", "--text", "a"), 1, "missing.png")
     assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "none" / "x.png"), 1, "cannot be written")
     assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "x.jpg"), 2, "the drawing is a PNG")
+
+
+def test_drawings_and_thumbnails_take_no_pixels_of_the_full_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of 88 megapixels took 850 MB, since all its pixels were passed on and copied."""
+    sizes = []
+
+    def recorded(pool: DecoderPool, source: ImageSource, fit: Fit | None = None) -> DecodedImage:
+        decoded = read(pool, source, fit)
+        sizes.append((decoded.size, decoded.rgb.size))
+        return decoded
+
+    read = DecoderPool.read
+    monkeypatch.setattr(DecoderPool, "read", recorded)
+    image = Image.open(STAR).convert("RGB").resize((2000, 1500))
+    (tmp_path / "images").mkdir()
+    image.save(tmp_path / "images" / "large.png")
+    page = render_gallery("", "", [Group("", [Tile(str(tmp_path / "images" / "large.png"), "")])])
+    assert page.count("data:image/jpeg;base64,") == 1
+    result = run("explain", tmp_path / "images" / "large.png", "--text", "a red star", "-o", tmp_path / "where.png")
+    assert result.exit_code == 0, result.stderr
+    demo = siglip_onnx.load("demo").vision.preprocess.fit(image).size
+    assert sizes == [((2000, 1500), size) for size in ((960, 720), demo, (640, 480))]
+    with Image.open(tmp_path / "where.png") as drawing:
+        assert drawing.width == 650
 
 
 def test_labels_of_a_large_classifier_are_found_in_linear_time() -> None:

@@ -1,5 +1,6 @@
 """The files of examples/deploy/: systemd accepts the unit, and the commands of unit and container serve and stop."""
 
+import os
 import re
 import shlex
 import shutil
@@ -21,14 +22,17 @@ UNIT = (DEPLOY / "siglip-onnx.service").read_text(encoding="utf-8")
 CONTAINER = re.findall(r"^([A-Z]+) (.+)$", (DEPLOY / "Containerfile").read_text(encoding="utf-8"), re.M)
 
 
-def serve_and_stop(words: Sequence[str], folder: Path, probe: str | None = None, **environment: str) -> None:
+PROBE = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5678/healthz')"
+
+
+def serve_and_stop(words: Sequence[str], folder: Path, probe: str = PROBE, **environment: str) -> None:
     """Start the command on a free port, check that it answers, and that SIGTERM ends it within 10 seconds."""
     assert words[0] == "web"
     with started(words=command(*words, "--port", "0"), cwd=folder, **environment) as (process, address):
-        probe = probe or "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5678/healthz')"
         assert "http://127.0.0.1:5678/" in probe
         port = address.rstrip("/").rpartition(":")[2]
-        subprocess.run([sys.executable, "-c", probe.replace("5678", port)], check=True)
+        proxy = {"http_proxy": "http://127.0.0.1:9"} if probe != PROBE else {}  # which a container may inherit
+        subprocess.run([sys.executable, "-c", probe.replace("5678", port)], check=True, env={**os.environ, **proxy})
         process.send_signal(signal.SIGTERM)
         start = time.monotonic()
         process.communicate(timeout=30)
@@ -58,6 +62,16 @@ def test_command_and_probe_of_the_container(tmp_path: Path) -> None:
     probe = re.findall(r'"([^"]+)"', values["HEALTHCHECK"])[-1]
     assert values["ENTRYPOINT"] == '["siglip-onnx"]'
     serve_and_stop(re.findall(r'"([^"]+)"', values["CMD"]), tmp_path, probe, SIGLIP_ONNX_CACHE=str(tmp_path / "cache"))
+
+
+def test_container_can_be_built_with_what_converts_checkpoints() -> None:
+    """Every published checkpoint has to be exported; a container without the exporter cannot install it later."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    assert ("ARG", "EXTRAS=web") in CONTAINER
+    assert 'pip install --no-cache-dir "/src[$EXTRAS]"' in text
+    (extras,) = re.findall(r"--build-arg EXTRAS=(\w+(?:,\w+)*)", text)
+    assert {"web", "export"} == set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
 def test_container_copies_what_the_build_needs() -> None:
