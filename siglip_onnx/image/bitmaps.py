@@ -65,6 +65,16 @@ def check_icon(image: Image.Image, file: IO[bytes], name: str) -> None:
         )
 
 
+def is_icon_cut(icon: Image.Image, file: IO[bytes], *, also_first: bool = False) -> bool:
+    """Say whether the image that counts ends behind the end of the file; ``also_first`` if it is the one of Pillow.
+
+    Pillow reports that of the latter, unless the host lets it pass truncated images.
+    """
+    entry, entries = _best_entry(icon), icon.ico.entry  # type: ignore[attr-defined]
+    is_cut: bool = entry.offset + entry.size > file.seek(0, io.SEEK_END)
+    return is_cut and (also_first or entry is not entries[0])
+
+
 def correct_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Image.Image:
     """Return a decoded icon with its transparency, which Pillow loses in some forms.
 
@@ -73,14 +83,19 @@ def correct_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Im
     opaque. Of a PNG, it may be a color.
     """
     entry = _best_entry(opened)
+    if is_icon_cut(opened, file):
+        return image
     start = entry.offset
     entries: Any = opened.ico.entry  # type: ignore[attr-defined]
     if entry is not entries[0]:
         image = opened.ico.frame(entries.index(entry))  # type: ignore[attr-defined]
         image.load()
     frame = open_plain(io.BytesIO(read_at(file, start, entry.size)))
-    if frame is not None:
-        return _clear_color(image, frame)
+    return _correct_alpha(image, file, start) if frame is None else _clear_color(image, frame)
+
+
+def _correct_alpha(image: Image.Image, file: IO[bytes], start: int) -> Image.Image:
+    """Return a decoded icon that is a bitmap of 32 bits with its alpha channel, or its mask."""
     header = read_at(file, start, _HEADER.size)
     if image.mode != "RGBA" or len(header) < _HEADER.size:
         return image

@@ -21,12 +21,14 @@ from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line,
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular, read_up_to
 from ..system.fork import call_after_fork, weak_call
+from .bitmaps import is_icon_cut
 from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .corrections import correct_after_decoding, correct_before_decoding
 from .guard import check_header
 from .guard_heif import is_incomplete
 from .guard_jpeg import read_frame
-from .headers import is_cut_webp
+from .guard_tiff import TIFFS, is_cut_tiff
+from .headers import is_cut_webp, read_at
 from .jpeg2000 import is_cut
 from .openers import open_file, open_plain
 from .orientation import read_orientation, turn_upright
@@ -525,12 +527,10 @@ def _is_incomplete(image: Image.Image, file: IO[bytes], name: str) -> bool:
         return is_incomplete(file, name)
     if image.format == "TIFF":
         return is_old_jpeg_cut(image, file)
-    if not ImageFile.LOAD_TRUNCATED_IMAGES:
-        return False
+    host_passes_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
     if image.format == "ICO":
-        entry: Any = image.ico.entry[0]  # type: ignore[attr-defined]
-        return bool(entry.offset + entry.size > file.seek(0, io.SEEK_END))
-    return image.format == "JPEG2000" and is_cut(file, name)
+        return is_icon_cut(image, file, also_first=host_passes_truncated)
+    return host_passes_truncated and image.format == "JPEG2000" and is_cut(file, name)
 
 
 def _ends_early(image: Image.Image, problem: Exception | None, read_past_end: bool, end_marker: bytes) -> bool:
@@ -565,8 +565,13 @@ def _opening(file: IO[bytes], name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged data
-        if is_cut_webp(file):
+        if is_cut_webp(file) or is_cut_tiff(file):
             raise _truncated(name, "get it again: no part of it can be decoded") from error
+        if isinstance(error, UnidentifiedImageError) and read_at(file, 0, 4).startswith(TIFFS):
+            raise ImageError(
+                f"{name} is a TIFF of a kind that Pillow does not read; save it with 8 bits a channel, or as PNG.",
+                status="unsupported",
+            ) from error
         raise _cannot_open(error, name) from error
 
 

@@ -16,7 +16,7 @@ from typing import IO
 from ..errors import ImageError
 from ..options import ImageLimits
 from .guard_heif import check_heif
-from .guard_jpeg import check_jpeg
+from .guard_jpeg import check_jpeg, check_jpeg_parts
 from .guard_jpeg2000 import CODESTREAM, check_jpeg2000
 from .guard_tiff import MAX_EXIF_BYTES, TIFFS, check_tiff
 from .headers import bomb, read_at
@@ -50,7 +50,7 @@ def check_header(file: IO[bytes], limits: ImageLimits, name: str) -> None:
         (prefix.startswith(b"\xff\xd8"), lambda: check_jpeg(file, limits, name)),
         (prefix.startswith((CODESTREAM, b"\0\0\0\x0cjP  ")), lambda: check_jpeg2000(file, limits, name)),
         (prefix[4:8] == b"ftyp", lambda: check_heif(file, limits, name)),
-        (prefix.startswith(TIFFS), lambda: check_tiff(file, limits, name)),
+        (prefix.startswith(TIFFS), lambda: check_jpeg_parts(file, check_tiff(file, limits, name), name)),
         (prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP", lambda: _check_webp(file, name)),
         (prefix.startswith((b"GIF87a", b"GIF89a")), lambda: _check_gif(file, name)),
         (re.match(rb"P[0-6fy]", prefix) is not None, lambda: _check_netpbm(file, name)),

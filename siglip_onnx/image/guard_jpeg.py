@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO, NamedTuple
 
 from ..options import ImageLimits
@@ -15,8 +16,10 @@ MAX_SCANS = 64  # an encoder's progressive JPEG has about ten, of CMYK 18
 MAX_PASSES = 20  # scans of the largest image within the limits, of smaller ones in proportion more
 MAX_SEQUENTIAL_SCANS = 8  # one per component at most
 MAX_SEGMENTS = 5_000  # reading their headers alone takes time
+MAX_PART_SEGMENTS = 200_000  # of all JPEGs in a TIFF
 MAX_FILL = 100_000  # bytes between the segments before the first scan, which Pillow reads one by one in Python
 MAX_METADATA_SEGMENTS = 32  # of EXIF and of Photoshop, each of up to 64 kB, which Pillow parses in Python
+_START, _SHARED = b"\xff\xd8", 8  # times the bytes of a TIFF that its JPEGs may have together
 _END, _SCAN, _EXIF, _MPF, _PHOTOSHOP = 0xD9, 0xDA, 0xE1, 0xE2, 0xED  # markers
 # Without a length; the reserved ones have one, but Pillow reads on behind them, and libjpeg refuses them.
 _ALONE = (0x01, 0xD8, _END, 0xC8, *range(0xF0, 0xFE))
@@ -85,6 +88,38 @@ def check_jpeg(file: IO[bytes], limits: ImageLimits, name: str) -> None:
                 return  # all components in one scan, after which nothing is decoded
 
 
+def check_jpeg_parts(file: IO[bytes], starts: Collection[int], name: str) -> None:
+    """Check the JPEGs that a TIFF consists of: each scan is a pass over all pixels of a part, which others may share.
+
+    Raises:
+        ImageError: of status ``"too_large"``: one is progressive or arithmetic-coded, which programs do not write into
+            TIFFs, or has more scans than channels; or it takes too long to find that out.
+    """
+    segments = scanned = 0
+    most_scanned = _SHARED * file.seek(0, os.SEEK_END)
+    for start in starts:
+        if read_at(file, start, 2) != _START:
+            continue
+        scans = components = 0
+        for marker, _, _, header, _ in _segments(file, name, start):
+            segments += 1
+            if segments > MAX_PART_SEGMENTS:
+                raise bomb(name, f"more than {MAX_PART_SEGMENTS:,} segments of JPEGs in it")
+            if marker in _FRAMES and len(header) == _HEADER_BYTES:
+                components = header[9]
+                if marker not in (*_SEQUENTIAL, _LOSSLESS[0]):
+                    raise bomb(name, "a progressive or arithmetic-coded JPEG in it")
+            scans += marker == _SCAN
+            if scans > MAX_SEQUENTIAL_SCANS:
+                raise bomb(name, f"a JPEG of more than {MAX_SEQUENTIAL_SCANS} scans in it")
+            is_whole = marker == _SCAN and scans == 1 and len(header) > 4 and header[4] >= components > 0
+            if is_whole or (marker == _END and scans > 0) or marker == _START[1]:  # a second start is an error
+                break
+        scanned += max(0, file.tell() - start)
+        if scanned > most_scanned:
+            raise bomb(name, "JPEGs in it that overlap")
+
+
 def read_frame(file: IO[bytes], name: str) -> Frame | None:
     """Return how a JPEG is coded, None if it ends before its pixels."""
     frame = b""
@@ -97,9 +132,9 @@ def read_frame(file: IO[bytes], name: str) -> Frame | None:
     return None
 
 
-def _segments(file: IO[bytes], name: str) -> Iterator[tuple[int, int, int, bytes, int]]:
+def _segments(file: IO[bytes], name: str, start_of_image: int = 0) -> Iterator[tuple[int, int, int, bytes, int]]:
     """Yield marker, position, stated length and first bytes of each segment, and the bytes between it and the last."""
-    position = 2
+    position = start_of_image + 2
     for _ in range(MAX_SEGMENTS):
         start, header = position, read_at(file, position, _HEADER_BYTES)
         if not _MARKER.match(header):

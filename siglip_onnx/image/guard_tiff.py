@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -19,19 +18,12 @@ MAX_ENTRIES = 4096
 MAX_NESTED_ENTRIES = 70_000  # in all; where a directory was lost, its place may seem to have 65,535
 MAX_VALUES = 400_000  # numbers of one directory: two for each row of the tallest image in three planes
 MAX_TILES = 500_000
-MAX_JPEG_SCANS = 5  # of one channel each, in CMYK with transparency
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # the last two are of Pillow's own
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"
 _ORIENTATION = 274
 _NESTED = (34665, 34853, 40965)  # tags of further directories, which Pillow reads: EXIF, GPS, interoperability
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP = 256, 257, 322, 323, 278
-_COMPRESSION, _JPEGS = 259, (6, 7)
-_SCAN, _BASELINE = 0xDA, (0xC0, 0xC1)
-# The header of a scan, or of a frame with its length and precision.
-_JPEG_MARKER = re.compile(
-    rb"\xff(?:\xda\0[\x08\x0a\x0c\x0e].|[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b-\x26][\x08\x0c])", re.S
-)
-_MARKER_BYTES, _BLOCK = 5, 1 << 20
+_COMPRESSION, _JPEG, _PARTS = 259, 7, (273, 324)  # a value, and the tags of where strips and tiles begin
 _SMALL_TILE, _SMALL_TILES = 4_000_000, 40_000_000  # pixels of one, and of all, for an image of any size
 # struct's codes and sizes of the types that libtiff takes for a size, whatever type the standard demands.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -45,10 +37,13 @@ class _Entry(NamedTuple):
     kind: int
     num_values: int
     value: int | None  # the first one of an integer type
+    position: int  # where the values stand
 
 
-def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
+def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> set[int]:
     """Check the first directory of a TIFF, and those of metadata to which it points.
+
+    Returns where its strips or tiles begin if they are JPEGs, which have to be checked too.
 
     Raises:
         ImageError: of status ``"too_large"``; or it is a BigTIFF that Pillow takes for another TIFF.
@@ -60,23 +55,27 @@ def check_tiff(file: IO[bytes], limits: ImageLimits, name: str) -> None:
             status="unsupported",
         )
     if read_at(file, 4, 4) == bytes(4):  # no directory
-        return
+        return set()
     directories = _Directories(file, name)
     sizes: dict[int, int] = {}
     nested: list[int] = []
+    parts: list[_Entry] = []
+    has_jpegs = False
     for entry in directories.read_first():
         if entry.kind not in _BYTES and entry.num_values > MAX_VALUES:  # also those behind the end
             raise bomb(name, f"more than {MAX_VALUES:,} values in a directory")
         if entry.value is not None:
             sizes[entry.tag] = max(sizes.get(entry.tag, 0), entry.value)
             nested += [entry.value] if entry.tag in _NESTED else []
+            parts += [entry] if entry.tag in _PARTS else []
+            has_jpegs |= entry.tag == _COMPRESSION and entry.value == _JPEG  # of several, decoders may take another
     _check_tiles(sizes, limits, name)
-    if sizes.get(_COMPRESSION) in _JPEGS:
-        _check_jpegs(file, name)
     for position in nested:  # grows by those to which they point
         with contextlib.suppress(struct.error):  # the decoder reads the image without this one
             entries = directories.read(position, MAX_NESTED_ENTRIES)
             nested += [entry.value for entry in entries if entry.tag in _NESTED and entry.value is not None]
+    starts = (start for entry in parts for start in directories.integers(entry)) if has_jpegs else ()
+    return {start for start in starts if start >= 0}
 
 
 def _check_tiles(sizes: dict[int, int], limits: ImageLimits, name: str) -> None:
@@ -95,27 +94,20 @@ def _check_tiles(sizes: dict[int, int], limits: ImageLimits, name: str) -> None:
             raise bomb(name, f"{tiles:,} tiles of {tile_width}x{tile_length} pixels for an image of {width}x{height}")
 
 
-def _check_jpegs(file: IO[bytes], name: str) -> None:
-    """Check the JPEGs that strips and tiles consist of, wherever they lie: each scan is a pass over all its pixels.
-
-    Compressed data has such bytes only as markers.
-
-    Raises:
-        ImageError: of status ``"too_large"``: one is not of the only kind that programs write into TIFFs, a baseline
-            JPEG, or has more scans than channels.
-    """
-    scans = 0
-    file.seek(0)
-    rest = b""
-    while block := file.read(_BLOCK):
-        data = rest + block
-        for marker in _JPEG_MARKER.finditer(data):
-            scans = scans + 1 if marker[0][1] == _SCAN else 0
-            if scans > MAX_JPEG_SCANS:
-                raise bomb(name, f"a JPEG of more than {MAX_JPEG_SCANS} scans in it")
-            if marker[0][1] not in (_SCAN, *_BASELINE):
-                raise bomb(name, "a progressive or arithmetic-coded JPEG in it")
-        rest = data[1 - _MARKER_BYTES :]  # too short for a marker
+def is_cut_tiff(file: IO[bytes]) -> bool:
+    """Say whether a file is a TIFF that ends before or within its first directory."""
+    header, size = read_at(file, 0, 16), file.seek(0, io.SEEK_END)
+    if not header.startswith(TIFFS):
+        return False
+    order = ">" if header.startswith(b"MM") else "<"
+    start, code, number, entry_bytes = (8, "Q", "Q", 20) if header[2:4] in (b"+\0", b"\0+") else (4, "I", "H", 12)
+    try:
+        (place,) = struct.unpack_from(order + code, header, start)
+        count_bytes = struct.calcsize(f"={number}")
+        (count,) = struct.unpack(order + number, read_at(file, place, count_bytes))
+    except struct.error:
+        return True
+    return bool(place + count_bytes + entry_bytes * count > size)
 
 
 def check_exif(exif: bytes, name: str) -> int | None:
@@ -171,8 +163,15 @@ class _Directories:
         for offset in range(0, len(directory) - size + 1, size):
             tag, kind, num_values = entry.unpack_from(directory, offset)
             self._count(kind, num_values)
-            value = self._first_value(kind, num_values, directory[offset + entry.size : offset + size])
-            yield _Entry(tag, kind, num_values, value)
+            field_place = position + count_bytes + offset + entry.size
+            place = self._values_place(kind, num_values, field_place, directory[offset + entry.size : offset + size])
+            yield _Entry(tag, kind, num_values, self._first_value(kind, num_values, place), place)
+
+    def integers(self, entry: _Entry) -> list[int]:
+        """Return the values of an entry of an integer type, as many as there are."""
+        code = struct.Struct(self._order + _INTEGERS[entry.kind])
+        data = read_at(self._file, entry.position, code.size * entry.num_values)
+        return [value for (value,) in code.iter_unpack(data[: len(data) // code.size * code.size])]
 
     def _count(self, kind: int, num_values: int) -> None:
         size = _TYPE_BYTES.get(kind, 1) * num_values
@@ -185,14 +184,15 @@ class _Directories:
         if self._values > MAX_VALUES:
             raise bomb(self._name, f"more than {MAX_VALUES:,} values in its directories")
 
-    def _first_value(self, kind: int, count: int, field: bytes) -> int | None:
-        """Return the first value of an entry, which stands in its field if all fit there, else where it points."""
+    def _values_place(self, kind: int, count: int, field_place: int, field: bytes) -> int:
+        """Return where the values of an entry stand: in its field if all fit there, else where it points."""
+        if _TYPE_BYTES.get(kind, 1) * count <= len(field):
+            return field_place
+        return int(struct.unpack(self._order + ("Q" if self._is_big else "I"), field)[0])
+
+    def _first_value(self, kind: int, count: int, place: int) -> int | None:
         if kind not in _INTEGERS or count == 0:
             return None
         code = self._order + _INTEGERS[kind]
-        size = struct.calcsize(code)
-        if size * count <= len(field):
-            data = field[:size]
-        else:
-            data = read_at(self._file, struct.unpack(self._order + ("Q" if self._is_big else "I"), field)[0], size)
-        return struct.unpack(code, data)[0] if len(data) == size else None
+        data = read_at(self._file, place, struct.calcsize(code))
+        return struct.unpack(code, data)[0] if len(data) == struct.calcsize(code) else None

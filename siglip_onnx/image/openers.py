@@ -12,8 +12,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import ImageError, MissingExtraError
 from ..system.extras import extra
-from .guard_tiff import TIFFS
-from .headers import read_at
 
 # Formats whose decoders take time and memory in proportion to the pixels and bytes of a file. Their modules are loaded
 # one by one: all of them take longer.
@@ -33,7 +31,7 @@ def open_file(file: IO[bytes], formats: Sequence[str], name: str) -> ImageFile.I
     checks the size.
 
     Raises:
-        ImageError: it is a HEIC file, and pillow-heif is not installed, or a TIFF of an unusual kind.
+        ImageError: it is a HEIC file, and pillow-heif is not installed.
         UnidentifiedImageError: it is of no such format.
     """
     Image.preinit()  # loads the decoders of the most common formats, init those of all
@@ -45,11 +43,6 @@ def open_file(file: IO[bytes], formats: Sequence[str], name: str) -> ImageFile.I
         return image
     if _is_heic(file) and "HEIF" not in Image.OPEN:
         return _open_heic(file, name)
-    if read_at(file, 0, 4) in TIFFS:
-        raise ImageError(
-            f"{name} is a TIFF of a kind that Pillow does not read; save it with 8 bits a channel, or as PNG.",
-            status="unsupported",
-        )
     raise UnidentifiedImageError("no known format")
 
 

@@ -12,11 +12,12 @@ from typing import IO, Any
 from PIL import Image, ImagePalette
 
 from ..errors import ImageError
+from .headers import read_at
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANES, _COLORS = 258, 259, 262, 284, 320  # tags
 _STRIP_BYTES, _TILE_BYTES, _SUBSAMPLING = 279, 325, 530
 _PLACES = ((273, _STRIP_BYTES), (324, _TILE_BYTES), (513, 514))  # where strips, tiles, and a JPEG of all begin and end
-_OLD_JPEG = 6
+_OLD_JPEG, _JPEG_END = 6, b"\xff\xd9"
 _SEPARATE, _UNCOMPRESSED, _FAXES, _YCBCR, _CIELAB = 2, 1, (2, 3, 4), 6, 8
 _HALVED, _WHOLE = (2, 2), (1, 1)  # the default of subsampling, and none
 _NATIVE_ORDER = {"F;32BF": "F;32NF", "F;64BF": "F;64NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "I;32B": "I;32N"}
@@ -38,13 +39,21 @@ def correct_tiff(image: Image.Image, name: str) -> None:
 
 
 def is_cut(image: Image.Image, file: IO[bytes]) -> bool:
-    """Say whether a TIFF of old JPEGs ends before its data, which libtiff fills up without a word."""
+    """Say whether a TIFF of old JPEGs ends before its data, which libtiff fills up without a word.
+
+    Programs state wrong lengths too: a JPEG that ends with its marker is complete.
+    """
     tags: Any = getattr(image, "tag_v2", {})
     if _first(tags, _COMPRESSION) != _OLD_JPEG:
         return False
     end = file.seek(0, os.SEEK_END)
     parts = (zip(_all(tags, start), _all(tags, length), strict=False) for start, length in _PLACES)
-    return any(start + length > end for start, length in chain.from_iterable(parts))
+    cut = [place[0] for place in chain.from_iterable(parts) if all(map(_is_place, place)) and sum(place) > end]
+    return bool(cut) and _JPEG_END not in read_at(file, max(cut), max(0, end - max(cut)))
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _check_planes(tags: Any, name: str) -> None:
@@ -108,8 +117,9 @@ def _correct_byte_order(image: Image.Image) -> None:
 
 def _correct_colors(image: Image.Image, tags: Any) -> None:
     """Take colors that are all below 256 as levels of 8 bits, as libtiff does, rather than of 16: not all as black."""
-    colors: Any = tags.get(_COLORS)
-    if image.mode in ("P", "PA") and getattr(image, "tile", None) and colors and 0 < max(colors) < 256:
+    colors = _all(tags, _COLORS)
+    is_short = all(isinstance(level, int) and 0 <= level < 256 for level in colors) and any(colors)
+    if image.mode in ("P", "PA") and getattr(image, "tile", None) and is_short:
         image.palette = ImagePalette.raw("RGB;L", bytes(colors))
 
 

@@ -1,5 +1,6 @@
 """What Pillow reads wrongly: transparent colors of other depths, planes of 16 bits, alpha without bits, odd EXIF."""
 
+import contextlib
 import gzip
 import io
 import struct
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 from support.images import encode, make_image
 
@@ -664,12 +665,57 @@ def test_an_old_jpeg_in_a_tiff_that_is_cut_is_truncated(material: Path) -> None:
     data = (material / "images" / "odd" / "pillow" / "old-style-jpeg-compression.tif").read_bytes()
     whole = open_image(data)
     assert not whole.truncated
-    for share in (0.3, 0.7, 0.99):
+    for share in (0.3, 0.7, 0.95):  # it ends at 97 %
         cut = data[: int(len(data) * share)]
         with pytest.raises(ImageError) as raised:
             load_image(cut)
         assert raised.value.status == "truncated"
         assert open_image(cut, allow_truncated=True).size == whole.size
+    length = struct.pack("<HHII", 279, 4, 1, 212_992)
+    for stated in (212_993, 2**32 - 1):  # programs state wrong lengths
+        assert not open_image(data.replace(length, struct.pack("<HHII", 279, 4, 1, stated))).truncated
+
+
+@pytest.mark.parametrize("kind", [1, 2, 6, 7, 8, 9, 5, 10, 11, 12])
+def test_tags_of_a_tiff_of_unusual_types_are_no_other_error(kind: int) -> None:
+    """Pillow gives bytes, floats and fractions for them."""
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, 230, 120, 0])
+    data = encode(image, "TIFF")
+    with contextlib.suppress(ImageError):
+        load_image(data.replace(struct.pack("<HHI", 320, 3, 768), struct.pack("<HHI", 320, kind, 768)))
+    jpeg = tiff_of_one_strip(np.zeros((4, 5), np.uint8), "<", 6, 1)
+    for tag in (273, 279):
+        place = jpeg.index(struct.pack("<HH", tag, 4)) + 2
+        with contextlib.suppress(ImageError):
+            load_image(jpeg[:place] + struct.pack("<H", kind) + jpeg[place + 2 :])
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits", "jpeg"])
+def test_a_compressed_tiff_that_is_cut_is_truncated(compression: str) -> None:
+    """Its directory is behind the pixels."""
+    data = encode(make_image(np.random.default_rng(0), (64, 48)), "TIFF", compression=compression)
+    for share in (0.1, 0.5, 0.85):
+        with pytest.raises(ImageError) as raised:
+            load_image(data[: int(len(data) * share)])
+        assert raised.value.status == "truncated"
+
+
+@pytest.mark.parametrize("host_passes_truncated", [False, True])
+def test_an_icon_whose_best_image_is_cut_is_truncated(
+    host_passes_truncated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = icon(np.full((6, 8, 4), (10, 0, 0, 255), np.uint8), np.zeros((6, 8), bool))
+    entries, content = b"", frame[22:]
+    for number, bits in enumerate((4, 32)):
+        entries += frame[6:12] + struct.pack("<HII", bits, len(content), 6 + 16 * 2 + len(content) * number)
+    data = struct.pack("<HHH", 0, 1, 2) + entries + content * 2
+    assert load_image(data).getpixel((2, 2)) == (10, 0, 0)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", host_passes_truncated)
+    with pytest.raises(ImageError) as raised:
+        load_image(data[:-50])
+    assert raised.value.status == "truncated"
+    assert open_image(data[:-50], allow_truncated=True).truncated
 
 
 @pytest.mark.parametrize("number", [1, 3, 4, 9, 11, 13, 14, 19, 22, 23])

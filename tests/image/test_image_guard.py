@@ -417,20 +417,55 @@ def test_scans_of_a_jpeg_in_a_tiff_are_counted() -> None:
     image = make_image(np.random.default_rng(0), (64, 64))
     baseline = encode(image, "JPEG", subsampling=0)
     assert load_image(tiff_of_jpeg(baseline, 64)).size == (64, 64)
-    scan = baseline[baseline.rindex(b"\xff\xda") : -2]
+    scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0"  # of one channel
     for jpeg, problem in (
         (encode(image, "JPEG", subsampling=0, progressive=True), "a progressive or arithmetic-coded JPEG in it"),
         (baseline.replace(b"\xff\xc0", b"\xff\xc9"), "a progressive or arithmetic-coded JPEG in it"),
-        (baseline[:-2] + 9 * scan + b"\xff\xd9", "a JPEG of more than 5 scans"),
+        (baseline[: baseline.index(b"\xff\xda")] + 9 * scan + b"\xff\xd9", "a JPEG of more than 8 scans"),
     ):
         for data in (tiff_of_jpeg(jpeg, 64), tiff_of_jpeg(jpeg, 64) + bytes(3_000_000)):
             error = refusal_of(data)
             assert problem in str(error)
             assert error.status == "too_large"
     progressive = encode(image, "JPEG", progressive=True)
-    start = (1 << 20) - tiff_of_jpeg(progressive, 64).index(b"\xff\xc2")
-    for shift in range(1, 5):  # across two blocks
-        assert "a progressive" in str(refusal_of(tiff_of_jpeg(bytes(start - shift) + progressive, 64)))
+    place = progressive.index(b"\xff\xc2")
+    comment = b"\xff\xfe\0\x08ab\xff\xda\0\x08"  # which looks as if a scan began at its end
+    hidden = tiff_of_jpeg(progressive[:place] + comment + progressive[place:], 64)
+    assert "a progressive" in str(refusal_of(hidden))
+    compression = struct.pack("<HHII", 259, 3, 1, 7)
+    twice = hidden.replace(compression, compression + struct.pack("<HHII", 259, 3, 1, 8)).replace(
+        struct.pack("<HHII", 284, 3, 1, 1), b""
+    )
+    assert "a progressive" in str(refusal_of(twice))
+
+
+def test_other_jpegs_in_a_tiff_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of further pages, and of metadata, are not decoded; lossless ones are decoded in one pass."""
+    image = make_image(np.random.default_rng(0), (64, 64))
+    baseline = encode(image, "JPEG", subsampling=0)
+    other = encode(image, "JPEG", progressive=True)
+    assert load_image(tiff_of_jpeg(baseline + other, 64)).size == (64, 64)
+    lossless = tiff_of_jpeg(baseline.replace(b"\xff\xc0", b"\xff\xc3"), 64)
+    assert refusal_of(lossless).status == "decode_error"  # not too_large: libjpeg says that it is none
+    monkeypatch.setattr("siglip_onnx.image.guard_jpeg.MAX_PART_SEGMENTS", 3)
+    assert "more than 3 segments" in str(refusal_of(tiff_of_jpeg(baseline, 64)))
+
+
+def test_jpegs_in_a_tiff_that_overlap_take_no_time() -> None:
+    """Each tile may begin elsewhere in the same data, which is read to its end if not all channels are in one scan."""
+    jpeg = bytearray(encode(make_image(np.random.default_rng(0), (64, 64)), "JPEG", subsampling=0))
+    place = jpeg.index(b"\xff\xda")
+    count = 2000
+    starts = b"".join(b"\xff\xd8\xff\xfe" + struct.pack(">H", 2 + 6 * left) for left in range(count - 1, -1, -1))
+    data = starts + bytes(jpeg[2:place]) + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + bytes(2_000_000)
+    entries = [(256, 3, 1, 640), (257, 3, 1, 800), (258, 3, 1, 8), (259, 3, 1, 7), (262, 3, 1, 1),
+               (322, 3, 1, 16), (323, 3, 1, 16), (324, 4, count, 134), (325, 4, count, 134 + 4 * count)]  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *each) for each in entries) + bytes(4)
+    offsets = struct.pack(f"<{count}I", *(134 + 8 * count + 6 * number for number in range(count)))
+    file = (b"II*\0" + struct.pack("<I", 8) + directory).ljust(134, b"\0") + offsets + bytes(4 * count) + data
+    calls = count_calls(lambda: refusal_of(file))
+    assert "JPEGs in it that overlap" in str(refusal_of(file))
+    assert calls < 50_000
 
 
 @pytest.mark.parametrize("name", ["a\n.png", "a\x1b[2J.png", "a\udc80.png"])
