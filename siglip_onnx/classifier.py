@@ -30,7 +30,7 @@ from .config import (
     PreprocessorConfig,
 )
 from .errors import BundleError, ImageError, TextError
-from .head import Floats, Match, l2_normalize, match_texts
+from .head import Floats, Match, check_finite, l2_normalize, match_texts
 from .image.decode import ImageSource, as_images, is_single_image
 from .image.decoder_pool import open_reader
 from .image.preprocess import Fit, SquashPreprocessor
@@ -39,6 +39,7 @@ from .options import DEFAULTS, RuntimeOptions
 from .session import LazySession, check_int8
 from .system.json_files import to_json
 from .system.records import read_record
+from .text.templates import check_texts
 from .vision_tower import ImageOutput
 
 FACTS = "siglip_onnx"
@@ -121,9 +122,11 @@ class FineTunedClassifier(SigLIP):
 
         Raises:
             ImageError: an image cannot be read.
+            OptionError: the threshold is not a number.
             TextError: texts, a template or a bias are given.
         """
-        if list(texts) or template not in ("{}", ["{}"], ("{}",)) or logit_bias is not None:
+        threshold = check_finite(threshold, "threshold")
+        if check_texts(texts) or template not in ("{}", ["{}"], ("{}",)) or logit_bias is not None:
             raise TextError(
                 f"{self.bundle.manifest.model_name} is a classifier, which answers with its own "
                 f"{len(self.labels)} labels. Leave out texts, template and logit_bias."
@@ -234,13 +237,14 @@ class ClassifierFacts:
 class Classifier:
     """A compiled classifier, loaded."""
 
-    def __init__(self, path: Path, options: RuntimeOptions = DEFAULTS) -> None:
-        """Load ``path``; of the options, providers, threads and those of reading images apply.
+    def __init__(self, path: Path | str, options: RuntimeOptions = DEFAULTS) -> None:
+        """Load ``path``; of the options, providers, threads and those of reading images but ``fast_decode`` apply.
 
         Raises:
             BundleError: not a compiled classifier, or one of another format.
             ProviderError: a provider is not available, or this CPU computes int8 incorrectly.
         """
+        path = Path(path)
         self._arguments = path.absolute(), options
         self._session = LazySession(
             path, providers=options.providers, threads=options.threads, check=OpenedFile(path).check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,9 @@ from .towers import build_towers
 from .variants import Int8Options, write_tower
 
 PRECISIONS = ("fp32", "int8")
+# Rows of a text tower's table without a token: a tokenizer that the user gave must be that of the table, which may be
+# padded to a multiple of a power of two; a checkpoint's own is what its reference uses.
+_SPARE_ROWS, _ANY_ROWS = 1023, sys.maxsize
 _SAMPLES = {VISION: "images", TEXT: "texts"}
 
 Report = Callable[[str], None]
@@ -140,7 +144,7 @@ def export_bundle(
             raise CheckpointError(f"{checkpoint_path} has no vision tower to calibrate. Leave out --calibration.")
         manifest = _begin_manifest(checkpoint, exporter, features, description)
         report("Writing configs and tokenizer")
-        _write_shared_files(checkpoint, folder)
+        _write_shared_files(checkpoint, folder, _ANY_ROWS if tokenizer is None else _SPARE_ROWS)
         files = {file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()}
         samples = prepare_inputs(checkpoint, folder, sample_images(), SAMPLE_TEXTS)
         images = sample_images() if calibration_images is None else calibration_images
@@ -234,8 +238,11 @@ def _begin_manifest(checkpoint: Checkpoint, exporter: str, features: bool, descr
     )
 
 
-def _write_shared_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the files that all variants share: configs, tokenizer, and the positions of a NaFlex model."""
+def _write_shared_files(checkpoint: Checkpoint, folder: Path, spare_rows: int) -> None:
+    """Write the files that all variants share: configs, tokenizer, and the positions of a NaFlex model.
+
+    Of the text tower's table ``spare_rows`` may belong to no token.
+    """
     if isinstance(checkpoint.config.vision, NaflexVisionConfig):
         np.save(folder / POSITIONS, checkpoint.weights[POSITIONS_WEIGHT])
     for name, content in checkpoint.config_files.items():
@@ -248,6 +255,7 @@ def _write_shared_files(checkpoint: Checkpoint, folder: Path) -> None:
             cleaning=checkpoint.cleaning,
             text_length=checkpoint.config.text.max_position_embeddings,
             vocab_size=checkpoint.config.text.vocab_size,
+            min_tokens=checkpoint.config.text.vocab_size - spare_rows,
         )
 
 

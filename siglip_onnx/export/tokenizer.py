@@ -24,7 +24,6 @@ from ..text.tokenizer_settings import EOS, TokenizerSettings, check_length, chec
 from ..text.vocabulary import MAX_PIECE_CHARACTERS, PIECES, suits_table, write_pieces
 
 LARGE_VOCABULARY = 50_000  # from this size on a few texts are tokenized by a model of only their pieces
-_MAX_SPARE_ROWS = 1023  # of a text tower: fine-tuned tables may be padded to a multiple of a power of two
 _META = "▁"
 _WAVE_DASH = "～"  # of Japanese keyboards, which SentencePiece's NFKC keeps, and the library's turns into "~"
 _KEPT_WAVE_DASH = "\U0010fffd"  # what stands for it meanwhile: for private use, so no text has it
@@ -37,7 +36,9 @@ _PUNCTUATION = r"[!-/:-@\[-`{-~]"
 Json = dict[str, Any]
 
 
-def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: int, cleaning: str | None = None) -> None:
+def write_tokenizer(
+    source: Path, out: Path, *, text_length: int, vocab_size: int, min_tokens: int = 0, cleaning: str | None = None
+) -> None:
     """Write ``out`` from ``spiece.model`` or ``tokenizer.json``; next to it its config and the table of its pieces.
 
     Args:
@@ -45,10 +46,11 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
         out: the file to write.
         text_length: the number of tokens of every text.
         vocab_size: the rows of the text tower's table.
+        min_tokens: the fewest tokens that a tokenizer of these rows may have.
         cleaning: open_clip's name of how it cleans texts; None cleans them as transformers does.
 
     Raises:
-        CheckpointError: there is neither file, or a kind that SigLIP does not use.
+        CheckpointError: there is neither file, a kind that SigLIP does not use, or one of another vocabulary.
     """
     path = find_tokenizer(source)
     if path is None:
@@ -76,10 +78,10 @@ def write_tokenizer(source: Path, out: Path, *, text_length: int, vocab_size: in
             raise
         raise CheckpointError(f"{path} is not a tokenizer of SigLIP ({error!r:.200}). Download it again.") from error
     num_tokens = tokenizer.get_vocab_size()
-    if not vocab_size - _MAX_SPARE_ROWS <= num_tokens <= vocab_size:
+    if not min_tokens <= num_tokens <= vocab_size:
         raise CheckpointError(
-            f"The tokenizer of {source} has {num_tokens:,} pieces, but the text tower {vocab_size:,} rows, expected as "
-            f"many, or at most {_MAX_SPARE_ROWS:,} more. The two do not belong together."
+            f"The tokenizer of {source} has {num_tokens:,} pieces, but the text tower {vocab_size:,} rows. The two do "
+            "not belong together."
         )
     if any(len(piece) > MAX_PIECE_CHARACTERS for piece in tokenizer.get_vocab()):
         raise CheckpointError(f"{path} has a piece of more than {MAX_PIECE_CHARACTERS} characters. Download it again.")

@@ -114,7 +114,7 @@ def test_names_of_a_foreign_tower_may_be_those_of_the_head(
     model = siglip_onnx.load(small_bundle)
     compile_classifier(model, ["a", "b"], tmp_path / "c.onnx", uint8=uint8)
     image = IMAGES_PATH / "red_star.png"
-    assert Classifier(tmp_path / "c.onnx").classify(image) == model.classify(image, ["a", "b"])
+    assert Classifier(str(tmp_path / "c.onnx")).classify(image) == model.classify(image, ["a", "b"])
 
 
 def test_metadata_of_version_0_1_can_be_read() -> None:

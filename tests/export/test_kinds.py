@@ -32,7 +32,7 @@ import siglip_onnx
 from siglip_onnx.bundle.folder import open_bundle
 from siglip_onnx.classifier import Classifier, FineTunedClassifier
 from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
-from siglip_onnx.errors import BenchmarkError, BundleError, CheckpointError, TextError
+from siglip_onnx.errors import BenchmarkError, BundleError, CheckpointError, OptionError, TextError
 from siglip_onnx.export.compile import compile_classifier
 from siglip_onnx.export.pipeline import export_bundle
 from siglip_onnx.export.sources.labels import read_labels
@@ -394,6 +394,10 @@ def test_models_say_what_they_cannot_do(animals: Path, vision: Path, text: Path)
         model.close()
     with pytest.raises(TextError, match=r"answers with its own 4 labels\. Leave out texts"):
         siglip_onnx.load(animals).classify(STAR, ["a"])
+    with pytest.raises(OptionError, match="threshold is nan, expected a finite number"):
+        siglip_onnx.load(animals).classify(STAR, threshold=float("nan"))
+    with pytest.raises(TextError, match="Texts cannot be a NoneType"):
+        siglip_onnx.load(animals).classify(STAR, None)  # type: ignore[call-overload]
     with pytest.raises(TextError, match="There are no texts to compare with"):
         siglip_onnx.load("demo").classify(STAR)
 

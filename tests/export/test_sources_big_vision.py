@@ -184,6 +184,17 @@ def test_other_parameters_are_reported(arrays: Arrays, small_checkpoint: Path, t
         open_checkpoint(tmp_path / "model.npz", tokenizer=small_checkpoint)
 
 
+def test_a_given_tokenizer_of_another_vocabulary_is_refused(
+    arrays: Arrays, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As SigLIP's for a SigLIP 2."""
+    tokens = {"params/txt/Embed_0/embedding": np.zeros((2000, 64), np.float32)}
+    np.savez(tmp_path / "model.npz", **(arrays | tokens))
+    with pytest.raises(CheckpointError, match=r"has \d+ pieces, but the text tower 2,000 rows"):
+        export_bundle(tmp_path / "model.npz", tmp_path / "out", tokenizer=small_checkpoint / "spiece.model")
+    assert not (tmp_path / "out").exists()
+
+
 def test_layers_without_number_are_refused(tmp_path: Path) -> None:
     """Each array may stand for as many weights as it has rows."""
     rows = {f"img/encoderblock/{number}": np.zeros((1000, 1), np.float16) for number in range(40)}

@@ -286,10 +286,9 @@ def test_hostile_tokenizers_are_refused_at_export(document: dict[str, Any], mess
         write_tokenizer(tmp_path, tmp_path / "out.json", text_length=64, vocab_size=100)
 
 
-@pytest.mark.parametrize("rows", [20, 32_000])
-def test_vocabulary_of_another_text_tower(small_checkpoint: Path, tmp_path: Path, rows: int) -> None:
-    with pytest.raises(CheckpointError, match=rf"has \d+ pieces, but the text tower {rows:,} rows, expected as many"):
-        write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=rows)
+def test_vocabulary_larger_than_the_text_tower(small_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has \d+ pieces, but the text tower 20 rows"):
+        write_tokenizer(small_checkpoint, tmp_path / "out.json", text_length=64, vocab_size=20)
 
 
 @pytest.mark.parametrize("cleaning", [None, "lower"])
