@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import inspect
 import os
+import signal
 import sys
+import tempfile
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import JobError, SiglipOnnxError, first_line
 from ..system.extras import extra
 from ..system.files import part_name
+from ..system.interrupts import interrupts_deferred
 from ..system.threads import available_workers
 from .job import Job
 from .progress import Progress
@@ -29,6 +36,8 @@ _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: listen on the loopback interface only
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # otherwise it takes a minute to notice that Ray has died
 }
+_SHORT_FOLDER, _MAX_FOLDER_BYTES = "/tmp", 22  # of 107 bytes of a socket's path Ray takes 64, and our name 20  # noqa: S108
+_END_SECONDS = 5.0  # of processes that still write into the folder
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024  # about the minimum of Ray; only receipts go through it
 
 
@@ -62,27 +71,38 @@ class RayEngine:
         """
         if not tasks:
             return
-        self._connect(model)
-        try:
-            self._check_shared(job, model)
-            yield from self._run(job, model, tasks, progress)
-        except self._ray.exceptions.RayError as error:
-            raise JobError(
-                f"Ray failed: {first_line(error)}. Finished shards are kept. Check the memory of the machines, then "
-                "run the same command again."
-            ) from error
-        finally:
-            self._ray.shutdown()
+        with _own_folder() as folder, _sigterm_exits() as handle_sigterm:
+            try:
+                self._connect(model, folder)
+                handle_sigterm()  # Ray has handlers of its own
+                self._check_shared(job, model)
+                yield from self._run(job, model, tasks, progress)
+            except self._ray.exceptions.RayError as error:
+                raise JobError(
+                    f"Ray failed: {first_line(error)}. Finished shards are kept. Check the memory of the machines, "
+                    "then run the same command again."
+                ) from error
+            finally:
+                waits = (
+                    "wait_for_processes" in inspect.signature(self._ray.shutdown).parameters
+                )  # newer versions of Ray
+                self._ray.shutdown(**({"wait_for_processes": True} if waits else {}))
 
-    def _connect(self, model: ModelSpec) -> None:
+    def _connect(self, model: ModelSpec, folder: str) -> None:
+        """Connect to the cluster, or start a Ray that keeps its logs and sockets in a folder."""
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
             cpus = (self._workers or available_workers(model.memory_bytes())) + 1
-            options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+            options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES,
+                        "_temp_dir": folder}  # fmt: skip
         try:
-            # Workers look for modules in what is the current folder here, where a stranger's may lie.
-            with contextlib.chdir(sys.prefix):
+            # Workers look for modules in what is the current folder here, where a stranger's may lie. A Ray whose start
+            # is interrupted ends this process with a segmentation fault.
+            local = self._address is None
+            with contextlib.chdir(sys.prefix), interrupts_deferred() if local else contextlib.nullcontext():
                 self._ray.init(self._address or "local", runtime_env={"env_vars": _ENVIRONMENT}, **options)
+        except SystemExit as error:  # of a handler of Ray, with another exit code
+            raise SystemExit(128 + signal.SIGTERM) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise JobError(
                 f"Ray at {self._address or 'this machine'} does not answer: {first_line(error)}. Check --ray-address, "
@@ -134,6 +154,45 @@ class RayEngine:
         cpus = int(self._ray.cluster_resources().get("CPU", 1))
         free = max(1, cpus - 1)
         return free if self._workers is None else min(free, self._workers)
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """Make a folder for the logs and sockets of a Ray on this machine, and remove it when its processes have ended."""
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(parent)) > _MAX_FOLDER_BYTES and os.path.isdir(_SHORT_FOLDER):  # noqa: PTH112
+        parent = _SHORT_FOLDER
+    folder = tempfile.TemporaryDirectory(prefix="siglip-ray-", dir=parent, ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)  # after Ray's own exit, which may write there once more
+    try:
+        yield folder.name
+    finally:
+        deadline = time.monotonic() + _END_SECONDS
+        folder.cleanup()
+        while os.path.isdir(folder.name) and time.monotonic() < deadline:  # noqa: PTH112
+            time.sleep(0.1)  # a process wrote its last lines
+            folder.cleanup()
+
+
+@contextlib.contextmanager
+def _sigterm_exits() -> Iterator[Callable[[], None]]:
+    """Yield a function from whose call on SIGTERM ends this process as an exception does: Ray and its folder go.
+
+    Ray's own handlers print stack traces, and end the process with various exit codes.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handle() -> None:
+        if in_main_thread and before is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+    handle()
+    try:
+        yield handle
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 class _ShardActor(Progress):

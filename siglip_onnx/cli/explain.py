@@ -26,7 +26,7 @@ from ..image.preprocess import ShrinkFit
 from ..model import SigLIP
 from ..system.files import write_atomic
 from .help import Command
-from .inputs import find_missing, read_texts
+from .inputs import STDIN, find_missing, is_url, read_texts
 from .options import (
     NAME,
     PATH,
@@ -93,6 +93,10 @@ def explain(
         check_output(out, DRAWING, [image, texts_file, calibration, choice.model], overwrite=overwrite)
         if out.suffix.lower() not in (".png", ""):
             raise click.UsageError(f"--out is {str(out)!r}, but the drawing is a PNG; give a name that ends with .png.")
+    if image == STDIN or is_url(image):
+        raise click.UsageError(
+            f"{image} is {'stdin' if image == STDIN else 'a URL'}; explain takes a file. Save the image first."
+        )
     if missing := find_missing([image]):
         raise missing[0]
     model = _open_model(choice, names, calibration)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .hosts import is_in, parse_networks, parse_root_path
@@ -31,27 +30,23 @@ class Proxied:
             scope["method"] = "GET"
         if self._trusted and is_in((scope.get("client") or (None,))[0], self._trusted):
             scope["headers"] = _with_forwarded_host(scope)
-        app = self._prefix(scope)
+        self._prefix(scope)
 
         async def send_to_client(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _shorten_location(message)
+                _shorten_location(message, scope["path"])
             elif is_head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
 
-        await app(scope, receive, send_to_client)
+        await self._app(scope, receive, send_to_client)
 
-    def _prefix(self, scope: Scope) -> ASGIApp:
-        """Put the path prefix into the request, whether the proxy removed it or not; return what answers it."""
+    def _prefix(self, scope: Scope) -> None:
+        """Put the path prefix into the request, whether the proxy removed it or not."""
         path, prefix = scope["path"], self._root_path
-        if not prefix:
-            return self._app
-        if path == prefix:
-            return RedirectResponse(f"{prefix}/", 308)  # the page's own links are relative
-        scope["root_path"] = prefix
-        scope["path"] = path if path.startswith(f"{prefix}/") else prefix + path
-        return self._app
+        if prefix:
+            scope["root_path"] = prefix
+            scope["path"] = path if path == prefix or path.startswith(f"{prefix}/") else prefix + path
 
 
 def route_path(scope: Scope) -> str:
@@ -70,8 +65,17 @@ def _with_forwarded_host(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in headers if name != b"host"] + [(b"host", host.encode("latin-1"))]
 
 
-def _shorten_location(message: Message) -> None:
-    """Leave out scheme and host of a redirect, of which this server knows only those that the proxy used."""
+def _shorten_location(message: Message, path: str) -> None:
+    """Make a redirect relative: this server does not know the client's scheme and host, nor a prefix that is removed.
+
+    All redirects add or remove a slash at the end of the path.
+    """
     headers = MutableHeaders(scope=message)
     if "location" in headers:
-        headers["location"] = urlsplit(headers["location"])._replace(scheme="", netloc="").geturl()
+        target = urlsplit(headers["location"])._replace(scheme="", netloc="")
+        name = target.path.rstrip("/").rpartition("/")[2]
+        if name and target.path == f"{path}/":
+            target = target._replace(path=f"./{name}/")
+        elif name and f"{target.path}/" == path:
+            target = target._replace(path=f"../{name}")
+        headers["location"] = target.geturl()

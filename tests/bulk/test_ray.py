@@ -98,10 +98,33 @@ def test_ray_killed_midway_writes_the_bytes_of_the_local_engine(
     assert "Traceback" not in error
     if victim == "actor":
         assert process.returncode == 3, error
+        assert list(Path(os.environ["RAY_TMPDIR"]).iterdir()) == []
     else:
         assert process.returncode not in (0, 3), error  # with our message, or ended by Ray's own check of its processes
         subprocess.run(embed(images, small_bundle, out), capture_output=True, check=False)
     assert tree(out) == expected
+
+
+@pytest.mark.usefixtures("ray_environment")
+@pytest.mark.parametrize(("number", "code", "start"), [
+    (signal.SIGTERM, 143, "running"), (signal.SIGINT, 130, "running"), (signal.SIGINT, 130, "starting"),
+])  # fmt: skip
+def test_ray_ends_with_the_signal_and_leaves_no_folder(
+    number: int, code: int, start: str, images: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    """Ray printed stack traces, ended the process with various codes, and left its sessions in /tmp/ray."""
+    out, folder = tmp_path / "out", Path(os.environ["RAY_TMPDIR"])
+    process = subprocess.Popen(embed(images, small_bundle, out, "--engine", "ray", "--workers", "1"),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    with process, killed_with_its_children(process):
+        begun = (lambda: list(out.glob("receipts/*"))) if start == "running" else (lambda: list(folder.glob("*/*/*")))
+        wait_until(lambda: begun() or process.poll() is not None, seconds=200)
+        process.send_signal(number)
+        error = process.communicate(timeout=200)[1]
+    assert process.returncode == code, error
+    assert "SIGTERM received" not in error
+    assert "Traceback" not in error
+    assert list(folder.iterdir()) == []
 
 
 def assert_private(processes: list[Any]) -> None:

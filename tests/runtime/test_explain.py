@@ -159,6 +159,8 @@ def test_command(tmp_path: Path) -> None:
     assert "raised by" in table
     assert_error(run("explain", STAR), 2, "There are no texts to explain")
     assert_error(run("explain", tmp_path / "missing.png", "--text", "a"), 1, "missing.png")
+    for image, kind in (("http://images.example/a.png", "a URL"), ("-", "stdin")):
+        assert_error(run("explain", image, "--text", "a"), 2, f"{image} is {kind}; explain takes a file")
     assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "none" / "x.png"), 1, "cannot be written")
     assert_error(run("explain", STAR, "--text", "a", "-o", tmp_path / "x.jpg"), 2, "the drawing is a PNG")
 
