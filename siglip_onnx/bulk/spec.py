@@ -6,6 +6,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from .. import demo
 from ..bundle.folder import Bundle
 from ..bundle.manifest import POOLED, graph_path
@@ -15,6 +17,7 @@ from ..hub.loading import open_model
 from ..image.convert import name_background
 from ..model import SigLIP
 from ..options import DEFAULTS, RuntimeOptions
+from .layouts import LAYOUTS
 from .records import MAX_SHARD_SIZE, JobFacts
 
 _COPIES = 2  # of the weights: in the mapped file, and arranged for the kernels
@@ -54,9 +57,11 @@ class ModelSpec:
 
         Raises:
             BundleError: the model cannot embed images.
+            MissingExtraError: the packages of the layout are not installed, or too old.
         """
         model = self.open()
         model.vision.check_output(POOLED)
+        LAYOUTS[layout](model.embedding_dim, np.dtype(dtype))  # before there is a folder
         manifest = model.bundle.manifest
         return JobFacts(
             model_name=manifest.model_name,

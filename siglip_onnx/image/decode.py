@@ -153,7 +153,7 @@ class ImageReader:
             return _fitted(self._from_array(source), fit)
         if isinstance(source, Image.Image):
             self.limits.check_size(*source.size, "the PIL image")
-            if source.format in _RUN_PROGRAMS and getattr(source, "tile", None):
+            if source.format in _RUN_PROGRAMS and getattr(source, "_im", None) is None:
                 raise ImageError(
                     f"The PIL image is {source.format}, for which Pillow runs a program; load it first: image.load()",
                     status="unsupported",

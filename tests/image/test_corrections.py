@@ -765,3 +765,6 @@ def test_a_pil_image_for_which_a_program_would_run_is_refused() -> None:
     content = io.BytesIO(encode(Image.new("RGB", (8, 6), "red"), "EPS"))
     with pytest.raises(ImageError, match="The PIL image is EPS, for which Pillow runs a program"):
         load_image(Image.open(content))
+    metafile = struct.pack("<I2x4hH6x", 0x9AC6CDD7, 0, 0, 100, 100, 72) + b"\1\0\t\0" + bytes(200)
+    with pytest.raises(ImageError, match="The PIL image is WMF"):  # on Windows, Pillow hands it to the system
+        load_image(Image.open(io.BytesIO(metafile)))
