@@ -129,7 +129,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             return error_reply(refused)
         if isinstance(error, HTTPException):
             code = _CODES.get(error.status_code, "bad_request")
-            return error_reply(RequestError(error.status_code, code, f"{error.detail}."))
+            response = error_reply(RequestError(error.status_code, code, f"{error.detail}."))
+            response.headers.update(error.headers or {})  # Allow
+            return response
         return error_reply(RequestError(500, "internal", "The server failed on this request; see its log."))
 
     for kind in (SiglipOnnxError, HTTPException, Exception):

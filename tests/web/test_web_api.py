@@ -27,8 +27,15 @@ from siglip_onnx.web.settings import Limits, Settings
 TEXTS = ["a red star", "赤い星", "six eggs"]
 
 
+def test_refused_methods_name_those_that_are_allowed(client: TestClient) -> None:
+    for method in ("GET", "HEAD", "PUT"):
+        refused = client.request(method, "/v1/classify")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
 def test_models_are_described_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 20,000 labels, the reply took 8 ms of the event loop each time."""
+    wait_until_ready(client)
     first = client.get("/v1/models")
     assert first.headers["content-type"] == "application/json"
     monkeypatch.delattr(JsonReply, "render")
