@@ -37,6 +37,7 @@ from .image.preprocess import Fit, SquashPreprocessor
 from .model import SigLIP
 from .options import DEFAULTS, RuntimeOptions
 from .session import LazySession, check_int8
+from .system.files import make_absolute
 from .system.json_files import to_json
 from .system.records import read_record
 from .text.templates import check_texts
@@ -244,8 +245,8 @@ class Classifier:
             BundleError: not a compiled classifier, or one of another format.
             ProviderError: a provider is not available, or this CPU computes int8 incorrectly.
         """
-        path = Path(path)
-        self._arguments = path.absolute(), options
+        path = make_absolute(Path(path))  # it may be loaded again later
+        self._arguments = path, options
         self._session = LazySession(
             path, providers=options.providers, threads=options.threads, check=OpenedFile(path).check
         )

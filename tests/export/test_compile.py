@@ -62,6 +62,19 @@ def test_a_file_that_was_replaced_is_not_loaded_with_the_old_labels(
         pickle.loads(pickled)  # noqa: S301
 
 
+def test_a_relative_path_keeps_its_meaning_when_the_current_folder_changes(
+    small_bundle: Path, tmp_path: Path, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_classifier(siglip_onnx.load(small_bundle), ["a red star", "six eggs"], tmp_path / "c.onnx")
+    monkeypatch.chdir(tmp_path)
+    classifier = Classifier("c.onnx")
+    expected = classifier.classify(image)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    classifier._session.unload()
+    assert classifier.classify(image) == expected
+
+
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
 @pytest.mark.parametrize("uint8", [False, True])
 def test_compiled_logits_are_those_of_the_pipeline_bit_for_bit(
