@@ -64,9 +64,9 @@ def find_duplicates(
     """Return groups of at least two images whose cosine with the first of their group is at least ``threshold``.
 
     The first image of a group is its best one: that with the most pixels, then a whole one, then that with the most
-    bytes. Groups in which copies
-    take the most bytes come first. A link and its file are one image, named by the file. Images whose files have
-    another size or time than when they were embedded are left out, missing ones where any of their group exists.
+    bytes. Groups in which copies take the most bytes come first. A link and its file are one image, named by the file.
+    Images whose files have another size or time than when they were embedded are left out, missing ones where any of
+    their group exists.
 
     Args:
         collection: the vectors; every pair is compared.

@@ -83,9 +83,8 @@ class RayEngine:
                     "then run the same command again."
                 ) from error
             finally:
-                waits = (
-                    "wait_for_processes" in inspect.signature(self._ray.shutdown).parameters
-                )  # newer versions of Ray
+                # An option of newer versions of Ray.
+                waits = "wait_for_processes" in inspect.signature(self._ray.shutdown).parameters
                 self._ray.shutdown(**({"wait_for_processes": True} if waits else {}))
 
     def _connect(self, model: ModelSpec, folder: str) -> None:
