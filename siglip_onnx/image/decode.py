@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeGuard, cast
@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ..errors import ImageError, ImageFileError, ImageNotFoundError, first_line, printable
 from ..options import DEFAULT_LIMITS, WHITE, ImageLimits
 from ..system.files import open_list, open_regular, read_up_to
-from ..system.fork import call_after_fork, weak_call
+from ..system.fork import call_after_fork, renewed_lock
 from .bitmaps import is_icon_cut
 from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .corrections import correct_after_decoding, correct_before_decoding
@@ -58,7 +58,6 @@ _PADDING_BYTES = 16
 _PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
 _COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
 _SMALL_PIXELS = 1_000_000  # that cost little in any case
-_NUM_LOCKS = 61
 _MAX_LIGHT_BYTES = 420_000_000  # photos of 50 megapixels take no more
 
 _log = logging.getLogger(__name__)
@@ -296,21 +295,34 @@ class ImageReader:
 class _FileLocks:
     """Lets one thread at a time use an image of the caller that Pillow reads from its file when it is first used.
 
-    Pillow's images cannot have a lock each; two may share one of some.
+    Pillow's images can neither have a lock nor be keys of a dictionary: the locks are kept while they are in use.
     """
 
     def __init__(self) -> None:
-        self._renew()
-        call_after_fork(self, weak_call(self._renew))
+        self._lock = renewed_lock(self)
+        self._used: dict[int, tuple[threading.Lock, int]] = {}  # by the id of the image, with the number of users
+        call_after_fork(self, self._used.clear)
 
-    def held(self, image: Image.Image) -> AbstractContextManager[object]:
-        """Return a context in which no other thread uses the image."""
+    @contextmanager
+    def held(self, image: Image.Image) -> Iterator[None]:
+        """Let no other thread use the image within the block."""
         if not isinstance(image, ImageFile.ImageFile):
-            return nullcontext()
-        return self._locks[hash(id(image)) % len(self._locks)]
+            yield
+            return
+        lock = self._count(id(image), 1)
+        try:
+            with lock:
+                yield
+        finally:
+            self._count(id(image), -1)
 
-    def _renew(self) -> None:
-        self._locks = [threading.Lock() for _ in range(_NUM_LOCKS)]
+    def _count(self, number: int, users: int) -> threading.Lock:
+        with self._lock:
+            lock, before = self._used.get(number) or (threading.Lock(), 0)
+            self._used[number] = lock, before + users
+            if before + users <= 0:
+                del self._used[number]
+        return lock
 
 
 _file_locks = _FileLocks()

@@ -68,12 +68,15 @@ def test_wrapped_weights(folder: Path, weights: Weights, name: str, wrap: Callab
 
 @pytest.mark.parametrize("name", ["ema", "state_dict_ema"])
 def test_two_models_are_refused(folder: Path, weights: Weights, name: str) -> None:
-    for other in (weights, {"state_dict": weights}):
+    average = {key: tensor * 0.5 for key, tensor in weights.items()}
+    for other in (average, {"state_dict": average}):
         torch.save({"model": dict(weights), name: other, "epoch": 3}, folder / "last.pt")
         with pytest.raises(CheckpointError, match=f"it holds two models, 'model' and '{name}'.*Save the weights alone"):
             open_checkpoint(folder)
-    torch.save({"model": weights, "state_dict": weights, name: None}, folder / "last.pt")
-    open_checkpoint(folder).opened.close()
+    optimizer = {f"exp_avg_{key}": tensor for key, tensor in average.items()}
+    for others in ({"state_dict": weights, name: None}, {name: dict(weights)}, {"optimizer": optimizer}):
+        torch.save({"model": weights} | others, folder / "last.pt")
+        open_checkpoint(folder).opened.close()
 
 
 def test_kinds_of_tensors(tmp_path: Path) -> None:

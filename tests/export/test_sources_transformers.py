@@ -193,13 +193,45 @@ def test_files_of_two_models_are_refused(small_checkpoint: Path, tmp_path: Path)
     copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
     weights = weights_of(copy)
     model = {f"model.{name}": array for name, array in weights.items()}
-    for others in ({f"ema_model.{name}": array for name, array in weights.items()}, weights):
-        save_file(model | others, copy / "model.safetensors")
+    last = "vision_model.encoder.layers.1.layer_norm2.bias"
+    for average in (weights | {last: weights[last] + 1}, {k: v for k, v in weights.items() if k != last}):
+        save_file(model | {f"ema_model.{name}": array for name, array in average.items()}, copy / "model.safetensors")
         with pytest.raises(CheckpointError, match=r"has '.*patch_embedding\.weight' and '.*'; expected one model"):
             open_checkpoint(copy)
-    save_file(model | {"logit_scale": np.ones(1, np.float32)}, copy / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"has 'logit_scale' and 'model\.logit_scale'; expected one model"):
-        open_checkpoint(copy)
+
+
+def test_a_module_that_is_registered_twice_is_one_model(small_checkpoint: Path, tmp_path: Path) -> None:
+    """As by ``self.vision = self.model.vision_model``; and losses have a scale of their own."""
+    copy = Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+    weights = weights_of(copy)
+    model = {f"model.{name}": array for name, array in weights.items()}
+    tower = {name.replace("_model", ""): array for name, array in weights.items() if name.startswith("vision_model.")}
+    heads = {"logit_scale": np.ones(1, np.float32), "loss.logit_bias": np.ones(1, np.float32)}
+    lines: list[str] = []
+    for others in (tower, heads):
+        save_file(model | others, copy / "model.safetensors")
+        with open_checkpoint(copy, report=lines.append) as checkpoint:
+            for name, array in weights.items():
+                assert_array_equal(checkpoint.weights[name], array)
+    assert [line for line in lines if "Ignoring 2 weights" in line and "'logit_scale'" in line]
+
+
+def test_a_weight_beside_a_tower_without_a_name_is_reported(small_checkpoint: Path, tmp_path: Path) -> None:
+    """transformers 5 writes the parts of a tower alone at the top."""
+    tower = Path(shutil.copytree(small_checkpoint, tmp_path / "tower"))
+    write_json(tower / "config.json", read_json(tower / "config.json")["vision_config"])
+    weights = {
+        name.removeprefix("vision_model."): array
+        for name, array in weights_of(tower).items()
+        if name.startswith("vision_model.")
+    }
+    save_file(weights | {"projection.weight": np.eye(64, dtype=np.float32)}, tower / "model.safetensors")
+    lines: list[str] = []
+    open_checkpoint(tower, report=lines.append).opened.close()
+    assert [line for line in lines if "Ignoring 1 weights" in line and "'projection.weight'" in line]
+    save_file(weights | {"head.prompt": np.eye(64, dtype=np.float32)}, tower / "model.safetensors")
+    with pytest.raises(CheckpointError, match="does not imply, the first is"):
+        open_checkpoint(tower)
 
 
 def test_shards_stay_in_their_folder(small_checkpoint: Path, tmp_path: Path) -> None:

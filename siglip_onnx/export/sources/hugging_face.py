@@ -31,6 +31,7 @@ from .tensor import Tensors
 from .weight_files import TRANSFORMERS_FILES, find_weights, open_weights
 
 _TOWER_ANCHORS = {VISION: "embeddings.patch_embedding.weight", TEXT: "embeddings.token_embedding.weight"}
+_TOWER_PARTS = ("embeddings.", "encoder.", "post_layernorm.", "final_layer_norm.", "head.")
 _CLASSIFIER, _HEADS, _PROBE = "classifier", ("logit_scale", "logit_bias"), "vision_model.head.probe"
 _PATCHES, _CHANNELS = "vision_model.embeddings.patch_embedding.weight", 3
 _PARTS = {"model_type", "text_config", "vision_config"}
@@ -102,15 +103,19 @@ def _of_kind(tensors: Tensors, kind: str) -> Tensors:
     Raises:
         CheckpointError: there are several such models.
     """
-    named = Tensors()
+    named, model = Tensors(), ""
     for tower in TOWERS_OF[kind]:
         anchor = _TOWER_ANCHORS[tower]
         if name := tensors.find(anchor):
-            named |= tensors.below(name.removesuffix(anchor), f"{tower}_model.")
+            start = name.removesuffix(anchor)
+            model = start.removesuffix(f"{tower}_model.")
+            # A tower alone may have no name of its own, so that other weights stand beside its parts.
+            named |= tensors.below(start, f"{tower}_model.", ("",) if start else _TOWER_PARTS)
     if kind == CLASSIFIER and (name := tensors.find(f"{_CLASSIFIER}.bias")):
         named |= tensors.below(name.removesuffix("bias"), f"{_CLASSIFIER}.")
     for head in _HEADS if kind == DUAL else ():
-        if name := tensors.find(head):
+        # Losses and wrappers may have one of their own.
+        if name := (model + head if model + head in tensors else tensors.find(head)):
             named[head] = tensors[name]
     return named
 

@@ -38,6 +38,7 @@ _DICT, _TENSOR, _PARAMETER = (
 )  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_OPTIMIZER = "optim"  # in the names of what keeps tensors of its own for each weight
 _NESTED, _MAX_NESTING = ("state_dict", "model_state_dict", "model"), 3
 
 
@@ -93,9 +94,10 @@ def _find_tensors(document: Any, archive: Archive) -> Tensors:
         if not wrapped:
             break
         model = document[wrapped[0]]
-        size = _count_tensors(model)
+        own = _places(model)
         for name, item in document.items():
-            if size and item is not model and _count_tensors(item) >= size:
+            other = {} if item is model or _OPTIMIZER in str(name) else _places(item)
+            if own and len(other) >= len(own) and other != own:
                 raise ValueError(f"it holds two models, {wrapped[0]!r} and {name!r:.60}")
         document = model
     tensors = {name: item for name, item in document.items() if isinstance(name, str) and isinstance(item, Tensor)}
@@ -103,13 +105,13 @@ def _find_tensors(document: Any, archive: Archive) -> Tensors:
     return Tensors((name, Tensor(name, item.dtype, item.shape, item.read)) for name, item in tensors.items())
 
 
-def _count_tensors(item: Any) -> int:
-    """Return how many tensors a dictionary holds, or the one that it wraps; 0 for anything else."""
+def _places(item: Any) -> dict[object, tuple[str, tuple[int, ...]]]:
+    """Return storages and shapes of the tensors in a dictionary, or in the one that it wraps; none of anything else."""
     for _depth in range(_MAX_NESTING):
         if not isinstance(item, dict):
-            return 0
+            return {}
         item = next((item[name] for name in _NESTED if isinstance(item.get(name), dict)), item)
-    return sum(isinstance(value, Tensor) for value in item.values())
+    return {name: (value.name, value.shape) for name, value in item.items() if isinstance(value, Tensor)}
 
 
 def _check_sharing(tensors: Collection[Tensor], archive: Archive) -> None:

@@ -71,6 +71,12 @@ class Tensor:
         """Return the tensor with ``change`` applied, which gives ``shape``."""
         return Tensor(self.name, self.dtype, shape, lambda: change(self.read()))
 
+    def equals(self, other: Tensor) -> bool:
+        """Say whether another tensor has the same values, which are read."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        return np.array_equal(self.read(), other.read())
+
     def _error(self, problem: str) -> CheckpointError:
         return CheckpointError(
             f"Weight {self.name!r} has shape {self.shape}, {problem}. Download the checkpoint again."
@@ -128,20 +134,34 @@ class Tensors(dict[str, Tensor]):
                     return renamed
         return self
 
-    def below(self, start: str, new: str) -> Tensors:
-        """Return only the tensors whose names begin with ``start``, with ``new`` in its place."""
-        return Tensors({new + name.removeprefix(start): self[name] for name in self if name.startswith(start)})
+    def below(self, start: str, new: str, parts: tuple[str, ...] = ("",)) -> Tensors:
+        """Return only the tensors whose names begin with ``start`` and one of ``parts``; ``new`` replaces ``start``."""
+        starts = tuple(start + part for part in parts)
+        return Tensors({new + name.removeprefix(start): self[name] for name in self if name.startswith(starts)})
 
     def find(self, end: str) -> str | None:
         """Return the only name that is ``end`` or ends with it behind a dot, or None.
+
+        A module that was registered twice, so that all its tensors have two names, counts once.
 
         Raises:
             CheckpointError: there are several, as in a file that holds two models.
         """
         names = sorted(name for name in self if f".{name}".endswith(f".{end}"))
-        if len(names) > 1:
-            raise _several(names)
+        start = names[0].removesuffix(end) if names else ""
+        if others := [name for name in names[1:] if not self._is_copy(name.removesuffix(end), start)]:
+            raise _several([names[0], *others])
         return names[0] if names else None
+
+    def _is_copy(self, start: str, other: str) -> bool:
+        """Say whether the tensors below one name are those below another, and are not needed then."""
+        names = {name.removeprefix(start): name for name in self if name.startswith(start)}
+        others = {name.removeprefix(other): name for name in self if name.startswith(other)}
+        read = super().__getitem__
+        if names.keys() != others.keys() or not all(read(names[end]).equals(read(others[end])) for end in names):
+            return False
+        self._used |= set(names.values())
+        return True
 
 
 def _several(names: Sequence[str]) -> CheckpointError:
