@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, cast, overload
 
 import numpy as np
@@ -334,9 +335,9 @@ def reopen(
     options: RuntimeOptions,
     embedding_space: str,
     kind: type[SigLIP] = SigLIP,
-    calibration: Calibration | None = None,
+    calibration: Calibration | EllipsisType | None = ...,
 ) -> SigLIP:
-    """Open a model that was pickled, from its folder.
+    """Open a model that was pickled, from its folder; a pickle of version 0.1 does not know its ``calibration``.
 
     Raises:
         BundleError: the folder is missing or damaged, or now holds another model.
@@ -350,7 +351,7 @@ def reopen(
             f"{path} holds a model of the embedding space {model.embedding_space}, but the pickled one had "
             f"{embedding_space}. Load the model again, or put back the files that it had."
         )
-    if model.calibration != calibration:
+    if calibration is not ... and model.calibration != calibration:
         raise DataError(
             f"{options.calibration} holds another calibration than the pickled model had. Load the model again, or put "
             "back the file."

@@ -410,6 +410,8 @@ def open_collection(path: str | os.PathLike[str], model: SigLIP | str | os.PathL
     Raises:
         JobError: it is not the folder of a job, or holds no vectors.
     """
+    if isinstance(model, str | os.PathLike) and Path(model).is_dir():
+        model = make_absolute(Path(model))
     collection = Collection(open_job(make_absolute(Path(path))), model)
     if not collection.num_vectors:
         raise JobError(

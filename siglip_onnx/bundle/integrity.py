@@ -24,6 +24,7 @@ MAX_FILES = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_SIZE_BYTES = 2**63 - 1
 _MAX_STAMP_BYTES = 1_000_000
+_NUM_SAMPLES, _SAMPLE_BYTES = 16, 65_536
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,14 @@ class OpenedFiles:
 
 
 class OpenedFile:
-    """One opened file without a known hash, whose later change is noticed by its size, time or inode."""
+    """One opened file without a known hash, whose later change is noticed: by its size, and by a sample of it.
+
+    The sample is compared only if its time or inode changed: all of a large file would take long to read.
+    """
 
     def __init__(self, path: Path) -> None:
         """Remember the file as it is."""
-        self._path, self._status = path, _status(path)
+        self._path, self._status, self._sample = path, _status(path), _sample(path)
 
     def check(self) -> None:
         """Compare the file with what was remembered.
@@ -127,8 +131,29 @@ class OpenedFile:
         Raises:
             BundleError: it was replaced or changed.
         """
-        if _status(self._path) != self._status:
+        status = _status(self._path)
+        if status == self._status:
+            return
+        has_size = status is not None and self._status is not None and status[0] == self._status[0]
+        if not has_size or _sample(self._path) != self._sample:
             raise BundleError(f"{self._path} was replaced or changed after it was opened. Load it again.")
+        self._status = status
+
+
+def _sample(path: Path) -> bytes | None:
+    """Return a hash of some blocks of a file, or of all of a small one; None if it cannot be read."""
+    digest = hashlib.blake2b()
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            for start in range(0, size, max(_SAMPLE_BYTES, size // _NUM_SAMPLES)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    except OSError:
+        return None
+    return digest.digest()
 
 
 def changed_files(folder: Path, files: Mapping[str, FileFacts]) -> dict[str, str]:

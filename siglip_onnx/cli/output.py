@@ -107,8 +107,12 @@ def print_json_line(document: object, indent: int | None = None) -> None:
     """Print JSON on stdout; what its encoding lacks, and a terminal would obey, is escaped as JSON escapes it."""
     text = to_json(document, indent, encoding=getattr(sys.stdout, "encoding", None) or "utf-8")
     if sys.stdout.isatty():
-        text = "".join(each if each in ("\n", printable(each)) else json.dumps(each)[1:-1] for each in text)
+        text = "".join(each if each in ("\n", printable(each)) else _escape_json(each) for each in text)
     click.echo(text)
+
+
+def _escape_json(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else json.dumps(character)[1:-1]
 
 
 def print_csv(rows: Iterable[Sequence[object]]) -> None:

@@ -58,6 +58,7 @@ _PADDING_BYTES = 16
 _PIXEL_BYTES = {"JPEG": 8, "MPO": 8, "PNG": 16, "WEBP": 20}  # that a pixel may take until it is RGB and upright
 _COEFFICIENT_BYTES = 12  # the same of a JPEG whose coefficients are kept
 _SMALL_PIXELS = 1_000_000  # that cost little in any case
+_NUM_THREADS = 16  # that a decoder of HEIC or AVIF starts at most
 _MAX_LIGHT_BYTES = 420_000_000  # photos of 50 megapixels take no more
 
 _log = logging.getLogger(__name__)
@@ -519,15 +520,21 @@ def _load_pixels(
 
 
 def _check_threads(name: str) -> None:
-    """Raise an error if no thread can be started: decoders of HEIC and AVIF then say that the image is damaged."""
-    thread = threading.Thread(target=int)
+    """Raise an error if too few threads can be started: decoders of HEIC and AVIF then call the image damaged."""
+    done, threads = threading.Event(), []
     try:
-        thread.start()
+        for _ in range(_NUM_THREADS):
+            thread = threading.Thread(target=done.wait)
+            thread.start()
+            threads.append(thread)
     except RuntimeError as error:
         raise ImageFileError(
             f"{name} cannot be decoded, because no thread can be started; raise the limit of processes (ulimit -u)."
         ) from error
-    thread.join()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 def _is_incomplete(image: Image.Image, file: IO[bytes], name: str) -> bool:

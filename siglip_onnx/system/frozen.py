@@ -61,7 +61,8 @@ def python_command(code: str, *first: Path) -> list[str]:
     Raises:
         SiglipOnnxError: this program is frozen, or embeds Python, and names no Python to start.
     """
-    path = [*map(str, first), *(place for place in sys.path if isinstance(place, str))]  # Python ignores others
+    # Python ignores others.
+    path = [*map(str, first), *(place for place in sys.path if isinstance(place, str) and "\0" not in place)]
     # Each as an argument, whose length is limited.
     start = f"import sys; sys.path[:] = sys.argv[1:{len(path) + 1}]; del sys.argv[1:{len(path) + 1}]; {code}"
     return [*_interpreter(), "-P", "-c", start, *path]

@@ -61,7 +61,7 @@ def test_commands_execute_nothing_of_the_current_folder(words: tuple[str, ...], 
 
 
 def test_modules_are_found_where_this_process_finds_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [folder.parent, *sys.path])  # not a string, which Python ignores
+    monkeypatch.setattr(sys, "path", [folder.parent, "a\0b", *sys.path])  # which Python ignores
     for command in (module_command("json.tool", "--help"), python_command("import numpy, json; print(json.dumps(1))")):
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr

@@ -29,7 +29,7 @@ from siglip_onnx.bulk.job import open_job
 from siglip_onnx.bulk.search import Collection, Query, Term, encode_query, make_scorer, open_collection
 from siglip_onnx.bulk.shard import Task, find_pending
 from siglip_onnx.cli.output import format_percent
-from siglip_onnx.demo import IMAGES_PATH
+from siglip_onnx.demo import BUNDLE_PATH, IMAGES_PATH
 from siglip_onnx.errors import JobError, ModelNotFoundError, OptionError, SiglipOnnxError
 from siglip_onnx.head import compute_logits, l2_normalize, sigmoid
 
@@ -191,9 +191,12 @@ def test_query_that_cancels_out_is_refused(embedded: Path) -> None:
 def test_a_collection_outlives_a_change_of_the_current_folder(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = open_collection(embedded).search("a red star", 3)
     monkeypatch.chdir(embedded.parent)
-    collection = open_collection(embedded.name)
-    monkeypatch.chdir(Path(embedded.anchor))
-    assert collection.search("a red star", 3) == expected
+    shutil.copytree(BUNDLE_PATH, "model", dirs_exist_ok=True)
+    for model in (None, "model"):
+        monkeypatch.chdir(embedded.parent)
+        collection = open_collection(embedded.name, model)
+        monkeypatch.chdir(Path(embedded.anchor))
+        assert collection.search("a red star", 3) == expected
 
 
 def test_gallery_of_paths_that_are_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

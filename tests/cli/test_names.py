@@ -122,7 +122,7 @@ def test_paths_that_begin_with_a_dash_are_no_options(tmp_path: Path, monkeypatch
 
 def test_what_a_terminal_would_obey_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     """For other programs it is exact."""
-    names = [name.decode() for name in NAMES[1:]] + ["\x9b31m", "星\u3000\N{ZERO WIDTH JOINER}"]
+    names = [name.decode() for name in NAMES[1:]] + ["\x9b31m", "\x7f", "星\u3000\N{ZERO WIDTH JOINER}"]
     runner = CliRunner()
     for is_terminal in (True, False):
         with runner.isolation() as streams:

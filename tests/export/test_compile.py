@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def test_a_file_that_was_replaced_is_not_loaded_with_the_old_labels(
     expected, pickled = classifier.classify(image), pickle.dumps(classifier)
     classifier._session.unload()
     assert classifier.classify(image) == pickle.loads(pickled).classify(image) == expected  # noqa: S301
+    os.utime(path, (0, 0))
+    path.write_bytes(path.read_bytes())  # the same file is not another one
+    classifier._session.unload()
+    assert classifier.classify(image) == expected
     compile_classifier(model, ["six eggs", "a red star"], path)
     assert classifier.classify(image) == expected
     classifier._session.unload()

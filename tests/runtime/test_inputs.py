@@ -352,6 +352,14 @@ def test_a_folder_that_changed_is_not_opened_for_a_pickled_model(tmp_path: Path)
         reopen(BUNDLE_PATH, options, "fp32-0")
 
 
+def test_a_pickle_that_does_not_know_its_calibration_is_opened(tmp_path: Path) -> None:
+    """As those of version 0.1."""
+    write_calibration(tmp_path / "calibration.json", -3)
+    model = siglip_onnx.load("demo", calibration=tmp_path / "calibration.json")
+    function, arguments = model.__reduce__()
+    assert function(*arguments[:4]).calibration == model.calibration
+
+
 def test_path_in_a_data_set_never_leads_to_an_open_pipe() -> None:
     """Its writer might never write, and the path is not the user's."""
     reader, writer = os.pipe()
