@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
-from .config import CONFIG, OPEN_CLIP_CONFIG, WEIGHTS
+from .config import (
+    CONFIG,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    PYTORCH_INDEX,
+    PYTORCH_WEIGHTS,
+    SHARD_INDEX,
+    WEIGHTS,
+)
 from .errors import CheckpointError
 from .system.json_files import read_json
 from .system.names import check_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_TRANSFORMERS = "modules.json"
+_OTHER_WEIGHTS = (SHARD_INDEX, PYTORCH_WEIGHTS, PYTORCH_INDEX)  # which only transformers writes beside a config.json
+LAYOUT_FILES = (OPEN_CLIP_CONFIG, CONFIG, WEIGHTS, *OPEN_CLIP_WEIGHTS, *_OTHER_WEIGHTS)
 
 
 def is_open_clip(files: Container[str], weight_names: Callable[[], Iterable[str]]) -> bool:
@@ -24,9 +34,10 @@ def is_open_clip(files: Container[str], weight_names: Callable[[], Iterable[str]
     """
     if OPEN_CLIP_CONFIG not in files:
         return False
-    if CONFIG not in files or WEIGHTS not in files:
-        return True
-    return not any("vision_model.embeddings." in name for name in weight_names())
+    if CONFIG in files and WEIGHTS in files:
+        return not any("vision_model.embeddings." in name for name in weight_names())
+    has_own = any(name in files for name in OPEN_CLIP_WEIGHTS)
+    return CONFIG not in files or has_own or not any(name in files for name in _OTHER_WEIGHTS)
 
 
 def transformer_folder(listing: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from io import BufferedReader
@@ -130,7 +131,7 @@ class ParquetLayout(_ArrowLayout):
         path = folder / self.file_names(shard)[0]
         try:
             with open_regular(path) as file:
-                table = self._read_vectors(file)
+                table = self._read_vectors(path, file)
             column = table["embedding"].combine_chunks().drop_null()
             values = column.flatten().to_numpy(zero_copy_only=False)
             values = values.reshape(len(column), -1) if len(column) else np.empty((0, self.embedding_dim), self.dtype)
@@ -138,7 +139,7 @@ class ParquetLayout(_ArrowLayout):
             raise _unreadable(path, first_line(error)) from error
         return self._check(path, values)
 
-    def _read_vectors(self, file: BufferedReader) -> Any:
+    def _read_vectors(self, path: Path, file: BufferedReader) -> Any:
         """Return the table of vectors, after its pages were checked: the folder may come from elsewhere."""
         footer = read_footer(file)
         columns = [number for number, column in enumerate(footer.columns) if column.names[0] == "embedding"]
@@ -152,13 +153,9 @@ class ParquetLayout(_ArrowLayout):
         )
         if num_values > MAX_SHARD_SIZE * self.embedding_dim:
             raise ValueError(f"it has {num_values:,} values, more than {MAX_SHARD_SIZE:,} vectors have")
-        # From memory of pyarrow: a thread of it that releases memory of Python while the interpreter ends aborts the
-        # process.
-        content = self._arrow.allocate_buffer(file.seek(0, io.SEEK_END))
-        file.seek(0)
-        if file.readinto(content) != content.size:
-            raise ValueError("it was cut while it was read")
-        return self._arrow.parquet.read_table(self._arrow.BufferReader(content), columns=["embedding"])
+        # Mapped by pyarrow: a thread of it that releases memory of Python while the interpreter ends aborts it.
+        with self._arrow.memory_map(os.fsencode(path)) as mapped:
+            return self._arrow.parquet.read_table(mapped, columns=["embedding"])
 
 
 LAYOUTS: dict[str, type[Layout]] = {"npy": Layout, "clip-retrieval": ClipRetrievalLayout, "parquet": ParquetLayout}

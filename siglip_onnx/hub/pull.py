@@ -220,7 +220,7 @@ def _checkpoint_files(repository: Repository, folder: Path) -> list[str]:
         CheckpointError: it holds one that cannot be exported.
         DownloadError: the download fails.
     """
-    if ADAPTER_CONFIG in repository.files:
+    if ADAPTER_CONFIG in repository.files and not any(name in repository.files for name in _WEIGHTS):
         raise BundleError(
             f"{repository.name} holds an adapter ({ADAPTER_CONFIG}). Download it and its base, and merge them: "
             "siglip-onnx export ADAPTER OUT --base CHECKPOINT"

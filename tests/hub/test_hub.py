@@ -292,7 +292,10 @@ def test_layouts_are_chosen_by_the_files(hub: Hub, small_checkpoint: Path, small
     torch.save(weights, sharded / shard)
     layouts.write_json(sharded / "pytorch_model.bin.index.json", {"weight_map": dict.fromkeys(weights, shard)})
     hub.add("someone/sharded", sharded)
-    for name in ("someone/v5", "someone/sharded"):
+    hub.add("someone/merged", small_checkpoint, **{"adapter_config.json": b"{}"})  # a whole one, with what was merged
+    described = {"open_clip_config.json": json.dumps(layouts.OPEN_CLIP_CONFIG).encode()}  # without weights of open_clip
+    hub.add("someone/described", sharded, **described)
+    for name in ("someone/v5", "someone/sharded", "someone/merged", "someone/described"):
         model, expected = siglip_onnx.load(name), siglip_onnx.load(small_bundle)
         assert (model.encode_texts(["a"]) == expected.encode_texts(["a"])).all(), name
 
@@ -331,7 +334,7 @@ def test_models_of_sentence_transformers(hub: Hub, small_checkpoint: Path, small
     hub.add("someone/dense", wrapped, **{"modules.json": json.dumps(modules).encode()})
     hub.requests.clear()
     assert_error(run("models", "pull", "someone/dense"), 4, "with a Dense module, which changes the embeddings")
-    hub.add("someone/adapter", small_checkpoint, **{"adapter_config.json": b"{}"})
+    hub.put("someone/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "README.md": b""})
     assert_error(run("models", "pull", "someone/adapter"), 4, "holds an adapter (adapter_config.json)")
     assert hub.requests["model.safetensors"] == hub.requests["0_Transformer/model.safetensors"] == 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...config import CONFIG, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from ...errors import CheckpointError
-from ...layouts import ADAPTER_CONFIG, SENTENCE_TRANSFORMERS, is_open_clip, transformer_folder
+from ...layouts import ADAPTER_CONFIG, LAYOUT_FILES, SENTENCE_TRANSFORMERS, is_open_clip, transformer_folder
 from ...system.names import find_outside
 from .big_vision import open_big_vision
 from .hugging_face import open_hugging_face
@@ -51,7 +51,7 @@ def open_source(request: Request) -> Source:
 
 
 def _open_folder(request: Request) -> Source:
-    files = {name for name in (OPEN_CLIP_CONFIG, CONFIG, WEIGHTS) if (request.path / name).exists()}
+    files = {name for name in LAYOUT_FILES if (request.path / name).exists()}
     if is_open_clip(files, lambda: safetensors_names(request.path / WEIGHTS)):
         return open_open_clip(request)
     if not (request.path / CONFIG).exists():
