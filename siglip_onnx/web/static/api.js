@@ -17,7 +17,8 @@ export class ApiError extends Error {
 }
 
 async function call(path, options = {}, attempts = MAX_ATTEMPTS) {
-  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const used = key;
+  const headers = { ...options.headers, ...(used ? { Authorization: `Bearer ${used}` } : {}) };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
@@ -28,7 +29,7 @@ async function call(path, options = {}, attempts = MAX_ATTEMPTS) {
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({ error: proxyProblem(response) }));
   if (response.status === 401 && attempts > 1) {
-    await promptForKey();
+    if (used === key) await promptForKey(); // otherwise another request has asked meanwhile
     return call(path, options, attempts - 1);
   }
   if (response.status === 429 && attempts > 1) {
