@@ -66,9 +66,10 @@ def check_icon(image: Image.Image, file: IO[bytes], name: str) -> None:
 
 
 def is_icon_cut(icon: Image.Image, file: IO[bytes], *, also_first: bool = False) -> bool:
-    """Say whether the image that counts ends behind the end of the file; ``also_first`` if it is the one of Pillow.
+    """Say whether the file ends before the image of an icon that counts.
 
-    Pillow reports that of the latter, unless the host lets it pass truncated images.
+    If that is the one that Pillow decodes, Pillow reports it, unless the host lets it pass truncated images: then
+    ``also_first`` is needed.
     """
     entry, entries = _best_entry(icon), icon.ico.entry  # type: ignore[attr-defined]
     is_cut: bool = entry.offset + entry.size > file.seek(0, io.SEEK_END)
@@ -76,11 +77,11 @@ def is_icon_cut(icon: Image.Image, file: IO[bytes], *, also_first: bool = False)
 
 
 def correct_icon(image: Image.Image, opened: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Return a decoded icon with its transparency, which Pillow loses in some forms.
+    """Return the image of a decoded icon that has the most colors, with the transparency that Pillow may lose.
 
-    It is that of the most colors. Of 32 bits, its transparency is an alpha channel, although the directory may state
-    other bits; if it is 0 everywhere, as in old ones, it is the mask behind the pixels, and without a mask the icon is
-    opaque. Of a PNG, it may be a color.
+    In an image of 32 bits, transparency is an alpha channel, although the directory may state other bits. If it is 0
+    everywhere, as in old icons, the mask behind the pixels counts, and without a mask the icon is opaque. In a PNG,
+    transparency may be a color.
     """
     entry = _best_entry(opened)
     if is_icon_cut(opened, file):

@@ -26,14 +26,14 @@ from .convert import is_deep, parse_background, scale_levels, to_rgb
 from .corrections import correct_after_decoding, correct_before_decoding
 from .guard import check_header
 from .guard_heif import is_incomplete
-from .guard_jpeg import read_frame
+from .guard_jpeg import Frame, read_frame
 from .guard_tiff import TIFFS, is_cut_tiff
 from .headers import is_cut_webp, read_at
 from .jpeg2000 import is_cut
 from .openers import open_file, open_plain
 from .orientation import read_orientation, turn_upright
 from .preprocess import Fit
-from .tiff import is_cut as is_old_jpeg_cut
+from .tiff import is_old_jpeg_cut
 
 ImageSource = (
     str
@@ -208,7 +208,7 @@ class ImageReader:
         watched = self._check_file(file, name)
         with _opening(file, name):
             image = open_file(cast("IO[bytes]", watched), FORMATS, name)
-        self._check_size(image, file, name)
+        self._check_size(image, watched, name)
         return self._read_opened(image, watched, name, fit)
 
     def read_plain(self, file: IO[bytes], name: str, fit: Fit | None = None) -> DecodedImage | None:
@@ -225,8 +225,8 @@ class ImageReader:
         if image is None:
             return None
         num_pixels = image.width * image.height
-        self._check_size(image, file, name)
-        return None if _is_heavy(image, num_pixels, file, name) else self._read_opened(image, watched, name, fit)
+        self._check_size(image, watched, name)
+        return None if _is_heavy(image, num_pixels, watched, name) else self._read_opened(image, watched, name, fit)
 
     def _check_file(self, file: IO[bytes], name: str) -> _WatchedFile:
         """Check the length and the header of a file."""
@@ -241,11 +241,11 @@ class ImageReader:
         with image:
             return _fitted(self._decode(image, name, file), fit)
 
-    def _check_size(self, image: Image.Image, file: IO[bytes], name: str) -> None:
+    def _check_size(self, image: Image.Image, file: _WatchedFile, name: str) -> None:
         """Check the pixels that are decoded: those of the reduced image if a draft reduces the cost of decoding."""
         whole = image.size
         # Of HEIC, a draft is the preview, another image.
-        frame = read_frame(file, name) if self.draft_size is not None and image.format in _JPEGS else None
+        frame = file.frame(name) if self.draft_size is not None and image.format in _JPEGS else None
         if frame is not None and not frame.is_lossless:
             image.draft(None, self.draft_size)
         is_reduced = image.size != whole and not self.counts_file
@@ -329,14 +329,14 @@ class _FileLocks:
 _file_locks = _FileLocks()
 
 
-def _is_heavy(image: Image.Image, num_pixels: int, file: IO[bytes], name: str) -> bool:
+def _is_heavy(image: Image.Image, num_pixels: int, file: _WatchedFile, name: str) -> bool:
     """Say whether an image of one of :data:`.PLAIN_FORMATS` may take much memory, or much time for its bytes.
 
     ``num_pixels`` are those of the file, of which an opened image has fewer after a draft.
     """
     pixel_bytes = _PIXEL_BYTES[image.format or "WEBP"]
     if image.format in _JPEGS and num_pixels > _SMALL_PIXELS:
-        frame = read_frame(file, name)
+        frame = file.frame(name)
         if frame is None or frame.is_arithmetic:
             return True
         if not frame.in_one_pass:
@@ -443,7 +443,14 @@ class _WatchedFile:
         self.read_past_end = False
         self._end_marker, self._padding = b"", b""
         self._pixels, self._end = math.inf, math.inf
+        self._frame: tuple[Frame | None] | None = None  # None until it is read
         self._begun = -1  # where the second byte of the marker would be, whose first one has been read
+
+    def frame(self, name: str) -> Frame | None:
+        """Return how a JPEG is coded, as :func:`.read_frame` does; it is read once."""
+        if self._frame is None:
+            self._frame = (read_frame(self.raw, name),)
+        return self._frame[0]
 
     def watch(self, end_marker: bytes, pixels: int | None) -> None:
         """Watch from now on; the first read past the end returns ``end_marker``, later ones nothing.
@@ -492,7 +499,7 @@ def _load_pixels(
     # what is missing; so where truncated images are allowed the file supplies the marker at its end.
     end_marker = _JPEG_END if allow_truncated and image.format in _JPEGS else b""
     if file is not None:
-        frame = read_frame(file.raw, name) if image.format in _JPEGS else None
+        frame = file.frame(name) if image.format in _JPEGS else None
         file.watch(end_marker, frame.pixels if frame is not None and frame.in_one_pass else None)
     problem: Exception | None = None
     try:
@@ -502,7 +509,7 @@ def _load_pixels(
     incomplete = file is not None and _is_incomplete(image, file.raw, name)
     if not incomplete and not _ends_early(image, problem, file is not None and file.read_past_end, end_marker):
         if file is None and (isinstance(problem, AssertionError) or "closed" in str(problem)):
-            raise ImageFileError(f"{name} is closed; use it before, or give its path.") from problem
+            raise ImageFileError(f"{name} is closed; use it before it is closed, or give its path.") from problem
         if isinstance(problem, MemoryError):
             raise ImageError(f"{name} takes more memory than there is; resize it.", status="too_large") from problem
         if problem is not None:

@@ -38,7 +38,7 @@ def correct_tiff(image: Image.Image, name: str) -> None:
     _correct_colors(image, tags)
 
 
-def is_cut(image: Image.Image, file: IO[bytes]) -> bool:
+def is_old_jpeg_cut(image: Image.Image, file: IO[bytes]) -> bool:
     """Say whether a TIFF of old JPEGs ends before its data, which libtiff fills up without a word.
 
     Programs state wrong lengths too: a JPEG that ends with its marker is complete.

@@ -52,26 +52,30 @@ def interrupts_deferred() -> Iterator[None]:
 @contextlib.contextmanager
 def children_uninterrupted() -> Iterator[None]:
     """Block Ctrl-C for good in the processes that are started within the block: their parent ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    with _blocked("SIGINT"):
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
 def broken_pipes_raise() -> Iterator[None]:
     """Let writing to a process that has ended raise BrokenPipeError, also in a host that lets SIGPIPE end itself."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+    with _blocked("SIGPIPE") as number:
+        try:
+            yield
+        finally:
+            if number is not None and number in signal.sigpending():
+                signal.sigwait({number})
+
+
+@contextlib.contextmanager
+def _blocked(name: str) -> Iterator[signal.Signals | None]:
+    """Block a signal within the block, and yield its number; on Windows, which cannot block signals, None."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield None
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    number = signal.Signals[name]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
-        yield
+        yield number
     finally:
-        if signal.SIGPIPE in signal.sigpending():
-            signal.sigwait({signal.SIGPIPE})
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
